@@ -1,0 +1,287 @@
+package swarm
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/capelin-io/capelin/swarm/wire"
+)
+
+// admission bounds the inbound connections. It is shared.
+type admission struct {
+	mu          sync.Mutex
+	established int            // and those whose handshake is under way
+	shaking     int            // handshakes under way
+	hosts       map[string]int // the same, by remote host
+}
+
+// enter admits a connection to its handshake.
+func (a *admission) enter(cfg *NodeConfig, host string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.established >= cfg.MaxInbound || a.shaking >= cfg.MaxHandshakes || a.hosts[host] >= max(1, cfg.MaxHandshakes/4) {
+		return false
+	}
+	a.established++
+	a.shaking++
+	a.hosts[host]++
+	return true
+}
+
+// shaken says that a handshake is over.
+func (a *admission) shaken(host string, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.shaking--
+	if a.hosts[host]--; a.hosts[host] == 0 {
+		delete(a.hosts, host)
+	}
+	if !ok {
+		a.established--
+	}
+}
+
+// release says that an established connection is gone.
+func (a *admission) release(c *nodeConn) {
+	if c.inbound {
+		a.mu.Lock()
+		a.established--
+		a.mu.Unlock()
+	}
+}
+
+// accept accepts connections until ctx is done or the listener fails for good.
+func (n *Node) accept(ctx context.Context) error {
+	wait := time.Duration(0)
+	for {
+		nc, err := n.cfg.Listener.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				nc.Close()
+			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("accepting: %w", err)
+		case err != nil: // out of file descriptors, most likely
+			wait = min(max(2*wait, 5*time.Millisecond), time.Second)
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		wait = 0
+		host := remoteHost(nc)
+		if !n.admission.enter(&n.cfg, host) {
+			n.do(func() { n.total.Refused++ })
+			nc.Close()
+			continue
+		}
+		n.wg.Go(func() {
+			c, err := n.shake(ctx, nc, "", host)
+			if err != nil {
+				n.do(func() {
+					n.total.Refused++
+					n.report(Report{Kind: ReportRefused, Err: fmt.Errorf("connection from %s: %w", nc.RemoteAddr(), err)})
+				})
+				n.refuse(c.nc, err)
+			}
+			n.admission.shaken(host, err == nil)
+			if err == nil {
+				n.hand(c)
+			}
+		})
+	}
+}
+
+func remoteHost(nc net.Conn) string {
+	host, _, err := net.SplitHostPort(nc.RemoteAddr().String())
+	if err != nil {
+		return nc.RemoteAddr().String()
+	}
+	return host
+}
+
+// hand gives an established connection to the loop.
+func (n *Node) hand(c *nodeConn) {
+	if !n.do(func() { n.connected(c) }) {
+		closeNow(c.nc)
+		n.admission.release(c)
+	}
+}
+
+// dial connects to a peer.
+func (n *Node) dial(a ActDial) {
+	n.wg.Go(func() {
+		c, err := n.reach(a)
+		if err == nil {
+			n.hand(c)
+			return
+		}
+		n.do(func() {
+			n.total.DialsFailed++
+			n.report(Report{Kind: ReportDialFailed, Node: a.Node, Err: fmt.Errorf("connecting to %s at %s: %w", a.Node, a.Addr, err)})
+			n.step(EvDialFailed{a.Node, a.Addr})
+		})
+		if c != nil {
+			n.refuse(c.nc, err)
+		}
+	})
+}
+
+// reach connects to a peer. If the handshake failed, the connection is returned
+// with the error, to be refused.
+func (n *Node) reach(a ActDial) (*nodeConn, error) {
+	ctx, cancel := context.WithTimeout(n.ctx, dialTimeout)
+	defer cancel()
+	nc, err := n.cfg.Dial(ctx, a.Addr)
+	if err != nil {
+		return nil, err
+	}
+	if n.cfg.TLS != nil {
+		cfg := n.cfg.TLS.Clone()
+		if cfg.ServerName == "" {
+			if cfg.ServerName, _, err = net.SplitHostPort(a.Addr); err != nil {
+				nc.Close()
+				return nil, err
+			}
+		}
+		return n.shake(n.ctx, tls.Client(nc, cfg), a.Node, "")
+	}
+	return n.shake(n.ctx, nc, a.Node, "")
+}
+
+// shake performs the handshake of PROTOCOL.md §3 on a new connection, as the
+// accepting side if host is not empty, and as the dialling one, which expects
+// to find node expect, otherwise. If it fails, the connection is returned too,
+// and good for nothing but refuse.
+func (n *Node) shake(ctx context.Context, nc net.Conn, expect, host string) (*nodeConn, error) {
+	inbound := host != ""
+	raw := nc
+	raw.SetDeadline(time.Now().Add(helloTimeout))
+	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if inbound && n.cfg.TLS != nil {
+		nc = tls.Server(nc, n.cfg.TLS)
+	}
+	r := wire.NewReader(nc, buffer)
+	peer, err := n.exchange(ctx, nc, r, expect, inbound)
+	if err == nil && !stop() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return &nodeConn{nc: nc}, err
+	}
+	nc.SetDeadline(time.Time{})
+	return newConn(n, nc, r, *peer, inbound, host), nil
+}
+
+func (n *Node) exchange(ctx context.Context, nc net.Conn, r *wire.Reader, expect string, inbound bool) (*wire.Hello, error) {
+	if t, ok := nc.(*tls.Conn); ok {
+		if err := t.HandshakeContext(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if !inbound {
+		if err := n.sayHello(nc); err != nil {
+			return nil, err
+		}
+	}
+	m, err := r.Next()
+	if err != nil {
+		return nil, err
+	}
+	switch m := m.(type) {
+	case *wire.Hello:
+		if f := n.checkHello(nc, m, expect); f != nil {
+			return nil, f
+		}
+		if inbound {
+			err = n.sayHello(nc)
+		}
+		return m, err
+	case *wire.Error:
+		return nil, &refusedError{m.Code, m.Text}
+	}
+	return nil, &wire.Fault{Code: wire.CodeUnexpected, Type: m.Type(), Reason: "before Hello"}
+}
+
+func (n *Node) sayHello(w io.Writer) error {
+	p, err := wire.Append(nil, &n.hello)
+	if err == nil {
+		_, err = w.Write(p)
+	}
+	return err
+}
+
+// checkHello makes the checks of PROTOCOL.md §3 that the codec did not.
+func (n *Node) checkHello(nc net.Conn, h *wire.Hello, expect string) *wire.Fault {
+	fault := func(code wire.Code, format string, args ...any) *wire.Fault {
+		return &wire.Fault{Code: code, Type: wire.TypeHello, Reason: fmt.Sprintf(format, args...)}
+	}
+	if h.Cluster != n.cfg.Cluster {
+		return fault(wire.CodeCluster, "cluster %q; this is %q", h.Cluster, n.cfg.Cluster)
+	}
+	if t, ok := nc.(*tls.Conn); ok {
+		if err := n.cfg.VerifyPeer(t.ConnectionState(), h.Node); err != nil {
+			return fault(wire.CodeIdentity, "not proven to be %q: %v", h.Node, err)
+		}
+	}
+	switch {
+	case h.Node == n.cfg.Node:
+		return fault(wire.CodeIdentity, "%q is this node's own name", h.Node)
+	case expect != "" && h.Node != expect:
+		return fault(wire.CodeIdentity, "expected %q here, found %q", expect, h.Node)
+	}
+	return nil
+}
+
+// refuse closes a connection whose handshake failed, after saying why if the
+// peer can be expected to listen.
+func (n *Node) refuse(nc net.Conn, why error) {
+	defer closeNow(nc)
+	m := wire.Error{}
+	var f *wire.Fault
+	var ne net.Error
+	stopping := n.ctx.Err() != nil
+	switch {
+	case stopping:
+		m.Code, m.Text = wire.CodeShutdown, "shutting down"
+	case errors.As(why, &f):
+		m.Code, m.Text = f.Code, f.Reason
+	case errors.As(why, &ne) && ne.Timeout():
+		m.Code, m.Text = wire.CodeTimeout, "no Hello within "+helloTimeout.String()
+	default:
+		return
+	}
+	m.Text = wire.Text(m.Text)
+	nc.SetDeadline(time.Now().Add(closeTimeout))
+	p, err := wire.Append(nil, &m)
+	if err != nil {
+		return
+	}
+	if _, err := nc.Write(p); err != nil || stopping {
+		return
+	}
+	if w, ok := nc.(interface{ CloseWrite() error }); ok {
+		w.CloseWrite()
+	}
+	_, _ = io.CopyN(io.Discard, nc, wire.MaxFrame) // so that what it sent does not turn the Error into a reset
+}
+
+// refusedError is the Error that a peer answered with.
+type refusedError struct {
+	code wire.Code
+	text string
+}
+
+func (e *refusedError) Error() string {
+	return fmt.Sprintf("refused by the peer (%v): %s", e.code, e.text)
+}

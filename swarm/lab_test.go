@@ -1,0 +1,594 @@
+package swarm
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+	"github.com/capelin-io/capelin/swarm/wire"
+)
+
+// lab drives a few Peers without latency, and writes down what they do. Blocks
+// have no bytes but a mark: the first byte says whether they are right.
+type lab struct {
+	t     testing.TB
+	start time.Time
+	now   time.Time
+	names []string
+	ends  map[string]*end
+	conns map[ConnID][2]string
+	next  ConnID
+	log   strings.Builder
+	blobs []piece.ID
+	sums  map[piece.ID]*piece.Sums
+	wrong map[piece.ID]*piece.Sums
+}
+
+// end is a node in the lab: a Peer, or a stranger for whom the test speaks.
+type end struct {
+	l        *lab
+	name     string
+	peer     *Peer // nil for a stranger
+	role     wire.Role
+	zone     string
+	corrupt  byte // the mark of the blocks it sends; 0: right
+	lieSums  bool
+	frozen   bool // sends nothing and hears nothing
+	slow     bool // its blocks wait until released
+	silent   bool // takes part in nothing but connections: blocks are not sent
+	recheck  bool // its disk is fine when it rechecks
+	stubborn bool // stores nothing: EvStored is held back
+	inbox    []Event
+	held     []Event
+	have     map[piece.ID]*piece.Bits
+	heard    []wire.Message // by a stranger
+	failed   []error
+	reports  []Report
+	complete int
+	sentB    int // blocks
+	acts     []Action
+}
+
+func newLab(t testing.TB) *lab {
+	start := time.Unix(1_800_000_000, 0)
+	return &lab{
+		t: t, start: start, now: start, ends: make(map[string]*end), conns: make(map[ConnID][2]string),
+		sums: make(map[piece.ID]*piece.Sums), wrong: make(map[piece.ID]*piece.Sums),
+	}
+}
+
+// blob makes a blob of n bytes.
+func (l *lab) blob(n int64) piece.ID {
+	id := piece.ID{Alg: piece.SHA256, Size: n}
+	binary.BigEndian.PutUint64(id.Sum[:], uint64(len(l.blobs)+1)<<56)
+	l.blobs = append(l.blobs, id)
+	rng := rand.New(rand.NewPCG(uint64(n), uint64(len(l.blobs))))
+	fill := func() *piece.Sums {
+		s := piece.NewSums(id)
+		b := make([]byte, 32*s.MaxLen())
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
+		if err := s.Append(b); err != nil {
+			l.t.Fatal(err)
+		}
+		return s
+	}
+	l.sums[id], l.wrong[id] = fill(), fill()
+	return id
+}
+
+func (l *lab) add(name string, cfg PeerConfig) *end {
+	if cfg.Role == 0 {
+		cfg.Role = wire.RoleAgent
+	}
+	cfg.Node, cfg.Seed = name, 1
+	e := l.stranger(name)
+	e.role, e.zone, e.peer = cfg.Role, cfg.Zone, NewPeer(cfg)
+	return e
+}
+
+// stranger adds a node without a Peer.
+func (l *lab) stranger(name string) *end {
+	e := &end{l: l, name: name, role: wire.RoleAgent, have: make(map[piece.ID]*piece.Bits), recheck: true}
+	l.ends[name] = e
+	l.names = append(l.names, name)
+	return e
+}
+
+func (l *lab) note(format string, args ...any) {
+	fmt.Fprintf(&l.log, "%6.3f ", l.now.Sub(l.start).Seconds())
+	fmt.Fprintf(&l.log, format+"\n", args...)
+}
+
+// seed joins with everything; want with the given pieces.
+func (e *end) seed(id piece.ID) { e.join(id, false, e.l.all(id), e.l.sums[id].Clone(), true) }
+
+func (e *end) want(id piece.ID, have ...int) {
+	b := piece.NewBits(id.Pieces())
+	sums := piece.NewSums(id)
+	for _, i := range have {
+		b.Set(i)
+		sums = e.l.sums[id].Clone()
+	}
+	e.join(id, true, b, sums, false)
+}
+
+func (l *lab) all(id piece.ID) *piece.Bits {
+	b := piece.NewBits(id.Pieces())
+	b.SetAll()
+	return b
+}
+
+func (e *end) join(id piece.ID, want bool, have *piece.Bits, sums *piece.Sums, proven bool) {
+	e.have[id] = have.Clone()
+	e.step(EvJoin{ID: id, Want: want, Have: have, Sums: sums, Proven: proven})
+}
+
+func (e *end) named(id piece.ID, names ...string) {
+	ev := EvPeers{ID: id}
+	for _, n := range names {
+		n, source := strings.CutSuffix(n, "*")
+		o := e.l.ends[n]
+		info := PeerInfo{Node: n, Addr: n + ":1", Role: wire.RoleAgent, Source: source}
+		if o != nil {
+			info.Role, info.Zone = o.role, o.zone
+		}
+		ev.Peers = append(ev.Peers, info)
+	}
+	e.step(ev)
+}
+
+func (e *end) hello() wire.Hello {
+	return wire.Hello{Version: 1, Cluster: "lab", Node: e.name, Zone: e.zone, Role: e.role, Addr: e.name + ":1"}
+}
+
+// connect makes a connection that a dialed.
+func (l *lab) connect(a, b string) ConnID {
+	l.next++
+	id := l.next
+	l.conns[id] = [2]string{a, b}
+	x, y := l.ends[a], l.ends[b]
+	y.inbox = append(y.inbox, EvConnected{Conn: id, Peer: x.hello(), Inbound: true})
+	x.inbox = append(x.inbox, EvConnected{Conn: id, Peer: y.hello()})
+	return id
+}
+
+func (l *lab) other(id ConnID, name string) *end {
+	c, ok := l.conns[id]
+	switch {
+	case !ok:
+		return nil
+	case c[0] == name:
+		return l.ends[c[1]]
+	}
+	return l.ends[c[0]]
+}
+
+// say sends a message for a stranger, or against a Peer's will.
+func (e *end) say(id ConnID, m wire.Message) {
+	if o := e.l.other(id, e.name); o != nil {
+		o.inbox = append(o.inbox, EvMessage{Conn: id, Message: m})
+	}
+}
+
+// step gives the end's Peer an event now.
+func (e *end) step(ev Event) {
+	if e.peer == nil {
+		if m, ok := ev.(EvMessage); ok {
+			e.heard = append(e.heard, m.Message)
+			if _, ok := m.Message.(*wire.Block); !ok {
+				e.l.note("%s hears %s", e.name, show(m.Message))
+			}
+		}
+		return
+	}
+	acts := slices.Clone(e.peer.Step(e.l.now, ev))
+	if err := e.peer.check(); err != nil {
+		e.l.t.Fatalf("%s after %T%+v: %v\n%s", e.name, ev, ev, err, e.l.log.String())
+	}
+	e.acts = append(e.acts, acts...)
+	for _, a := range acts {
+		e.perform(a)
+	}
+}
+
+func (e *end) perform(a Action) {
+	l := e.l
+	switch a := a.(type) {
+	case ActSend:
+		o := l.other(a.Conn, e.name)
+		if o == nil {
+			return
+		}
+		m := a.Message
+		if s, ok := m.(*wire.Sums); ok && e.lieSums {
+			w := *s
+			for _, id := range l.blobs {
+				if r := l.wrong[id].Range(int(s.From), len(s.States)/32); len(r) == len(s.States) {
+					w.States = r
+				}
+			}
+			m = &w
+		}
+		l.note("%s > %s: %s", e.name, o.name, show(m))
+		o.inbox = append(o.inbox, EvMessage{Conn: a.Conn, Message: m})
+	case ActSendBlock:
+		e.sentB++
+		o := l.other(a.Conn, e.name)
+		if o == nil {
+			return
+		}
+		data := make([]byte, a.Length)
+		data[0] = e.corrupt
+		m := &wire.Block{Blob: a.Handle, Piece: uint32(a.Piece), Offset: uint32(a.Offset), Queue: a.Queue, Data: data}
+		l.note("%s > %s: %s", e.name, o.name, show(m))
+		if e.silent {
+			return
+		}
+		sent := EvBlockSent{Conn: a.Conn, N: a.Length}
+		if e.slow {
+			e.held = append(e.held, sent)
+			o.held = append(o.held, EvMessage{Conn: a.Conn, Message: m})
+			return
+		}
+		o.inbox = append(o.inbox, EvMessage{Conn: a.Conn, Message: m})
+		e.inbox = append(e.inbox, sent)
+	case ActStore:
+		ev := EvStored{ID: a.ID, Piece: a.Piece}
+		size := 0
+		for _, d := range a.Data {
+			size += len(d)
+			if d[0] != 0 {
+				ev.Hash[1] = d[0]
+			}
+		}
+		if size != a.ID.PieceSize(a.Piece) {
+			l.t.Fatalf("%s stores %d bytes of piece %d", e.name, size, a.Piece)
+		}
+		if ev.Hash[1] != 0 || !a.Sums.Agrees(l.sums[a.ID], a.Piece) {
+			ev.Hash[0], ev.Err = 1, piece.ErrMismatch
+			l.note("%s: piece %d does not match", e.name, a.Piece)
+		} else {
+			l.note("%s: piece %d stored", e.name, a.Piece)
+			e.have[a.ID].Set(a.Piece)
+		}
+		if e.stubborn {
+			e.held = append(e.held, ev)
+		} else {
+			e.inbox = append(e.inbox, ev)
+		}
+	case ActRecheck:
+		l.note("%s: rechecks piece %d, intact: %v", e.name, a.Piece, e.recheck)
+		if e.recheck {
+			e.inbox = append(e.inbox, EvIntact{a.ID, a.Piece})
+		} else {
+			e.have[a.ID].Clear(a.Piece)
+			e.inbox = append(e.inbox, EvLost{a.ID, a.Piece})
+		}
+	case ActAdopt:
+		l.note("%s: adopts %d states", e.name, a.Sums.Len())
+	case ActComputeSums:
+		l.note("%s: computes sums", e.name)
+		e.inbox = append(e.inbox, EvLocal{ID: a.ID, To: a.ID.Pieces(), States: l.sums[a.ID].Bytes()}, EvProven{a.ID})
+	case ActComplete:
+		l.note("%s: complete", e.name)
+		e.complete++
+		if !e.have[a.ID].Full() {
+			l.t.Fatalf("%s: complete without every piece", e.name)
+		}
+		e.inbox = append(e.inbox, EvProven{a.ID})
+	case ActDial:
+		l.note("%s: dials %s", e.name, a.Node)
+		if o := l.ends[a.Node]; o == nil || o.frozen {
+			e.inbox = append(e.inbox, EvDialFailed{a.Node, a.Addr})
+		} else {
+			l.connect(e.name, a.Node)
+		}
+	case ActClose:
+		o := l.other(a.Conn, e.name)
+		if o == nil {
+			return
+		}
+		l.note("%s closes the connection with %s: %v, %s", e.name, o.name, a.Code, a.Text)
+		if o.peer == nil {
+			o.heard = append(o.heard, &wire.Error{Code: a.Code, Text: a.Text})
+		} else {
+			o.inbox = append(o.inbox, EvMessage{Conn: a.Conn, Message: &wire.Error{Code: a.Code, Text: a.Text}})
+		}
+		delete(l.conns, a.Conn)
+		o.inbox = append(o.inbox, EvDisconnected{a.Conn})
+		e.inbox = append(e.inbox, EvDisconnected{a.Conn})
+	case ActInvite:
+		l.note("%s: invited", e.name)
+	case ActFail:
+		l.note("%s: fails: %v", e.name, a.Err)
+		e.failed = append(e.failed, a.Err)
+	case ActReport:
+		l.note("%s: reports %s", e.name, showReport(a.Report))
+		e.reports = append(e.reports, a.Report)
+	}
+}
+
+func showReport(r Report) string {
+	kind := map[ReportKind]string{
+		ReportConvicted: "convicted", ReportBadPiece: "bad piece", ReportStalled: "stalled", ReportSumsReplaced: "sums replaced",
+	}[r.Kind]
+	s := fmt.Sprintf("%s %s", kind, r.Node)
+	if r.Kind != ReportStalled {
+		s += fmt.Sprintf(", piece %d", r.Piece)
+	}
+	return s
+}
+
+// show renders a message for transcripts.
+func show(m wire.Message) string {
+	any := func(i uint32) string {
+		if i == wire.AnyPiece {
+			return "any"
+		}
+		return fmt.Sprint(i)
+	}
+	switch m := m.(type) {
+	case *wire.Open:
+		s := fmt.Sprintf("Open %d %x", m.Blob, m.ID.Sum[0])
+		if m.Want {
+			s += " want"
+		}
+		if m.Complete {
+			s += " complete"
+		} else if len(m.Bits) > 0 {
+			s += fmt.Sprintf(" %08b", m.Bits)
+		}
+		return s
+	case *wire.Close:
+		return fmt.Sprintf("Close %d", m.Blob)
+	case *wire.Have:
+		return fmt.Sprintf("Have %d %d", m.Blob, m.Pieces)
+	case *wire.SumsRequest:
+		return fmt.Sprintf("SumsRequest %d %d+%d", m.Blob, m.From, m.Count)
+	case *wire.Sums:
+		s := fmt.Sprintf("Sums %d %d+%d", m.Blob, m.From, len(m.States)/32)
+		if m.Proven {
+			s += " proven"
+		}
+		return s
+	case *wire.Request:
+		return fmt.Sprintf("Request %d %s %d+%d", m.Blob, any(m.Piece), m.Offset, m.Length)
+	case *wire.Block:
+		return fmt.Sprintf("Block %d %d %d+%d queue %d", m.Blob, m.Piece, m.Offset, len(m.Data), m.Queue)
+	case *wire.Busy:
+		return fmt.Sprintf("Busy %d %s %d queue %d retry %d", m.Blob, any(m.Piece), m.Offset, m.Queue, m.Retry)
+	case *wire.Lost:
+		return fmt.Sprintf("Lost %d %s", m.Blob, any(m.Piece))
+	case *wire.Cancel:
+		return fmt.Sprintf("Cancel %d %s", m.Blob, any(m.Piece))
+	case *wire.Bad:
+		return fmt.Sprintf("Bad %d %d", m.Blob, m.Piece)
+	case *wire.Ping:
+		return "Ping"
+	case *wire.Error:
+		return fmt.Sprintf("Error %v %s", m.Code, m.Text)
+	}
+	return fmt.Sprintf("%T", m)
+}
+
+// run delivers what is under way until nothing is left, without time passing.
+func (l *lab) run() {
+	for range 100_000 {
+		some := false
+		for _, n := range l.names {
+			e := l.ends[n]
+			if e.frozen || len(e.inbox) == 0 {
+				continue
+			}
+			ev := e.inbox[0]
+			e.inbox = e.inbox[1:]
+			some = true
+			if m, ok := ev.(EvMessage); ok && l.other(m.Conn, e.name) == nil {
+				if _, last := m.Message.(*wire.Error); !last {
+					continue
+				}
+			}
+			e.step(ev)
+		}
+		if !some {
+			return
+		}
+	}
+	l.t.Fatalf("the lab does not come to rest\n%s", l.log.String()[max(0, l.log.Len()-5000):])
+}
+
+// pass lets d pass, with ticks.
+func (l *lab) pass(d time.Duration) {
+	l.run()
+	for until := l.now.Add(d); ; {
+		var first time.Time
+		for _, n := range l.names {
+			e := l.ends[n]
+			if e.peer == nil || e.frozen {
+				continue
+			}
+			if t := e.peer.Deadline(); !t.IsZero() && (first.IsZero() || t.Before(first)) {
+				first = t
+			}
+		}
+		if first.IsZero() || first.After(until) {
+			l.now = until
+			return
+		}
+		if first.After(l.now) {
+			l.now = first
+		}
+		for _, n := range l.names {
+			e := l.ends[n]
+			if e.peer == nil || e.frozen {
+				continue
+			}
+			if t := e.peer.Deadline(); !t.IsZero() && !t.After(l.now) {
+				e.step(EvTick{})
+				if t := e.peer.Deadline(); !t.IsZero() && t.Before(l.now) {
+					l.t.Fatalf("%s: a deadline of %v is past after a tick at %v", e.name, t, l.now)
+				}
+			}
+		}
+		l.run()
+	}
+}
+
+// release hands over what was held back.
+func (e *end) release() {
+	e.inbox = append(e.inbox, e.held...)
+	e.held = nil
+}
+
+// check verifies what must hold of a Peer between events: every counter is the
+// sum of its parts.
+func (p *Peer) check() error {
+	var outstanding, active, inflight, attempts, inDriver, requests, uploads int
+	var memory, left int64
+	for _, c := range p.list {
+		if p.conns[c.id] != c || c.closed || c.node.conn != c || p.nodes[c.node.name] != c.node {
+			return fmt.Errorf("connection %d is not where it belongs", c.id)
+		}
+		open, part, reqs := 0, 0, 0
+		for _, a := range c.attempts {
+			open += a.open
+			if a.next < a.size {
+				part++
+			}
+			if a.l.c != c || a.l.blob != a.b || a.b.attempts == nil || a.b.attempts[a.i].from(a.l) != a {
+				return fmt.Errorf("an attempt at piece %d is not its blob's", a.i)
+			}
+			if a.b.have.Has(a.i) || a.b.storing[a.i] != nil || a.b.pick.has(a.i) {
+				return fmt.Errorf("piece %d is under way and had, being stored or wanted", a.i)
+			}
+		}
+		attempts += len(c.attempts)
+		anys := 0
+		for _, l := range c.links {
+			if c.byID[l.id] != l || l.open && c.theirs[l.his] != l {
+				return fmt.Errorf("a link is lost")
+			}
+			anys += l.any
+			for _, u := range l.uploads {
+				reqs += len(u.queue)
+				left += int64(max(0, u.size-u.sent))
+			}
+			uploads += len(l.uploads)
+			if l.blob == nil && (l.any > 0 || len(l.uploads) > 0 || l.slot >= 0) {
+				return fmt.Errorf("a link without a blob is at work")
+			}
+			if b := l.blob; b != nil && l.slot >= 0 {
+				if b.slots[l.slot] != l {
+					return fmt.Errorf("slot %d is another's", l.slot)
+				}
+				n := 0
+				for _, i := range b.pick.order {
+					if b.pick.mask[i]&(1<<l.slot) != 0 {
+						n++
+					}
+				}
+				if !l.complete && n != l.useful {
+					return fmt.Errorf("%d useful pieces counted, there are %d", l.useful, n)
+				}
+			}
+		}
+		active += anys
+		if open+anys != c.outstanding || part != c.part || reqs != c.requests || len(c.sending) != c.inDriver {
+			return fmt.Errorf("connection %d: outstanding %d+%d=%d, part %d=%d, requests %d=%d, driver %d=%d",
+				c.id, open, anys, c.outstanding, part, c.part, reqs, c.requests, len(c.sending), c.inDriver)
+		}
+		if len(c.theirs) > maxForeign || c.requests > maxRequests {
+			return fmt.Errorf("connection %d is beyond its bounds", c.id)
+		}
+		outstanding += c.outstanding
+		inDriver += c.inDriver
+		requests += c.requests
+	}
+	active += attempts
+	if len(p.list) != len(p.conns) || len(p.list) > p.cfg.MaxConns {
+		return fmt.Errorf("%d connections of %d", len(p.list), p.cfg.MaxConns)
+	}
+	for _, b := range p.blobs {
+		inflight += b.inflight
+		mine := 0
+		for _, l := range b.links {
+			if l.blob != b || l.c.byID[b.id] != l {
+				return fmt.Errorf("a link is not its blob's")
+			}
+			mine += l.any
+			for _, a := range l.c.attempts {
+				if a.b == b {
+					mine++
+				}
+			}
+		}
+		if anys := b.countAnys(); anys != b.anys {
+			return fmt.Errorf("%d AnyPiece requests counted, there are %d", b.anys, anys)
+		}
+		if mine != b.active {
+			return fmt.Errorf("%d attempts counted, there are %d", b.active, mine)
+		}
+		memory += int64(mine) * b.id.Length()
+		for i := range b.storing {
+			memory += int64(b.id.PieceSize(i))
+		}
+		if b.pick != nil {
+			if len(p.order) == 0 || !slices.Contains(p.order, b) {
+				return fmt.Errorf("a wanted blob is not in order")
+			}
+			for i := range b.n {
+				if b.fetchable(i) != b.pick.has(i) {
+					return fmt.Errorf("piece %d: wanted %v, should be %v", i, b.pick.has(i), b.fetchable(i))
+				}
+			}
+			if err := b.pick.check(); err != nil {
+				return err
+			}
+		}
+	}
+	switch {
+	case outstanding != p.down.inflight || inflight != p.down.inflight:
+		return fmt.Errorf("in flight %d, by connections %d, by blobs %d", p.down.inflight, outstanding, inflight)
+	case active != p.down.active:
+		return fmt.Errorf("active %d, should be %d", p.down.active, active)
+	case memory != p.memory:
+		return fmt.Errorf("memory %d, should be %d", p.memory, memory)
+	case inDriver != p.up.active || requests != p.up.pending || uploads != len(p.up.uploads) || left != p.up.left:
+		return fmt.Errorf("uplink: driver %d=%d, pending %d=%d, uploads %d=%d, left %d=%d",
+			inDriver, p.up.active, requests, p.up.pending, uploads, len(p.up.uploads), left, p.up.left)
+	}
+	return nil
+}
+
+func (b *blob) countAnys() (n int) {
+	for _, l := range b.links {
+		n += l.any
+	}
+	return n
+}
+
+func (k *picker) check() error {
+	for i, at := range k.pos {
+		if at >= 0 && (int(at) >= len(k.order) || k.order[at] != int32(i)) {
+			return fmt.Errorf("picker: piece %d is not at %d", i, at)
+		}
+	}
+	if k.start[0] != 0 || int(k.start[maxSlots+1]) != len(k.order) {
+		return fmt.Errorf("picker: bounds %d..%d of %d", k.start[0], k.start[maxSlots+1], len(k.order))
+	}
+	for a := range maxSlots + 1 {
+		for at := k.start[a]; at < k.start[a+1]; at++ {
+			if got := int(k.avail[k.order[at]]); got != a {
+				return fmt.Errorf("picker: a piece with %d holders is among those with %d", got, a)
+			}
+		}
+	}
+	return nil
+}

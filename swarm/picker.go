@@ -1,0 +1,149 @@
+package swarm
+
+import "math/rand/v2"
+
+// picker holds the pieces of a blob that are to be downloaded and are not yet
+// under way ("wanted"), ordered by how many partial neighbours have them, in
+// random order among equals: rarest first with random ties. Neighbours that
+// have everything make no piece rarer than another and are not counted.
+//
+// Which neighbour has which piece is a bit in mask, so a blob has at most
+// maxSlots neighbours to download from. Updates cost O(neighbours) at most,
+// mostly O(1); a pick scans from the rarest until it finds a piece that the
+// neighbour has.
+type picker struct {
+	mask  []uint64 // by piece: slots of the partial neighbours that have it
+	avail []uint8  // by piece: how many those are
+	pos   []int32  // by piece: its index in order, or -1 if not wanted
+	order []int32  // wanted pieces, rarest first
+	start [maxSlots + 2]int32
+	rng   *rand.Rand
+}
+
+// start[k] is where the pieces with k holders begin in order; start[k+1] is
+// where they end.
+
+// maxSlots bounds the neighbours of one blob from which is downloaded.
+const maxSlots = 64
+
+func newPicker(n int, rng *rand.Rand) *picker {
+	k := &picker{mask: make([]uint64, n), avail: make([]uint8, n), pos: make([]int32, n), rng: rng}
+	for i := range k.pos {
+		k.pos[i] = -1
+	}
+	return k
+}
+
+// wanted returns how many pieces are wanted.
+func (k *picker) wanted() int { return len(k.order) }
+
+func (k *picker) has(i int) bool { return k.pos[i] >= 0 }
+
+func (k *picker) put(i int32, at int32) {
+	k.order[at] = i
+	k.pos[i] = at
+}
+
+func (k *picker) swap(a, b int32) {
+	x, y := k.order[a], k.order[b]
+	k.put(x, b)
+	k.put(y, a)
+}
+
+// add makes i wanted.
+func (k *picker) add(i int) {
+	if k.has(i) {
+		return
+	}
+	// Append to the last bucket, then sink bucket by bucket: the first of each
+	// goes to its end.
+	at := int32(len(k.order))
+	k.order = append(k.order, int32(i))
+	k.pos[i] = at
+	a := int(k.avail[i])
+	for b := maxSlots; b > a; b-- {
+		if first := k.start[b]; first != at {
+			k.swap(first, at)
+			at = first
+		}
+		k.start[b]++
+	}
+	k.start[maxSlots+1]++
+	k.shuffle(at, a)
+}
+
+// shuffle moves the piece at index at to a random place in its bucket.
+func (k *picker) shuffle(at int32, a int) {
+	if lo, hi := k.start[a], k.start[a+1]; hi-lo > 1 {
+		k.swap(at, lo+k.rng.Int32N(hi-lo))
+	}
+}
+
+// remove makes i not wanted.
+func (k *picker) remove(i int) {
+	at := k.pos[i]
+	if at < 0 {
+		return
+	}
+	for b := int(k.avail[i]); b <= maxSlots; b++ {
+		last := k.start[b+1] - 1
+		if last != at {
+			k.swap(at, last)
+			at = last
+		}
+		k.start[b+1]--
+	}
+	k.order = k.order[:len(k.order)-1]
+	k.pos[i] = -1
+}
+
+// gain and lose record that the neighbour of a slot has i, or has it no more.
+// They report whether that is news.
+func (k *picker) gain(i, slot int) bool {
+	bit := uint64(1) << slot
+	if k.mask[i]&bit != 0 {
+		return false
+	}
+	k.mask[i] |= bit
+	a := int(k.avail[i])
+	k.avail[i]++
+	if at := k.pos[i]; at >= 0 {
+		last := k.start[a+1] - 1
+		k.swap(at, last)
+		k.start[a+1]--
+		k.shuffle(last, a+1)
+	}
+	return true
+}
+
+func (k *picker) lose(i, slot int) bool {
+	bit := uint64(1) << slot
+	if k.mask[i]&bit == 0 {
+		return false
+	}
+	k.mask[i] &^= bit
+	a := int(k.avail[i])
+	k.avail[i]--
+	if at := k.pos[i]; at >= 0 {
+		first := k.start[a]
+		k.swap(at, first)
+		k.start[a]++
+		k.shuffle(first, a-1)
+	}
+	return true
+}
+
+// rare reports whether any wanted piece is with no partial neighbour.
+func (k *picker) rare() bool { return k.start[1] > 0 }
+
+// pick returns the rarest wanted piece that the neighbour of slot has (any, if
+// complete), and for which ok, if given, is true; or -1.
+func (k *picker) pick(slot int, complete bool, ok func(i int) bool) int {
+	bit := uint64(1) << slot
+	for _, i := range k.order {
+		if (complete || k.mask[i]&bit != 0) && (ok == nil || ok(int(i))) {
+			return int(i)
+		}
+	}
+	return -1
+}

@@ -1,0 +1,35 @@
+// Package sim runs thousands of swarm.Peers in one process, in virtual time:
+// the very state machine that the node agent runs, driven by an event heap
+// instead of sockets and disks. A run is a function of its [Config], Seed
+// included: the same Config yields the same [Result], event by event.
+//
+// Start from [Run].
+//
+// # What is modelled
+//
+// Each host has an uplink that sends one block after the other at its
+// bandwidth, and a downlink that receives one after the other at its own; a
+// block begins to arrive one latency after it began to be sent. Messages of one
+// connection arrive in order, so small ones wait behind the blocks before them.
+// Connections take one and a half round trips to set up. Storing a piece takes
+// a time per piece and per byte. Hosts join at given times, leave, crash (their
+// connections are reset), freeze (nothing is heard of them, nothing told), and
+// lie: wrong bytes, wrong sums, pieces that they do not have. A source may
+// still be receiving the blob from upstream. The tracker is ideal: it answers
+// at once with a random sample of the swarm, and the origins; tells downloaders
+// of more peers every second, and of those that are gone after a tenth.
+//
+// # Bytes
+//
+// There are none. The Data of a block is a part of one of a few shared slices
+// of the right length, whose first byte says whether the bytes are right; the
+// states of the sums are random numbers. "Verifying" a piece looks at that byte
+// and compares the list's two states around the piece with the true ones.
+//
+// # What is left out
+//
+// TCP (slow start, loss, congestion inside the network, socket buffers; the
+// only congestion is at the hosts' own links), the size of small messages, the
+// time that machines need to think and hash, disks that seek, the codec,
+// trackers that are slow or down, and hosts with several addresses.
+package sim

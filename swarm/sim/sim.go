@@ -1,0 +1,790 @@
+package sim
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/capelin-io/capelin/swarm"
+	"github.com/capelin-io/capelin/swarm/piece"
+	"github.com/capelin-io/capelin/swarm/wire"
+)
+
+// Config describes a run.
+type Config struct {
+	Seed  uint64
+	Hosts []Host
+	Blobs []Blob
+
+	Latency     time.Duration // one way; default 250 µs
+	ZoneLatency time.Duration // between zones; default Latency
+	StoreDelay  time.Duration // latency of storing a piece; default 100 µs
+	StoreRate   float64       // bytes per second of verifying and writing; default 2 GB/s
+	Limit       time.Duration // the run ends then at the latest; default 1 h
+
+	// Sample is how many peers the tracker names to one that joins, and Push how
+	// many more to a downloader every second. Defaults 30 and 5.
+	Sample, Push int
+
+	Trace func(at time.Duration, host string, ev swarm.Event, acts []swarm.Action) // may be nil
+}
+
+// Blob is something to distribute. Blobs with a lower index have priority.
+type Blob struct {
+	Size int64
+	// SourceRate: hosts with Seed begin with nothing and receive the blob from
+	// upstream at this rate, in bytes per second; 0: they have it.
+	SourceRate float64
+	// Hash: the tracker names the hash of the proven list from the beginning.
+	Hash bool
+}
+
+// Host is one node.
+type Host struct {
+	Name     string // default "h<index>"
+	Zone     string
+	Role     wire.Role // default wire.RoleAgent
+	Up, Down float64   // bytes per second; 0: 1e12
+	Seed     bool      // has the blobs, or receives them from upstream; wants nothing
+	Join     time.Duration
+	Leave    time.Duration // after joining; leaves all swarms and closes its connections; 0: never
+	Crash    time.Duration // after joining; 0: never
+	Freeze   time.Duration // after joining; 0: never
+	Thaw     time.Duration // after freezing; 0: never
+	Limits   []Limit       // bandwidth limits set on the way
+
+	Lie  Lie
+	Peer swarm.PeerConfig // Node, Zone, Role and Seed are set by the run
+}
+
+// Limit is a change of bandwidth limits (swarm.EvLimits).
+type Limit struct {
+	At       time.Duration // after joining
+	Up, Down int64
+}
+
+// Lie is a set of ways to misbehave.
+type Lie uint8
+
+const (
+	LieBytes Lie = 1 << iota // sends wrong bytes for every third block
+	LieAll                   // sends wrong bytes for every block
+	LieSums                  // sends wrong sums, and says that they are proven
+	LieHaves                 // says that it has everything
+)
+
+// Result is what came out.
+type Result struct {
+	Hosts  []HostResult
+	Events int           // steps of all peers
+	Time   time.Duration // virtual, when the run ended
+}
+
+// HostResult is what became of one host.
+type HostResult struct {
+	Done      bool
+	Took      time.Duration // from joining until it had proven everything
+	BlobDone  []time.Duration
+	Up, Down  int64 // bytes of blocks sent and received
+	Redundant int64
+	Convicted []string // nodes that it convicted, in order
+	Stalled   int      // stalls that it reported
+	Bad       int      // pieces that did not verify
+	Conns     int      // connections at the end
+	Dials     int
+	Reports   []swarm.Report
+}
+
+type kind uint8
+
+const (
+	kTick kind = iota
+	kEvent
+	kSent    // a block has left the uplink
+	kControl // the run's own
+)
+
+type event struct {
+	at   int64
+	seq  uint64
+	h    *host
+	ev   swarm.Event
+	conn *conn
+	fn   func()
+	n    int32
+	kind kind
+}
+
+type run struct {
+	cfg    Config
+	rng    *rand.Rand
+	heap   []event
+	seq    uint64
+	now    int64
+	hosts  []*host
+	byName map[string]*host
+	blobs  []*blobState
+	byID   map[piece.ID]*blobState
+	conns  uint64
+	events int
+	open   int // hosts that are still downloading
+}
+
+type blobState struct {
+	Blob
+	id    piece.ID
+	sums  *piece.Sums
+	wrong []byte // states that a liar sends
+	swarm []*host
+	index int
+}
+
+type host struct {
+	Host
+	r      *run
+	index  int
+	peer   *swarm.Peer
+	up     bool
+	frozen bool
+	thaw   int64
+	tick   int64 // when the next tick is scheduled
+	conns  map[swarm.ConnID]*conn
+	have   map[piece.ID]*piece.Bits // what its disk has
+	lied   int
+
+	queue    []txBlock // given to the driver, not begun
+	busy     bool
+	downFree int64
+	storeAt  int64
+
+	done map[piece.ID]bool
+	res  *HostResult
+}
+
+type txBlock struct {
+	c     *conn
+	m     *wire.Block
+	after []wire.Message
+}
+
+// conn is a connection; side 0 dialed it.
+type conn struct {
+	id     swarm.ConnID
+	ends   [2]*host
+	last   [2]int64 // when the last message of the side arrives
+	queued [2]int   // its blocks in the uplink's queue
+	dead   bool
+}
+
+func (c *conn) side(h *host) int {
+	if c.ends[0] == h {
+		return 0
+	}
+	return 1
+}
+
+var base = time.Unix(1_700_000_000, 0)
+
+// Run simulates until every downloader that can finish has, or Limit.
+func Run(cfg Config) Result {
+	if cfg.Latency == 0 {
+		cfg.Latency = 250 * time.Microsecond
+	}
+	if cfg.ZoneLatency == 0 {
+		cfg.ZoneLatency = cfg.Latency
+	}
+	if cfg.StoreDelay == 0 {
+		cfg.StoreDelay = 100 * time.Microsecond
+	}
+	if cfg.StoreRate == 0 {
+		cfg.StoreRate = 2e9
+	}
+	if cfg.Limit == 0 {
+		cfg.Limit = time.Hour
+	}
+	if cfg.Sample == 0 {
+		cfg.Sample = 30
+	}
+	if cfg.Push == 0 {
+		cfg.Push = 5
+	}
+	r := &run{
+		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 1)),
+		byName: make(map[string]*host), byID: make(map[piece.ID]*blobState),
+	}
+	for k, b := range cfg.Blobs {
+		s := &blobState{Blob: b, index: k}
+		s.id = piece.ID{Alg: piece.SHA256, Size: b.Size}
+		binary.BigEndian.PutUint64(s.id.Sum[:], cfg.Seed)
+		s.id.Sum[31] = byte(k + 1)
+		s.sums = piece.NewSums(s.id)
+		states, wrong := make([]byte, 32*s.sums.MaxLen()), make([]byte, 32*s.sums.MaxLen())
+		for i := range states {
+			states[i] = byte(r.rng.Uint32())
+			wrong[i] = states[i] ^ 0x55
+		}
+		if err := s.sums.Append(states); err != nil {
+			panic(err)
+		}
+		s.wrong = wrong
+		r.blobs = append(r.blobs, s)
+		r.byID[s.id] = s
+	}
+	res := Result{Hosts: make([]HostResult, len(cfg.Hosts))}
+	for k, hc := range cfg.Hosts {
+		if hc.Name == "" {
+			hc.Name = fmt.Sprintf("h%d", k)
+		}
+		if hc.Role == 0 {
+			hc.Role = wire.RoleAgent
+		}
+		if hc.Up == 0 {
+			hc.Up = 1e12
+		}
+		if hc.Down == 0 {
+			hc.Down = 1e12
+		}
+		h := &host{
+			Host: hc, r: r, index: k, conns: make(map[swarm.ConnID]*conn), tick: math.MaxInt64,
+			have: make(map[piece.ID]*piece.Bits), done: make(map[piece.ID]bool), res: &res.Hosts[k],
+		}
+		h.res.BlobDone = make([]time.Duration, len(r.blobs))
+		pc := hc.Peer
+		pc.Node, pc.Zone, pc.Role, pc.Seed = hc.Name, hc.Zone, hc.Role, cfg.Seed
+		h.peer = swarm.NewPeer(pc)
+		r.hosts = append(r.hosts, h)
+		r.byName[h.Name] = h
+		if !h.Seed && h.Crash == 0 && h.Leave == 0 && (h.Freeze == 0 || h.Thaw > 0) {
+			r.open++
+		}
+		r.control(int64(hc.Join), h.join)
+	}
+	for len(r.heap) > 0 && r.open > 0 {
+		e := r.pop()
+		if e.at > int64(cfg.Limit) {
+			break
+		}
+		r.now = e.at
+		r.perform(e)
+	}
+	res.Events = r.events
+	res.Time = time.Duration(r.now)
+	for _, h := range r.hosts {
+		h.res.Conns = len(h.conns)
+		for _, b := range r.blobs {
+			if s, ok := h.peer.Status(b.id); ok {
+				h.res.Redundant += s.Redundant
+			}
+		}
+	}
+	return res
+}
+
+func (r *run) perform(e event) {
+	h := e.h
+	if e.kind == kControl {
+		e.fn()
+		return
+	}
+	if h.frozen {
+		if h.thaw > 0 {
+			e.at = h.thaw
+			r.push(e)
+		}
+		return
+	}
+	switch e.kind {
+	case kSent:
+		h.sent(e.conn, int(e.n))
+	case kTick:
+		if h.tick != e.at || !h.up {
+			return
+		}
+		h.tick = math.MaxInt64
+		h.step(swarm.EvTick{})
+	case kEvent:
+		if e.conn != nil {
+			if _, ok := e.ev.(swarm.EvDisconnected); !ok && e.conn.dead {
+				return
+			}
+			if h.conns[e.conn.id] == nil {
+				return
+			}
+			if _, ok := e.ev.(swarm.EvDisconnected); ok {
+				delete(h.conns, e.conn.id)
+			}
+		}
+		h.step(e.ev)
+	}
+}
+
+func (r *run) at(t int64) time.Time { return base.Add(time.Duration(t)) }
+
+func (r *run) control(at int64, fn func()) {
+	r.push(event{at: at, kind: kControl, fn: fn})
+}
+
+func (r *run) latency(a, b *host) int64 {
+	if a.Zone != b.Zone {
+		return int64(r.cfg.ZoneLatency)
+	}
+	return int64(r.cfg.Latency)
+}
+
+// step gives the host's Peer an event and performs what follows.
+func (h *host) step(ev swarm.Event) {
+	if !h.up {
+		return
+	}
+	h.r.events++
+	now := h.r.at(h.r.now)
+	acts := h.peer.Step(now, ev)
+	if h.r.cfg.Trace != nil {
+		h.r.cfg.Trace(time.Duration(h.r.now), h.Name, ev, acts)
+	}
+	for _, a := range acts {
+		h.act(a)
+	}
+	if d := h.peer.Deadline(); !d.IsZero() {
+		if t := max(int64(d.Sub(base)), h.r.now); t < h.tick {
+			h.tick = t
+			h.r.push(event{at: t, kind: kTick, h: h})
+		}
+	}
+}
+
+func (h *host) act(a swarm.Action) {
+	r := h.r
+	switch a := a.(type) {
+	case swarm.ActSend:
+		if c := h.conns[a.Conn]; c != nil {
+			h.send(c, h.lie(a.Message))
+		}
+	case swarm.ActSendBlock:
+		c := h.conns[a.Conn]
+		if c == nil {
+			return
+		}
+		if !h.have[a.ID].Has(a.Piece) {
+			h.later(0, swarm.EvLost{ID: a.ID, Piece: a.Piece})
+			h.later(0, swarm.EvBlockSent{Conn: a.Conn, N: a.Length})
+			return
+		}
+		m := &wire.Block{Blob: a.Handle, Piece: uint32(a.Piece), Offset: uint32(a.Offset), Queue: a.Queue, Data: h.data(a.Length)}
+		c.queued[c.side(h)]++
+		h.queue = append(h.queue, txBlock{c: c, m: m})
+		h.transmit()
+	case swarm.ActStore:
+		h.store(a)
+	case swarm.ActRecheck:
+		h.later(r.cfg.StoreDelay, swarm.EvIntact{ID: a.ID, Piece: a.Piece}) // liars' disks are fine as well
+	case swarm.ActAdopt:
+	case swarm.ActComplete:
+		h.later(r.cfg.StoreDelay, swarm.EvProven{ID: a.ID})
+		r.control(r.now+int64(r.cfg.StoreDelay), func() { h.proven(a.ID) })
+	case swarm.ActDial:
+		h.dial(a)
+	case swarm.ActClose:
+		c := h.conns[a.Conn]
+		if c == nil {
+			return
+		}
+		delete(h.conns, c.id)
+		h.send(c, &wire.Error{Code: a.Code, Text: a.Text})
+		h.hangUp(c)
+		h.later(0, swarm.EvDisconnected{Conn: a.Conn})
+	case swarm.ActReport:
+		h.res.Reports = append(h.res.Reports, a.Report)
+		switch a.Report.Kind {
+		case swarm.ReportConvicted:
+			h.res.Convicted = append(h.res.Convicted, a.Report.Node)
+		case swarm.ReportStalled:
+			h.res.Stalled++
+		case swarm.ReportBadPiece:
+			h.res.Bad++
+		}
+	case swarm.ActFail:
+		h.res.Reports = append(h.res.Reports, swarm.Report{ID: a.ID, Err: a.Err})
+	case swarm.ActComputeSums:
+		b := r.byID[a.ID]
+		h.later(time.Duration(float64(a.ID.Size)/r.cfg.StoreRate*1e9), swarm.EvLocal{ID: a.ID, To: a.ID.Pieces(), States: b.sums.Bytes()})
+	}
+}
+
+// The shared bytes. The first byte of a block's data says what it is.
+var bytesOf = [...][]byte{make([]byte, piece.MaxBlock), marked(1), marked(2)}
+
+func marked(b byte) []byte {
+	p := make([]byte, piece.MaxBlock)
+	p[0] = b
+	return p
+}
+
+func (h *host) data(n int) []byte {
+	h.lied++
+	if h.Lie&LieAll != 0 || h.Lie&LieBytes != 0 && h.lied%3 == 0 {
+		return bytesOf[1+h.index%2][:n:n]
+	}
+	return bytesOf[0][:n:n]
+}
+
+// lie changes a message that a liar sends.
+func (h *host) lie(m wire.Message) wire.Message {
+	switch m := m.(type) {
+	case *wire.Sums:
+		if h.Lie&LieSums != 0 && len(m.States) > 0 {
+			wrong := *m
+			for _, b := range h.r.blobs {
+				if b.sums.MaxLen() >= int(m.From)+len(m.States)/32 && string(b.sums.Range(int(m.From), len(m.States)/32)) == string(m.States) {
+					wrong.States = b.wrong[int(m.From)*32:][:len(m.States)]
+				}
+			}
+			wrong.Proven = true
+			return &wrong
+		}
+	case *wire.Open:
+		if h.Lie&LieHaves != 0 {
+			wrong := *m
+			wrong.Complete, wrong.Bits = true, nil
+			return &wrong
+		}
+	}
+	return m
+}
+
+// store verifies and writes a piece.
+func (h *host) store(a swarm.ActStore) {
+	r := h.r
+	b := r.byID[a.ID]
+	ev := swarm.EvStored{ID: a.ID, Piece: a.Piece}
+	size := 0
+	for _, d := range a.Data {
+		size += len(d)
+		if d[0] != 0 {
+			ev.Hash[0] = d[0]
+		}
+	}
+	if size != a.ID.PieceSize(a.Piece) {
+		panic("sim: a piece of the wrong size")
+	}
+	if !a.Sums.Agrees(b.sums, a.Piece) || ev.Hash[0] != 0 {
+		ev.Err = piece.ErrMismatch
+		ev.Hash[1] = 1
+	} else {
+		h.have[a.ID].Set(a.Piece)
+	}
+	h.storeAt = max(h.storeAt, r.now) + int64(float64(size)/r.cfg.StoreRate*1e9)
+	r.push(event{at: h.storeAt + int64(r.cfg.StoreDelay), kind: kEvent, h: h, ev: ev})
+}
+
+func (h *host) later(d time.Duration, ev swarm.Event) {
+	h.r.push(event{at: h.r.now + int64(d), kind: kEvent, h: h, ev: ev})
+}
+
+// send delivers a small message after what was sent before it.
+func (h *host) send(c *conn, m wire.Message) {
+	if c.dead {
+		return
+	}
+	s := c.side(h)
+	if c.queued[s] > 0 {
+		for k := len(h.queue) - 1; k >= 0; k-- {
+			if h.queue[k].c == c {
+				h.queue[k].after = append(h.queue[k].after, m)
+				return
+			}
+		}
+	}
+	h.deliver(c, s, h.r.now+h.r.latency(c.ends[0], c.ends[1]), m)
+}
+
+func (h *host) deliver(c *conn, s int, at int64, m wire.Message) {
+	at = max(at, c.last[s])
+	c.last[s] = at
+	h.r.push(event{at: at, kind: kEvent, h: c.ends[1-s], conn: c, ev: swarm.EvMessage{Conn: c.id, Message: m}})
+}
+
+// transmit begins to send the next block.
+func (h *host) transmit() {
+	r := h.r
+	for !h.busy && len(h.queue) > 0 {
+		t := h.queue[0]
+		h.queue = h.queue[1:]
+		c := t.c
+		s := c.side(h)
+		c.queued[s]--
+		if c.dead {
+			continue
+		}
+		n := len(t.m.Data)
+		to := c.ends[1-s]
+		lat := r.latency(h, to)
+		up, down := int64(float64(n)/h.Up*1e9), int64(float64(n)/to.Down*1e9)
+		begin := max(r.now+lat, to.downFree)
+		end := max(r.now+up+lat, begin+down)
+		to.downFree = end
+		h.busy = true
+		h.res.Up += int64(n)
+		to.res.Down += int64(n)
+		r.push(event{at: r.now + up, kind: kSent, h: h, conn: c, n: int32(n)})
+		h.deliver(c, s, end, t.m)
+		for _, m := range t.after {
+			h.deliver(c, s, end, m)
+		}
+	}
+}
+
+func (h *host) sent(c *conn, n int) {
+	h.busy = false
+	h.transmit()
+	if h.conns[c.id] != nil {
+		h.step(swarm.EvBlockSent{Conn: c.id, N: n})
+	}
+}
+
+func (h *host) dial(a swarm.ActDial) {
+	r := h.r
+	h.res.Dials++
+	to := r.byName[a.Node]
+	if to == nil {
+		h.later(r.cfg.Latency, swarm.EvDialFailed{Node: a.Node, Addr: a.Addr})
+		return
+	}
+	lat := r.latency(h, to)
+	r.control(r.now+2*lat, func() {
+		if !h.up {
+			return
+		}
+		if !to.up || to.frozen {
+			d := time.Duration(lat)
+			if to.frozen {
+				d = 5 * time.Second
+			}
+			h.later(d, swarm.EvDialFailed{Node: a.Node, Addr: a.Addr})
+			return
+		}
+		r.conns++
+		c := &conn{id: swarm.ConnID(r.conns), ends: [2]*host{h, to}}
+		h.conns[c.id], to.conns[c.id] = c, c
+		c.last[1] = r.now + lat // the acceptor's Hello comes first
+		r.push(event{at: r.now, kind: kEvent, h: to, conn: c, ev: swarm.EvConnected{Conn: c.id, Peer: h.hello(), Inbound: true}})
+		r.push(event{at: r.now + lat, kind: kEvent, h: h, conn: c, ev: swarm.EvConnected{Conn: c.id, Peer: to.hello()}})
+	})
+}
+
+func (h *host) hello() wire.Hello {
+	return wire.Hello{Version: 1, Role: h.Role, Cluster: "sim", Node: h.Name, Zone: h.Zone, Addr: h.Name + ":1", Software: "sim"}
+}
+
+// hangUp tells the other side that a connection has ended.
+func (h *host) hangUp(c *conn) {
+	s := c.side(h)
+	at := max(c.last[s], h.r.now+h.r.latency(c.ends[0], c.ends[1]))
+	to := c.ends[1-s]
+	h.r.control(at, func() { c.dead = true })
+	h.r.push(event{at: at, kind: kEvent, h: to, conn: c, ev: swarm.EvDisconnected{Conn: c.id}})
+}
+
+// info is what the tracker says of h.
+func (h *host) info(b *blobState) swarm.PeerInfo {
+	return swarm.PeerInfo{
+		Node: h.Name, Addr: h.Name + ":1", Zone: h.Zone, Role: h.Role,
+		Complete: h.Seed && b.SourceRate == 0 || h.done[b.id], Source: h.Seed,
+	}
+}
+
+// join starts a host.
+func (h *host) join() {
+	r := h.r
+	h.up = true
+	for _, b := range r.blobs {
+		ev := swarm.EvJoin{ID: b.id, Want: !h.Seed, Priority: b.index, Have: piece.NewBits(b.id.Pieces()), Sums: piece.NewSums(b.id)}
+		disk := piece.NewBits(b.id.Pieces())
+		if h.Seed && b.SourceRate == 0 {
+			ev.Have.SetAll()
+			disk.SetAll()
+			ev.Sums, ev.Proven = b.sums.Clone(), true
+		}
+		h.have[b.id] = disk
+		b.swarm = append(b.swarm, h)
+		h.step(ev)
+		if b.Hash {
+			h.step(swarm.EvSumsHash{ID: b.id, Hash: b.sums.Hash()})
+		}
+		if h.Seed && b.SourceRate > 0 {
+			h.upstream(b, 0)
+		}
+	}
+	// The tracker's answer comes when all that join at the same time have.
+	r.control(r.now+int64(r.cfg.Latency), func() { h.named(r.cfg.Sample, true) })
+	at := func(d time.Duration, fn func()) {
+		if d > 0 {
+			r.control(r.now+int64(d), fn)
+		}
+	}
+	at(h.Host.Crash, func() { h.crash() })
+	at(h.Host.Leave, func() { h.leave() })
+	at(h.Host.Freeze, func() {
+		h.frozen = true
+		if h.Thaw > 0 {
+			h.thaw = r.now + int64(h.Thaw)
+			r.control(h.thaw, func() { h.frozen = false })
+		}
+	})
+	for _, l := range h.Limits {
+		at(max(l.At, 1), func() { h.step(swarm.EvLimits{Up: l.Up, Down: l.Down}) })
+	}
+}
+
+// named has the tracker name n peers for each blob that h is downloading, with
+// all origins and sources the first time, and again every second.
+func (h *host) named(n int, first bool) {
+	r := h.r
+	if !h.up || h.Seed {
+		return
+	}
+	more := false
+	for _, b := range r.blobs {
+		if h.done[b.id] {
+			continue
+		}
+		more = true
+		var infos []swarm.PeerInfo
+		if first {
+			for _, o := range b.swarm {
+				if o.Seed && o.up {
+					infos = append(infos, o.info(b))
+				}
+			}
+		}
+		for k := 0; k < n && k < len(b.swarm); k++ {
+			if o := b.swarm[r.rng.IntN(len(b.swarm))]; o != h && o.up {
+				infos = append(infos, o.info(b))
+			}
+		}
+		h.step(swarm.EvPeers{ID: b.id, Peers: infos})
+	}
+	if more {
+		r.control(r.now+1e9+r.rng.Int64N(1e8), func() { h.named(r.cfg.Push, false) })
+	}
+}
+
+// upstream lets a source receive the next pieces.
+func (h *host) upstream(b *blobState, from int) {
+	n := b.id.Pieces()
+	if from >= n {
+		h.step(swarm.EvProven{ID: b.id})
+		return
+	}
+	at := h.r.now + int64(float64(b.id.PieceSize(from))/b.SourceRate*1e9)
+	h.r.control(at, func() {
+		if !h.up {
+			return
+		}
+		h.have[b.id].Set(from)
+		h.step(swarm.EvLocal{ID: b.id, From: from, To: from + 1, States: b.sums.Range(from, 1)})
+		h.upstream(b, from+1)
+	})
+}
+
+// proven ends a download.
+func (h *host) proven(id piece.ID) {
+	r := h.r
+	b := r.byID[id]
+	if h.done[id] || !h.up {
+		return
+	}
+	if !h.have[id].Full() {
+		panic("sim: completed without every piece")
+	}
+	h.done[id] = true
+	h.res.BlobDone[b.index] = time.Duration(r.now) - h.Join
+	if len(h.done) == len(r.blobs) {
+		h.res.Done, h.res.Took = true, time.Duration(r.now)-h.Join
+		if h.Crash == 0 && h.Leave == 0 && (h.Freeze == 0 || h.Thaw > 0) {
+			r.open--
+		}
+	}
+}
+
+// crash ends a host without a word; the kernel resets its connections.
+func (h *host) crash() {
+	h.gone(func(c *conn) { h.hangUp(c) })
+}
+
+// leave ends a host in order.
+func (h *host) leave() {
+	for _, b := range h.r.blobs {
+		h.step(swarm.EvLeave{ID: b.id})
+	}
+	h.gone(func(c *conn) {
+		h.send(c, &wire.Error{Code: wire.CodeShutdown, Text: "bye"})
+		h.hangUp(c)
+	})
+}
+
+func (h *host) gone(end func(*conn)) {
+	r := h.r
+	var cs []*conn
+	for _, c := range h.conns {
+		cs = append(cs, c)
+	}
+	slices.SortFunc(cs, func(a, b *conn) int { return int(a.id) - int(b.id) })
+	for _, c := range cs {
+		end(c)
+	}
+	clear(h.conns)
+	h.up = false
+	for _, b := range r.blobs {
+		b.swarm = slices.DeleteFunc(b.swarm, func(o *host) bool { return o == h })
+		r.control(r.now+1e8, func() {
+			for _, o := range b.swarm {
+				o.step(swarm.EvPeersGone{ID: b.id, Nodes: []string{h.Name}})
+			}
+		})
+	}
+}
+
+// The heap, by time and then by order of scheduling.
+
+func (r *run) push(e event) {
+	r.seq++
+	e.seq = r.seq
+	r.heap = append(r.heap, e)
+	k := len(r.heap) - 1
+	for k > 0 {
+		up := (k - 1) / 4
+		if !r.heap[k].less(&r.heap[up]) {
+			break
+		}
+		r.heap[k], r.heap[up] = r.heap[up], r.heap[k]
+		k = up
+	}
+}
+
+func (e *event) less(o *event) bool { return e.at < o.at || e.at == o.at && e.seq < o.seq }
+
+func (r *run) pop() event {
+	e := r.heap[0]
+	last := len(r.heap) - 1
+	r.heap[0] = r.heap[last]
+	r.heap[last] = event{}
+	r.heap = r.heap[:last]
+	k := 0
+	for {
+		best := k
+		for c := 4*k + 1; c <= 4*k+4 && c < last; c++ {
+			if r.heap[c].less(&r.heap[best]) {
+				best = c
+			}
+		}
+		if best == k {
+			return e
+		}
+		r.heap[k], r.heap[best] = r.heap[best], r.heap[k]
+		k = best
+	}
+}

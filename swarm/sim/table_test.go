@@ -1,0 +1,288 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/capelin-io/capelin/swarm"
+	"github.com/capelin-io/capelin/swarm/wire"
+)
+
+var full = flag.Bool("sim.full", false, "run the cases at the size of a cluster, too: minutes and gigabytes")
+
+// fanOut is n hosts that all want one blob at once, and origins that have it,
+// with links of rate bytes per second each way.
+func fanOut(n, origins int, size int64, rate float64) Config {
+	cfg := Config{Seed: 1, Blobs: []Blob{{Size: size, Hash: true}}}
+	for k := range origins {
+		cfg.Hosts = append(cfg.Hosts, Host{Name: fmt.Sprintf("o%d", k), Role: wire.RoleOrigin, Seed: true, Up: rate, Down: rate})
+	}
+	for range n {
+		cfg.Hosts = append(cfg.Hosts, Host{Up: rate, Down: rate})
+	}
+	return cfg
+}
+
+// with returns cfg changed by f.
+func with(cfg Config, f func(*Config)) Config {
+	f(&cfg)
+	return cfg
+}
+
+// goal is what a case must reach, in multiples: of size/rate for times, of the
+// size for the origins' uploads together, of the size for bytes received twice
+// by all hosts together per host. Zero: not checked.
+type goal struct {
+	p50, p99  float64
+	origins   float64
+	redundant float64
+	done      int                              // hosts that must finish; 0: all downloaders
+	check     func(*testing.T, Config, Result) // more
+}
+
+type tableCase struct {
+	name string
+	cfg  Config
+	rate float64 // bytes per second, of the ideal
+	goal goal
+}
+
+func table() []tableCase {
+	const mb = 1_000_000
+	usual := goal{p50: 1.06, p99: 1.10, origins: 1.10, redundant: 0.005}
+	return []tableCase{
+		{"1 host", fanOut(1, 1, 200*mb, 20*mb), 20 * mb, goal{p50: 1.01, p99: 1.01, origins: 1.01, redundant: 0.005}},
+		{"1 host, a fast link", fanOut(1, 1, 1000*mb, 1<<30), 1 << 30, goal{p50: 1.05, p99: 1.05, origins: 1.01, redundant: 0.005}},
+		{"16 hosts", fanOut(16, 1, 100*mb, 20*mb), 20 * mb, usual},
+		{"32 hosts", fanOut(32, 1, 200*mb, 20*mb), 20 * mb, goal{p50: 1.03, p99: 1.05, origins: 1.03, redundant: 0.005}},
+		{"16 hosts, large pieces", fanOut(16, 1, 600*mb, 300*mb), 300 * mb, usual},
+		{"100 hosts", fanOut(100, 1, 30*mb, 20*mb), 20 * mb, goal{p50: 1.08, p99: 1.15, origins: 1.15, redundant: 0.005}},
+		{"a long way", with(fanOut(16, 1, 100*mb, 20*mb), func(c *Config) { c.Latency = 3 * time.Millisecond }), 20 * mb,
+			goal{p50: 1.10, p99: 1.15, origins: 1.10, redundant: 0.005}},
+		{"two layers, one after the other", with(fanOut(16, 1, 100*mb, 20*mb), func(c *Config) {
+			c.Blobs = append(c.Blobs, Blob{Size: 60 * mb, Hash: true})
+		}), 20 * mb, goal{p50: 1.06, p99: 1.10, origins: 1.10, redundant: 0.005, check: func(t *testing.T, c Config, r Result) {
+			for k, h := range r.Hosts[1:] {
+				if h.BlobDone[0] >= h.BlobDone[1] {
+					t.Errorf("host %d had the second layer at %v, the first at %v", k, h.BlobDone[1], h.BlobDone[0])
+				}
+			}
+		}}},
+		{"one by one", with(fanOut(24, 1, 60*mb, 20*mb), func(c *Config) {
+			for k := range c.Hosts[1:] {
+				c.Hosts[1+k].Join = time.Duration(k) * 200 * time.Millisecond
+			}
+		}), 20 * mb, goal{p50: 1.10, p99: 1.25, redundant: 0.01}},
+		{"a late joiner among many", with(fanOut(40, 1, 40*mb, 20*mb), func(c *Config) {
+			c.Hosts[40].Join = time.Second
+			c.Hosts[39].Join = 3 * time.Second
+		}), 20 * mb, goal{p50: 1.10, p99: 1.25, redundant: 0.01}},
+		{"a small blob", fanOut(16, 1, 10_000, 20*mb), 20 * mb, goal{check: func(t *testing.T, _ Config, r Result) {
+			if ts := took(r); ts[len(ts)-1] > 100*time.Millisecond {
+				t.Errorf("10 kB took %v", ts[len(ts)-1])
+			}
+		}}},
+		{"two zones", with(fanOut(32, 1, 60*mb, 20*mb), func(c *Config) {
+			c.ZoneLatency = 5 * time.Millisecond
+			for k := range c.Hosts {
+				c.Hosts[k].Zone = fmt.Sprint(k % 2)
+			}
+		}), 20 * mb, goal{p50: 1.12, p99: 1.25, origins: 1.20, redundant: 0.005}},
+		{"limits, set on the way", with(fanOut(8, 1, 60*mb, 200*mb), func(c *Config) {
+			for k := range c.Hosts {
+				c.Hosts[k].Limits = []Limit{{At: 1, Up: 20 * mb, Down: 20 * mb}}
+			}
+		}), 20 * mb, goal{p50: 1.05, p99: 1.05, redundant: 0.005, check: func(t *testing.T, _ Config, r Result) {
+			for k, h := range r.Hosts[1:] {
+				if h.Took < 2800*time.Millisecond {
+					t.Errorf("host %d took %v for 60 MB at 20 MB/s", k, h.Took)
+				}
+			}
+		}}},
+		{"a slow source", with(fanOut(16, 1, 100*mb, 20*mb), func(c *Config) {
+			c.Blobs[0].Hash, c.Blobs[0].SourceRate = false, 10*mb
+		}), 10 * mb, goal{p50: 1.02, p99: 1.02, redundant: 0.005}},
+		{"a slow source behind a relay", relay(), 10 * mb, goal{p50: 1.02, p99: 1.10, redundant: 0.005}},
+		{"a slow link", fanOut(4, 1, 10*mb, 100_000), 100_000, goal{p50: 1.25, p99: 1.25, redundant: 0.03}},
+		{"a stall", with(fanOut(16, 1, 100*mb, 20*mb), func(c *Config) {
+			c.Hosts[5].Freeze, c.Hosts[5].Thaw = time.Second, 20*time.Second
+		}), 20 * mb, goal{p50: 1.06, redundant: 0.005, check: func(t *testing.T, _ Config, r Result) {
+			if ts := took(r); ts[len(ts)-2] > 6500*time.Millisecond {
+				t.Errorf("one frozen host made another take %v", ts[len(ts)-2])
+			}
+		}}},
+		{"crashes", with(fanOut(32, 1, 100*mb, 20*mb), func(c *Config) {
+			for k := 1; k <= 12; k++ {
+				at := time.Duration(k) * 300 * time.Millisecond
+				switch k % 3 {
+				case 0:
+					c.Hosts[k].Crash = at
+				case 1:
+					c.Hosts[k].Freeze = at
+				case 2:
+					c.Hosts[k].Leave = at
+				}
+			}
+		}), 20 * mb, goal{p50: 1.15, p99: 1.4, redundant: 0.01, done: 20}},
+		{"the origin goes away when all is out", with(fanOut(16, 1, 60*mb, 20*mb), func(c *Config) {
+			c.Hosts[0].Crash = 3150 * time.Millisecond
+		}), 20 * mb, goal{p50: 1.2, p99: 1.3, redundant: 0.005}},
+		{"liars", with(fanOut(24, 1, 60*mb, 20*mb), func(c *Config) {
+			c.Hosts[3].Lie, c.Hosts[4].Lie, c.Hosts[5].Lie = LieBytes, LieAll, LieHaves
+		}), 20 * mb, goal{p50: 1.25, done: 22, check: func(t *testing.T, c Config, r Result) {
+			caught := 0
+			for k, h := range r.Hosts {
+				for _, n := range h.Convicted {
+					if n != "h3" && n != "h4" {
+						t.Errorf("host %d convicted %s, who is honest", k, n)
+					}
+					caught++
+				}
+			}
+			if caught < 22 {
+				t.Errorf("%d convictions of two liars by 22 hosts", caught)
+			}
+		}}},
+		{"wrong sums", with(fanOut(16, 1, 60*mb, 20*mb), func(c *Config) {
+			c.Blobs[0].Hash = false
+			c.Hosts[0].Role = wire.RoleAgent
+			c.Hosts[2] = Host{Name: "liar", Seed: true, Lie: LieSums, Up: 20 * mb, Down: 20 * mb}
+		}), 20 * mb, goal{p50: 2, check: func(t *testing.T, c Config, r Result) {
+			for k, h := range r.Hosts {
+				for _, n := range h.Convicted {
+					if n != "liar" {
+						t.Errorf("host %d convicted %s, who is honest", k, n)
+					}
+				}
+			}
+		}}},
+	}
+}
+
+// relay is a host whose only neighbour is another that is itself still
+// downloading from a slow source.
+func relay() Config {
+	cfg := fanOut(2, 1, 100_000_000, 20e6)
+	cfg.Blobs[0].Hash, cfg.Blobs[0].SourceRate = false, 10e6
+	cfg.Hosts[0].Peer = swarm.PeerConfig{MaxConns: 1}
+	cfg.Hosts[2].Join = 500 * time.Millisecond
+	return cfg
+}
+
+// fullTable is DESIGN.md section 4's table, and section 10's first row.
+func fullTable() []tableCase {
+	g := goal{p50: 1.08, p99: 1.15, origins: 1.15, redundant: 0.005}
+	return []tableCase{
+		{"32 hosts, 3 GB at 300 MB/s", fanOut(32, 1, 3e9, 300e6), 300e6, g},
+		{"300 hosts, 200 MB at 20 MB/s", fanOut(300, 1, 200e6, 20e6), 20e6, g},
+		{"the same, 3 ms away", with(fanOut(300, 1, 200e6, 20e6), func(c *Config) { c.Latency = 3 * time.Millisecond }), 20e6, g},
+		{"2,600 hosts, 5 origins, 100 MB at 20 MB/s", fanOut(2600, 5, 100e6, 20e6), 20e6, goal{p50: 1.10, p99: 1.2, origins: 5.75, redundant: 0.005}},
+	}
+}
+
+func took(r Result) []time.Duration {
+	var ts []time.Duration
+	for _, h := range r.Hosts {
+		if h.Done {
+			ts = append(ts, h.Took)
+		}
+	}
+	slices.Sort(ts)
+	return ts
+}
+
+func quantile(ts []time.Duration, q float64) time.Duration {
+	if len(ts) == 0 {
+		return 0
+	}
+	return ts[min(len(ts)-1, int(q*float64(len(ts))))]
+}
+
+func (c tableCase) run(t *testing.T) {
+	start := time.Now()
+	r := Run(c.cfg)
+	var size int64
+	for _, b := range c.cfg.Blobs {
+		size += b.Size
+	}
+	var seeds, twice int64
+	want, stalled, bad, convicted, dials := 0, 0, 0, 0, 0
+	for k, h := range r.Hosts {
+		if c.cfg.Hosts[k].Seed {
+			seeds += h.Up
+		} else {
+			want++
+		}
+		twice += h.Redundant
+		stalled += h.Stalled
+		bad += h.Bad
+		convicted += len(h.Convicted)
+		dials += h.Dials
+	}
+	ts := took(r)
+	over := func(d time.Duration) float64 { return d.Seconds() / (float64(size) / c.rate) }
+	p50, p99, p999 := over(quantile(ts, .5)), over(quantile(ts, .99)), over(quantile(ts, .999))
+	origins := float64(seeds) / float64(size)
+	redundant := float64(twice) / float64(size) / float64(want)
+	t.Logf("%d of %d done; p50 %.3f p99 %.3f p99.9 %.3f; origins sent %.3f ×; twice %.3f %%; %d stalls, %d bad pieces, %d convictions, %.1f dials each; %d events in %v",
+		len(ts), want, p50, p99, p999, origins, 100*redundant, stalled, bad, convicted, float64(dials)/float64(want), r.Events, time.Since(start).Round(time.Millisecond))
+	g := c.goal
+	if g.done == 0 {
+		g.done = want
+	}
+	if len(ts) < g.done {
+		t.Errorf("%d hosts have finished, want %d", len(ts), g.done)
+	}
+	for _, x := range []struct {
+		name      string
+		got, most float64
+	}{{"p50", p50, g.p50}, {"p99", p99, g.p99}, {"origins", origins, g.origins}, {"twice", redundant, g.redundant}} {
+		if x.most > 0 && x.got > x.most {
+			t.Errorf("%s is %.4f, want at most %.4f", x.name, x.got, x.most)
+		}
+	}
+	if g.check != nil {
+		g.check(t, c.cfg, r)
+	}
+}
+
+func TestTable(t *testing.T) {
+	cases := table()
+	if *full {
+		cases = append(cases, fullTable()...)
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.run(t)
+		})
+	}
+}
+
+// The same Config yields the same run, event by event.
+func TestDeterministic(t *testing.T) {
+	run := func(seed uint64) (events int, log string) {
+		cfg := fanOut(12, 1, 10e6, 20e6)
+		cfg.Seed = seed
+		cfg.Hosts[3].Lie, cfg.Hosts[4].Crash = LieBytes, 300*time.Millisecond
+		h := uint64(14695981039346656037)
+		cfg.Trace = func(at time.Duration, host string, ev swarm.Event, acts []swarm.Action) {
+			for _, c := range fmt.Sprintf("%d %s %T %d", at, host, ev, len(acts)) {
+				h = (h ^ uint64(c)) * 1099511628211
+			}
+		}
+		r := Run(cfg)
+		return r.Events, fmt.Sprintf("%x %v", h, took(r))
+	}
+	n1, a := run(7)
+	n2, b := run(7)
+	if a != b || n1 != n2 {
+		t.Errorf("two runs of one seed differ: %d events, %s; %d events, %s", n1, a, n2, b)
+	}
+	if _, c := run(8); a == c {
+		t.Error("another seed makes no difference")
+	}
+}
