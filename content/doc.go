@@ -1,0 +1,33 @@
+// Package content keeps blobs on disk in containerd's own layout, and takes
+// them in piece by piece, in any order, each piece verified before it counts.
+//
+// Start from [Open] and [Store]. A Store is two things over one directory:
+//
+//   - containerd's content store. It implements containerd's content.Store with
+//     the stock store's behaviour and format, so that a stock containerd can take
+//     the directory over and give it back. What containerd calls under its own
+//     locks (Info, Delete, Abort, Walk, ListStatuses) answers from memory, plus
+//     at most a rename and a directory fsync.
+//   - the swarm's disk. [Store.Blob] opens one digest for random access: peers'
+//     pieces ([Blob.WritePiece]) and containerd's sequential downloads
+//     ([Blob.Append]) share one state, so that the work of several pulls is done
+//     once. [Blob.Complete] proves and syncs a blob, after which [Blob.Publish]
+//     is a rename.
+//
+// FORMAT.md says what is on disk, what survives what, and how recovery goes.
+//
+// # Concurrency
+//
+// Everything is safe for concurrent use, except one [Appender], which belongs
+// to one goroutine at a time. Locks guard memory only; the exceptions are a
+// lock per digest held while that blob is renamed, and a claim per piece held
+// while that piece is hashed and written. Open starts no goroutine; [Store.Run]
+// does the work that nobody waits for: unlinking, eviction, checkpoints of
+// have-maps, learning sizes. Without Run everything still works, but nothing is
+// evicted except when the disk is full.
+//
+// # What it does not do
+//
+// It knows no peer, tracker, registry or ref syntax, decides nothing about what
+// to fetch, and logs nothing: it returns errors and reports to an [Observer].
+package content

@@ -1,0 +1,458 @@
+package content
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+func TestEvictionByBytes(t *testing.T) {
+	root := t.TempDir()
+	rec := newRecorder()
+	s := openStore(t, Config{Root: root, CacheBytes: 1_000_000, FreeFloor: -1, Observer: rec})
+	ids := make([]piece.ID, 4)
+	blobs := make([][]byte, 4)
+	for i := range ids {
+		ids[i], blobs[i] = testBlob(t, piece.SHA256, 300_000, byte(i))
+		fetch(t, s, ids[i], blobs[i]).Close()
+	}
+	mustBlob(t, s, ids[0], false).Close() // used last
+	s.sweep(t.Context())
+	check := func(what string, want ...Presence) {
+		t.Helper()
+		for i, w := range want {
+			if got := s.Presence(ids[i]); got != w {
+				t.Errorf("%s: blob %d is %v, want %v", what, i, got, w)
+			}
+		}
+	}
+	check("over the budget", Cached, Absent, Cached, Cached)
+	if rec.gone[ids[1]] != 1 || len(rec.gone) != 1 {
+		t.Errorf("told gone: %v", rec.gone)
+	}
+	if got := places(t, root, ids[1]); len(got) != 0 {
+		t.Errorf("the evicted blob is in %v", got)
+	}
+	if _, err := os.Stat(s.sumsPath(digest.Digest(ids[1].Digest()))); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its sums: %v", err)
+	}
+
+	// What is open stays, and does not count.
+	b := mustBlob(t, s, ids[2], false)
+	fetch(t, s, ids[1], blobs[1]).Close()
+	s.sweep(t.Context())
+	check("one is open", Cached, Cached, Cached, Cached)
+	b.Close()
+	s.sweep(t.Context())
+	check("it was closed", Cached, Cached, Cached, Absent)
+
+	// Published ones are containerd's; deleted ones are ours again.
+	b = mustBlob(t, s, ids[0], false)
+	b.Publish(t.Context())
+	b.Close()
+	fetch(t, s, ids[3], blobs[3]).Close()
+	s.sweep(t.Context())
+	check("one is published", Committed, Cached, Cached, Cached)
+	s.Delete(t.Context(), digest.Digest(ids[0].Digest()))
+	s.sweep(t.Context())
+	check("it was deleted", Cached, Absent, Cached, Cached)
+
+	// Partials count as well.
+	p, pdata := testBlob(t, piece.SHA256, 500_000, 9)
+	pb := mustBlob(t, s, p, true)
+	for i := range 7 { // of 8; its bytes count, not its size
+		if err := pb.WritePiece(i, sumsOf(t, p, pdata), pieceOf(p, pdata, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pb.Close()
+	s.writeMaps(true)
+	s.sweep(t.Context())
+	check("a partial came", Cached, Absent, Absent, Absent)
+	if s.Presence(p) != Partial {
+		t.Error("the partial, used last, is gone")
+	}
+	for i := range 3 {
+		fetch(t, s, ids[i+1], blobs[i+1]).Close()
+	}
+	s.sweep(t.Context())
+	if got := places(t, root, p); s.Presence(p) != Absent || len(got) != 0 {
+		t.Errorf("the partial is %v, in %v", s.Presence(p), got)
+	}
+	if trash, _ := os.ReadDir(filepath.Join(root, "swarm/trash")); len(trash) != 0 {
+		t.Errorf("trash: %v", trash)
+	}
+}
+
+// After a restart the order is that of the last use as the file system has it.
+func TestEvictionOrderAfterRestart(t *testing.T) {
+	root := t.TempDir()
+	s, err := Open(t.Context(), Config{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []piece.ID
+	for i := range 5 {
+		id, data := testBlob(t, piece.SHA256, 100_000, byte(i))
+		fetch(t, s, id, data).Close()
+		ids = append(ids, id)
+		at := time.Now().Add(time.Duration((i*3)%5-10) * time.Hour) // 0 3 1 4 2
+		if err := os.Chtimes(s.blobPath(digest.Digest(id.Digest()), Cached), at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Close()
+	s = openStore(t, Config{Root: root, CacheBytes: 250_000, FreeFloor: -1})
+	s.fill(t.Context())
+	s.sweep(t.Context())
+	for i, want := range []Presence{Absent, Cached, Absent, Cached, Absent} {
+		if got := s.Presence(ids[i]); got != want {
+			t.Errorf("blob %d is %v, want %v", i, got, want)
+		}
+	}
+}
+
+func TestNoCache(t *testing.T) {
+	root := t.TempDir()
+	rec := newRecorder()
+	s := openStore(t, Config{Root: root, CacheBytes: -1, FreeFloor: -1, Observer: rec})
+	id, data := testBlob(t, piece.SHA256, 300_000, 1)
+	b := fetch(t, s, id, data)
+	b.Publish(t.Context())
+	b.Close()
+	if err := s.Delete(t.Context(), digest.Digest(id.Digest())); err != nil {
+		t.Fatal(err)
+	}
+	if got := places(t, root, id); s.Presence(id) != Absent || len(got) != 0 || rec.gone[id] != 1 {
+		t.Errorf("%v in %v, gone told %d times", s.Presence(id), got, rec.gone[id])
+	}
+	// What a pull has just brought, or left unfinished, has its time of grace.
+	fetch(t, s, id, data).Close()
+	s.sweep(t.Context())
+	if s.Presence(id) != Cached {
+		t.Error("no grace")
+	}
+	s.mu.Lock()
+	e := s.index[digest.Digest(id.Digest())]
+	e.created, e.updated = 0, 0
+	s.mu.Unlock()
+	s.sweep(t.Context())
+	if s.Presence(id) != Absent {
+		t.Error("grace without end")
+	}
+}
+
+func TestFreeFloor(t *testing.T) {
+	s := openStore(t, Config{Root: t.TempDir(), FreeFloor: 1}) // never met
+	id, data := testBlob(t, piece.SHA256, 300_000, 1)
+	b := fetch(t, s, id, data)
+	s.sweep(t.Context())
+	if s.Presence(id) != Cached {
+		t.Error("an open blob was evicted")
+	}
+	b.Close()
+	s.sweep(t.Context())
+	if s.Presence(id) != Cached {
+		t.Error("a blob used just now was evicted")
+	}
+	s.mu.Lock()
+	e := s.index[digest.Digest(id.Digest())]
+	e.created, e.updated = 0, 0
+	s.mu.Unlock()
+	s.sweep(t.Context())
+	if s.Presence(id) != Absent {
+		t.Error("the free floor evicts nothing")
+	}
+}
+
+func TestDrop(t *testing.T) {
+	root := t.TempDir()
+	s := openStore(t, Config{Root: root})
+	id, data := testBlob(t, piece.SHA256, 300_000, 1)
+	sums := sumsOf(t, id, data)
+	b := mustBlob(t, s, id, true)
+	b2 := mustBlob(t, s, id, true)
+	b.WritePiece(0, sums, pieceOf(id, data, 0))
+	b.st.checkpoint()
+	changed := b2.Changed()
+	if err := b.Drop(); err != nil {
+		t.Fatal(err)
+	}
+	<-changed
+	if err := b2.WritePiece(1, sums, pieceOf(id, data, 1)); !errors.Is(err, ErrDropped) {
+		t.Errorf("writing to a dropped blob: %v", err)
+	}
+	if s.Presence(id) != Absent || len(places(t, root, id)) != 0 {
+		t.Errorf("%v in %v", s.Presence(id), places(t, root, id))
+	}
+	b3 := fetch(t, s, id, data) // a new one, beside the old handles
+	if err := errors.Join(b.Close(), b2.Close(), b3.Drop()); err != nil {
+		t.Error(err)
+	}
+	if s.Presence(id) != Cached {
+		t.Error("Drop of a complete blob")
+	}
+	b3.Close()
+	// An empty partial leaves nothing.
+	other, _ := testBlob(t, piece.SHA256, 300_000, 2)
+	mustBlob(t, s, other, true).Close()
+	if s.Presence(other) != Absent || len(places(t, root, other)) != 0 {
+		t.Errorf("empty: %v in %v", s.Presence(other), places(t, root, other))
+	}
+}
+
+// smallDisk mounts a tmpfs of that many bytes. Without root it skips.
+func smallDisk(t *testing.T, size int) string {
+	t.Helper()
+	dir := t.TempDir()
+	err := unix.Mount("capelin-test", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size))
+	if err != nil {
+		if os.Getuid() != 0 {
+			t.Skipf("mounting a tmpfs needs root: %v", err)
+		}
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		err := unix.Unmount(dir, 0)
+		if err == nil {
+			return
+		}
+		// containerd's check for fsverity leaves a file open until the next garbage
+		// collection; nothing of ours may be.
+		fds, _ := filepath.Glob("/proc/self/fd/*")
+		for _, fd := range fds {
+			if p, _ := os.Readlink(fd); strings.HasPrefix(p, dir) && !strings.Contains(p, ".fsverity-check-") {
+				t.Errorf("unmounting: %v: %s is open", err, p)
+			}
+		}
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmounting: %v", err)
+		}
+	})
+	return dir
+}
+
+func TestDiskFull(t *testing.T) {
+	root := smallDisk(t, 4<<20)
+	s := openStore(t, Config{Root: root, FreeFloor: -1})
+	ctx := t.Context()
+	var ids []piece.ID
+	for i := range 3 { // 3 MB of 4 MiB
+		id, data := testBlob(t, piece.SHA256, 1_000_000, byte(i))
+		b := fetch(t, s, id, data)
+		if i == 0 {
+			b.Publish(ctx)
+		}
+		b.Close()
+		ids = append(ids, id)
+	}
+	// Too large whatever is evicted: refused at the first byte, and nothing is
+	// evicted for it.
+	huge, hugeData := testBlob(t, piece.SHA256, 5_000_000, 8)
+	b := mustBlob(t, s, huge, true)
+	err := b.WritePiece(0, sumsOf(t, huge, hugeData), pieceOf(huge, hugeData, 0))
+	if !errors.Is(err, ErrNoSpace) || !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), huge.Hex()) || !strings.Contains(err.Error(), "5000000 bytes to come") {
+		t.Errorf("a blob larger than the disk: %v", err)
+	}
+	b.Close()
+	if s.Presence(ids[1]) != Cached || s.Presence(ids[2]) != Cached {
+		t.Error("it evicted what could not make room for it")
+	}
+	// Fits once the cache is gone.
+	id, data := testBlob(t, piece.SHA256, 2_500_000, 9)
+	sums := sumsOf(t, id, data)
+	b = mustBlob(t, s, id, true)
+	a, err := b.Append(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Write(data[:1_250_000]); err != nil {
+		t.Fatal(err)
+	}
+	for i := b.Have().NextClear(0); i >= 0; i = b.Have().NextClear(0) {
+		if err := b.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.Close()
+	if err := errors.Join(b.Complete(ctx), b.Publish(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	if s.Presence(ids[1]) != Absent || s.Presence(ids[0]) != Committed {
+		t.Errorf("cached %v, committed %v", s.Presence(ids[1]), s.Presence(ids[0]))
+	}
+	if !bytes.Equal(readBlob(t, s, id), data) || len(readBlob(t, s, ids[0])) != 1_000_000 {
+		t.Error("reads differ")
+	}
+	// Now the disk is full of containerd's own: a pull fails, the store lives on,
+	// and space comes back.
+	next, nextData := testBlob(t, piece.SHA256, 2_000_000, 10)
+	nb := mustBlob(t, s, next, true)
+	a, _ = nb.Append(0)
+	if _, err := a.Write(nextData); !errors.Is(err, ErrNoSpace) {
+		t.Errorf("a full disk: %v", err)
+	}
+	a.Close()
+	s.Delete(ctx, digest.Digest(id.Digest()))
+	a, _ = nb.Append(nb.Prefix())
+	if _, err := a.Write(nextData[a.Offset():]); err != nil {
+		t.Errorf("after a Delete: %v", err)
+	}
+	if err := a.Finish(ctx); err != nil {
+		t.Error(err)
+	}
+	a.Close()
+	nb.Close()
+	s.Delete(ctx, digest.Digest(ids[0].Digest()))
+	s.makeRoom(ctx, 4<<20)
+	free, _, _ := s.space()
+	if free < 4<<20-200_000 {
+		t.Errorf("%d bytes free in the end", free)
+	}
+}
+
+// Run unlinks, evicts and writes maps, and ends with its context.
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		root := t.TempDir()
+		s, err := Open(context.Background(), Config{Root: root, CacheBytes: 400_000, FreeFloor: -1, Report: func(err error) { t.Error(err) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		id, data := testBlob(t, piece.SHA256, 300_000, 1)
+		sums := sumsOf(t, id, data)
+		b := mustBlob(t, s, id, true)
+		b.WritePiece(1, sums, pieceOf(id, data, 1))
+		time.Sleep(2 * checkpointEvery)
+		r, err := readRecord(s.partialPath(id, ".map"), kindMap, id)
+		if err != nil || !r.have.Has(1) || r.have.Count() != 1 {
+			t.Errorf("no map: %v", err)
+		}
+		b.WritePiece(2, sums, pieceOf(id, data, 2))
+		b.Close()
+		synctest.Wait()
+		r, err = readRecord(s.partialPath(id, ".map"), kindMap, id)
+		if err != nil || r.have.Count() != 2 {
+			t.Errorf("no map after Close: %v", err)
+		}
+		var ids []piece.ID
+		for i := range 3 {
+			id, data := testBlob(t, piece.SHA256, 200_000, byte(i+5))
+			ids = append(ids, id)
+			fetch(t, s, id, data).Close()
+		}
+		synctest.Wait()
+		if s.Presence(id) != Absent || s.Presence(ids[0]) != Absent || s.Presence(ids[2]) != Cached {
+			t.Errorf("%v %v %v", s.Presence(id), s.Presence(ids[0]), s.Presence(ids[2]))
+		}
+		if trash, _ := os.ReadDir(filepath.Join(root, "swarm/trash")); len(trash) != 0 {
+			t.Errorf("trash: %v", trash)
+		}
+		cancel()
+		if err := errors.Join(<-done, s.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A partial that nobody uses takes the space of its pieces only.
+func TestIdleSpaceComesBack(t *testing.T) {
+	root := smallDisk(t, 16<<20)
+	s := openStore(t, Config{Root: root, FreeFloor: -1})
+	id, data := testBlob(t, piece.SHA256, 10<<20, 1)
+	sums := sumsOf(t, id, data)
+	b := mustBlob(t, s, id, true)
+	for _, i := range []int{3, 70} {
+		if err := b.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := allocated(s.partialPath(id, ".data")); n < 10<<20 {
+		t.Errorf("%d bytes are allocated while it arrives", n)
+	}
+	b.Close()
+	s.writeMaps(true)
+	if n := allocated(s.partialPath(id, ".data")); n != 2*id.Length() {
+		t.Errorf("%d bytes are allocated while it is idle", n)
+	}
+	if u := s.Usage(); u != (Usage{Partial: 1, CacheBytes: 2 * id.Length()}) {
+		t.Errorf("usage %+v", u)
+	}
+	b = mustBlob(t, s, id, false)
+	checkHave(t, b, data, []int{3, 70})
+	b.Close()
+}
+
+// An observer may call the Store.
+func TestObserverMayCall(t *testing.T) {
+	o := &caller{}
+	s := openStore(t, Config{Root: t.TempDir(), CacheBytes: -1, Observer: o})
+	o.s = s
+	id, data := testBlob(t, piece.SHA256, 100_000, 1)
+	b := mustBlob(t, s, id, true)
+	a, err := b.Append(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(a.Finish(t.Context()), b.Publish(t.Context()), a.Close(), b.Close()); err != nil {
+		t.Fatal(err)
+	}
+	d := digest.Digest(id.Digest())
+	os.Remove(s.blobPath(d, Committed)) // behind our back
+	if _, err := s.ReaderAt(t.Context(), descriptor(id)); !errdefs.IsNotFound(err) {
+		t.Error(err)
+	}
+	fetch(t, s, id, data).Close()
+	os.Remove(s.blobPath(d, Cached))
+	if _, err := s.Info(t.Context(), d); !errdefs.IsNotFound(err) {
+		t.Error(err)
+	}
+	b = fetch(t, s, id, data)
+	b.Publish(t.Context())
+	b.Close()
+	if err := s.Delete(t.Context(), d); err != nil {
+		t.Error(err)
+	}
+	if o.n != 8 {
+		t.Errorf("called %d times", o.n)
+	}
+}
+
+type caller struct {
+	s *Store
+	n int
+}
+
+func (c *caller) call(id piece.ID) {
+	c.n++
+	c.s.Presence(id)
+	if b, err := c.s.Blob(context.Background(), id, false); err == nil {
+		b.Prefix()
+		b.Close()
+	}
+	c.s.Delete(context.Background(), digest.FromString("another"))
+}
+
+func (c *caller) PiecesAdded(id piece.ID, from, to int, states []byte) { c.call(id) }
+func (c *caller) BlobAdded(id piece.ID)                                { c.call(id) }
+func (c *caller) BlobGone(id piece.ID)                                 { c.call(id) }

@@ -1,0 +1,34 @@
+package content
+
+import digest "github.com/opencontainers/go-digest"
+
+// Usage counts what a Store holds.
+type Usage struct {
+	Committed  int   // blobs of containerd's
+	Cached     int   // complete blobs that containerd does not hold
+	Partial    int   // unfinished blobs
+	CacheBytes int64 // of what may be evicted: cached and unfinished blobs that nobody has open
+}
+
+// Usage returns the counts, from memory.
+func (s *Store) Usage() Usage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Usage{
+		Committed:  s.committed,
+		Cached:     len(s.index) - s.committed,
+		Partial:    len(s.parts),
+		CacheBytes: s.kept,
+	}
+}
+
+// PresenceOf is Presence for a blob whose size is not known. It is Absent for
+// one that is not complete.
+func (s *Store) PresenceOf(d digest.Digest) Presence {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.index[d]; e != nil {
+		return e.place
+	}
+	return Absent
+}
