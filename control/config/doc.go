@@ -1,0 +1,14 @@
+// Package config reads and prints the configuration of every role: TOML into a
+// struct that is its own manual.
+//
+// Start from [Load] and [Print]. A configuration is a struct of fields with
+// `toml:"name"` and `comment:"meaning, unit, default, what zero does"` tags;
+// nested structs are tables. Load is strict: a key that no field has, a value
+// that does not fit and a value that Validate refuses are all errors, told
+// together, each with file, line, column and key. Print writes every key with
+// its comment, so that its output is both the reference and a file to start
+// from; it parses back to what was printed.
+//
+// [Duration], [Bytes] and [Rate] are numbers with units. Nothing here keeps
+// state; all functions may be called at any time by anybody.
+package config

@@ -1,0 +1,179 @@
+package trackerpb
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// Version is the version of the protocol that this package speaks.
+const Version = 1
+
+// Limits of the protocol; PROTOCOL.md, "Limits".
+const (
+	MaxCluster  = 64  // bytes
+	MaxNode     = 253 // bytes
+	MaxZone     = 64  // bytes
+	MaxAddr     = 261 // bytes: a name, a colon, a port
+	MaxSoftware = 64  // bytes
+	MaxError    = 256 // bytes
+	MaxBatch    = 1000
+	MaxMessage  = 1 << 20 // bytes of one encoded message, either direction
+)
+
+// ErrInvalid is wrapped by every complaint about a message.
+var ErrInvalid = errors.New("message not allowed by the protocol")
+
+// FromID returns the wire form of a blob's name.
+func FromID(id piece.ID) *Blob {
+	return &Blob{Digest: append([]byte(nil), id.Sum[:id.Alg.Size()]...), Size: id.Size}
+}
+
+// ID returns the blob's name, or an error wrapping ErrInvalid.
+func (b *Blob) ID() (piece.ID, error) {
+	id := piece.ID{Size: b.GetSize()}
+	switch len(b.GetDigest()) {
+	case 32:
+		id.Alg = piece.SHA256
+	case 64:
+		id.Alg = piece.SHA512
+	default:
+		return piece.ID{}, fmt.Errorf("digest of %d bytes: %w", len(b.GetDigest()), ErrInvalid)
+	}
+	copy(id.Sum[:], b.GetDigest())
+	if err := id.Validate(); err != nil {
+		return piece.ID{}, fmt.Errorf("%w: %w", err, ErrInvalid)
+	}
+	return id, nil
+}
+
+func checkText(what, s string, min, max int) error {
+	if len(s) < min || len(s) > max {
+		return fmt.Errorf("%s of %d bytes, want %d..%d: %w", what, len(s), min, max, ErrInvalid)
+	}
+	if !utf8.ValidString(s) {
+		return fmt.Errorf("%s is not UTF-8: %w", what, ErrInvalid)
+	}
+	for _, r := range s {
+		if r < ' ' || r == 0x7f {
+			return fmt.Errorf("%s %q has a control character: %w", what, s, ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// CheckHello reports what is wrong with a Hello, other than its version and its
+// cluster's name, which are the tracker's to judge.
+func CheckHello(h *Hello) error {
+	if h == nil {
+		return fmt.Errorf("no hello in the first message: %w", ErrInvalid)
+	}
+	for _, err := range []error{
+		checkText("cluster", h.Cluster, 1, MaxCluster),
+		checkText("node", h.Node, 1, MaxNode),
+		checkText("zone", h.Zone, 0, MaxZone),
+		checkText("addr", h.Addr, 0, MaxAddr),
+		checkText("software", h.Software, 0, MaxSoftware),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	if h.Addr != "" {
+		host, port, err := net.SplitHostPort(h.Addr)
+		if err != nil {
+			return fmt.Errorf("addr: %w: %w", err, ErrInvalid)
+		}
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" {
+			return fmt.Errorf("addr %q is not host:port: %w", h.Addr, ErrInvalid)
+		}
+	}
+	if h.Role != Role_ROLE_AGENT && h.Role != Role_ROLE_ORIGIN {
+		return fmt.Errorf("role %d: %w", h.Role, ErrInvalid)
+	}
+	return nil
+}
+
+// CheckBatch reports what is wrong with a FromAgent; its hello is not looked
+// at. After it every blob in the batch has a valid ID.
+func CheckBatch(m *FromAgent) error {
+	n := len(m.Announces) + len(m.Wants) + len(m.Unwants) + len(m.Progress) + len(m.Done) + len(m.Disproved) + len(m.Results)
+	for _, r := range m.Results {
+		n += len(r.GetBlobs())
+	}
+	if n > MaxBatch {
+		return fmt.Errorf("batch of %d elements, at most %d: %w", n, MaxBatch, ErrInvalid)
+	}
+	for _, a := range m.Announces {
+		if err := checkAnnounce(a); err != nil {
+			return err
+		}
+	}
+	for _, w := range m.Wants {
+		if _, err := w.GetBlob().ID(); err != nil {
+			return fmt.Errorf("want: %w", err)
+		}
+	}
+	for _, b := range m.Unwants {
+		if _, err := b.ID(); err != nil {
+			return fmt.Errorf("unwant: %w", err)
+		}
+	}
+	for _, p := range m.Progress {
+		id, err := p.GetBlob().ID()
+		if err != nil {
+			return fmt.Errorf("lease progress: %w", err)
+		}
+		if p.Bytes < 0 || p.Bytes > id.Size {
+			return fmt.Errorf("lease progress of %d bytes in %s: %w", p.Bytes, id, ErrInvalid)
+		}
+	}
+	for _, d := range m.Done {
+		if _, err := d.GetBlob().ID(); err != nil {
+			return fmt.Errorf("lease done: %w", err)
+		}
+		if d.Outcome < Outcome_OUTCOME_COMPLETE || d.Outcome > Outcome_OUTCOME_CANCELLED {
+			return fmt.Errorf("lease done: outcome %d: %w", d.Outcome, ErrInvalid)
+		}
+		if err := checkText("lease done: error", d.Error, 0, MaxError); err != nil {
+			return err
+		}
+	}
+	for _, d := range m.Disproved {
+		if _, err := d.GetBlob().ID(); err != nil {
+			return fmt.Errorf("disproved: %w", err)
+		}
+		if len(d.SumsHash) != 32 {
+			return fmt.Errorf("disproved: hash of %d bytes: %w", len(d.SumsHash), ErrInvalid)
+		}
+	}
+	for _, r := range m.Results {
+		if err := checkText("command result: error", r.GetError(), 0, MaxError); err != nil {
+			return err
+		}
+		for _, a := range r.GetBlobs() {
+			if err := checkAnnounce(a); err != nil {
+				return fmt.Errorf("command result: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+func checkAnnounce(a *Announce) error {
+	id, err := a.GetBlob().ID()
+	if err != nil {
+		return fmt.Errorf("announce: %w", err)
+	}
+	if a.State < State_STATE_GONE || a.State > State_STATE_COMPLETE {
+		return fmt.Errorf("announce of %s: state %d: %w", id, a.State, ErrInvalid)
+	}
+	if n := len(a.SumsHash); n != 0 && (n != 32 || a.State != State_STATE_COMPLETE) {
+		return fmt.Errorf("announce of %s: hash of %d bytes in state %d: %w", id, n, a.State, ErrInvalid)
+	}
+	return nil
+}

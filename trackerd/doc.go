@@ -1,0 +1,11 @@
+// Package trackerd is the tracker: a gRPC server that tells agents who has the
+// blobs they want, and which one of them may fetch from upstream.
+//
+// Start from [Run] and [Config]. All decisions are made by package
+// trackerd/state; this package is its sockets, clock and metrics. Run starts
+// everything, and returns when all of it has ended: when its context is
+// cancelled, or when a listener fails. Nothing is kept on disk; a restarted
+// tracker is full again once agents have announced anew (control/PROTOCOL.md).
+//
+// There is no transport security: listen where only agents can connect.
+package trackerd

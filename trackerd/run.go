@@ -1,0 +1,133 @@
+package trackerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/log"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/capelin-io/capelin/control/ops"
+	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/control/version"
+)
+
+// shutdownTimeout is how long streams and requests have to end by themselves.
+const shutdownTimeout = 2 * time.Second
+
+// Run is the tracker. It returns nil after ctx is cancelled and all streams and
+// goroutines have ended, or an error if it cannot listen.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return fmt.Errorf("trackerd: %w", err)
+	}
+	ln := cfg.Listener
+	if ln == nil {
+		var err error
+		if ln, err = net.Listen("tcp", cfg.Listen); err != nil {
+			return fmt.Errorf("trackerd: listening for agents: %w", err)
+		}
+	}
+	defer ln.Close()
+	var metricsLn net.Listener
+	if cfg.Metrics != "" {
+		var err error
+		if metricsLn, err = net.Listen("tcp", cfg.Metrics); err != nil {
+			return fmt.Errorf("trackerd: listening for metrics: %w", err)
+		}
+		defer metricsLn.Close()
+	}
+
+	srv := newServer(ctx, &cfg, version.Software())
+	g := grpc.NewServer(
+		grpc.MaxRecvMsgSize(trackerpb.MaxMessage),
+		grpc.MaxConcurrentStreams(16), // of a connection: one stream, and health checks
+		grpc.WaitForHandlers(true),
+		grpc.ConnectionTimeout(helloTimeout),
+		// An agent whose machine is gone is noticed within 4 s.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Second, Timeout: 2 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+		// 15,000 connections must not cost 32 KiB each for buffers.
+		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
+	)
+	if cfg.onServer != nil {
+		cfg.onServer(srv)
+	}
+	trackerpb.RegisterTrackerServer(g, srv)
+	hs := health.NewServer()
+	grpc_health_v1.RegisterHealthServer(g, hs)
+
+	var ready atomic.Bool
+	group, gctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		if err := g.Serve(ln); err != nil && gctx.Err() == nil {
+			return fmt.Errorf("trackerd: serving agents: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error { return srv.run(gctx) })
+	var https []*http.Server
+	if metricsLn != nil {
+		reg := prometheus.NewRegistry()
+		reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &collector{srv})
+		https = append(https, serve(group, metricsLn, ops.Handler(reg, ready.Load, cfg.Pprof), 10*time.Minute))
+	}
+	ready.Store(true)
+	fields := log.Fields{"listen": ln.Addr().String(), "cluster": cfg.Cluster}
+	var metricsAddr net.Addr
+	if metricsLn != nil {
+		metricsAddr = metricsLn.Addr()
+		fields["metrics"] = metricsAddr.String()
+	}
+	log.G(ctx).WithFields(fields).Info("tracker is up")
+	if cfg.OnListen != nil {
+		cfg.OnListen(ln.Addr(), metricsAddr)
+	}
+
+	group.Go(func() error {
+		<-gctx.Done()
+		ready.Store(false)
+		hs.Shutdown()
+		g.Stop() // agents have another tracker, or fall back; there is nothing to finish
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+		defer cancel()
+		for _, h := range https {
+			if err := h.Shutdown(end); err != nil {
+				_ = h.Close()
+			}
+		}
+		return nil
+	})
+	err := group.Wait()
+	srv.wg.Wait()
+	return err
+}
+
+func serve(group *errgroup.Group, ln net.Listener, h http.Handler, write time.Duration) *http.Server {
+	s := &http.Server{
+		Handler:           http.MaxBytesHandler(h, 1<<10),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      write,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+	}
+	group.Go(func() error {
+		if err := s.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("trackerd: serving %s: %w", ln.Addr(), err)
+		}
+		return nil
+	})
+	return s
+}

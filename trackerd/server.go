@@ -1,0 +1,330 @@
+package trackerd
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/containerd/log"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/trackerd/state"
+)
+
+// Timing that is no policy; control/PROTOCOL.md, "Timing".
+const (
+	pingInterval = 2 * time.Second // the tracker sends something at least this often
+	helloTimeout = 5 * time.Second
+)
+
+const (
+	// maxPending is how many elements may wait for an agent that does not read;
+	// then its stream is ended.
+	maxPending = 50_000
+	// bulkBatch is how many announcements make a batch one that waits its turn.
+	bulkBatch = 50
+	// maxPeersLists is how many Peers are in one message, so that it stays below
+	// the 4 MiB that an agent accepts, whatever the names in it.
+	maxPeersLists = 100
+)
+
+// server connects streams and the state machine.
+type server struct {
+	trackerpb.UnimplementedTrackerServer
+	ctx        context.Context // for logs
+	cluster    string
+	maxStreams int
+	wg         sync.WaitGroup // receivers
+
+	// bulk is taken before mu for batches of announcements, so that at most one of
+	// them competes for mu with somebody who waits for an answer: after a restart
+	// 15,000 agents announce everything at once.
+	bulk sync.Mutex
+
+	mu      sync.Mutex // never held while anything blocks
+	machine *state.Tracker
+	next    state.Stream
+	streams map[state.Stream]*stream
+	opened  int // streams whose Hello may not have come yet
+	timer   *time.Timer
+	refused uint64
+}
+
+// stream is one agent's.
+type stream struct {
+	id   state.Stream
+	wake chan struct{} // 1-buffered: queue or end changed
+
+	// Guarded by server.mu.
+	queue   []*trackerpb.ToAgent
+	pending int   // elements in queue
+	end     error // why the stream must end
+}
+
+func newServer(ctx context.Context, cfg *Config, software string) *server {
+	s := &server{
+		ctx:        ctx,
+		cluster:    cfg.Cluster,
+		maxStreams: cfg.MaxStreams,
+		machine:    state.New(cfg.policy(software), rand.Uint64(), time.Now()),
+		streams:    map[state.Stream]*stream{},
+		timer:      time.NewTimer(time.Hour),
+	}
+	return s
+}
+
+// run drives the machine's clock until ctx is done.
+func (s *server) run(ctx context.Context) error {
+	defer s.timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.timer.C:
+			s.mu.Lock()
+			s.step(state.EvTick{})
+			s.mu.Unlock()
+		}
+	}
+}
+
+// step runs the machine and performs its actions. s.mu is held.
+func (s *server) step(ev state.Event) {
+	now := time.Now()
+	for _, act := range s.machine.Step(now, ev) {
+		switch act := act.(type) {
+		case state.ActSend:
+			if st := s.streams[act.Stream]; st != nil {
+				st.push(act.Message)
+			}
+		case state.ActClose:
+			if st := s.streams[act.Stream]; st != nil {
+				st.stop(status.Error(codes.Aborted, "the node connected anew"))
+			}
+		case state.ActReport:
+			s.log(act.Report)
+		}
+	}
+	if d := s.machine.Deadline(); !d.IsZero() {
+		s.timer.Reset(max(d.Sub(now), 0))
+	}
+}
+
+func (s *server) log(r state.Report) {
+	f := log.Fields{}
+	if r.Node != "" {
+		f["node"] = r.Node
+	}
+	if r.ID.Size > 0 {
+		f["blob"] = r.ID.Digest()
+		f["size"] = r.ID.Size
+	}
+	if r.Text != "" {
+		f["detail"] = r.Text
+	}
+	l := log.G(s.ctx).WithFields(f)
+	switch r.Kind {
+	case state.ReportGranted, state.ReportDone:
+		l.Debug(r.Kind.String())
+	case state.ReportMoved, state.ReportFailed, state.ReportReplaced:
+		l.Info(r.Kind.String())
+	default:
+		l.Warn(r.Kind.String())
+	}
+}
+
+func elements(m *trackerpb.ToAgent) int {
+	n := 1 + len(m.Sums) + len(m.Verdicts) + len(m.Enough) + len(m.Commands)
+	for _, p := range m.Peers {
+		n += 1 + len(p.Peers) + len(p.Gone)
+	}
+	return n
+}
+
+func (st *stream) push(m *trackerpb.ToAgent) {
+	if st.end != nil {
+		return
+	}
+	st.pending += elements(m)
+	if st.pending > maxPending {
+		st.stop(status.Error(codes.ResourceExhausted, "the agent does not read what it is sent"))
+		return
+	}
+	st.queue = append(st.queue, m)
+	st.signal()
+}
+
+func (st *stream) stop(err error) {
+	if st.end == nil {
+		st.end = err
+		st.queue, st.pending = nil, 0
+		st.signal()
+	}
+}
+
+func (st *stream) signal() {
+	select {
+	case st.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Connect serves a stream: this goroutine sends, another one receives, because
+// the stream ends when this one returns, and that is what frees a blocked Recv.
+func (s *server) Connect(g trackerpb.Tracker_ConnectServer) error {
+	s.mu.Lock()
+	if s.opened >= s.maxStreams {
+		s.refused++
+		s.mu.Unlock()
+		return status.Errorf(codes.ResourceExhausted, "the tracker has its %d streams", s.maxStreams)
+	}
+	s.opened++
+	s.next++
+	st := &stream{id: s.next, wake: make(chan struct{}, 1)}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.opened--
+		if s.streams[st.id] != nil {
+			delete(s.streams, st.id)
+			s.step(state.EvClosed{Stream: st.id})
+		}
+	}()
+
+	hello := make(chan struct{})
+	s.wg.Go(func() {
+		err := s.receive(g, st, hello)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		st.stop(err)
+	})
+	timer := time.NewTimer(helloTimeout)
+	defer timer.Stop()
+	timeout := timer.C
+	ping := time.NewTicker(pingInterval)
+	defer ping.Stop()
+	sent := false // since the last tick
+	for {
+		select {
+		case <-g.Context().Done():
+			return status.FromContextError(g.Context().Err()).Err()
+		case <-hello:
+			hello, timeout = nil, nil
+		case <-timeout:
+			return status.Error(codes.DeadlineExceeded, "no hello")
+		case <-ping.C:
+			if hello == nil && !sent {
+				if err := g.Send(&trackerpb.ToAgent{}); err != nil {
+					return err
+				}
+			}
+			sent = false
+		case <-st.wake:
+			s.mu.Lock()
+			queue, end := st.queue, st.end
+			st.queue, st.pending = nil, 0
+			s.mu.Unlock()
+			if errors.Is(end, io.EOF) {
+				return nil // the agent said good-bye
+			}
+			if end != nil {
+				return end
+			}
+			for _, m := range queue {
+				for m != nil {
+					var rest *trackerpb.ToAgent
+					m, rest = split(m)
+					if err := g.Send(m); err != nil {
+						return err
+					}
+					m = rest
+				}
+			}
+			sent = true
+		}
+	}
+}
+
+// split cuts a message that has too many lists of peers. The parts keep the
+// order that a receiver takes things in: welcome and sums first, verdicts last.
+func split(m *trackerpb.ToAgent) (first, rest *trackerpb.ToAgent) {
+	if len(m.Peers) <= maxPeersLists {
+		return m, nil
+	}
+	first = &trackerpb.ToAgent{Welcome: m.Welcome, Sums: m.Sums, Peers: m.Peers[:maxPeersLists]}
+	rest = &trackerpb.ToAgent{Peers: m.Peers[maxPeersLists:], Verdicts: m.Verdicts, Enough: m.Enough, Commands: m.Commands}
+	return first, rest
+}
+
+// receive feeds what an agent sends to the machine, and returns why that ended.
+// hello is closed once the first message is accepted.
+func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello chan struct{}) error {
+	m, err := g.Recv()
+	if err != nil {
+		return err
+	}
+	h := m.GetHello()
+	if h.GetVersion() != trackerpb.Version && h != nil {
+		return s.refuse(status.Errorf(codes.FailedPrecondition, "protocol version %d is not spoken here, only %d", h.GetVersion(), trackerpb.Version))
+	}
+	if err := trackerpb.CheckHello(h); err != nil {
+		return s.refuse(status.Error(codes.InvalidArgument, err.Error()))
+	}
+	if h.Cluster != s.cluster {
+		return s.refuse(status.Errorf(codes.FailedPrecondition, "this is cluster %q, not %q", s.cluster, h.Cluster))
+	}
+	for first := true; ; first = false {
+		if !first {
+			if m, err = g.Recv(); err != nil {
+				return err
+			}
+			if m.Hello != nil {
+				return s.refuse(status.Error(codes.InvalidArgument, "a second hello"))
+			}
+		}
+		if err := trackerpb.CheckBatch(m); err != nil {
+			return s.refuse(status.Error(codes.InvalidArgument, err.Error()))
+		}
+		for _, r := range m.Results {
+			log.G(s.ctx).WithFields(log.Fields{"node": h.Node, "command": r.Id, "supported": r.Supported, "error": r.Error}).Info("command result")
+		}
+		if err := s.take(st, m, h, first); err != nil {
+			return err
+		}
+		if first {
+			close(hello)
+		}
+	}
+}
+
+// take gives a batch to the machine, after the Hello if it is the first.
+func (s *server) take(st *stream, m *trackerpb.FromAgent, h *trackerpb.Hello, first bool) error {
+	if len(m.Announces) > bulkBatch && len(m.Wants) == 0 {
+		s.bulk.Lock()
+		defer s.bulk.Unlock()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st.end != nil {
+		return st.end
+	}
+	if first {
+		s.streams[st.id] = st
+		s.step(state.EvOpen{Stream: st.id, Hello: h})
+	}
+	s.step(state.EvBatch{Stream: st.id, Batch: m})
+	return nil
+}
+
+func (s *server) refuse(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused++
+	return err
+}

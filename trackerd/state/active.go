@@ -1,0 +1,587 @@
+package state
+
+import (
+	"container/heap"
+	"math"
+	"slices"
+
+	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// active is the part of a swarm that exists while somebody wants the blob or
+// fetches it from upstream.
+type active struct {
+	blob    *trackerpb.Blob // shared by all messages
+	wants   []*want
+	byAgent map[*agent]*want
+	fresh   []*want // arrived in this Step, to be answered at its end
+	leases  []lease
+	mood    mood
+
+	failures     int   // of upstream, in a row
+	backoffUntil int64 // no lease is granted before
+	nobodyUntil  int64 // nor before this, and the verdict is NOBODY
+
+	window      int64 // when the current window of AddBelow began; 0: no holder has started
+	windowBytes int64
+
+	joined  bool  // there are members that wanting agents do not know
+	changed bool  // what wanting agents were told is no longer so
+	flushAt int64 // when to tell them (more); 0: nothing to tell
+	// A flush goes through wants from the end, so many at a time that nobody has to
+	// wait long for a verdict meanwhile.
+	flushing int  // those not told yet in this flush
+	flushAll bool // tell those as well whose samples are full
+
+	due  int64 // when to settle again
+	heap int   // position in Tracker.due, or -1
+}
+
+// want is an agent that wants the blob.
+type want struct {
+	agent    *agent
+	pos      int // in active.wants
+	seq      uint32
+	waiting  bool
+	grant    bool
+	answered bool // had a lease since it last asked, so its STAT is answered
+	tries    int  // leases it had
+	kind     trackerpb.Verdict_Kind
+	retry    int64 // with WAIT: until when
+	hashTold bool
+	told     []told
+}
+
+// told is a peer that an agent was told of.
+type told struct {
+	agent *agent
+	flags uint8
+}
+
+// lease is the right to fetch from upstream, or the fact of doing so.
+type lease struct {
+	agent   *agent
+	self    bool // not granted: the agent said that it fetches
+	since   int64
+	started bool
+	last    int64 // progress
+	bytes   int64
+}
+
+// mood is what can be said to wanting agents in general.
+type mood struct {
+	kind  trackerpb.Verdict_Kind
+	all   bool // WAIT is for those as well that could not get the lease
+	late  bool // SOURCES are but holders whose clocks ran out
+	until int64
+	have  int // how many have any of it: 0, 1, or 2 for more
+}
+
+// dueHeap orders active swarms by due.
+type dueHeap []*swarm
+
+func (h dueHeap) Len() int { return len(h) }
+func (h dueHeap) Less(i, j int) bool {
+	a, b := h[i], h[j]
+	if a.a.due != b.a.due {
+		return a.a.due < b.a.due
+	}
+	return a.slot < b.slot
+}
+func (h dueHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].a.heap, h[j].a.heap = i, j
+}
+func (h *dueHeap) Push(x any) {
+	s := x.(*swarm)
+	s.a.heap = len(*h)
+	*h = append(*h, s)
+}
+func (h *dueHeap) Pop() any {
+	old := *h
+	s := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	s.a.heap = -1
+	return s
+}
+
+func (a *active) leaseOf(ag *agent) int {
+	for i := range a.leases {
+		if a.leases[i].agent == ag {
+			return i
+		}
+	}
+	return -1
+}
+
+// granted reports whether ag holds a lease that was given to it.
+func (a *active) granted(ag *agent) bool {
+	i := a.leaseOf(ag)
+	return i >= 0 && !a.leases[i].self
+}
+
+// rehash makes every wanting agent be told the hash of the sums again.
+func (a *active) rehash() {
+	for _, w := range a.wants {
+		w.hashTold = false
+	}
+	a.changed = true
+}
+
+// activate returns s.a, made if need be.
+func (t *Tracker) activate(s *swarm) *active {
+	if s.a == nil {
+		s.a = &active{blob: trackerpb.FromID(s.id), byAgent: map[*agent]*want{}, heap: -1}
+	}
+	return s.a
+}
+
+func (t *Tracker) want(a *agent, id piece.ID, m *trackerpb.Want) {
+	t.stats.WantsSeen++
+	s := t.find(id)
+	var w *want
+	if s != nil && s.a != nil {
+		w = s.a.byAgent[a]
+	}
+	if w == nil {
+		if a.wants < t.cfg.MaxWants {
+			s = t.admit(a, id)
+		} else {
+			s = nil
+			t.stats.FullRefused++
+		}
+		if s == nil {
+			t.stats.VerdictsNobody++
+			msg := t.send(a)
+			msg.Verdicts = append(msg.Verdicts, &trackerpb.Verdict{Blob: trackerpb.FromID(id), Kind: trackerpb.Verdict_KIND_NOBODY, Seq: m.Seq})
+			return
+		}
+		act := t.activate(s)
+		w = &want{agent: a, pos: len(act.wants)}
+		act.wants = append(act.wants, w)
+		act.byAgent[a] = w
+		a.wants++
+		t.stats.Wants++
+		t.setFlags(a, s, fWant, 0)
+		act.joined = true
+	}
+	w.waiting, w.grant, w.seq = m.Waiting, m.Grant, m.Seq
+	if m.Waiting && s.a.leaseOf(a) < 0 {
+		w.answered = false
+	}
+	t.refresh(s, w)
+	t.touch(s)
+}
+
+// refresh makes w get a verdict at the end of this Step, news or not.
+func (t *Tracker) refresh(s *swarm, w *want) {
+	w.kind = trackerpb.Verdict_KIND_UNSPECIFIED
+	if !slices.Contains(s.a.fresh, w) {
+		s.a.fresh = append(s.a.fresh, w)
+	}
+}
+
+func (t *Tracker) dropWant(s *swarm, a *agent) {
+	w := s.a.byAgent[a]
+	if w == nil {
+		return
+	}
+	last := len(s.a.wants) - 1
+	s.a.wants[w.pos] = s.a.wants[last]
+	s.a.wants[w.pos].pos = w.pos
+	s.a.wants[last] = nil
+	s.a.wants = s.a.wants[:last]
+	delete(s.a.byAgent, a)
+	s.a.fresh = slices.DeleteFunc(s.a.fresh, func(f *want) bool { return f == w })
+	a.wants--
+	t.stats.Wants--
+	t.setFlags(a, s, 0, fWant)
+	t.touch(s)
+}
+
+// progress takes in that a has n bytes of a blob from upstream. Whoever says so
+// counts as a holder, with or without a lease, but is not told LEASE: that would
+// look like one more download to make. It happens after a restart of the tracker,
+// after its lease was given to another, or on the tracker that grants none.
+func (t *Tracker) progress(a *agent, id piece.ID, n int64) {
+	s := t.find(id)
+	if s == nil || s.a == nil || s.a.leaseOf(a) < 0 {
+		if s != nil && t.flags(a, s)&fComplete != 0 {
+			return
+		}
+		if s = t.admit(a, id); s == nil {
+			return
+		}
+		act := t.activate(s)
+		act.leases = append(act.leases, lease{agent: a, self: true, since: t.now})
+		a.unstarted++
+		t.stats.Leases++
+		t.stats.LeasesSelf++
+		t.setFlags(a, s, fLease, 0)
+		if w := act.byAgent[a]; w != nil {
+			w.answered = true
+		}
+		act.changed = true
+	}
+	l := &s.a.leases[s.a.leaseOf(a)]
+	if !l.started {
+		l.started = true
+		l.last = t.now
+		a.unstarted--
+		if s.a.window == 0 {
+			s.a.window = t.now
+		}
+	}
+	if n > l.bytes {
+		s.a.windowBytes += n - l.bytes
+		t.stats.UpstreamReported += n - l.bytes
+		l.bytes = n
+		l.last = t.now
+		s.a.failures = 0
+	}
+	t.touch(s)
+}
+
+// done ends a's lease.
+func (t *Tracker) done(a *agent, id piece.ID, m *trackerpb.LeaseDone) {
+	s := t.find(id)
+	if s == nil || s.a == nil {
+		return
+	}
+	i := s.a.leaseOf(a)
+	if i < 0 {
+		return
+	}
+	switch m.Outcome {
+	case trackerpb.Outcome_OUTCOME_COMPLETE:
+		// The announcement with the hash follows; until then the blob must not
+		// look as if nobody had it.
+		t.setFlags(a, s, fComplete, fPartial)
+		t.leaseDone(s, i)
+	case trackerpb.Outcome_OUTCOME_CANCELLED:
+		t.stats.LeasesCancelled++
+		t.endLease(s, i, "given up by its holder")
+	case trackerpb.Outcome_OUTCOME_FAILED:
+		t.stats.LeasesFailed++
+		t.report(ReportFailed, a.hello.Node, id, m.Error)
+		t.endLease(s, i, "")
+		s.a.failures++
+		if s.a.failures >= t.cfg.MaxFailures {
+			s.a.failures = 0
+			s.a.nobodyUntil = t.now + int64(t.cfg.NobodyFor)
+			t.report(ReportNobody, "", id, t.cfg.NobodyFor.String())
+		} else {
+			s.a.backoffUntil = t.now + int64(t.cfg.Backoff)<<(s.a.failures-1)
+		}
+	}
+}
+
+// leaseDone ends a lease whose holder has the whole blob.
+func (t *Tracker) leaseDone(s *swarm, i int) {
+	t.stats.LeasesCompleted++
+	t.report(ReportDone, s.a.leases[i].agent.hello.Node, s.id, "")
+	t.endLease(s, i, "")
+	s.a.failures, s.a.backoffUntil, s.a.nobodyUntil = 0, 0, 0
+}
+
+// endLease removes a lease; why is for the report, "" if the caller makes it.
+func (t *Tracker) endLease(s *swarm, i int, why string) {
+	l := s.a.leases[i]
+	if !l.started {
+		l.agent.unstarted--
+	}
+	if w := s.a.byAgent[l.agent]; w != nil {
+		w.answered = true
+		t.refresh(s, w)
+	}
+	s.a.leases = slices.Delete(s.a.leases, i, i+1)
+	t.stats.Leases--
+	if why != "" {
+		t.report(ReportMoved, l.agent.hello.Node, s.id, why)
+	}
+	if len(s.a.leases) == 0 {
+		s.a.window = 0
+	}
+	s.a.changed = true
+	t.setFlags(l.agent, s, 0, fLease)
+	t.touch(s)
+}
+
+func (t *Tracker) leaseDeadline(l *lease) int64 {
+	if l.started {
+		return l.last + int64(t.cfg.Stall)
+	}
+	return l.since + int64(t.cfg.Unstarted)
+}
+
+// settle decides about a swarm and tells whoever must know at once.
+func (t *Tracker) settle(s *swarm) {
+	act := s.a
+	if act != nil {
+		before := act.mood
+		t.decide(s)
+		if act.mood != before {
+			for _, w := range act.wants {
+				t.verdict(s, w)
+			}
+		}
+		for _, w := range act.fresh {
+			t.fill(s, w)
+			t.verdict(s, w)
+		}
+		clear(act.fresh)
+		act.fresh = act.fresh[:0]
+		t.flush(s)
+		t.schedule(s)
+	}
+	if s.a == nil && len(s.members) == 0 {
+		delete(t.index, s.id)
+		t.swarms[s.slot] = nil
+		t.freeSwarm = append(t.freeSwarm, s.slot)
+	}
+}
+
+// flush tells wanting agents what they do not know yet, when it is time.
+func (t *Tracker) flush(s *swarm) {
+	a := s.a
+	if a.flushAt == 0 && (a.joined || a.changed) {
+		a.flushAt = t.now + int64(t.cfg.FlushInterval) + int64(len(a.wants))*50_000
+	}
+	if a.flushAt == 0 || a.flushAt > t.now {
+		return
+	}
+	if a.flushing == 0 {
+		a.flushing, a.flushAll = len(a.wants), a.changed
+		a.joined, a.changed = false, false
+	}
+	a.flushing = min(a.flushing, len(a.wants))
+	for n := 0; a.flushing > 0 && n < flushChunk; n++ {
+		a.flushing--
+		if w := a.wants[a.flushing]; a.flushAll || len(w.told) < t.cfg.Sample {
+			t.fill(s, w)
+		}
+	}
+	a.flushAt = 0
+	if a.flushing > 0 {
+		a.flushAt = t.now + flushPause
+	} else if a.joined || a.changed {
+		a.flushAt = t.now + int64(t.cfg.FlushInterval) + int64(len(a.wants))*50_000
+	}
+}
+
+const (
+	flushChunk = 1000      // agents told in one Step
+	flushPause = 1_000_000 // ns between two such Steps
+)
+
+// decide grants leases and sets the mood.
+func (t *Tracker) decide(s *swarm) {
+	a := s.a
+	m := mood{kind: trackerpb.Verdict_KIND_SOURCES, have: min(s.have, 2)}
+	warm := t.warmEnd()
+	live := 0
+	for i := range a.leases {
+		if t.leaseDeadline(&a.leases[i]) > t.now {
+			live++
+		}
+	}
+	switch {
+	case s.complete > 0:
+	case live > 0:
+		if end := a.window + int64(t.cfg.AddWindow); a.window != 0 && t.now >= end {
+			slow := t.cfg.AddBelow > 0 && float64(a.windowBytes) < float64(t.cfg.AddBelow)*float64(t.now-a.window)/1e9
+			a.window, a.windowBytes = t.now, 0
+			if slow && len(a.leases) < t.cfg.MaxHolders {
+				if w, _ := t.candidate(s); w != nil {
+					t.stats.LeasesAdded++
+					t.grant(s, w)
+				}
+			}
+		}
+	case t.now < warm:
+		m.kind, m.all, m.until = trackerpb.Verdict_KIND_WAIT, true, warm
+	case t.now < a.nobodyUntil:
+		m.kind, m.until = trackerpb.Verdict_KIND_NOBODY, a.nobodyUntil
+	case t.now < a.backoffUntil:
+		m.kind, m.until = trackerpb.Verdict_KIND_WAIT, a.backoffUntil
+	default:
+		w, limited := t.candidate(s)
+		switch {
+		case w != nil:
+			for i := len(a.leases) - 1; i >= 0; i-- {
+				if a.leases[i].started {
+					t.stats.LeasesStalled++
+					t.endLease(s, i, "no progress")
+				} else {
+					t.stats.LeasesUnstarted++
+					t.endLease(s, i, "not started in time")
+				}
+			}
+			t.grant(s, w)
+		case len(a.leases) > 0: // nobody else would do it
+			m.late = true
+		case limited:
+			m.kind, m.until = trackerpb.Verdict_KIND_WAIT, t.now+limitRetry
+			if a.mood.kind == m.kind && a.mood.until > t.now {
+				m.until = a.mood.until
+			}
+		default:
+			m.kind = trackerpb.Verdict_KIND_NOBODY
+		}
+	}
+	a.mood = m
+}
+
+// limitRetry is how often a swarm is looked at whose waiting agents all hold as
+// many un-started leases as they may.
+const limitRetry = 250_000_000 // ns
+
+// candidate returns who should get the lease next: a waiting agent with the
+// fewest tries, at random. limited reports that there are such agents but each
+// holds all the un-started leases that it may.
+func (t *Tracker) candidate(s *swarm) (best *want, limited bool) {
+	n := 0
+	for _, w := range s.a.wants {
+		if !w.waiting || !w.grant || w.answered || s.a.leaseOf(w.agent) >= 0 {
+			continue
+		}
+		if w.agent.unstarted >= t.cfg.MaxUnstarted {
+			limited = true
+			continue
+		}
+		switch {
+		case best == nil || w.tries < best.tries:
+			best, n = w, 1
+		case w.tries == best.tries:
+			n++
+			if t.rng.IntN(n) == 0 {
+				best = w
+			}
+		}
+	}
+	return best, limited && best == nil
+}
+
+func (t *Tracker) grant(s *swarm, w *want) {
+	t.stats.Leases++
+	t.stats.LeasesGranted++
+	t.report(ReportGranted, w.agent.hello.Node, s.id, "")
+	w.tries++
+	w.agent.unstarted++
+	s.a.leases = append(s.a.leases, lease{agent: w.agent, since: t.now})
+	s.a.changed = true
+	t.setFlags(w.agent, s, fLease, 0)
+	t.verdict(s, w)
+}
+
+// verdict tells w what it should expect, if that is news.
+func (t *Tracker) verdict(s *swarm, w *want) {
+	kind, retry := s.a.mood.kind, int64(0)
+	others := s.have
+	if t.flags(w.agent, s)&(fComplete|fPartial) != 0 {
+		others--
+	}
+	switch {
+	case s.a.granted(w.agent):
+		kind = trackerpb.Verdict_KIND_LEASE
+	case kind == trackerpb.Verdict_KIND_SOURCES && (!s.a.mood.late || !w.waiting || w.grant):
+		// A late holder is not worth waiting for where nobody else can be sent: the
+		// tracker that grants knows better.
+	case others > 0 && !w.waiting:
+		// What is there of it is worth joining for, but not worth waiting for:
+		// all of it may never come.
+		kind = trackerpb.Verdict_KIND_SOURCES
+	case kind == trackerpb.Verdict_KIND_WAIT && (s.a.mood.all || w.waiting && w.grant):
+		retry = s.a.mood.until
+	default:
+		kind = trackerpb.Verdict_KIND_NOBODY
+	}
+	if w.kind == kind && w.retry == retry {
+		return
+	}
+	w.kind, w.retry = kind, retry
+	v := &trackerpb.Verdict{Blob: s.a.blob, Kind: kind, Seq: w.seq}
+	switch kind {
+	case trackerpb.Verdict_KIND_SOURCES:
+		t.stats.VerdictsSources++
+	case trackerpb.Verdict_KIND_LEASE:
+		t.stats.VerdictsLease++
+	case trackerpb.Verdict_KIND_NOBODY:
+		t.stats.VerdictsNobody++
+	case trackerpb.Verdict_KIND_WAIT:
+		t.stats.VerdictsWait++
+		v.RetryMs = uint32((retry-t.now)/1e6) + 1
+	}
+	m := t.send(w.agent)
+	m.Verdicts = append(m.Verdicts, v)
+}
+
+// schedule sets when s is looked at next, or ends its being active.
+func (t *Tracker) schedule(s *swarm) {
+	a := s.a
+	due := int64(math.MaxInt64)
+	at := func(when int64) {
+		if when > t.now {
+			due = min(due, when)
+		}
+	}
+	at(a.flushAt)
+	at(a.backoffUntil)
+	at(a.nobodyUntil)
+	at(a.mood.until)
+	for i := range a.leases {
+		at(t.leaseDeadline(&a.leases[i]))
+	}
+	if a.window != 0 && s.complete == 0 && len(a.wants) > 0 {
+		at(a.window + int64(t.cfg.AddWindow))
+	}
+	if len(a.wants) == 0 {
+		live := false
+		for i := range a.leases {
+			live = live || t.leaseDeadline(&a.leases[i]) > t.now
+		}
+		if !live && t.now >= a.backoffUntil && t.now >= a.nobodyUntil {
+			t.deactivate(s)
+			return
+		}
+	}
+	a.due = due
+	switch {
+	case due == math.MaxInt64:
+		if a.heap >= 0 {
+			heap.Remove(&t.due, a.heap)
+		}
+	case a.heap >= 0:
+		heap.Fix(&t.due, a.heap)
+	default:
+		heap.Push(&t.due, s)
+	}
+}
+
+// deactivate ends leases that nobody waits for and forgets complete members
+// beyond Enough, now that no agent was told of them.
+func (t *Tracker) deactivate(s *swarm) {
+	for i := len(s.a.leases) - 1; i >= 0; i-- {
+		if s.a.leases[i].started {
+			t.stats.LeasesStalled++
+		} else {
+			t.stats.LeasesUnstarted++
+		}
+		t.endLease(s, i, "nobody waits")
+	}
+	if s.a.heap >= 0 {
+		heap.Remove(&t.due, s.a.heap)
+	}
+	s.a = nil
+	for i := s.complete; i > t.cfg.Enough; i-- {
+		j := t.rng.IntN(s.complete)
+		a := t.agents[s.members[j].agent]
+		if a.hello.Role == trackerpb.Role_ROLE_ORIGIN {
+			continue
+		}
+		t.enough(a, s.id)
+		t.setFlags(a, s, 0, ^uint8(0))
+	}
+}

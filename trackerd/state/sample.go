@@ -1,0 +1,168 @@
+package state
+
+import (
+	"slices"
+
+	"github.com/capelin-io/capelin/control/trackerpb"
+)
+
+// peerFlags returns what is told of a as a peer in s, and whether it is one.
+func (t *Tracker) peerFlags(s *swarm, a *agent) (uint8, bool) {
+	if a.gone {
+		return 0, false
+	}
+	pos, ok := a.entries[s.slot]
+	if !ok {
+		return 0, false
+	}
+	f := s.members[pos].flags
+	var p uint8
+	if f&fComplete != 0 {
+		p |= pComplete
+	}
+	if f&fLease != 0 || f&(fComplete|fPartial) != 0 && a.hello.Role == trackerpb.Role_ROLE_ORIGIN {
+		p |= pSource
+	}
+	return p, true
+}
+
+func (a *agent) peer(flags uint8) *trackerpb.Peer {
+	if a.pb[flags] == nil {
+		a.pb[flags] = &trackerpb.Peer{
+			Node: a.hello.Node, Addr: a.hello.Addr, Zone: a.hello.Zone, Role: a.hello.Role,
+			Complete: flags&pComplete != 0, Source: flags&pSource != 0,
+		}
+	}
+	return a.pb[flags]
+}
+
+// fill brings what w was told up to date: peers that left are taken back, those
+// that became sources or are among the first few complete ones are told again,
+// sources are always told, and the rest of the sample is random.
+func (t *Tracker) fill(s *swarm, w *want) {
+	t.mark++
+	w.agent.mark = t.mark
+	var news trackerpb.Peers
+	complete := 0
+	keep := w.told[:0]
+	for _, td := range w.told {
+		f, ok := t.peerFlags(s, td.agent)
+		if !ok {
+			news.Gone = append(news.Gone, td.agent.hello.Node)
+			continue
+		}
+		td.agent.mark = t.mark
+		if f != td.flags {
+			// That a peer became complete its neighbours hear from itself.
+			if (f^td.flags)&pSource != 0 || f&pComplete == 0 || complete < t.cfg.MinComplete {
+				td.flags = f
+				news.Peers = append(news.Peers, td.agent.peer(f))
+			}
+		}
+		if td.flags&pComplete != 0 {
+			complete++
+		}
+		keep = append(keep, td)
+	}
+	clear(w.told[len(keep):])
+	w.told = keep
+
+	tell := func(a *agent) {
+		f, ok := t.peerFlags(s, a)
+		if !ok || a.mark == t.mark || a.hello.Addr == "" {
+			return
+		}
+		a.mark = t.mark
+		if f&pComplete != 0 {
+			complete++
+		}
+		w.told = append(w.told, told{a, f})
+		news.Peers = append(news.Peers, a.peer(f))
+	}
+	for i := range s.a.leases {
+		tell(s.a.leases[i].agent)
+	}
+	for _, a := range s.origins[:min(len(s.origins), maxOrigins)] {
+		tell(a)
+	}
+	if n := t.cfg.MinComplete - complete; n > 0 && s.complete > 0 {
+		t.sample(s.members[:s.complete], n, w.agent.hello.Zone, tell)
+	}
+	if n := t.cfg.Sample - len(w.told); n > 0 && len(s.members) > len(w.told) {
+		t.sample(s.members, n, w.agent.hello.Zone, tell)
+	}
+
+	if len(news.Peers) > 0 || len(news.Gone) > 0 {
+		m := t.send(w.agent)
+		t.stats.PeersTold += uint64(len(news.Peers))
+		m.Peers = append(m.Peers, &trackerpb.Peers{Blob: s.a.blob, Peers: news.Peers, Gone: news.Gone})
+	}
+	if !w.hashTold {
+		w.hashTold = true
+		if s.hashed {
+			m := t.send(w.agent)
+			m.Sums = append(m.Sums, &trackerpb.SumsHash{Blob: s.a.blob, Hash: slices.Clone(s.hash[:])})
+		} else if s.claims != nil && s.claims.hasBad {
+			m := t.send(w.agent)
+			m.Sums = append(m.Sums, &trackerpb.SumsHash{Blob: s.a.blob})
+		}
+	}
+}
+
+const (
+	maxOrigins = 8   // of a swarm that each wanting agent is told of first
+	maxProbes  = 512 // members looked at for one sample
+)
+
+// sample gives up to n random members to tell, preferring zone but leaving room
+// for OutsideZone others. Those marked already, and those that cannot be
+// dialled, are passed over.
+func (t *Tracker) sample(members []member, n int, zone string, tell func(*agent)) {
+	outside := min(t.cfg.OutsideZone, n/2)
+	near := t.scratch[:0]
+	far := make([]*agent, 0, n)
+	look := func(m member) (done bool) {
+		a := t.agents[m.agent]
+		if a.mark == t.mark || a.hello.Addr == "" {
+			return false
+		}
+		if a.hello.Zone == zone {
+			if len(near) < n {
+				near = append(near, a)
+			}
+		} else if len(far) < n {
+			far = append(far, a)
+		}
+		return len(near) >= n && (zone == "" || len(far) >= outside)
+	}
+	if len(members) <= maxProbes {
+		// All of them, in random order.
+		for _, i := range t.rng.Perm(len(members)) {
+			if look(members[i]) {
+				break
+			}
+		}
+	} else {
+		seen := make(map[int]struct{}, maxProbes)
+		for range maxProbes {
+			i := t.rng.IntN(len(members))
+			if _, dup := seen[i]; dup {
+				continue
+			}
+			seen[i] = struct{}{}
+			if look(members[i]) {
+				break
+			}
+		}
+	}
+	t.scratch = near[:0]
+	far = far[:min(len(far), max(outside, n-len(near)))]
+	near = near[:min(len(near), n-len(far))]
+	for _, a := range near {
+		tell(a)
+	}
+	for _, a := range far {
+		tell(a)
+	}
+	clear(near)
+}

@@ -1,0 +1,333 @@
+package state
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+
+	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// world drives a Tracker in virtual time and writes down what it does.
+type world struct {
+	t     *testing.T
+	m     *Tracker
+	start time.Time
+	now   time.Time
+	out   strings.Builder
+	nodes map[Stream]string
+}
+
+func newWorld(t *testing.T, cfg Config) *world {
+	start := time.Unix(1_000_000, 0)
+	return &world{t: t, m: New(cfg, 1, start), start: start, now: start, nodes: map[Stream]string{}}
+}
+
+func (w *world) step(ev Event) []Action {
+	acts := slices.Clone(w.m.Step(w.now, ev))
+	check(w.t, w.m)
+	for _, a := range acts {
+		w.print(a)
+	}
+	return acts
+}
+
+// advance passes time, ticking at every deadline.
+func (w *world) advance(d time.Duration) (acts []Action) {
+	end := w.now.Add(d)
+	for i := 0; ; i++ {
+		dl := w.m.Deadline()
+		if dl.IsZero() || dl.After(end) {
+			break
+		}
+		if i > 1000 {
+			w.t.Fatalf("deadlines do not move: %v", dl.Sub(w.start))
+		}
+		w.now = latest(w.now, dl)
+		acts = append(acts, w.step(EvTick{})...)
+	}
+	w.now = end
+	return acts
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func (w *world) print(a Action) {
+	p := func(format string, args ...any) {
+		fmt.Fprintf(&w.out, "%6dms ", w.now.Sub(w.start).Milliseconds())
+		fmt.Fprintf(&w.out, format+"\n", args...)
+	}
+	switch a := a.(type) {
+	case ActClose:
+		p("close %s", w.nodes[a.Stream])
+	case ActReport:
+		p("# %v: %s %s %s", a.Report.Kind, a.Report.Node, nameOf(a.Report.ID), a.Report.Text)
+	case ActSend:
+		to := w.nodes[a.Stream]
+		m := a.Message
+		if m.Welcome != nil {
+			p("%s < welcome age=%dms", to, m.Welcome.AgeMs)
+		}
+		for _, s := range m.Sums {
+			p("%s < sums %s %x", to, blobName(s.Blob), s.Hash[:min(1, len(s.Hash))])
+		}
+		for _, ps := range m.Peers {
+			var l []string
+			for _, n := range ps.Gone {
+				l = append(l, "-"+n)
+			}
+			for _, q := range ps.Peers {
+				s := q.Node
+				if q.Complete {
+					s += "*"
+				}
+				if q.Source {
+					s += "!"
+				}
+				l = append(l, s)
+			}
+			p("%s < peers %s: %s", to, blobName(ps.Blob), strings.Join(l, " "))
+		}
+		for _, v := range m.Verdicts {
+			s := strings.TrimPrefix(v.Kind.String(), "KIND_")
+			if v.RetryMs > 0 {
+				s += fmt.Sprintf(" %dms", v.RetryMs)
+			}
+			p("%s < verdict %s: %s", to, blobName(v.Blob), s)
+		}
+		for _, e := range m.Enough {
+			p("%s < enough %s", to, blobName(e.Blob))
+		}
+		for _, c := range m.Commands {
+			p("%s < command %d", to, c.Id)
+		}
+	}
+}
+
+func testID(name string) piece.ID {
+	id := piece.ID{Alg: piece.SHA256, Size: 1 << 20}
+	copy(id.Sum[:32], name)
+	return id
+}
+
+func nameOf(id piece.ID) string         { return strings.TrimRight(string(id.Sum[:32]), "\x00") }
+func blobName(b *trackerpb.Blob) string { id, _ := b.ID(); return nameOf(id) }
+
+func hello(node, zone string, role trackerpb.Role) *trackerpb.Hello {
+	return &trackerpb.Hello{Version: 1, Cluster: "c", Node: node, Zone: zone, Addr: node + ":1", Role: role}
+}
+
+// check looks at every invariant of the tracker's own bookkeeping.
+func check(t *testing.T, m *Tracker) {
+	t.Helper()
+	entries, wants, leases := 0, 0, 0
+	unstarted := map[*agent]int{}
+	for id, slot := range m.index {
+		s := m.swarms[slot]
+		if s == nil || s.id != id || s.slot != slot {
+			t.Fatalf("index of %s is broken", nameOf(id))
+		}
+		complete, have := 0, 0
+		for i, mb := range s.members {
+			a := m.agents[mb.agent]
+			if a == nil || a.gone || a.entries[slot] != uint32(i) || mb.flags == 0 {
+				t.Fatalf("%s: member %d is broken: %+v", nameOf(id), i, mb)
+			}
+			if mb.flags&fComplete != 0 {
+				complete++
+				if i >= s.complete {
+					t.Fatalf("%s: member %d is complete, beyond %d", nameOf(id), i, s.complete)
+				}
+			}
+			if mb.flags&(fComplete|fPartial) != 0 {
+				have++
+			}
+			if w := mb.flags&fWant != 0; w != (s.a != nil && s.a.byAgent[a] != nil) {
+				t.Fatalf("%s: %s wants: %v", nameOf(id), a.hello.Node, w)
+			}
+			if l := mb.flags&fLease != 0; l != (s.a != nil && s.a.leaseOf(a) >= 0) {
+				t.Fatalf("%s: %s has a lease: %v", nameOf(id), a.hello.Node, l)
+			}
+		}
+		if complete != s.complete || have != s.have {
+			t.Fatalf("%s: %d complete, %d have; counted as %d, %d", nameOf(id), complete, have, s.complete, s.have)
+		}
+		entries += len(s.members)
+		if s.a == nil {
+			if len(s.members) == 0 {
+				t.Fatalf("%s: empty and kept", nameOf(id))
+			}
+			continue
+		}
+		wants += len(s.a.wants)
+		leases += len(s.a.leases)
+		for i, w := range s.a.wants {
+			if w.pos != i || s.a.byAgent[w.agent] != w || w.kind == 0 {
+				t.Fatalf("%s: want of %s is broken", nameOf(id), w.agent.hello.Node)
+			}
+		}
+		for _, l := range s.a.leases {
+			if !l.started {
+				unstarted[l.agent]++
+			}
+		}
+		if s.a.heap >= 0 && m.due[s.a.heap] != s {
+			t.Fatalf("%s: not in the heap at %d", nameOf(id), s.a.heap)
+		}
+	}
+	total := 0
+	for _, a := range m.byStream {
+		total += len(a.entries)
+		if a.unstarted != unstarted[a] {
+			t.Fatalf("%s: %d leases not started, counted as %d", a.hello.Node, unstarted[a], a.unstarted)
+		}
+	}
+	st := m.Stats()
+	if entries != st.Entries || total != entries || wants != st.Wants || leases != st.Leases {
+		t.Fatalf("counted %d entries (%d by agents), %d wants, %d leases; stats %+v", entries, total, wants, leases, st)
+	}
+}
+
+// TestTranscripts runs the stories in testdata. Peers are printed with * if
+// complete and ! if a source, - for those gone. Regenerate with -rewrite, then
+// read the diff.
+func TestTranscripts(t *testing.T) {
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		var w *world
+		next := Stream(0)
+		streams := map[string]Stream{}
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			if w != nil {
+				w.t = t
+				w.out.Reset()
+			}
+			switch d.Cmd {
+			case "new":
+				cfg := Config{Warmup: -1}
+				for _, arg := range d.CmdArgs {
+					dur, _ := time.ParseDuration(arg.Vals[0])
+					n, _ := strconv.Atoi(arg.Vals[0])
+					switch arg.Key {
+					case "warmup":
+						cfg.Warmup = dur
+					case "enough":
+						cfg.Enough = n
+					case "sample":
+						cfg.Sample = n
+					case "max-blobs":
+						cfg.MaxBlobs = n
+					case "max-wants":
+						cfg.MaxWants = n
+					case "max-entries":
+						cfg.MaxEntries = n
+					case "max-swarms":
+						cfg.MaxSwarms = n
+					default:
+						t.Fatalf("unknown option %s", arg.Key)
+					}
+				}
+				w = newWorld(t, cfg)
+				streams = map[string]Stream{}
+			case "open": // open a zone=z role=origin
+				next++
+				role, zone := trackerpb.Role_ROLE_AGENT, ""
+				for _, arg := range d.CmdArgs[1:] {
+					switch arg.Key {
+					case "zone":
+						zone = arg.Vals[0]
+					case "role":
+						role = trackerpb.Role_ROLE_ORIGIN
+					}
+				}
+				node := d.CmdArgs[0].Key
+				streams[node] = next
+				w.nodes[next] = node
+				w.step(EvOpen{Stream: next, Hello: hello(node, zone, role)})
+			case "close":
+				w.step(EvClosed{streams[d.CmdArgs[0].Key]})
+			case "advance":
+				dur, err := time.ParseDuration(d.CmdArgs[0].Key)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.advance(dur)
+			case "command":
+				w.step(EvCommand{Node: d.CmdArgs[0].Key, Command: &trackerpb.Command{Id: 5}})
+			case "send": // one batch per line: "<node>[,<node>] <what> <blob> …; …"
+				for line := range strings.Lines(d.Input) {
+					who, what, _ := strings.Cut(strings.TrimSpace(line), " ")
+					for node := range strings.SplitSeq(who, ",") {
+						b := &trackerpb.FromAgent{}
+						for part := range strings.SplitSeq(what, ";") {
+							parse(t, b, strings.Fields(part))
+						}
+						w.step(EvBatch{Stream: streams[node], Batch: b})
+					}
+				}
+			case "stats":
+				st := w.m.Stats()
+				return fmt.Sprintf("streams=%d swarms=%d entries=%d wants=%d leases=%d\n", st.Streams, st.Swarms, st.Entries, st.Wants, st.Leases)
+			default:
+				t.Fatalf("unknown command %s", d.Cmd)
+			}
+			return w.out.String()
+		})
+	})
+}
+
+func parse(t *testing.T, b *trackerpb.FromAgent, f []string) {
+	blob := trackerpb.FromID(testID(f[1]))
+	hash := func(s string) []byte {
+		h := make([]byte, 32)
+		n, _ := strconv.ParseUint(s, 16, 8)
+		h[0] = byte(n)
+		return h
+	}
+	arg := func(i int) string {
+		if i < len(f) {
+			return f[i]
+		}
+		return ""
+	}
+	switch f[0] {
+	case "complete":
+		a := &trackerpb.Announce{Blob: blob, State: trackerpb.State_STATE_COMPLETE}
+		if arg(2) != "" {
+			a.SumsHash = hash(arg(2))
+		}
+		b.Announces = append(b.Announces, a)
+	case "partial":
+		b.Announces = append(b.Announces, &trackerpb.Announce{Blob: blob, State: trackerpb.State_STATE_PARTIAL})
+	case "gone":
+		b.Announces = append(b.Announces, &trackerpb.Announce{Blob: blob})
+	case "want": // may have the lease
+		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Waiting: true, Grant: true})
+	case "want-second": // waits, but this is the second tracker
+		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Waiting: true})
+	case "want-early": // does not wait yet
+		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Grant: true})
+	case "unwant":
+		b.Unwants = append(b.Unwants, blob)
+	case "progress":
+		n, _ := strconv.ParseInt(arg(2), 10, 64)
+		b.Progress = append(b.Progress, &trackerpb.LeaseProgress{Blob: blob, Bytes: n})
+	case "done", "failed", "cancelled":
+		o := map[string]trackerpb.Outcome{"done": 1, "failed": 2, "cancelled": 3}[f[0]]
+		b.Done = append(b.Done, &trackerpb.LeaseDone{Blob: blob, Outcome: o, Error: strings.Join(f[2:], " ")})
+	case "disproved":
+		b.Disproved = append(b.Disproved, &trackerpb.Disproved{Blob: blob, SumsHash: hash(arg(2))})
+	default:
+		t.Fatalf("unknown message %v", f)
+	}
+}
