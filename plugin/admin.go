@@ -1,0 +1,198 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/capelin-io/capelin/control/version"
+	"github.com/capelin-io/capelin/swarm"
+)
+
+// Status is what "capelin status" shows, as the admin socket serves it at
+// /status. Sizes are in bytes.
+type Status struct {
+	Version   string    `json:"version"`
+	Node      string    `json:"node"`
+	Cluster   string    `json:"cluster"`
+	Zone      string    `json:"zone,omitempty"`
+	Advertise string    `json:"advertise"`         // where peers connect
+	Metrics   string    `json:"metrics,omitempty"` // where /metrics is
+	Started   time.Time `json:"started"`
+	Stopping  bool      `json:"stopping,omitempty"`
+	Root      string    `json:"root"`
+	Socket    string    `json:"socket"`
+	Authorize string    `json:"authorize"`
+
+	Store    StoreStatus     `json:"store"`
+	Bytes    BytesStatus     `json:"bytes"`
+	Trackers []TrackerStatus `json:"trackers"`
+	Peers    []PeerStatus    `json:"peers"`
+	Blobs    []BlobStatus    `json:"blobs"` // in flight, and swarms taken part in
+}
+
+// StoreStatus counts complete blobs.
+type StoreStatus struct {
+	Committed  int   `json:"committed"` // containerd's
+	Cached     int   `json:"cached"`
+	CacheBytes int64 `json:"cache_bytes"` // unfinished ones included
+}
+
+// BytesStatus counts since the agent started, by source.
+type BytesStatus struct {
+	FromPeers    int64 `json:"from_peers"` // verified and stored
+	FromRegistry int64 `json:"from_registry"`
+	ToPeers      int64 `json:"to_peers"`
+}
+
+// TrackerStatus is one tracker.
+type TrackerStatus struct {
+	Address   string `json:"address"`
+	Connected bool   `json:"connected"`
+	Error     string `json:"error,omitempty"` // the last one, if not connected
+}
+
+// PeerStatus is one connection.
+type PeerStatus struct {
+	Node     string    `json:"node"`
+	Zone     string    `json:"zone,omitempty"`
+	Address  string    `json:"address"`
+	Inbound  bool      `json:"inbound"`
+	Since    time.Time `json:"since"`
+	BytesIn  int64     `json:"bytes_in"`
+	BytesOut int64     `json:"bytes_out"`
+}
+
+// BlobStatus is one blob in flight or in a swarm.
+type BlobStatus struct {
+	Digest   string `json:"digest"`
+	Size     int64  `json:"size"`
+	Verified int64  `json:"verified"`
+	// State is "waiting" (containerd waits for the swarm), "writing" (containerd
+	// downloads it), "prefetch" (ahead of containerd), or "seeding".
+	State        string    `json:"state"`
+	Lease        bool      `json:"lease,omitempty"` // this node downloads it for the cluster
+	Verdict      string    `json:"verdict,omitempty"`
+	Peers        int       `json:"peers"`
+	FromPeers    int64     `json:"from_peers"`
+	FromRegistry int64     `json:"from_registry"`
+	ToPeers      int64     `json:"to_peers"`
+	Since        time.Time `json:"since,omitzero"`
+}
+
+func (a *agent) status() Status {
+	var n swarm.NodeStatus
+	advertise := ""
+	if net := a.network.Load(); net != nil {
+		n, advertise = net.node.Snapshot(), net.advertise
+	}
+	u := a.disk.Usage()
+	_, _, draining := a.fetches.env()
+	st := Status{
+		Version: version.Version(), Node: a.name, Cluster: a.cfg.Cluster, Zone: a.cfg.Zone,
+		Advertise: advertise, Metrics: a.metricsAddr, Started: a.started, Stopping: draining,
+		Root: a.cfg.Root, Socket: a.cfg.Socket, Authorize: a.cfg.Authorize,
+		Store:    StoreStatus{Committed: u.Committed, Cached: u.Cached, CacheBytes: u.CacheBytes},
+		Bytes:    BytesStatus{FromPeers: n.Total.Stored, FromRegistry: a.registryBytes.Load(), ToPeers: n.Total.BytesOut},
+		Trackers: a.trackerStatus(),
+		Peers:    []PeerStatus{}, Blobs: []BlobStatus{},
+	}
+	for _, c := range n.Conns {
+		st.Peers = append(st.Peers, PeerStatus{
+			Node: c.Peer.Node, Zone: c.Peer.Zone, Address: c.Remote, Inbound: c.Inbound,
+			Since: c.Since, BytesIn: c.BytesIn, BytesOut: c.BytesOut,
+		})
+	}
+	inFlight := map[string]bool{}
+	for _, f := range a.fetches.status() {
+		b := BlobStatus{
+			Digest: f.ID.Digest(), Size: f.ID.Size, Verified: f.Verified, Lease: f.Lease, Verdict: f.Verdict.String(),
+			Peers: f.Swarm.Peers, FromPeers: f.Swarm.BytesIn, FromRegistry: f.Registry, ToPeers: f.Swarm.BytesOut, Since: f.Started,
+		}
+		switch {
+		case f.Waiting > 0:
+			b.State = "waiting"
+		case f.Prefetch:
+			b.State = "prefetch"
+		default:
+			b.State = "writing"
+		}
+		inFlight[b.Digest] = true
+		st.Blobs = append(st.Blobs, b)
+	}
+	for _, j := range n.Blobs {
+		if d := j.ID.Digest(); !inFlight[d] {
+			st.Blobs = append(st.Blobs, BlobStatus{
+				Digest: d, Size: j.ID.Size, Verified: min(int64(j.Have)*j.ID.Length(), j.ID.Size), State: "seeding",
+				Peers: j.Peers, FromPeers: j.BytesIn, ToPeers: j.BytesOut,
+			})
+		}
+	}
+	return st
+}
+
+// adminHandler serves the admin socket.
+func (a *agent) adminHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(a.status()); err != nil {
+			log.G(r.Context()).WithError(err).Debug("cannot send the status")
+		}
+	})
+	return mux
+}
+
+// serveHTTP serves until ctx is done.
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+	srv := &http.Server{
+		Handler:           http.MaxBytesHandler(h, 64<<10),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      2 * time.Minute, // a CPU profile takes 30 s
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+	}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving HTTP on %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// FetchStatus asks the agent behind an admin socket.
+func FetchStatus(ctx context.Context, admin string) (Status, error) {
+	c := &http.Client{
+		Timeout: 10 * time.Second,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, "unix", admin)
+			},
+		},
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/status", nil)
+	if err != nil {
+		return Status{}, err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return Status{}, fmt.Errorf("asking the agent on %s (is it running?): %w", admin, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return Status{}, fmt.Errorf("asking the agent on %s: %s", admin, resp.Status)
+	}
+	var st Status
+	if err := json.NewDecoder(resp.Body).Decode(&st); err != nil {
+		return Status{}, fmt.Errorf("asking the agent on %s: %w", admin, err)
+	}
+	return st, nil
+}

@@ -1,0 +1,469 @@
+package plugin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/swarm/piece"
+	"github.com/capelin-io/capelin/trackerd"
+)
+
+// testAgent is Run in this process.
+type testAgent struct {
+	cfg  Config
+	stop context.CancelFunc
+	done chan error
+	conn *grpc.ClientConn
+}
+
+func testConfig(t testing.TB) Config {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "a") // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	cfg := DefaultConfig()
+	cfg.Root = filepath.Join(dir, "content")
+	cfg.Socket, cfg.Admin = filepath.Join(dir, "c.sock"), filepath.Join(dir, "a.sock")
+	cfg.Listen, cfg.Metrics, cfg.Node = "127.0.0.1:0", "", filepath.Base(dir)
+	cfg.Cache.FreeFloor = -1
+	return cfg
+}
+
+func start(t testing.TB, cfg Config) *testAgent {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	a := &testAgent{cfg: cfg, stop: cancel, done: make(chan error, 1)}
+	go func() { a.done <- Run(ctx, cfg) }()
+	t.Cleanup(func() { a.end(t) })
+	var err error
+	a.conn, err = grpc.NewClient("unix://"+cfg.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.conn.Close() })
+	for {
+		select {
+		case err := <-a.done:
+			t.Fatalf("the agent ended: %v", err)
+		default:
+		}
+		resp, err := healthpb.NewHealthClient(a.conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+		if err == nil && resp.Status == healthpb.HealthCheckResponse_SERVING && a.connected(t) {
+			return a
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// connected reports whether the agent is connected to all of its trackers.
+func (a *testAgent) connected(t testing.TB) bool {
+	n := 0
+	for _, tr := range a.status(t).Trackers {
+		if tr.Connected {
+			n++
+		}
+	}
+	return n == len(a.cfg.Trackers)
+}
+
+// until polls the agent's status.
+func (a *testAgent) until(t testing.TB, ok func(Status) bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		st := a.status(t)
+		if ok(st) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("status: %+v", st)
+		}
+	}
+}
+
+func (a *testAgent) end(t testing.TB) {
+	t.Helper()
+	if a.stop == nil {
+		return
+	}
+	a.stop()
+	a.stop = nil
+	if a.conn != nil {
+		a.conn.Close()
+	}
+	if err := <-a.done; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+func (a *testAgent) db(t testing.TB) *metadata.DB {
+	t.Helper()
+	b, err := bolt.Open(filepath.Join(t.TempDir(), "meta.db"), 0o600, &bolt.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return metadata.NewDB(b, proxy.NewContentStore(a.conn), nil)
+}
+
+func (a *testAgent) status(t testing.TB) Status {
+	t.Helper()
+	st, err := FetchStatus(t.Context(), a.cfg.Admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// startTracker runs a tracker and returns its address.
+func startTracker(t testing.TB) string {
+	t.Helper()
+	addr := make(chan net.Addr, 1)
+	cfg := trackerd.DefaultConfig()
+	cfg.Listen, cfg.Metrics = "127.0.0.1:0", ""
+	cfg.Lease.Warmup = 0
+	cfg.OnListen = func(a, _ net.Addr) { addr <- a }
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- trackerd.Run(ctx, cfg) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("trackerd: %v", err)
+		}
+	})
+	select {
+	case a := <-addr:
+		return a.String()
+	case err := <-done:
+		done <- err
+		t.Fatal(err)
+		return ""
+	}
+}
+
+// One node downloads, the next takes it from there, and a third one, which has
+// it from before it knew the swarm, seeds too.
+func TestAgents(t *testing.T) {
+	t.Parallel()
+	tracker := startTracker(t)
+	var agents []*testAgent
+	for range 3 {
+		cfg := testConfig(t)
+		cfg.Trackers = []string{tracker}
+		agents = append(agents, start(t, cfg))
+	}
+	ctx := namespaces.WithNamespace(t.Context(), "ns")
+	id, data := testBlob(t, 33<<16+1, 50)
+	r := &registry{blobs: map[string][]byte{id.Digest(): data}}
+	if err := remotes.Fetch(ctx, agents[0].db(t).ContentStore(), r, layer(id)); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.requests(); len(got) != 1 {
+		t.Errorf("the first node downloaded %v", got)
+	}
+	db := agents[1].db(t)
+	if err := remotes.Fetch(ctx, db.ContentStore(), r, layer(id)); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.requests(); len(got) != 0 {
+		t.Errorf("the second node downloaded %v", got)
+	}
+	agents[1].until(t, func(st Status) bool {
+		return st.Bytes.FromPeers == id.Size && st.Bytes.FromRegistry == 0 && st.Store.Committed == 1
+	})
+	agents[0].until(t, func(st Status) bool { return st.Bytes.FromRegistry == id.Size && st.Bytes.ToPeers >= id.Size })
+
+	// All at once, and nobody has it: it is downloaded once.
+	id2, data2 := testBlob(t, 40<<16, 51)
+	r = &registry{blobs: map[string][]byte{id2.Digest(): data2}}
+	var wg sync.WaitGroup
+	for _, a := range agents {
+		db := a.db(t)
+		wg.Go(func() {
+			if err := remotes.Fetch(ctx, db.ContentStore(), r, layer(id2)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := r.requests(); len(got) != 1 {
+		t.Errorf("three nodes downloaded %v", got)
+	}
+
+	// What a node had before it was started, here by stopping all others.
+	agents[0].end(t)
+	agents[1].end(t)
+	a := start(t, agents[1].cfg)
+	fetchAnnounced(t, ctx, agents[2], id)
+	a.until(t, func(st Status) bool { return st.Bytes.ToPeers >= id.Size })
+}
+
+// fetchAnnounced gets a blob from the swarm, once the tracker has heard of it.
+func fetchAnnounced(t *testing.T, ctx context.Context, a *testAgent, id piece.ID) {
+	t.Helper()
+	cs := a.db(t).ContentStore()
+	for {
+		err := remotes.Fetch(ctx, cs, &registry{}, layer(id))
+		if err == nil {
+			return
+		}
+		if !errdefs.IsNotFound(err) {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// What stock containerd pulled has no sums; they are computed when a peer wants
+// it.
+func TestAgentSeedsOldBlobs(t *testing.T) {
+	t.Parallel()
+	tracker := startTracker(t)
+	id, data := testBlob(t, 21<<16+9, 52)
+	cfg := testConfig(t)
+	cfg.Trackers = []string{tracker}
+	dir := filepath.Join(cfg.Root, "blobs", "sha256")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, id.Hex()), data, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	old := start(t, cfg)
+	cfg2 := testConfig(t)
+	cfg2.Trackers = []string{tracker}
+	b := start(t, cfg2)
+	ctx := namespaces.WithNamespace(t.Context(), "ns")
+	fetchAnnounced(t, ctx, b, id)
+	old.until(t, func(st Status) bool { return st.Bytes.ToPeers >= id.Size })
+}
+
+// A session that waits is answered when the agent stops, and can go on to the
+// end of its download.
+func TestAgentStops(t *testing.T) {
+	t.Parallel()
+	tracker := startTracker(t)
+	cfg, cfg2 := testConfig(t), testConfig(t)
+	cfg.Trackers, cfg2.Trackers = []string{tracker}, []string{tracker}
+	cfg2.Wait.Stall = config.Duration(time.Hour)
+	a, b := start(t, cfg), start(t, cfg2)
+	id, data := testBlob(t, 10<<16, 53)
+	ctx := namespaces.WithNamespace(t.Context(), "ns")
+	slow := &slowFetcher{data: data, started: make(chan struct{}), release: make(chan struct{})}
+	errs := make(chan error, 2)
+	adb, bdb := a.db(t).ContentStore(), b.db(t).ContentStore()
+	go func() { errs <- remotes.Fetch(ctx, adb, slow, layer(id)) }()
+	<-slow.started
+	r := &registry{blobs: map[string][]byte{id.Digest(): data}}
+	go func() { errs <- remotes.Fetch(ctx, bdb, r, layer(id)) }()
+	b.until(t, func(st Status) bool { return len(st.Blobs) == 1 && st.Blobs[0].State == "waiting" })
+	b.stop() // while the session waits
+	if err := <-errs; err != nil {
+		t.Errorf("the waiting session: %v", err)
+	}
+	if got := r.requests(); len(got) != 1 {
+		t.Errorf("it downloaded %v", got)
+	}
+	b.end(t)
+	close(slow.release)
+	if err := <-errs; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAgentRefuses(t *testing.T) {
+	cfg := testConfig(t)
+	start(t, cfg)
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for _, tt := range []struct {
+		name string
+		set  func(*Config)
+		want error
+		text string
+	}{
+		{"content directory", func(c *Config) { c.Root = cfg.Root }, content.ErrLocked, cfg.Root},
+		{"socket", func(c *Config) { c.Socket = cfg.Socket }, ErrInUse, cfg.Socket},
+		{"admin socket", func(c *Config) { c.Admin = cfg.Admin }, ErrInUse, cfg.Admin},
+		{"swarm port", func(c *Config) { c.Listen = taken.Addr().String() }, ErrInUse, "listen address " + taken.Addr().String()},
+		{"metrics port", func(c *Config) { c.Metrics = taken.Addr().String() }, ErrInUse, "metrics address " + taken.Addr().String()},
+		{"socket's place", func(c *Config) {
+			c.Socket += ".txt"
+			os.WriteFile(c.Socket, []byte("precious"), 0o600)
+		}, nil, "not a socket"},
+		{"configuration", func(c *Config) { c.Cluster = "" }, nil, "cluster"},
+	} {
+		c := testConfig(t)
+		tt.set(&c)
+		err := Run(t.Context(), c)
+		if err == nil || tt.want != nil && !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if _, err := os.Stat(cfg.Socket); err != nil {
+			t.Fatalf("%s: the running agent's socket: %v", tt.name, err)
+		}
+	}
+}
+
+func TestAgentReplacesStaleSocket(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	l, err := net.Listen("unix", cfg.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+	a := start(t, cfg)
+	if fi, err := os.Stat(cfg.Socket); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("the socket: %v %v", fi.Mode(), err)
+	}
+	a.end(t)
+	if _, err := os.Stat(cfg.Socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+func TestAgentHTTP(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	cfg.Metrics, cfg.Pprof = "127.0.0.1:0", true
+	relimit := make(chan LimitsConfig)
+	cfg.Relimit = relimit
+	a := start(t, cfg)
+	relimit <- LimitsConfig{Upload: 1 << 20}
+	id, data := testBlob(t, 3<<16, 54)
+	ctx := namespaces.WithNamespace(t.Context(), "ns")
+	if err := remotes.Fetch(ctx, a.db(t).ContentStore(), &registry{blobs: map[string][]byte{id.Digest(): data}}, layer(id)); err != nil {
+		t.Fatal(err)
+	}
+	metrics := a.status(t).Metrics
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	get := func(path string) (int, string) {
+		resp, err := client.Get("http://" + metrics + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(b)
+	}
+	for _, path := range []string{"/healthz", "/readyz", "/debug/pprof/cmdline"} {
+		if code, _ := get(path); code != http.StatusOK {
+			t.Errorf("%s: %d", path, code)
+		}
+	}
+	code, text := get("/metrics")
+	for _, want := range []string{
+		fmt.Sprintf("capelin_agent_bytes_total{source=\"registry\"} %d\n", id.Size),
+		"capelin_agent_bytes_total{source=\"peer\"} 0\n",
+		"capelin_agent_sessions_total{outcome=\"alone\"} 1\n",
+		"capelin_agent_peer_bytes_total{direction=\"in\"} 0\n",
+		"capelin_agent_blobs{place=\"containerd\"} 1\n",
+		"capelin_agent_call_seconds_count{code=\"OK\",method=\"Write/commit\"} 1\n",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("/metrics (%d) lacks %s", code, want)
+		}
+	}
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(a.status(t)); err != nil || !strings.Contains(buf.String(), `"from_registry":`) {
+		t.Errorf("status: %s %v", buf.String(), err)
+	}
+	if _, err := FetchStatus(t.Context(), cfg.Admin+"x"); err == nil {
+		t.Error("status of no agent")
+	}
+}
+
+// What operators copy says what the defaults say.
+func TestContrib(t *testing.T) {
+	cfg := DefaultConfig()
+	b, err := os.ReadFile("../contrib/containerd/capelin.toml")
+	if err != nil || string(b) != ContainerdConfig(cfg) {
+		t.Errorf("the drop-in differs from what is printed (%v)", err)
+	}
+	cfg.Unpack = true
+	unpack := strings.TrimPrefix(ContainerdConfig(cfg), string(b))
+	for _, want := range []string{"[proxy_plugins.capelin-diff]\n  type = \"diff\"\n  address = \"" + cfg.Socket + "\"\n", "\n  platform = \"linux/" + runtime.GOARCH, `differ = "capelin-diff"`} {
+		if !strings.Contains(unpack, want) {
+			t.Errorf("the drop-in lacks %q: %s", want, unpack)
+		}
+	}
+	b, err = os.ReadFile("../contrib/systemd/capelin-agent.socket")
+	if err != nil || !strings.Contains(string(b), "ListenStream="+cfg.Socket+"\n") || !strings.Contains(string(b), "ListenStream="+cfg.Admin+"\n") {
+		t.Errorf("the socket unit has other sockets (%v)", err)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	var buf bytes.Buffer
+	if err := config.Print(&buf, DefaultConfig()); err != nil {
+		t.Fatal(err)
+	}
+	cfg := DefaultConfig()
+	if err := config.Parse("defaults", buf.Bytes(), &cfg); err != nil {
+		t.Errorf("the printed defaults: %v", err)
+	}
+	for _, tt := range []struct{ doc, want string }{
+		{`root = "x"`, "F:1:1: root: "},
+		{`socket = "x"`, "F:1:1: socket: "},
+		{"socket = \"/" + strings.Repeat("x", 120) + `"`, "F:1:1: socket: "},
+		{"admin = \"/run/capelin/content.sock\"", "F:1:1: admin: "},
+		{`cluster = ""`, "F:1:1: cluster: "},
+		{`trackers = ["a"]`, "F:1:1: trackers: "},
+		{`trackers = ["dns+a:7470", "b:1"]`, ""},
+		{`listen = "7401"`, "F:1:1: listen: "},
+		{`advertise = ":7401"`, "F:1:1: advertise: "},
+		{`authorize = "no"`, "F:1:1: authorize: "},
+		{"[cache]\nfree_floor = 20.0", "F:2:1: cache.free_floor: "},
+		{"[limits]\nupload = \"-1MB/s\"", "F:2:1: limits.upload: "},
+		{"[wait]\nstall = \"0s\"", "F:2:1: wait.stall: "},
+		{"pprof = true", ""},
+		{"pprof = true\nmetrics = \"0.0.0.0:1\"", "F:1:1: pprof: "},
+		{"pprof = true\nmetrics = \"\"", "F:1:1: pprof: "},
+		{"metrics = \"x\"", "F:1:1: metrics: "},
+		{`log_level = "loud"`, "F:1:1: log_level: "},
+		{`nope = 1`, "F:1:1: nope: "},
+	} {
+		cfg := DefaultConfig()
+		err := config.Parse("F", []byte(tt.doc), &cfg)
+		switch {
+		case tt.want == "" && err != nil:
+			t.Errorf("%s: %v", tt.doc, err)
+		case tt.want != "" && (err == nil || !strings.HasPrefix(err.Error(), tt.want)):
+			t.Errorf("%s: %v; want %s…", tt.doc, err, tt.want)
+		}
+	}
+}

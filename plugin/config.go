@@ -1,0 +1,170 @@
+package plugin
+
+import (
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/control/ops"
+)
+
+// Config configures the node agent. Its zero value is not usable; start from
+// [DefaultConfig]. The comments are those of the configuration file.
+type Config struct {
+	Root   string `toml:"root" comment:"containerd's content directory. It stays in containerd's own format; removing the drop-in is all it takes to go back. Must be an absolute path."`
+	Socket string `toml:"socket" comment:"Unix socket on which containerd finds the agent, as in the drop-in that \"capelin agent containerd-config\" prints. With systemd's socket activation, the socket unit must name the same path."`
+	Admin  string `toml:"admin" comment:"Unix socket for \"capelin status\" on this node. Empty: none."`
+
+	Cluster  string   `toml:"cluster" comment:"Name of the cluster. Agents and trackers of one cluster must agree on it."`
+	Node     string   `toml:"node" comment:"Name of this node, unique in the cluster. Empty: the host's name."`
+	Zone     string   `toml:"zone" comment:"Where this node is, such as a rack or an availability zone. Peers of the same zone are preferred. May be empty."`
+	Trackers []string `toml:"trackers" comment:"Trackers, as host:port, or dns+host:port for all addresses of a name. Empty: none; then blobs come from the registry, and from no peer."`
+
+	Listen    string `toml:"listen" comment:"Address on which peers connect, host:port. Other nodes must reach it: the default is for trying Capelin on one machine. It is neither encrypted nor authenticated: it belongs on a network of the cluster's own."`
+	Advertise string `toml:"advertise" comment:"host:port that other nodes are told. Empty: listen; if that is all addresses (0.0.0.0), the address from which this node reaches a tracker."`
+
+	Authorize string `toml:"authorize" comment:"What makes a pull legitimate. \"manifest\": who gets an image's manifest from the registry may have its layers from the swarm; knowing a digest is enough, as under containerd's shared content policy on one node. \"blob\": the registry decides for each blob, because containerd fetches the last 64 KiB of each itself, with the pull's own credentials; for clusters of several tenants."`
+
+	Cache  CacheConfig  `toml:"cache" comment:"Blobs that containerd does not hold (any more)."`
+	Limits LimitsConfig `toml:"limits" comment:"Bandwidth of the swarm, in bytes per second. SIGHUP reads this table again."`
+	Wait   WaitConfig   `toml:"wait" comment:"How long containerd waits for the swarm before it downloads a blob itself."`
+
+	Unpack bool `toml:"unpack" comment:"Unpack layers in the agent, faster than containerd does, for containerd's transfer service (CRI) and diff service. The agent then writes to the snapshotters' directories: it must run as root in a mount namespace that has them where containerd sees them (see contrib/systemd/capelin-agent-unpack.conf). After a change, restart the agent, print the drop-in again, and restart containerd."`
+
+	Metrics string `toml:"metrics" comment:"Address for Prometheus (/metrics), /healthz and /readyz. Empty: none."`
+	Pprof   bool   `toml:"pprof" comment:"Serve /debug/pprof on the metrics address, which then must be a loopback address."`
+
+	LogLevel string `toml:"log_level" comment:"\"debug\", \"info\", \"warn\" or \"error\"."`
+
+	// Workers is how many pieces of the swarm are verified and written at once; 0:
+	// as many as the process has processors (GOMAXPROCS). Fewer leave processors
+	// to containerd's calls.
+	Workers int `toml:"-"`
+	// Relimit, if not nil, brings Limits that apply from now on.
+	Relimit <-chan LimitsConfig `toml:"-"`
+}
+
+// CacheConfig is Config.Cache.
+type CacheConfig struct {
+	Size      config.Bytes `toml:"size" comment:"What is kept at most, to seed it and to have it again; unfinished downloads count, what containerd holds does not. The least recently used goes first. Negative: nothing."`
+	FreeFloor float64      `toml:"free_floor" comment:"Fraction of the file system that is kept free by evicting from the cache, whatever size says. It should be more than the disk that kubelet wants free (imagefs.available, 0.15 by default). Negative: none."`
+}
+
+// LimitsConfig is Config.Limits.
+type LimitsConfig struct {
+	Upload   config.Rate `toml:"upload" comment:"To all peers together, such as \"300MB/s\". 0: no limit."`
+	Download config.Rate `toml:"download" comment:"From all peers together. 0: no limit."`
+}
+
+// WaitConfig is Config.Wait.
+type WaitConfig struct {
+	Find     config.Duration `toml:"find" comment:"To find out whether anybody could have a blob."`
+	Stall    config.Duration `toml:"stall" comment:"Without a verified byte, while somebody could."`
+	Prefetch config.Duration `toml:"prefetch" comment:"A layer that is fetched ahead of containerd is abandoned when nothing of its image was opened for this long."`
+	Stop     config.Duration `toml:"stop" comment:"For running calls to end when the agent is stopped."`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		Root:      "/var/lib/containerd/io.containerd.content.v1.content",
+		Socket:    "/run/capelin/content.sock",
+		Admin:     "/run/capelin/admin.sock",
+		Cluster:   "default",
+		Trackers:  []string{},
+		Listen:    "127.0.0.1:7401",
+		Authorize: "manifest",
+		Cache:     CacheConfig{Size: 32 << 30, FreeFloor: 0.20},
+		Wait: WaitConfig{
+			Find:     config.Duration(200 * time.Millisecond),
+			Stall:    config.Duration(5 * time.Second),
+			Prefetch: config.Duration(time.Minute),
+			Stop:     config.Duration(10 * time.Second),
+		},
+		Metrics:  "127.0.0.1:7403",
+		LogLevel: "info",
+	}
+}
+
+// Validate reports everything that is wrong with c, by key.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(key, format string, args ...any) { errs = append(errs, config.Invalid(key, format, args...)) }
+	abs := func(key, path string) {
+		switch {
+		case !filepath.IsAbs(path):
+			bad(key, "%q is not an absolute path", path)
+		case key != "root" && len(path) > 100:
+			bad(key, "%q is longer than the 100 bytes that a Unix socket's path can have", path)
+		}
+	}
+	abs("root", c.Root)
+	abs("socket", c.Socket)
+	if c.Admin != "" {
+		abs("admin", c.Admin)
+		if c.Admin == c.Socket {
+			bad("admin", "%q is containerd's socket", c.Admin)
+		}
+	}
+	if len(c.Cluster) < 1 || len(c.Cluster) > 64 {
+		bad("cluster", "%q has %d bytes, not 1 to 64", c.Cluster, len(c.Cluster))
+	}
+	if len(c.Node) > 253 {
+		bad("node", "%q has more than 253 bytes", c.Node)
+	}
+	if len(c.Zone) > 64 {
+		bad("zone", "%q has more than 64 bytes", c.Zone)
+	}
+	for _, t := range c.Trackers {
+		addr := strings.TrimPrefix(t, "dns+")
+		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
+			bad("trackers", "%q is not host:port or dns+host:port", t)
+		}
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		bad("listen", "%q is not host:port", c.Listen)
+	}
+	if c.Advertise != "" {
+		if host, port, err := net.SplitHostPort(c.Advertise); err != nil || host == "" || port == "" {
+			bad("advertise", "%q is not host:port", c.Advertise)
+		}
+	}
+	if c.Authorize != "manifest" && c.Authorize != "blob" {
+		bad("authorize", "%q is neither \"manifest\" nor \"blob\"", c.Authorize)
+	}
+	if c.Cache.FreeFloor >= 1 {
+		bad("cache.free_floor", "%v is not a fraction below 1", c.Cache.FreeFloor)
+	}
+	if c.Limits.Upload < 0 {
+		bad("limits.upload", "%v is negative", c.Limits.Upload)
+	}
+	if c.Limits.Download < 0 {
+		bad("limits.download", "%v is negative", c.Limits.Download)
+	}
+	for key, d := range map[string]config.Duration{
+		"wait.find": c.Wait.Find, "wait.stall": c.Wait.Stall, "wait.prefetch": c.Wait.Prefetch, "wait.stop": c.Wait.Stop,
+	} {
+		if d <= 0 {
+			bad(key, "%v is not positive", d)
+		}
+	}
+	errs = append(errs, ops.Check(c.Metrics, c.Pprof)...)
+	switch c.LogLevel {
+	case "debug", "info", "warn", "error":
+	default:
+		bad("log_level", "%q is none of \"debug\", \"info\", \"warn\", \"error\"", c.LogLevel)
+	}
+	return errors.Join(errs...)
+}
+
+// node returns the node's name.
+func (c *Config) node() (string, error) {
+	if c.Node != "" {
+		return c.Node, nil
+	}
+	return os.Hostname()
+}

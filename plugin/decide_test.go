@@ -1,0 +1,63 @@
+package plugin
+
+import (
+	"testing"
+	"time"
+)
+
+func TestDecide(t *testing.T) {
+	const mib = 1 << 20
+	t0 := time.Unix(1000, 0)
+	at := func(d time.Duration) time.Time { return t0.Add(d) }
+	const ms, s = time.Millisecond, time.Second
+	wait := func(d time.Duration) decision { return decision{wait: d} }
+	answer := func(off int64, why outcome) decision { return decision{answer: true, offset: off, why: why} }
+
+	for _, tt := range []struct {
+		name string
+		s    situation
+		want decision
+	}{
+		{"complete", situation{complete: true}, answer(10*mib, outcomeComplete)},
+		{"complete, authorized blob by blob", situation{complete: true, authorizeBlob: true}, answer(10*mib-tail, outcomeComplete)},
+		{"complete, authorized, but no ranges", situation{complete: true, authorizeBlob: true, noRange: true}, answer(0, outcomeComplete)},
+		{"complete, no ranges needed", situation{complete: true, noRange: true}, answer(10*mib, outcomeComplete)},
+		{"complete while stopping", situation{complete: true, draining: true}, answer(10*mib, outcomeComplete)},
+		{"small and authorized", situation{size: tail, complete: true, authorizeBlob: true}, answer(0, outcomeSmall)},
+		{"stopping", situation{draining: true, prefix: 5, peers: true}, answer(5, outcomeStopping)},
+
+		{"just asked", situation{}, wait(200 * ms)},
+		{"asked again", situation{now: at(s), asked: at(900 * ms)}, wait(100 * ms)},
+		{"no verdict in time", situation{now: at(200 * ms)}, answer(0, outcomeAlone)},
+		{"no verdict, but peers", situation{now: at(200 * ms), peers: true}, wait(4800 * ms)},
+		{"nobody", situation{verdict: verdictNobody, prefix: 7}, answer(7, outcomeNobody)},
+		{"nobody, but a peer", situation{verdict: verdictNobody, peers: true}, wait(5 * s)},
+		{"nobody, but another session writes", situation{verdict: verdictNobody, writing: true}, wait(5 * s)},
+		{"unreachable", situation{verdict: verdictUnreachable}, answer(0, outcomeAlone)},
+		{"unreachable, but peers", situation{verdict: verdictUnreachable, peers: true}, wait(5 * s)},
+		{"sources", situation{verdict: verdictSources}, wait(5 * s)},
+		{"a young tracker", situation{verdict: verdictWait, now: at(s)}, wait(4 * s)},
+		{"a young tracker for too long", situation{verdict: verdictWait, now: at(5 * s)}, answer(0, outcomeStalled)},
+		{"progress", situation{verdict: verdictSources, now: at(9 * s), progress: at(8 * s)}, wait(4 * s)},
+		{"stalled", situation{verdict: verdictSources, peers: true, now: at(13 * s), progress: at(8 * s), prefix: mib}, answer(mib, outcomeStalled)},
+		{"progress before it waited", situation{verdict: verdictSources, now: at(s), progress: at(-s)}, wait(4 * s)},
+		{"stalled writer", situation{writing: true, now: at(5 * s), prefix: 3}, answer(3, outcomeStalled)},
+		{"lease", situation{lease: true, verdict: verdictLease, prefix: 3}, decision{answer: true, offset: 3, lease: true, why: outcomeLease}},
+		{"lease without ranges", situation{lease: true, noRange: true, prefix: 3}, decision{answer: true, lease: true, why: outcomeLease}},
+		{"prefix without ranges", situation{verdict: verdictNobody, noRange: true, prefix: 3}, answer(0, outcomeNobody)},
+		{"prefix beyond the tail", situation{verdict: verdictNobody, authorizeBlob: true, prefix: 10*mib - 5}, answer(10*mib-tail, outcomeNobody)},
+		{"all verified but not durable", situation{verdict: verdictNobody, prefix: 10 * mib}, answer(10*mib-1, outcomeNobody)},
+	} {
+		st := tt.s
+		if st.size == 0 {
+			st.size = 10 * mib
+		}
+		if st.now.IsZero() {
+			st.now = t0
+		}
+		st.since, st.find, st.stall = t0, 200*ms, 5*s
+		if got := decide(st); got != tt.want {
+			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
+		}
+	}
+}

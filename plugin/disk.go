@@ -1,0 +1,75 @@
+package plugin
+
+import (
+	"context"
+
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/swarm"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// disk is the store as fetches and the swarm need it.
+type disk struct{ *content.Store }
+
+// Whole reports whether all of the blob is there.
+func (d *disk) Whole(id piece.ID) bool { return d.Presence(id) >= content.Cached }
+
+// Committed reports whether containerd has the blob.
+func (d *disk) Committed(id piece.ID) bool { return d.Presence(id) == content.Committed }
+
+// OpenBlob opens the blob, or makes an empty part of it.
+func (d *disk) OpenBlob(ctx context.Context, id piece.ID) (blob, error) {
+	b, err := d.Store.Blob(ctx, id, true)
+	if err != nil {
+		return nil, err
+	}
+	return diskBlob{b, d}, nil
+}
+
+// diskBlob is a content.Blob for fetches.
+type diskBlob struct {
+	*content.Blob
+	disk *disk
+}
+
+// Publish makes the blob containerd's. It may have come in by another way, such
+// as an import, while this is still a handle of a part of it.
+func (b diskBlob) Publish(ctx context.Context) error {
+	err := b.Blob.Publish(ctx)
+	if err != nil && b.disk.Whole(b.ID()) {
+		_, err = b.disk.Info(ctx, digest.Digest(b.ID().Digest()))
+	}
+	return err
+}
+
+func (b diskBlob) Append(off int64) (appender, error) {
+	a, err := b.Blob.Append(off)
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// hidden reports whether a blob is only ours, not containerd's.
+func (d *disk) hidden(dgst digest.Digest) bool { return d.PresenceOf(dgst) == content.Cached }
+
+// Open opens a blob for the swarm.
+func (d *disk) Open(ctx context.Context, id piece.ID, create bool) (swarm.Blob, error) {
+	b, err := d.Store.Blob(ctx, id, create)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// sumsHash returns the hash of a blob's proven list, if it is stored.
+func (d *disk) sumsHash(_ context.Context, id piece.ID) (*[32]byte, error) {
+	s, err := d.StoredSums(id) // not Blob: asking is not using, and must not keep it from eviction
+	if s == nil || err != nil {
+		return nil, err
+	}
+	h := s.Hash()
+	return &h, nil
+}

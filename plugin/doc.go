@@ -1,0 +1,21 @@
+// Package plugin is the node agent: containerd's content store with a swarm
+// behind it.
+//
+// Start from [Config] and [Run]. Inside, the content service (service.go,
+// write.go) speaks containerd's gRPC API; a session (write.go) is one Write
+// stream on a ref that belongs to the swarm; a fetch (fetch.go) is everything
+// that happens to one blob while sessions wait for it or write it, owned by one
+// goroutine; decide.go holds the rules by which a waiting session is answered,
+// as a pure function. learn.go remembers the order of an image's layers, seed.go
+// offers what the node has, and admin.go tells people about it.
+//
+// # What containerd may rely on
+//
+// Opening a writer, Info, COMMIT, Delete, Abort, List and ListStatuses run under
+// containerd's locks and answer from memory, or after one rename and directory
+// fsync. The one call that waits is the STAT between a session's opening and its
+// first WRITE or COMMIT, and its answer is final. Refs that do not belong to the
+// swarm ([parseRef]) are served by containerd's own contentserver.
+//
+// Everything runs below [Run], which returns when all of it has ended.
+package plugin

@@ -1,0 +1,119 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+)
+
+// ErrInUse says that somebody else answers on a socket or port that the agent
+// was told to use.
+var ErrInUse = errors.New("already in use")
+
+// activated returns the listeners that systemd passed, by the path of their
+// Unix socket. It can be called once in a process.
+func activated() (map[string]net.Listener, error) {
+	ls, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("taking sockets from systemd: %w", err)
+	}
+	m := map[string]net.Listener{}
+	for _, l := range ls {
+		if l != nil && l.Addr().Network() == "unix" {
+			m[l.Addr().String()] = l
+		}
+	}
+	return m, nil
+}
+
+// listenUnix makes a Unix socket that only root may connect to. A socket that is
+// left over is replaced; one on which somebody answers is ErrInUse. The socket
+// appears under its name only when it is ready, in one step. The caller removes
+// it.
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
+	switch c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path); {
+	case err == nil:
+		c.Close()
+		return nil, fmt.Errorf("socket %s: another process answers on it: %w", path, ErrInUse)
+	case errors.Is(err, os.ErrPermission):
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	if fi, err := os.Lstat(path); err == nil && fi.Mode().Type() != os.ModeSocket {
+		return nil, fmt.Errorf("socket %s: a file that is not a socket is in its place", path)
+	}
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	// A directory of its own keeps others out until the mode is set.
+	tmp, err := os.MkdirTemp(dir, ".s")
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	defer os.RemoveAll(tmp)
+	at := filepath.Join(tmp, "s")
+	l, err := net.Listen("unix", at)
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	err = os.Chmod(at, 0o600)
+	if err == nil {
+		err = os.Rename(at, path)
+	}
+	if err != nil {
+		l.Close()
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	return l, nil
+}
+
+// listenTCP listens on an address that key configures.
+func listenTCP(ctx context.Context, key, addr string) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	switch {
+	case err == nil:
+		return l, nil
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("%s address %s: another process has it: %w", key, addr, ErrInUse)
+	}
+	return nil, fmt.Errorf("%s address %s: %w", key, addr, err)
+}
+
+// advertised returns the address that others are told: the configured one, or
+// where the listener is, with the address from which this host reaches a
+// tracker in place of "any address".
+func advertised(ctx context.Context, cfg Config, l net.Addr) string {
+	if cfg.Advertise != "" {
+		return cfg.Advertise
+	}
+	tcp, ok := l.(*net.TCPAddr)
+	if !ok || !tcp.IP.IsUnspecified() {
+		return l.String()
+	}
+	for _, t := range cfg.Trackers {
+		// Connecting a datagram socket sends nothing; it asks for the route.
+		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "udp", strings.TrimPrefix(t, "dns+"))
+		if err != nil {
+			continue
+		}
+		host, _, err := net.SplitHostPort(c.LocalAddr().String())
+		c.Close()
+		if err == nil {
+			return net.JoinHostPort(host, strconv.Itoa(tcp.Port))
+		}
+	}
+	if host, err := os.Hostname(); err == nil {
+		return net.JoinHostPort(host, strconv.Itoa(tcp.Port))
+	}
+	return l.String()
+}

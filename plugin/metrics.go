@@ -1,0 +1,158 @@
+package plugin
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+
+	"github.com/capelin-io/capelin/control/version"
+	"github.com/capelin-io/capelin/plugin/unpack"
+	"github.com/capelin-io/capelin/swarm"
+)
+
+// metrics are what the agent counts. Names begin with capelin_agent_.
+type metrics struct {
+	reg      *prometheus.Registry
+	calls    *prometheus.HistogramVec // by method and code
+	sessions *prometheus.CounterVec   // by outcome
+	waits    *prometheus.HistogramVec // by outcome
+	reports  *prometheus.CounterVec   // by kind
+	layers   *prometheus.CounterVec   // by format, by
+}
+
+func newMetrics() *metrics {
+	m := &metrics{
+		reg: prometheus.NewRegistry(),
+		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "capelin", Subsystem: "agent", Name: "call_seconds",
+			Help: "Time to answer a call of containerd's. Write streams count by message: Write/open, Write/wait, Write/stat, Write/write, Write/commit; of those only Write/wait waits for the swarm. Apply is the unpacking of a layer.",
+			// Around the 5 ms that a call under containerd's locks may take.
+			Buckets: []float64{.0001, .00025, .0005, .001, .002, .003, .004, .005, .0075, .01, .025, .05, .1, .25, 1, 5, 30, 120},
+		}, []string{"method", "code"}),
+		sessions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "capelin", Subsystem: "agent", Name: "sessions_total",
+			Help: "How waiting for the swarm ended: complete; lease (this node downloads for the cluster); nobody, stalled, alone, stopping (containerd downloads the rest); small; gone (the client left); failed.",
+		}, []string{"outcome"}),
+		waits: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "capelin", Subsystem: "agent", Name: "wait_seconds",
+			Help:    "How long containerd waited for the swarm, by outcome.",
+			Buckets: []float64{.001, .005, .02, .1, .2, .3, .5, 1, 2, 5, 10, 30, 60, 120, 300, 900},
+		}, []string{"outcome"}),
+		reports: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "capelin", Subsystem: "agent", Name: "swarm_reports_total",
+			Help: "Incidents in the swarm, by kind.",
+		}, []string{"kind"}),
+		layers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "capelin", Subsystem: "agent", Name: "unpacked_layers_total",
+			Help: "Layers that the agent unpacked, by compression (tar is none) and by whose code: capelin; containerd, whose applier takes what capelin's does not. Failures are in call_seconds, method Apply.",
+		}, []string{"format", "by"}),
+	}
+	m.reg.MustRegister(
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		m.calls, m.sessions, m.waits, m.reports, m.layers,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "capelin", Subsystem: "agent", Name: "info", Help: "Always 1.",
+			ConstLabels: prometheus.Labels{"version": version.Version()},
+		}, func() float64 { return 1 }),
+	)
+	for _, o := range []outcome{outcomeComplete, outcomeLease, outcomeNobody, outcomeStalled, outcomeAlone, outcomeStopping, outcomeSmall, outcomeGone, outcomeFailed} {
+		m.sessions.WithLabelValues(string(o))
+	}
+	return m
+}
+
+func (m *metrics) answered(o outcome, d time.Duration) {
+	m.sessions.WithLabelValues(string(o)).Inc()
+	m.waits.WithLabelValues(string(o)).Observe(d.Seconds())
+}
+
+func (m *metrics) unpacked(format string, by unpack.By) {
+	m.layers.WithLabelValues(format, string(by)).Inc()
+}
+
+// called observes one call, or one message of a Write stream.
+func (m *metrics) called(method string, start time.Time, err error) {
+	m.calls.WithLabelValues(method, status.Code(err).String()).Observe(time.Since(start).Seconds())
+}
+
+func (m *metrics) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+	start := time.Now()
+	resp, err := h(ctx, req)
+	m.called(method(info.FullMethod), start, err)
+	return resp, err
+}
+
+func (m *metrics) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+	name := method(info.FullMethod)
+	if name == "Write" || name == "Watch" {
+		return h(srv, ss) // Write counts its messages itself
+	}
+	start := time.Now()
+	err := h(srv, ss)
+	m.called(name, start, err)
+	return err
+}
+
+func method(full string) string { return full[strings.LastIndexByte(full, '/')+1:] }
+
+// watch adds what a running agent can tell.
+func (m *metrics) watch(a *agent) {
+	gauge := func(name, help string, f func() float64) {
+		m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "capelin", Subsystem: "agent", Name: name, Help: help}, f))
+	}
+	gauge("fetches", "Blobs that containerd waits for or writes, or that are fetched ahead of it.", func() float64 { return float64(a.fetches.count()) })
+	m.reg.MustRegister(&swarmCollector{a})
+}
+
+// swarmCollector takes one snapshot for each scrape.
+type swarmCollector struct{ a *agent }
+
+var (
+	bytesDesc     = prometheus.NewDesc("capelin_agent_bytes_total", "Bytes of blobs that came to this node's disk, by source: peer (verified pieces), registry (what containerd downloaded itself, manifests included).", []string{"source"}, nil)
+	peerBytesDesc = prometheus.NewDesc("capelin_agent_peer_bytes_total", "Traffic with peers, in bytes of blobs; what was received twice or did not verify counts, too.", []string{"direction"}, nil)
+	connsDesc     = prometheus.NewDesc("capelin_agent_connections", "Connections to peers.", nil, nil)
+	joinedDesc    = prometheus.NewDesc("capelin_agent_swarms", "Blobs whose swarms this node takes part in now.", nil, nil)
+	badDesc       = prometheus.NewDesc("capelin_agent_mismatched_pieces_total", "Pieces that did not match their sums.", nil, nil)
+	blobsDesc     = prometheus.NewDesc("capelin_agent_blobs", "Complete blobs on disk.", []string{"place"}, nil)
+	cacheDesc     = prometheus.NewDesc("capelin_agent_cache_bytes", "Bytes kept beyond what containerd holds.", nil, nil)
+	trackerDesc   = prometheus.NewDesc("capelin_agent_tracker_connected", "Whether the tracker's stream is up.", []string{"tracker"}, nil)
+)
+
+func (c *swarmCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{bytesDesc, peerBytesDesc, connsDesc, joinedDesc, badDesc, blobsDesc, cacheDesc, trackerDesc} {
+		ch <- d
+	}
+}
+
+func (c *swarmCollector) Collect(ch chan<- prometheus.Metric) {
+	put := func(d *prometheus.Desc, t prometheus.ValueType, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, t, v, labels...)
+	}
+	var n swarm.NodeStatus
+	if net := c.a.network.Load(); net != nil {
+		n = net.node.Snapshot()
+	}
+	put(bytesDesc, prometheus.CounterValue, float64(n.Total.Stored), "peer")
+	put(bytesDesc, prometheus.CounterValue, float64(c.a.registryBytes.Load()), "registry")
+	put(peerBytesDesc, prometheus.CounterValue, float64(n.Total.BytesIn), "in")
+	put(peerBytesDesc, prometheus.CounterValue, float64(n.Total.BytesOut), "out")
+	put(connsDesc, prometheus.GaugeValue, float64(len(n.Conns)))
+	put(joinedDesc, prometheus.GaugeValue, float64(len(n.Blobs)))
+	put(badDesc, prometheus.CounterValue, float64(n.Total.Mismatched))
+	u := c.a.disk.Usage()
+	put(blobsDesc, prometheus.GaugeValue, float64(u.Committed), "containerd")
+	put(blobsDesc, prometheus.GaugeValue, float64(u.Cached), "cache")
+	put(cacheDesc, prometheus.GaugeValue, float64(u.CacheBytes))
+	for _, t := range c.a.trackerStatus() {
+		up := 0.0
+		if t.Connected {
+			up = 1
+		}
+		put(trackerDesc, prometheus.GaugeValue, up, t.Address)
+	}
+}

@@ -1,0 +1,137 @@
+package plugin
+
+import (
+	"context"
+
+	"github.com/containerd/log"
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/control/version"
+	"github.com/capelin-io/capelin/swarm"
+	"github.com/capelin-io/capelin/swarm/piece"
+	"github.com/capelin-io/capelin/swarm/wire"
+)
+
+// trackers is a client of the trackers as fetches and the seeder use it, and hands on
+// what it is told.
+type trackers struct {
+	a      *agent
+	node   *swarm.Node
+	client *tracker.Client
+	hashes *lru.Cache[piece.ID, [32]byte] // of sums, as trackers told them
+}
+
+func newTrackers(ctx context.Context, a *agent, node *swarm.Node, advertise string) *trackers {
+	hashes, err := lru.New[piece.ID, [32]byte](4096)
+	if err != nil {
+		panic(err) // only for a size of 0
+	}
+	t := &trackers{a: a, node: node, hashes: hashes}
+	away := map[string]bool{} // OnStatus is called by one goroutine
+	t.client = tracker.New(tracker.Config{
+		Trackers: a.cfg.Trackers,
+		Hello: tracker.Hello{
+			Cluster: a.cfg.Cluster, Node: a.name, Zone: a.cfg.Zone, Addr: advertise,
+			Role: wire.RoleAgent, Software: version.Software(),
+		},
+		OnStatus: func(st tracker.TrackerStatus) {
+			l := log.G(ctx).WithField("tracker", st.Addr)
+			switch {
+			case st.Connected:
+				l.WithField("software", st.Software).Info("tracker connected")
+			case ctx.Err() == nil && !away[st.Addr]: // once, not at each attempt
+				l.WithError(st.Err).Warn("tracker is away")
+			}
+			away[st.Addr] = !st.Connected
+		},
+	}, t)
+	return t
+}
+
+func (t *trackers) Want(id piece.ID, waiting bool) {
+	t.client.Want(id, tracker.Want{Waiting: waiting})
+}
+func (t *trackers) Unwant(id piece.ID)                 { t.client.Unwant(id) }
+func (t *trackers) Partial(id piece.ID)                { t.client.Announce(id, tracker.StatePartial) }
+func (t *trackers) Gone(id piece.ID)                   { t.client.Announce(id, tracker.StateGone) }
+func (t *trackers) LeaseProgress(id piece.ID, n int64) { t.client.LeaseProgress(id, n) }
+func (t *trackers) LeaseDone(id piece.ID, err error)   { t.client.LeaseDone(id, err) }
+
+// Complete announces a whole blob. There is one list of sums that can be proven:
+// if the trackers told of another, it is disproved.
+func (t *trackers) Complete(id piece.ID, h *[32]byte) {
+	if told, ok := t.hashes.Get(id); ok && h != nil && told != *h {
+		t.hashes.Remove(id)
+		t.client.Disproved(id, told)
+	}
+	t.client.AnnounceComplete(id, h)
+}
+
+// Peers implements tracker.Handler, like the methods after it.
+func (t *trackers) Peers(id piece.ID, peers []tracker.Peer) {
+	infos := make([]swarm.PeerInfo, len(peers))
+	for i, p := range peers {
+		infos[i] = swarm.PeerInfo(p)
+	}
+	t.a.fetches.peersFound(id, infos)
+}
+
+func (t *trackers) PeersGone(id piece.ID, nodes []string)  { t.node.RemovePeers(id, nodes) }
+func (t *trackers) Verdict(id piece.ID, v tracker.Verdict) { t.a.fetches.verdict(id, verdicts[v.Kind]) }
+
+func (t *trackers) SumsHash(id piece.ID, hash [32]byte) {
+	t.hashes.Add(id, hash)
+	t.node.SumsHash(id, hash)
+}
+
+var verdicts = map[tracker.VerdictKind]verdict{
+	tracker.Sources: verdictSources, tracker.Lease: verdictLease, tracker.Nobody: verdictNobody,
+	tracker.Wait: verdictWait, tracker.Unreachable: verdictUnreachable,
+}
+
+// Command does what a tracker asks for. Preheat fetches from the swarm into the
+// cache; Report tells what is here of the named blobs.
+func (t *trackers) Command(cmd *trackerpb.Command) {
+	r := &trackerpb.CommandResult{Id: cmd.GetId()}
+	switch k := cmd.GetKind().(type) {
+	case *trackerpb.Command_Preheat:
+		r.Supported = true
+		for i, b := range k.Preheat.GetBlobs() {
+			if id, err := b.ID(); err == nil && !t.a.fetches.prefetch(id, i) {
+				r.Error = "some blobs were left out: too many are fetched already"
+			}
+		}
+	case *trackerpb.Command_Report:
+		r.Supported = len(k.Report.GetBlobs()) > 0
+		for _, b := range k.Report.GetBlobs() {
+			id, err := b.ID()
+			if err != nil {
+				continue
+			}
+			st := trackerpb.State_STATE_GONE
+			if t.a.disk.Whole(id) {
+				st = trackerpb.State_STATE_COMPLETE
+			}
+			r.Blobs = append(r.Blobs, &trackerpb.Announce{Blob: b, State: st})
+		}
+	}
+	t.client.Result(r)
+}
+
+func (a *agent) trackerStatus() []TrackerStatus {
+	out := []TrackerStatus{}
+	n := a.network.Load()
+	if n == nil || n.trackers == nil {
+		return out
+	}
+	for _, st := range n.trackers.client.Status() {
+		s := TrackerStatus{Address: st.Addr, Connected: st.Connected}
+		if st.Err != nil {
+			s.Error = st.Err.Error()
+		}
+		out = append(out, s)
+	}
+	return out
+}
