@@ -1,0 +1,112 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/plugin"
+)
+
+func init() { roles = append(roles, statusCommand) }
+
+func statusCommand() *cobra.Command {
+	var admin, path string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what the agent on this node does",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if admin == "" {
+				cfg, _, err := agentConfig(path)
+				if err != nil {
+					return err
+				}
+				admin = cfg.Admin
+			}
+			st, err := plugin.FetchStatus(cmd.Context(), admin)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(st)
+			}
+			return printStatus(cmd.OutOrStdout(), st, time.Now())
+		},
+	}
+	cmd.Flags().StringVar(&admin, "socket", "", "admin socket of the agent (default: the configuration's)")
+	cmd.Flags().StringVarP(&path, "config", "c", "", "configuration file of the agent (default "+agentConfigPath+", if it exists)")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print everything, as JSON")
+	return cmd
+}
+
+func printStatus(w io.Writer, st plugin.Status, now time.Time) error {
+	size := func(n int64) string {
+		switch {
+		case n >= 1<<30:
+			return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30))
+		case n >= 1<<20:
+			return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+		case n >= 1<<10:
+			return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+		}
+		return config.Bytes(n).String()
+	}
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	zone := ""
+	if st.Zone != "" {
+		zone = ", zone " + st.Zone
+	}
+	fmt.Fprintf(t, "node\t%s in cluster %s%s, at %s\n", st.Node, st.Cluster, zone, st.Advertise)
+	fmt.Fprintf(t, "agent\t%s, up %s", st.Version, now.Sub(st.Started).Round(time.Second))
+	if st.Stopping {
+		fmt.Fprint(t, ", stopping")
+	}
+	fmt.Fprintf(t, "\nstore\t%d blobs of containerd's, %d cached (%s), in %s\n", st.Store.Committed, st.Store.Cached, size(st.Store.CacheBytes), st.Root)
+	fmt.Fprintf(t, "bytes\t%s from peers, %s from the registry, %s to peers\n", size(st.Bytes.FromPeers), size(st.Bytes.FromRegistry), size(st.Bytes.ToPeers))
+	for _, tr := range st.Trackers {
+		state := "connected"
+		if !tr.Connected {
+			state = "away: " + tr.Error
+		}
+		fmt.Fprintf(t, "tracker\t%s %s\n", tr.Address, state)
+	}
+	if len(st.Trackers) == 0 {
+		fmt.Fprint(t, "tracker\tnone\n")
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if len(st.Peers) > 0 {
+		fmt.Fprintln(w)
+		fmt.Fprintln(t, "PEER\tADDRESS\tRECEIVED\tSENT\tFOR")
+		for _, p := range st.Peers {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", p.Node, p.Address, size(p.BytesIn), size(p.BytesOut), now.Sub(p.Since).Round(time.Second))
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+	}
+	if len(st.Blobs) > 0 {
+		fmt.Fprintln(w)
+		fmt.Fprintln(t, "BLOB\tSTATE\tVERIFIED\tSIZE\tPEERS\tFROM PEERS\tFROM REGISTRY\tTO PEERS")
+		for _, b := range st.Blobs {
+			state := b.State
+			if b.Lease {
+				state += " (lease)"
+			}
+			fmt.Fprintf(t, "%.19s\t%s\t%d%%\t%s\t%d\t%s\t%s\t%s\n", b.Digest, state, 100*b.Verified/max(b.Size, 1), size(b.Size),
+				b.Peers, size(b.FromPeers), size(b.FromRegistry), size(b.ToPeers))
+		}
+		return t.Flush()
+	}
+	return nil
+}
