@@ -1,0 +1,107 @@
+# `make` lists the targets. Linux only: network namespaces, overlayfs and containerd are what this is about.
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X github.com/capelin-io/capelin/control/version.version=$(VERSION)
+GOBUILD  := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+FUZZTIME ?= 10s
+BENCH    ?= .
+RUN      ?= .
+
+I := integration
+B := $(I)/bin
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+.DEFAULT_GOAL := help
+
+.PHONY: build
+build: ## bin/capelin for this machine, and bin/linux-amd64/ and bin/linux-arm64/
+	GOARCH=amd64 $(GOBUILD) -o bin/linux-amd64/capelin .
+	GOARCH=arm64 $(GOBUILD) -o bin/linux-arm64/capelin .
+	ln -sf linux-$$($(GO) env GOHOSTARCH)/capelin bin/capelin
+
+.PHONY: demo
+demo: ## three containerd nodes pull one image through the swarm, on this machine (root)
+	@$(I)/prepare.sh demo
+	@$(MAKE) -s --no-print-directory $(B)/capelin $(B)/2.4/containerd $(B)/registry
+	@cd $(I) && $(GO) build -trimpath -o bin/demo ./cmd/demo
+	@$(B)/demo
+
+.PHONY: test
+test: unit integration ## unit tests and integration tests (root)
+
+.PHONY: unit
+unit: ## unit tests of the module
+	$(GO) vet ./...
+	$(GO) test -timeout 5m ./...
+
+.PHONY: integration
+integration: ## tests against real containerds and a real registry (root); RUN=regexp chooses
+	@$(I)/prepare.sh test
+	@$(MAKE) -s --no-print-directory tools $(B)/capelin
+	cd $(I) && $(GO) vet ./... && $(GO) test -timeout 20m -count 1 -run '$(RUN)' ./...
+
+.PHONY: race
+race: ## unit tests under the race detector
+	$(GO) test -race -timeout 15m ./...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	@set -e; for p in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    echo "$$p $$f"; $(GO) test -timeout 10m -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p; \
+	  done; done
+
+.PHONY: bench
+bench: ## benchmarks; BENCH=regexp chooses
+	$(GO) test -timeout 20m -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+.PHONY: benchcmp
+benchcmp: ## benchmarks of this tree against those of BASE (a commit), ten runs each
+	@test -n "$(BASE)" || { echo "usage: make benchcmp BASE=<commit> [BENCH=regexp]"; exit 2; }
+	$(I)/benchcmp.sh '$(BASE)' '$(BENCH)'
+
+.PHONY: lint
+lint: $(B)/golangci-lint ## gofmt, go vet, staticcheck and others, on both modules
+	$(B)/golangci-lint run ./...
+	cd $(I) && bin/golangci-lint run --config ../.golangci.yml ./...
+
+.PHONY: proto
+proto: ## regenerate control/trackerpb (needs protoc)
+	@command -v protoc >/dev/null || { echo "make proto needs protoc (Debian: protobuf-compiler)"; exit 1; }
+	control/trackerpb/generate.sh
+
+# Tools are modules of their own, so that each containerd is built with exactly
+# the dependencies that it was released with.
+CTRTAGS := no_btrfs no_zfs no_devmapper
+
+.PHONY: tools
+tools: $(B)/2.1/containerd $(B)/2.2/containerd $(B)/2.3/containerd $(B)/2.4/containerd $(B)/registry ## pinned containerds, ctr, shim and registry into integration/bin
+
+$(B)/%/containerd: $(I)/tools/containerd-%/go.mod
+	@echo "building containerd $$(sed -n 's,.*containerd/containerd/v2 v\([0-9.]*\).*,\1,p' $<) (once, a minute or two)"
+	@mkdir -p $(@D)
+	@cd $(<D) && for c in $$(sed -n 's,^\(tool \|\t\)\(github.com/.*/cmd/[a-z0-9-]*\)$$,\2,p' go.mod); do \
+	  CGO_ENABLED=0 $(GO) build -trimpath -tags '$(CTRTAGS)' -ldflags '-s -w' -o ../../bin/$*/ $$c || exit 1; done
+	@test -x $@ && touch $@
+
+$(B)/registry: $(I)/tools/registry/go.mod
+	@echo "building the registry (once)"
+	@cd $(<D) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/registry github.com/distribution/distribution/v3/cmd/registry
+	@touch $@
+
+$(B)/golangci-lint: $(I)/tools/lint/go.mod
+	@echo "building golangci-lint (once, a few minutes)"
+	@cd $(<D) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@touch $@
+
+# Always: go decides whether anything changed.
+.PHONY: $(B)/capelin
+$(B)/capelin:
+	$(GOBUILD) -o $@ .
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin $(B)

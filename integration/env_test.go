@@ -1,0 +1,137 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/capelin-io/capelin/integration/harness"
+)
+
+// env is a cluster with a registry and a tracker.
+type env struct {
+	ctx     context.Context
+	c       *harness.Cluster
+	reg     *harness.Registry
+	tracker *harness.Tracker
+	seeds   uint64
+}
+
+func newEnv(t *testing.T, limit time.Duration) *env {
+	t.Helper()
+	ctx, c := newCluster(t, limit)
+	e := &env{ctx: ctx, c: c, reg: newRegistry(ctx, t, c), seeds: 100}
+	e.tracker = get(c.NewTracker(ctx, "tracker", nil))(t)
+	return e
+}
+
+// image makes one that no other test of the cluster has, and pushes it.
+func (e *env) image(t *testing.T, repo string, o harness.ImageOptions) (*harness.Image, string) {
+	t.Helper()
+	if o.Seed == 0 {
+		e.seeds++
+		o.Seed = e.seeds
+	}
+	return pushImage(e.ctx, t, e.c, e.reg, repo+":1", o)
+}
+
+// node makes a node and starts it. It goes when the test or subtest ends well;
+// otherwise it stays for the report.
+func (e *env) node(t *testing.T, name string, o harness.NodeOptions) *harness.Node {
+	t.Helper()
+	n := e.stopped(t, name, o)
+	must(t, n.Start(e.ctx))
+	return n
+}
+
+// stopped is a node that was not started.
+func (e *env) stopped(t *testing.T, name string, o harness.NodeOptions) *harness.Node {
+	t.Helper()
+	if o.Registries == nil {
+		o.Registries = []string{e.reg.Addr}
+	}
+	if o.Trackers == nil {
+		o.Trackers = []string{e.tracker.Listen}
+	}
+	o.Agent = maps.Clone(o.Agent)
+	n := get(e.c.NewNode(name, o))(t)
+	t.Cleanup(func() {
+		if !t.Failed() {
+			must(t, e.c.Remove(n))
+		}
+	})
+	return n
+}
+
+// noBlobs fails if the node asked the registry for any of the image's blobs.
+func (e *env) noBlobs(t *testing.T, n *harness.Node, img *harness.Image) {
+	t.Helper()
+	for _, r := range e.reg.Blobs(append([]string{img.Config}, img.Layers...)...) {
+		if r.Client == n.Name {
+			t.Errorf("a blob that the swarm has was requested: %v", r)
+		}
+	}
+}
+
+// upstream returns the bytes that the registry sent of an image's layers, to all.
+func (e *env) upstream(img *harness.Image) (total int64) {
+	for _, r := range e.reg.Blobs(img.Layers...) {
+		total += r.Bytes
+	}
+	return total
+}
+
+// once fails unless the registry sent each layer exactly once.
+func (e *env) once(t *testing.T, img *harness.Image) {
+	t.Helper()
+	sent := e.reg.BlobBytes()
+	for i, d := range img.Layers {
+		if sent[d] != img.Sizes[i] {
+			t.Errorf("the registry sent %d bytes of layer %d, which has %d: %v", sent[d], i, img.Sizes[i], e.reg.Blobs(d))
+		}
+	}
+}
+
+// check fails unless the unpacked image is right.
+func (e *env) check(t *testing.T, n *harness.Node, ref string, img *harness.Image) {
+	t.Helper()
+	if err := n.CheckImage(e.ctx, harness.K8s, ref, img); err != nil {
+		t.Errorf("%s: %v", n.Name, err)
+	}
+}
+
+// poll waits until f reports true, for what no daemon tells by an event.
+func (e *env) poll(t *testing.T, what string, within time.Duration, f func() bool) {
+	t.Helper()
+	must(t, e.await(what, within, f))
+}
+
+func (e *env) await(what string, within time.Duration, f func() bool) error {
+	ctx, cancel := context.WithTimeout(e.ctx, within)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !f() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%s: not within %v", what, within)
+		}
+	}
+	return nil
+}
+
+// do runs f in the background; the function it returns waits for f's result.
+func do[T any](f func() T) func() T {
+	c := make(chan T, 1)
+	go func() { c <- f() }()
+	return func() T { return <-c }
+}
+
+func quote(s string) string { return fmt.Sprintf("%q", s) }
+
+func syncDisk() { unix.Sync() }

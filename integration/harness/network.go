@@ -1,0 +1,152 @@
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The cluster's network: 198.18.0.0/24 (RFC 2544: for tests, routed nowhere) on
+// a bridge in the namespace of the host called "switch", which has .1.
+const (
+	switchAddr = "198.18.0.1"
+	subnetFmt  = "198.18.0.%d"
+)
+
+// setupSwitch makes the bridge in the switch's namespace.
+func setupSwitch(sw *Host) error {
+	h, err := netlink.NewHandleAt(sw.net)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	br := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
+	br.Name = "br0"
+	// One of its own: otherwise a bridge takes the lowest of its ports' addresses,
+	// and who has cached the old one is deaf for twenty seconds when a host comes or goes.
+	br.HardwareAddr = net.HardwareAddr{0x02, 0xca, 0xbe, 0, 0, 1}
+	if err := h.LinkAdd(br); err != nil {
+		return fmt.Errorf("adding a bridge: %w", err)
+	}
+	if err := addAddr(h, br, switchAddr); err != nil {
+		return err
+	}
+	sw.Addr = switchAddr
+	return upLo(h)
+}
+
+// plug connects a host to the switch as number n (2 to 254).
+func plug(sw, host *Host, n int) error {
+	h, err := netlink.NewHandleAt(sw.net)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	host.Addr = fmt.Sprintf(subnetFmt, n)
+	host.veth = fmt.Sprintf("veth%d", n)
+	v := &netlink.Veth{LinkAttrs: netlink.NewLinkAttrs(), PeerName: "eth0", PeerNamespace: netlink.NsFd(int(host.net))}
+	v.Name = host.veth
+	if err := h.LinkAdd(v); err != nil {
+		return fmt.Errorf("adding %s: %w", v.Name, err)
+	}
+	br, err := h.LinkByName("br0")
+	if err != nil {
+		return err
+	}
+	if err := h.LinkSetMaster(v, br); err != nil {
+		return err
+	}
+	if err := h.LinkSetUp(v); err != nil {
+		return err
+	}
+	hh, err := netlink.NewHandleAt(host.net)
+	if err != nil {
+		return err
+	}
+	defer hh.Close()
+	eth, err := hh.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	if err := addAddr(hh, eth, host.Addr); err != nil {
+		return err
+	}
+	return upLo(hh)
+}
+
+func addAddr(h *netlink.Handle, l netlink.Link, addr string) error {
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(addr).To4(), Mask: net.CIDRMask(24, 32)}}
+	if err := h.AddrAdd(l, a); err != nil {
+		return fmt.Errorf("giving %s the address %s: %w", l.Attrs().Name, addr, err)
+	}
+	return h.LinkSetUp(l)
+}
+
+func upLo(h *netlink.Handle) error {
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return h.LinkSetUp(lo)
+}
+
+// Shape limits what the host sends and receives, each to rate bytes per second;
+// 0 lifts the limits.
+func (c *Cluster) Shape(host *Host, rate int64) error {
+	for _, end := range []struct {
+		host *Host
+		link string
+	}{{host, "eth0"}, {c.Switch, host.veth}} {
+		h, err := netlink.NewHandleAt(end.host.net)
+		if err != nil {
+			return err
+		}
+		err = tbf(h, end.link, rate)
+		h.Close()
+		if err != nil {
+			return fmt.Errorf("limiting %s of %s: %w", end.link, end.host.Name, err)
+		}
+	}
+	return nil
+}
+
+func tbf(h *netlink.Handle, link string, rate int64) error {
+	l, err := h.LinkByName(link)
+	if err != nil {
+		return err
+	}
+	q := &netlink.Tbf{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
+	}
+	if rate == 0 {
+		if err := h.QdiscDel(q); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+		return nil
+	}
+	burst := max(rate/50, 128<<10) // 20 ms, and more than one segment of offloaded TCP
+	q.Rate = uint64(rate)
+	q.Limit = uint32(burst + rate/10)
+	q.Buffer = netlink.Xmittime(uint64(rate), uint32(burst))
+	return h.QdiscReplace(q)
+}
+
+// SetLink takes the host's cable out (up false) or puts it back.
+func (c *Cluster) SetLink(host *Host, up bool) error {
+	h, err := netlink.NewHandleAt(c.Switch.net)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, err := h.LinkByName(host.veth)
+	if err != nil {
+		return err
+	}
+	if up {
+		return h.LinkSetUp(l)
+	}
+	return h.LinkSetDown(l)
+}

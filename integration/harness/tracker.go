@@ -1,0 +1,76 @@
+package harness
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Tracker is a `capelin trackerd` on a host of its own.
+type Tracker struct {
+	*Host
+	Listen string // host:port that agents use
+
+	keys map[string]string
+	proc *Process
+}
+
+// NewTracker makes a host and starts a tracker on it. keys are more of its
+// configuration, as TOML values.
+func (c *Cluster) NewTracker(ctx context.Context, name string, keys map[string]string) (*Tracker, error) {
+	h, err := c.NewHost(name)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tracker{Host: h, Listen: h.Addr + ":7470", keys: keys}
+	return t, t.Start(ctx)
+}
+
+// Start starts it, again after a Kill or Stop, and waits until it listens.
+func (t *Tracker) Start(ctx context.Context) error {
+	bin, err := Built("capelin")
+	if err != nil {
+		return err
+	}
+	keys := map[string]string{
+		"listen":  fmt.Sprintf("%q", t.Listen),
+		"metrics": fmt.Sprintf("%q", t.Addr+":7471"),
+		// No other agents are about to reconnect to a tracker that was just started.
+		"lease.warmup": `"0s"`,
+	}
+	for k, v := range t.keys {
+		keys[k] = v
+	}
+	var lines []string
+	for k, v := range keys {
+		lines = append(lines, k+" = "+v+"\n")
+	}
+	slices.Sort(lines)
+	config := filepath.Join(t.Dir, "trackerd.toml")
+	if err := os.WriteFile(config, []byte(strings.Join(lines, "")), 0o644); err != nil {
+		return err
+	}
+	t.proc, err = t.Host.Start("trackerd", nil, nil, bin, "trackerd", "--config", config)
+	if err != nil {
+		return err
+	}
+	return t.proc.await(ctx, func(ctx context.Context) error {
+		var conn net.Conn
+		conn, err := t.DialContext(ctx, "tcp", t.Listen)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+}
+
+// Kill ends it with SIGKILL; Stop with SIGTERM.
+func (t *Tracker) Kill() { t.proc.Kill() }
+
+// Stop ends it with SIGTERM.
+func (t *Tracker) Stop() error { return t.proc.Stop(10 * time.Second) }
