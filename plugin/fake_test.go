@@ -275,11 +275,12 @@ type fakeFinder struct {
 
 	mu      sync.Mutex
 	answers map[piece.ID]verdict // to a waiting want; others get none
+	asks    map[piece.ID]uint64  // the last one's
 	log     []string
 }
 
 func newFakeFinder(fs *fetches) *fakeFinder {
-	return &fakeFinder{fs: fs, answers: map[piece.ID]verdict{}}
+	return &fakeFinder{fs: fs, answers: map[piece.ID]verdict{}, asks: map[piece.ID]uint64{}}
 }
 
 func (f *fakeFinder) say(format string, args ...any) {
@@ -297,14 +298,23 @@ func (f *fakeFinder) events() []string {
 	return log
 }
 
-func (f *fakeFinder) Want(id piece.ID, waiting bool) {
+func (f *fakeFinder) Want(id piece.ID, waiting bool, ask uint64) {
 	f.say("want %t", waiting)
 	f.mu.Lock()
 	v, ok := f.answers[id]
+	f.asks[id] = ask
 	f.mu.Unlock()
 	if ok && waiting {
-		go f.fs.verdict(id, v) // as the client does: from another goroutine
+		go f.fs.verdict(id, ask, v) // as the client does: from another goroutine
 	}
+}
+
+// tell answers the last want once more.
+func (f *fakeFinder) tell(id piece.ID, v verdict) {
+	f.mu.Lock()
+	ask := f.asks[id]
+	f.mu.Unlock()
+	f.fs.verdict(id, ask, v)
 }
 func (f *fakeFinder) Unwant(piece.ID)               { f.say("unwant") }
 func (f *fakeFinder) Partial(piece.ID)              { f.say("partial") }

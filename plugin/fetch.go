@@ -69,7 +69,8 @@ type joinAs struct {
 
 // finder is the trackers. Its answers arrive at fetches.verdict and peersFound.
 type finder interface {
-	Want(id piece.ID, waiting bool)
+	// Want asks; the verdicts that answer it carry ask.
+	Want(id piece.ID, waiting bool, ask uint64)
 	Unwant(id piece.ID)
 	Partial(id piece.ID)
 	Gone(id piece.ID)
@@ -110,6 +111,7 @@ type fetches struct {
 	finder   finder // nil until the trackers' client is up, and if there are none
 	up       bool   // connect was called
 	draining bool
+	asks     uint64 // Wants so far, of all fetches
 	// noRange holds blobs of which a session was told to continue at N > 0 and
 	// brought nothing: the registry may not serve ranges (DESIGN 6.8).
 	noRange *lru.Cache[piece.ID, struct{}]
@@ -257,8 +259,8 @@ func (fs *fetches) lookup(id piece.ID) *fetch {
 	return fs.live[id]
 }
 
-// verdict tells what the trackers found out.
-func (fs *fetches) verdict(id piece.ID, v verdict) {
+// verdict tells what the trackers found out for the Want that was called with ask.
+func (fs *fetches) verdict(id piece.ID, ask uint64, v verdict) {
 	f := fs.lookup(id)
 	if f == nil {
 		if _, finder, _ := fs.env(); v == verdictLease && finder != nil {
@@ -267,10 +269,13 @@ func (fs *fetches) verdict(id piece.ID, v verdict) {
 		return
 	}
 	f.mu.Lock()
-	if v == verdictLease {
-		f.lease = true
+	// An answer to an earlier Want crossed with this one: «nobody», said while no
+	// session waited, would send one to the registry that was about to get a source.
+	// Trackers answer each Want, a lease that stands included.
+	if ask == f.ask {
+		f.verdict = v
+		f.lease = f.lease || v == verdictLease
 	}
-	f.verdict = v
 	f.mu.Unlock()
 	f.kick()
 }
@@ -332,6 +337,7 @@ type fetch struct {
 	lease         bool // granted, and not given to a session yet
 	leaseHeld     bool // a session has it
 	asked         time.Time
+	ask           uint64           // of the last Want; only answers to that count
 	reask         bool             // the trackers' answer is used up
 	found         []swarm.PeerInfo // named by trackers and not handed to the swarm yet
 
@@ -730,7 +736,12 @@ func (f *fetch) tell(finder finder, want wanted, again bool) {
 	if want == wantNothing {
 		finder.Unwant(f.id)
 	} else {
+		f.fs.mu.Lock()
+		f.fs.asks++
+		ask := f.fs.asks
+		f.fs.mu.Unlock()
 		f.mu.Lock()
+		f.ask = ask
 		// What was said to somebody who was not waiting may change: a waiting
 		// one can be granted a lease.
 		if f.verdict != verdictSources {
@@ -738,7 +749,7 @@ func (f *fetch) tell(finder finder, want wanted, again bool) {
 		}
 		f.asked = time.Now()
 		f.mu.Unlock()
-		finder.Want(f.id, want == wantWaiting)
+		finder.Want(f.id, want == wantWaiting, ask)
 	}
 	f.wants = want
 }

@@ -238,10 +238,10 @@ func TestFetchLeaseTooLate(t *testing.T) {
 		if !errors.Is(g.err, context.Canceled) {
 			t.Errorf("cancelled: %v", g.err)
 		}
-		w.fs.verdict(w.id, verdictLease)
+		w.finder.tell(w.id, verdictLease)
 		g.f.release()
 		synctest.Wait()
-		w.fs.verdict(w.id, verdictLease) // and when the fetch is gone
+		w.finder.tell(w.id, verdictLease) // and when the fetch is gone
 		if n := w.fs.count(); n != 0 {
 			t.Errorf("%d fetches left", n)
 		}
@@ -260,7 +260,32 @@ func TestFetchSourceGoes(t *testing.T) {
 		w.finder.answers[w.id] = verdictSources
 		ch := w.wait(w.Context())
 		time.Sleep(time.Second)
-		w.fs.verdict(w.id, verdictNobody)
+		w.finder.tell(w.id, verdictNobody)
+		g := <-ch
+		w.want(g, 0, time.Second)
+		g.f.endWriting(false, false, errNotWritten)
+		g.f.release()
+	})
+}
+
+// «Nobody», which answers the Want of a prefetch, crosses with the Want of a
+// session that waits, and must not send it to the registry: the session's own
+// answer may be a source.
+func TestFetchAnswersCross(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		if !w.fs.prefetch(w.id, 0) {
+			t.Fatal("not prefetched")
+		}
+		synctest.Wait()
+		w.finder.mu.Lock()
+		old := w.finder.asks[w.id]
+		w.finder.mu.Unlock()
+		ch := w.wait(w.Context())
+		synctest.Wait()
+		w.fs.verdict(w.id, old, verdictNobody)
+		w.finder.tell(w.id, verdictSources)
+		time.Sleep(time.Second)
+		w.finder.tell(w.id, verdictNobody)
 		g := <-ch
 		w.want(g, 0, time.Second)
 		g.f.endWriting(false, false, errNotWritten)

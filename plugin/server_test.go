@@ -62,7 +62,7 @@ func newServer(t testing.TB, o serverOptions) *server {
 		AuthorizeBlob: o.authorizeBlob, Find: 10 * time.Second, Stall: o.stall, Prefetch: time.Minute, MaxPrefetch: 8,
 	}, d)
 	ob.fs = s.fs
-	s.swarm = &script{ctx: ctx, store: store, fs: s.fs, blobs: map[piece.ID]*scripted{}}
+	s.swarm = &script{ctx: ctx, store: store, fs: s.fs, blobs: map[piece.ID]*scripted{}, asks: map[piece.ID]uint64{}}
 	s.fs.connect(s.swarm, s.swarm)
 	im := newImages(s.fs, store)
 	var visible ctrdcontent.Store = store
@@ -162,7 +162,8 @@ type script struct {
 
 	mu    sync.Mutex
 	blobs map[piece.ID]*scripted
-	asked []piece.ID // wanted of the swarm, in order
+	asks  map[piece.ID]uint64 // the last one's
+	asked []piece.ID          // wanted of the swarm, in order
 }
 
 type scripted struct {
@@ -228,7 +229,10 @@ func (s *script) deliver(id piece.ID, b *scripted) error {
 		}
 	}
 	if b.pieces < id.Pieces() {
-		s.fs.verdict(id, verdictNobody)
+		s.mu.Lock()
+		ask := s.asks[id]
+		s.mu.Unlock()
+		s.fs.verdict(id, ask, verdictNobody)
 	}
 	return nil
 }
@@ -238,16 +242,17 @@ func (s *script) AddPeers(piece.ID, []swarm.PeerInfo)      {}
 func (s *script) Proven(piece.ID)                          {}
 func (s *script) Status(piece.ID) (swarm.BlobStatus, bool) { return swarm.BlobStatus{}, true }
 
-func (s *script) Want(id piece.ID, waiting bool) {
+func (s *script) Want(id piece.ID, waiting bool, ask uint64) {
 	s.mu.Lock()
 	b := s.blobs[id]
+	s.asks[id] = ask
 	s.mu.Unlock()
 	v := verdictNobody
 	if b != nil && !s.delivered(id, b) {
 		v = verdictSources
 	}
 	if waiting {
-		s.wg.Go(func() { s.fs.verdict(id, v) })
+		s.wg.Go(func() { s.fs.verdict(id, ask, v) })
 	}
 }
 

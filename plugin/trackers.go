@@ -50,8 +50,8 @@ func newTrackers(ctx context.Context, a *agent, node *swarm.Node, advertise stri
 	return t
 }
 
-func (t *trackers) Want(id piece.ID, waiting bool) {
-	t.client.Want(id, tracker.Want{Waiting: waiting})
+func (t *trackers) Want(id piece.ID, waiting bool, ask uint64) {
+	t.client.Want(id, tracker.Want{Waiting: waiting, Tag: ask})
 }
 func (t *trackers) Unwant(id piece.ID)                 { t.client.Unwant(id) }
 func (t *trackers) Partial(id piece.ID)                { t.client.Announce(id, tracker.StatePartial) }
@@ -78,8 +78,11 @@ func (t *trackers) Peers(id piece.ID, peers []tracker.Peer) {
 	t.a.fetches.peersFound(id, infos)
 }
 
-func (t *trackers) PeersGone(id piece.ID, nodes []string)  { t.node.RemovePeers(id, nodes) }
-func (t *trackers) Verdict(id piece.ID, v tracker.Verdict) { t.a.fetches.verdict(id, verdicts[v.Kind]) }
+func (t *trackers) PeersGone(id piece.ID, nodes []string) { t.node.RemovePeers(id, nodes) }
+
+func (t *trackers) Verdict(id piece.ID, v tracker.Verdict) {
+	t.a.fetches.verdict(id, v.Tag, verdicts[v.Kind])
+}
 
 func (t *trackers) SumsHash(id piece.ID, hash [32]byte) {
 	t.hashes.Add(id, hash)

@@ -89,9 +89,10 @@ type Handler interface {
 type Verdict struct {
 	Kind  VerdictKind
 	Retry time.Duration // with Wait: the next verdict comes within about this
-	// Waiting is the Want's that this answers: one with Waiting false may have been
-	// on its way while Want was called again with true.
+	// Waiting and Tag are the Want's that this answers. It may have been on its way
+	// while Want was called again; the answer to that one follows.
 	Waiting bool
+	Tag     uint64
 }
 
 // VerdictKind says which.
@@ -138,6 +139,8 @@ type Want struct {
 	// Waiting: a client of containerd's is blocked on it, and would fetch it from
 	// upstream if told to: the node may be granted a lease.
 	Waiting bool
+	// Tag is the caller's own, to tell by it what a Verdict answers.
+	Tag uint64
 }
 
 // TrackerStatus is the state of the stream to one tracker.

@@ -63,7 +63,7 @@ func (c *Client) merge(b *blob, now time.Time) (next time.Time) {
 			}
 		}
 	}
-	v := Verdict{Waiting: w.Waiting}
+	v := Verdict{Waiting: w.Waiting, Tag: w.Tag}
 	switch {
 	case lease || w.lease || b.lease != nil && w.verdict.Kind == Lease:
 		v.Kind = Lease
