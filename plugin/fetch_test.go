@@ -283,6 +283,7 @@ func TestFetchAnswersCross(t *testing.T) {
 		ch := w.wait(w.Context())
 		synctest.Wait()
 		w.fs.verdict(w.id, old, verdictNobody)
+		synctest.Wait()
 		w.finder.tell(w.id, verdictSources)
 		time.Sleep(time.Second)
 		w.finder.tell(w.id, verdictNobody)
