@@ -1,0 +1,35 @@
+package index
+
+import (
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Tag is a name for a manifest in a repository, which may move (DESIGN 9).
+type Tag struct {
+	Repository string `json:"repository"`
+	Name       string `json:"name"`
+	// Descriptor is of the manifest: media type, digest and size.
+	Descriptor ocispec.Descriptor `json:"descriptor"`
+	// Revision grows by one with each write of the tag, deletions included.
+	Revision uint64 `json:"revision"`
+	// Cluster wrote this revision.
+	Cluster string    `json:"cluster"`
+	Updated time.Time `json:"updated"`
+	// Previous are the digests that it had before, the latest first, at most 16.
+	Previous []digest.Digest `json:"previous,omitempty"`
+}
+
+// Manifest is a manifest or index that a repository has. The bytes are a blob at
+// the origins.
+type Manifest struct {
+	Descriptor   ocispec.Descriptor  `json:"descriptor"` // media type, digest, size
+	ArtifactType string              `json:"artifactType,omitempty"`
+	Annotations  map[string]string   `json:"annotations,omitempty"`
+	Subject      *ocispec.Descriptor `json:"subject,omitempty"`
+	// Blobs and Manifests are what it refers to, the subject excepted.
+	Blobs     []ocispec.Descriptor `json:"blobs,omitempty"`
+	Manifests []ocispec.Descriptor `json:"manifests,omitempty"`
+}
