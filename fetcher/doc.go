@@ -4,7 +4,8 @@
 // Start from [Backend], the contract that every storage fulfils, and
 // fetchertest.Run, the suite that holds them to it. The backends are packages
 // below this one: fetcher/file (a directory) and fetcher/registry (another OCI
-// registry, read only).
+// registry, read only). Package fetcher/backends makes them of a daemon's
+// configuration, and finds the one that a namespace belongs to.
 //
 // A backend holds objects: bytes under a key. Keys are paths of elements
 // separated by "/" (see [CheckKey]). What has a digest is an object whose key
@@ -19,7 +20,8 @@
 // 5xx, a timeout) is [errdefs.ErrUnavailable]; a refusal is
 // [errdefs.ErrPermissionDenied] or [errdefs.ErrUnauthenticated]; what the backend
 // cannot do is [errdefs.ErrNotImplemented]; a lost compare-and-swap is
-// [errdefs.ErrConflict].
+// [errdefs.ErrConflict]; a storage that is full is [errdefs.ErrResourceExhausted].
+// The end of a context is its own error, wrapped.
 //
 // # Concurrency
 //

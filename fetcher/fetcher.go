@@ -2,6 +2,8 @@ package fetcher
 
 import (
 	"context"
+	_ "crypto/sha256" // digests need both
+	_ "crypto/sha512"
 	"fmt"
 	"io"
 	"strings"
@@ -23,15 +25,17 @@ type Backend interface {
 	Stat(ctx context.Context, key string) (Info, error)
 
 	// Open reads n bytes of an object from off on; a negative n: to its end. Info
-	// is the whole object's. A range that is beyond the end is cut; an off that is
-	// beyond it, or negative, is errdefs.ErrOutOfRange. The reader returns
-	// io.ErrUnexpectedEOF if it ends early. ctx governs the reader, too.
+	// is the whole object's. A range that goes beyond the end is cut; an off that is
+	// beyond it, or negative, is errdefs.ErrOutOfRange, and off = size reads nothing.
+	// The reader returns an error that is io.ErrUnexpectedEOF if it ends early, and
+	// never bytes of two versions. ctx governs the reader, too. Whoever opens closes.
 	Open(ctx context.Context, key string, off, n int64) (io.ReadCloser, Info, error)
 
 	// Write stores an object of size bytes (negative: unknown) from r, replacing
 	// what is there. It is all or nothing: nobody sees a part of it, and after an
-	// error, a short or long r included, what was there before is there still. It
-	// is durable when Write returns.
+	// error, a short or long r included (errdefs.ErrInvalidArgument), what was there
+	// before is there still. An error of r is wrapped. Write is durable when it
+	// returns. It ends with ctx as soon as r returns from Read.
 	Write(ctx context.Context, key string, size int64, r io.Reader) (Info, error)
 
 	// WriteIf stores a small object if what is there has this Info.Version; "":
@@ -101,6 +105,10 @@ const MaxKey = 1024
 // CheckKey reports what is wrong with a key, as errdefs.ErrInvalidArgument: it is
 // 1 to MaxKey bytes, of elements of 1 to 200 bytes each that are not "." or ".."
 // and have no byte below 0x21, no 0x7f and no "\".
+//
+// What no check of one key can see: no key is another one with "/…" after it,
+// because a directory cannot hold an object and objects below it by one name.
+// fetcher/file refuses such a write.
 func CheckKey(key string) error {
 	bad := func(why string) error {
 		return fmt.Errorf("key %q %s: %w", key, why, errdefs.ErrInvalidArgument)

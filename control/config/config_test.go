@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,7 +27,25 @@ type sample struct {
 			X int `toml:"x" comment:"X."`
 		} `toml:"deep" comment:"Deep."`
 	} `toml:"limits" comment:"Limits of bandwidth."`
-	Hidden func() `toml:"-"`
+	Stores []store `toml:"store" comment:"Stores, of which there may be any number. This comment is long enough to be wrapped into two lines at least."`
+	Hidden func()  `toml:"-"`
+}
+
+type store struct {
+	Name  string   `toml:"name" comment:"Its name. This comment, too, is long enough to be wrapped into two lines in the example."`
+	Wait  Duration `toml:"wait" comment:"Its wait."`
+	Where struct {
+		Path string `toml:"path" comment:"Its path."`
+	} `toml:"where" comment:"Where it is."`
+	Parts []struct {
+		N int `toml:"n" comment:"A number."`
+	} `toml:"part" comment:"Its parts."`
+}
+
+func (store) Example() any {
+	s := store{Name: "main", Wait: Duration(time.Second)}
+	s.Where.Path = "/x"
+	return s
 }
 
 func (s *sample) Validate() error {
@@ -42,6 +61,20 @@ func (s *sample) Validate() error {
 	}
 	if s.Ratio > 1 {
 		errs = append(errs, errors.New("no key"))
+	}
+	for i, st := range s.Stores {
+		key := fmt.Sprintf("store[%d].", i)
+		if st.Name == "" {
+			errs = append(errs, Invalid(key+"name", "must be set"))
+		}
+		if st.Where.Path == "relative" {
+			errs = append(errs, Invalid(key+"where.path", "is relative"))
+		}
+		for j, p := range st.Parts {
+			if p.N < 0 {
+				errs = append(errs, Invalid(fmt.Sprintf("%spart[%d].n", key, j), "%d is negative", p.N))
+			}
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -73,6 +106,15 @@ func TestErrors(t *testing.T) {
 			"F:1:8: name: \nF:2:1: nome: no such key\nF:3:8: wait: \nF:5:6: limits.up: \nF:6:1: limits.left: no such key"},
 		{"validate", "count = -1\n[limits]\nup = \"-5MB/s\"\n", "F:1:1: count: -1 is negative\nF:3:1: limits.up: -5MB/s is negative"},
 		{"validate, not in the file, no key", "name = \"\"\nratio = 2.0\n", "F: no key\nF:1:1: name: must be set"},
+		{"tables of an array", "[[store]]\nname = \"a\"\n[store.where]\npath = \"/a\"\n[[store]]\nname = \"b\"\n[[store.part]]\nn = 1\n[[store.part]]\nn = 2\n", ""},
+		{"unknown in the second", "[[store]]\nname = \"a\"\n[[store]]\nname = \"b\"\nnome = 3\n", "F:5:1: store[1].nome: no such key"},
+		{"unknown below an array", "[[store]]\nname = \"a\"\n[store.where]\npaht = \"/a\"\n", "F:4:1: store[0].where.paht: no such key"},
+		{"unknown table below an array", "[[store]]\nname = \"a\"\n[store.were]\npath = \"/a\"\n", "F:3:2: store[0].were: no such key"},
+		{"unknown array", "[[shop]]\nname = \"a\"\n", "F:1:3: shop[0]: no such key"},
+		{"wrong types in an array", "[[store]]\nname = 3\n[[store]]\nwait = \"soon\"\nnome = 1\n", "F:2:8: store[0].name: \nF:4:8: store[1].wait: \nF:5:1: store[1].nome: no such key"},
+		{"duration without unit in an array", "[[store]]\nname = \"a\"\nwait = 5\n", "F:3:8: store[0].wait: "},
+		{"validate tables", "[[store]]\nname = \"a\"\n[store.where]\npath = \"relative\"\n[[store]]\nwait = \"1s\"\n[[store.part]]\n[[store.part]]\nn = -1\n",
+			"F:4:1: store[0].where.path: is relative\nF:5:1: store[1].name: must be set\nF:9:1: store[1].part[1].n: -1 is negative"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "c.toml")
@@ -125,11 +167,69 @@ func TestPrintParsesBack(t *testing.T) {
 			}
 		})
 	}
+	if err := Print(&bytes.Buffer{}, sample{Stores: make([]store, 1)}); err == nil {
+		t.Error("tables were printed as defaults")
+	}
 	var bare struct {
 		X int `toml:"x"`
 	}
 	if err := Print(&bytes.Buffer{}, bare); err == nil {
 		t.Error("a key without comment was printed")
+	}
+}
+
+// What is printed of an array of tables is an example, which works if the "#" goes.
+func TestPrintExample(t *testing.T) {
+	var b bytes.Buffer
+	if err := Print(&b, defaults()); err != nil {
+		t.Fatal(err)
+	}
+	i := strings.Index(b.String(), "# Stores, of")
+	if i < 0 {
+		t.Fatalf("no example in\n%s", b.String())
+	}
+	const want = `# Stores, of which there may be any number. This comment is long enough to be
+# wrapped into two lines at least.
+#
+# [[store]]
+#
+# # Its name. This comment, too, is long enough to be wrapped into two lines
+# # in the example.
+# name = "main"
+#
+# # Its wait.
+# wait = "1s"
+#
+# # Where it is.
+# [store.where]
+#
+# # Its path.
+# path = "/x"
+#
+# # Its parts.
+# #
+# # [[store.part]]
+# #
+# # # A number.
+# # n = 0
+`
+	text := b.String()[i:]
+	if text != want {
+		t.Errorf("got\n%s\nwant\n%s", text, want)
+	}
+	var doc strings.Builder
+	for line := range strings.Lines(text) {
+		line = strings.TrimPrefix(strings.TrimSuffix(line, "\n"), "# ")
+		doc.WriteString(line + "\n")
+	}
+	// The description of the array is prose.
+	_, plain, _ := strings.Cut(doc.String(), "least.")
+	s := sample{Name: "x"}
+	if err := Parse("printed", []byte(plain), &s); err != nil {
+		t.Fatalf("%v in\n%s", err, plain)
+	}
+	if len(s.Stores) != 1 || s.Stores[0].Name != "main" || s.Stores[0].Where.Path != "/x" || s.Stores[0].Wait != Duration(time.Second) {
+		t.Errorf("parsed %+v", s.Stores)
 	}
 }
 
@@ -174,6 +274,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("name = \"y\"\n[limits]\nup = \"1MB/s\"\n")
 	f.Add("count = \"x\"\nhosts = [1,\n2]\n[[limits]]\n")
 	f.Add("a.b.c = {d = 1, e = [1,2]}\n[x.y]\n")
+	f.Add("[[store]]\nname = \"a\"\n[[store.part]]\nn = 1\n[store.where]\n[[store]]\nwait = 5\n")
 	f.Fuzz(func(t *testing.T, doc string) {
 		s := defaults()
 		_ = Parse("f", []byte(doc), &s) // no panic, and it ends

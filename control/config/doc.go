@@ -7,7 +7,8 @@
 // that does not fit and a value that Validate refuses are all errors, told
 // together, each with file, line, column and key. Print writes every key with
 // its comment, so that its output is both the reference and a file to start
-// from; it parses back to what was printed.
+// from; it parses back to what was printed. Slices of structs are arrays of
+// tables ([[name]]), which have no defaults, and are printed as an example.
 //
 // [Duration], [Bytes] and [Rate] are numbers with units. Nothing here keeps
 // state; all functions may be called at any time by anybody.

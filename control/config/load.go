@@ -38,9 +38,23 @@ func (p *Problem) Error() string {
 }
 
 // Invalid returns an error for Validate methods: the value of key (dotted, as in
-// the file) is refused. Several are combined with errors.Join.
+// the file) is refused. Tables of an array count from 0: "backend[1].name". Several
+// are combined with errors.Join.
 func Invalid(key, format string, args ...any) error {
 	return &invalid{key, fmt.Sprintf(format, args...)}
+}
+
+// Within returns the errors of a Validate method as those of a table in a larger
+// configuration: their keys are below it.
+func Within(table string, err error) []error {
+	errs := flatten(err)
+	for i, err := range errs {
+		var inv *invalid
+		if errors.As(err, &inv) {
+			errs[i] = &invalid{join(table, inv.key), inv.text}
+		}
+	}
+	return errs
 }
 
 type invalid struct{ key, text string }
@@ -72,7 +86,7 @@ func Parse(path string, data []byte, into any) error {
 		if typeOf(reflect.TypeOf(into), n.key) == reflect.TypeFor[Duration]() {
 			// The decoder would take it for nanoseconds.
 			line, col := position(data, n.start)
-			p := &Problem{File: path, Line: line, Column: col, Key: strings.Join(n.key, "."),
+			p := &Problem{File: path, Line: line, Column: col, Key: n.name,
 				Text: "a duration needs a unit, such as \"150ms\", \"5s\" or \"1h30m\""}
 			problems = append(problems, p)
 			blank(data, exprs, p)
@@ -107,10 +121,8 @@ func Parse(path string, data []byte, into any) error {
 			var inv *invalid
 			if errors.As(err, &inv) {
 				p.Key, p.Text = inv.key, inv.text
-				for _, e := range exprs {
-					if e.key == inv.key && e.value {
-						p.Line, p.Column = position(data, e.start)
-					}
+				if e := find(exprs, inv.key); e != nil {
+					p.Line, p.Column = position(data, e.start)
 				}
 			}
 			problems = append(problems, p)
@@ -140,9 +152,24 @@ func flatten(err error) []error {
 	return []error{err}
 }
 
+// find returns the expression that sets a key, or nil. A key that is not there, of a
+// table of an array, is told by that table.
+func find(exprs []expr, key string) (found *expr) {
+	for i := range exprs {
+		e := &exprs[i]
+		if e.key == key && e.value {
+			return e
+		}
+		if !e.value && strings.HasSuffix(e.key, "]") && strings.HasPrefix(key, e.key+".") {
+			found = e // of several the innermost, which comes last
+		}
+	}
+	return found
+}
+
 // expr is a line (or more) of the file: a key with its value, or a table's name.
 type expr struct {
-	key        string // dotted, the table's name included
+	key        string // dotted, the table's name included, with [0] after an array's
 	value      bool
 	start, end int // bytes; end is the next one's start
 }
@@ -153,6 +180,7 @@ func outline(path string, data []byte) ([]expr, *Problem) {
 	var p unstable.Parser
 	p.Reset(data)
 	table := ""
+	arrays := map[string]int{} // how many tables each has up to here
 	for p.NextExpression() {
 		node := p.Expression()
 		var parts []string
@@ -170,7 +198,8 @@ func outline(path string, data []byte) ([]expr, *Problem) {
 		if e.value {
 			e.key = join(table, e.key)
 		} else {
-			table = e.key
+			table = numbered(arrays, parts, node.Kind == unstable.ArrayTable)
+			e.key = table
 			e.start = bytes.LastIndexByte(data[:start], '\n') + 1
 		}
 		if n := len(all); n > 0 {
@@ -194,9 +223,26 @@ func outline(path string, data []byte) ([]expr, *Problem) {
 	return all, nil
 }
 
+// numbered returns a table's name with the numbers of the arrays in it; one more
+// for its own, if it begins a table of an array.
+func numbered(arrays map[string]int, parts []string, array bool) string {
+	name := ""
+	for i, part := range parts {
+		name = join(name, part)
+		if array && i == len(parts)-1 {
+			arrays[name]++
+		}
+		if n := arrays[name]; n > 0 {
+			name = fmt.Sprintf("%s[%d]", name, n-1)
+		}
+	}
+	return name
+}
+
 // number is a value that is a bare number.
 type number struct {
 	key   []string
+	name  string // the same, dotted, and numbered as in expr
 	start int
 }
 
@@ -205,6 +251,8 @@ func numbers(data []byte) (all []number) {
 	var p unstable.Parser
 	p.Reset(data)
 	var table []string
+	name := ""
+	arrays := map[string]int{}
 	var visit func(prefix []string, kv *unstable.Node)
 	visit = func(prefix []string, kv *unstable.Node) {
 		key := slices.Clone(prefix)
@@ -213,7 +261,7 @@ func numbers(data []byte) (all []number) {
 		}
 		switch v := kv.Value(); v.Kind {
 		case unstable.Integer, unstable.Float:
-			all = append(all, number{key, int(v.Raw.Offset)})
+			all = append(all, number{key, join(name, strings.Join(key[len(table):], ".")), int(v.Raw.Offset)})
 		case unstable.InlineTable:
 			for it := v.Children(); it.Next(); {
 				visit(key, it.Node())
@@ -229,6 +277,7 @@ func numbers(data []byte) (all []number) {
 			for it := node.Key(); it.Next(); {
 				table = append(table, string(it.Node().Data))
 			}
+			name = numbered(arrays, table, node.Kind == unstable.ArrayTable)
 		}
 	}
 	return all

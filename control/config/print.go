@@ -14,24 +14,29 @@ import (
 
 // Print writes the values of a struct (or a pointer to one) as TOML, each key
 // preceded by its `comment` tag, wrapped. Tables come after plain keys. Fields
-// without a toml tag, or with "-", are left out; a slice of structs must be
-// empty, because a file that spells one out could not be merged with defaults.
+// without a toml tag, or with "-", are left out. A slice of structs must be empty,
+// because a file that spells one out could not be merged with defaults; it is
+// printed as a commented table with what the struct's method Example() any
+// returns, or else its zero value.
 func Print(w io.Writer, defaults any) error {
 	b := bufio.NewWriter(w)
 	v := reflect.Indirect(reflect.ValueOf(defaults))
 	if v.Kind() != reflect.Struct {
 		return fmt.Errorf("printing a configuration: %T is not a struct", defaults)
 	}
-	if err := printTable(b, "", v); err != nil {
+	if err := printTable(b, "", v, 78); err != nil {
 		return fmt.Errorf("printing a configuration: %w", err)
 	}
 	return b.Flush()
 }
 
-func printTable(w *bufio.Writer, prefix string, v reflect.Value) error {
+// printTable writes the keys of a struct and then its tables, with comments of at
+// most width columns.
+func printTable(w *bufio.Writer, prefix string, v reflect.Value, width int) error {
 	type sub struct {
 		name, comment string
 		v             reflect.Value
+		array         bool
 	}
 	var tables []sub
 	first := prefix == ""
@@ -44,7 +49,14 @@ func printTable(w *bufio.Writer, prefix string, v reflect.Value) error {
 		comment := f.Tag.Get("comment")
 		fv := v.Field(i)
 		if _, ok := fv.Interface().(encoding.TextMarshaler); !ok && fv.Kind() == reflect.Struct {
-			tables = append(tables, sub{name, comment, fv})
+			tables = append(tables, sub{name, comment, fv, false})
+			continue
+		}
+		if elem, ok := example(fv); ok {
+			if fv.Len() > 0 {
+				return fmt.Errorf("key %s has tables, which are no defaults", join(prefix, name))
+			}
+			tables = append(tables, sub{name, comment, elem, true})
 			continue
 		}
 		if comment == "" {
@@ -54,7 +66,7 @@ func printTable(w *bufio.Writer, prefix string, v reflect.Value) error {
 			fmt.Fprintln(w)
 		}
 		first = false
-		wrap(w, comment)
+		wrap(w, comment, width)
 		if fv.Kind() == reflect.Slice && fv.Len() == 0 {
 			fmt.Fprintf(w, "%s = []\n", name)
 			continue
@@ -74,23 +86,59 @@ func printTable(w *bufio.Writer, prefix string, v reflect.Value) error {
 	for _, t := range tables {
 		fmt.Fprintln(w)
 		if t.comment != "" {
-			wrap(w, t.comment)
+			wrap(w, t.comment, width)
+		}
+		if t.array {
+			if err := printExample(w, join(prefix, t.name), t.v, width); err != nil {
+				return err
+			}
+			continue
 		}
 		fmt.Fprintf(w, "[%s]\n", join(prefix, t.name))
-		if err := printTable(w, join(prefix, t.name), t.v); err != nil {
+		if err := printTable(w, join(prefix, t.name), t.v, width); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// wrap writes text as comments of at most 78 columns; "\n" in it begins a new
+// example returns a table to show, of a slice of structs.
+func example(v reflect.Value) (reflect.Value, bool) {
+	if v.Kind() != reflect.Slice || v.Type().Elem().Kind() != reflect.Struct {
+		return v, false
+	}
+	elem := reflect.Zero(v.Type().Elem())
+	switch e := elem.Interface().(type) {
+	case encoding.TextMarshaler:
+		return v, false
+	case interface{ Example() any }:
+		elem = reflect.Indirect(reflect.ValueOf(e.Example()))
+	}
+	return elem, true
+}
+
+// printExample writes a table of an array as comments.
+func printExample(w *bufio.Writer, name string, v reflect.Value, width int) error {
+	var text bytes.Buffer
+	b := bufio.NewWriter(&text)
+	if err := printTable(b, name, v, width-2); err != nil {
+		return err
+	}
+	_ = b.Flush()
+	fmt.Fprintf(w, "#\n# [[%s]]\n", name)
+	for line := range strings.Lines(text.String()) {
+		fmt.Fprintln(w, strings.TrimRight("# "+line, " \n"))
+	}
+	return nil
+}
+
+// wrap writes text as comments of at most width columns; "\n" in it begins a new
 // line.
-func wrap(w *bufio.Writer, text string) {
+func wrap(w *bufio.Writer, text string, width int) {
 	for para := range strings.SplitSeq(text, "\n") {
 		line := "#"
 		for word := range strings.FieldsSeq(para) {
-			if len(line)+1+len(word) > 78 && line != "#" {
+			if len(line)+1+len(word) > width && line != "#" {
 				fmt.Fprintln(w, line)
 				line = "#"
 			}

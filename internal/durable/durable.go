@@ -65,6 +65,14 @@ func Rename(from, to string) error {
 	return SyncDir(filepath.Dir(to))
 }
 
+// RenameIn is Rename below a root: neither name leads out of it.
+func RenameIn(root *os.Root, from, to string) error {
+	if err := root.Rename(from, to); err != nil {
+		return err
+	}
+	return SyncDirIn(root, filepath.Dir(to))
+}
+
 // SyncError says that a directory could not be synced: what was renamed into it
 // is there, but may be gone after a power cut.
 type SyncError struct{ Err error }
@@ -75,6 +83,16 @@ func (e *SyncError) Unwrap() error { return e.Err }
 // SyncDir makes the names in a directory durable.
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
+	return syncDir(dir, d, err)
+}
+
+// SyncDirIn is SyncDir of a directory below a root, or of the root itself (".").
+func SyncDirIn(root *os.Root, dir string) error {
+	d, err := root.Open(dir)
+	return syncDir(dir, d, err)
+}
+
+func syncDir(dir string, d *os.File, err error) error {
 	if err != nil {
 		return &SyncError{err}
 	}

@@ -47,3 +47,28 @@ func TestWriteFileLeavesNothingOnError(t *testing.T) {
 		t.Errorf("syncing a missing directory: %v", err)
 	}
 }
+
+func TestInRoot(t *testing.T) {
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := errors.Join(root.Mkdir("d", 0o700), root.WriteFile("a", []byte("x"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := RenameIn(root, "a", "d/b"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "d", "b")); err != nil || string(got) != "x" {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if err := RenameIn(root, "d/b", "../b"); err == nil {
+		t.Error("renamed out of the root")
+	}
+	var se *SyncError
+	if err := SyncDirIn(root, "missing"); !errors.As(err, &se) || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("syncing a missing directory: %v", err)
+	}
+}

@@ -1,0 +1,237 @@
+// Package backends makes storage backends of their configuration, and finds the one
+// that a namespace belongs to.
+//
+// A daemon's configuration has a list of [Config], as [[backend]] tables; [Check]
+// validates it, [OpenSet] opens all of it, and [Set.Match] finds the first whose
+// patterns match a namespace. [Open] opens one.
+package backends
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/fetcher/file"
+	"github.com/capelin-io/capelin/fetcher/registry"
+)
+
+// Kinds of backends.
+const (
+	KindFile     = "file"
+	KindRegistry = "registry"
+	// KindNone is no backend: whoever is configured keeps the bytes itself.
+	KindNone = "none"
+)
+
+// Config is one backend.
+type Config struct {
+	Name       string          `toml:"name" comment:"Name of the backend, 1 to 64 characters of a-z, 0-9, \"-\", \"_\" and \".\". It is kept with each blob, as the place where it is, and so must not change."`
+	Namespaces []string        `toml:"namespaces" comment:"Which namespaces (repositories) belong to it: regular expressions (RE2) of which one matches the whole name, such as [\"team-a/.*\"]. The first backend in the file that matches is taken."`
+	Kind       string          `toml:"kind" comment:"\"file\": a directory. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"none\": nowhere else, the origins themselves keep it."`
+	File       file.Config     `toml:"file" comment:"If kind is \"file\"."`
+	Registry   registry.Config `toml:"registry" comment:"If kind is \"registry\"."`
+}
+
+// Example returns what a printed configuration shows.
+func (Config) Example() any {
+	return Config{
+		Name:       "main",
+		Namespaces: []string{".*"},
+		Kind:       KindFile,
+		File:       file.Config{Path: "/var/lib/capelin/backend"},
+	}
+}
+
+var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,63}$`)
+
+// anchored compiles a pattern that matches whole names only.
+func anchored(pattern string) (*regexp.Regexp, error) {
+	if _, err := regexp.Compile(pattern); err != nil { // "a)(b" would pass below
+		return nil, err
+	}
+	return regexp.Compile(`\A(?:` + pattern + `)\z`)
+}
+
+// Check reports what is wrong with a list of backends, as config.Invalid errors
+// whose keys begin with that of the list, such as "backend".
+func Check(list []Config, key string) (errs []error) {
+	seen := map[string]bool{}
+	for i, c := range list {
+		prefix := fmt.Sprintf("%s[%d].", key, i)
+		errs = append(errs, c.check(prefix)...)
+		if c.Name != "" && seen[c.Name] {
+			errs = append(errs, config.Invalid(prefix+"name", "there is another backend %q", c.Name))
+		}
+		seen[c.Name] = true
+	}
+	return errs
+}
+
+func (c Config) check(prefix string) (errs []error) {
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, config.Invalid(prefix+key, format, args...))
+	}
+	if !namePattern.MatchString(c.Name) {
+		bad("name", "%q is not 1 to 64 characters of a-z, 0-9, \"-\", \"_\" and \".\"", c.Name)
+	}
+	if len(c.Namespaces) == 0 {
+		bad("namespaces", "must have a pattern; [\".*\"] matches all")
+	}
+	for _, p := range c.Namespaces {
+		if _, err := anchored(p); err != nil {
+			bad("namespaces", "%q: %v", p, err)
+		}
+	}
+	switch c.Kind {
+	case KindFile:
+		errs = append(errs, c.File.Check(prefix+"file.")...)
+	case KindRegistry:
+		errs = append(errs, c.Registry.Check(prefix+"registry.")...)
+	case KindNone:
+	default:
+		bad("kind", "%q is not \"file\", \"registry\" or \"none\"", c.Kind)
+	}
+	return errs
+}
+
+// Open opens one backend. It is nil for KindNone.
+func Open(c Config) (fetcher.Backend, error) {
+	if errs := c.check(""); errs != nil {
+		return nil, fmt.Errorf("backend %q: %w: %w", c.Name, errors.Join(errs...), errdefs.ErrInvalidArgument)
+	}
+	var b fetcher.Backend
+	var err error
+	switch c.Kind {
+	case KindFile:
+		b, err = opened(file.Open(c.File))
+	case KindRegistry:
+		b, err = opened(registry.Open(c.Registry))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("backend %q: %w", c.Name, err)
+	}
+	return b, nil
+}
+
+// opened makes an interface of a backend, and a nil one if there is none.
+func opened[B fetcher.Backend](b B, err error) (fetcher.Backend, error) {
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// Entry is a backend in a Set.
+type Entry struct {
+	Name       string
+	Namespaces []string        // as in Config
+	Backend    fetcher.Backend // nil: KindNone
+}
+
+// Set is a list of backends, in order. It does not change; all its methods may be
+// called concurrently.
+type Set struct {
+	entries []entry
+}
+
+type entry struct {
+	Entry
+	patterns []*regexp.Regexp
+}
+
+// OpenSet opens all backends, or none.
+func OpenSet(list []Config) (_ *Set, err error) {
+	if errs := Check(list, "backend"); errs != nil {
+		return nil, fmt.Errorf("backends: %w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
+	}
+	var entries []Entry
+	defer func() {
+		if err != nil {
+			for _, e := range entries {
+				if e.Backend != nil {
+					_ = e.Backend.Close()
+				}
+			}
+		}
+	}()
+	for _, c := range list {
+		b, err := Open(c)
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, Entry{c.Name, c.Namespaces, b})
+	}
+	return NewSet(entries...)
+}
+
+// NewSet returns a Set of backends that are open already, which belong to it then.
+func NewSet(entries ...Entry) (*Set, error) {
+	s := &Set{}
+	for _, e := range entries {
+		n := entry{Entry: e}
+		for _, p := range e.Namespaces {
+			re, err := anchored(p)
+			if err != nil {
+				return nil, fmt.Errorf("backend %q: %w: %w", e.Name, err, errdefs.ErrInvalidArgument)
+			}
+			n.patterns = append(n.patterns, re)
+		}
+		if _, ok := s.Get(e.Name); ok {
+			return nil, fmt.Errorf("there are two backends %q: %w", e.Name, errdefs.ErrInvalidArgument)
+		}
+		s.entries = append(s.entries, n)
+	}
+	return s, nil
+}
+
+// Match returns the first backend of which a pattern matches the namespace: nil if
+// its kind is KindNone. ok is false if none does.
+func (s *Set) Match(namespace string) (name string, b fetcher.Backend, ok bool) {
+	for _, e := range s.entries {
+		for _, p := range e.patterns {
+			if p.MatchString(namespace) {
+				return e.Name, e.Backend, true
+			}
+		}
+	}
+	return "", nil, false
+}
+
+// Get returns the backend of a name, which is nil for KindNone.
+func (s *Set) Get(name string) (fetcher.Backend, bool) {
+	for _, e := range s.entries {
+		if e.Name == name {
+			return e.Backend, true
+		}
+	}
+	return nil, false
+}
+
+// All returns the backends by their names, without those of KindNone.
+func (s *Set) All() map[string]fetcher.Backend {
+	all := make(map[string]fetcher.Backend, len(s.entries))
+	for _, e := range s.entries {
+		if e.Backend != nil {
+			all[e.Name] = e.Backend
+		}
+	}
+	return all
+}
+
+// Close closes all backends.
+func (s *Set) Close() error {
+	var errs []error
+	for _, e := range s.entries {
+		if e.Backend == nil {
+			continue
+		}
+		if err := e.Backend.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("backend %q: %w", e.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,206 @@
+package file
+
+import (
+	"cmp"
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/capelin-io/capelin/fetcher"
+)
+
+const (
+	maxPage = 1000
+	// readNames is how many names are read from a directory at a time.
+	readNames = 1024
+)
+
+// List implements fetcher.Backend. Of each directory on the way it keeps as many
+// names as the page has room for, not all. Objects that are written or deleted
+// meanwhile are listed or not; what is there all the time is.
+func (b *Backend) List(ctx context.Context, prefix, after string, limit int) ([]fetcher.Info, bool, error) {
+	if limit < 1 || limit > maxPage {
+		limit = maxPage
+	}
+	l := &lister{ctx: ctx, b: b, after: after, limit: limit}
+	err := ctx.Err()
+	dir, isDir := strings.CutSuffix(prefix, "/")
+	switch {
+	case err != nil:
+	case prefix == "":
+		err = l.dir("")
+	case !isDir:
+		err = fmt.Errorf("the prefix does not end in \"/\": %w", errdefs.ErrInvalidArgument)
+	default:
+		if err = checkKey(dir); err == nil && wants(prefix, after) {
+			err = l.dir(prefix)
+		}
+	}
+	if err != nil && err != errFull {
+		return nil, false, b.fail("listing", prefix, err)
+	}
+	return l.page, err == errFull, nil
+}
+
+// errFull ends a walk: there is more than the page holds.
+var errFull = errors.New("page is full")
+
+type lister struct {
+	ctx   context.Context
+	b     *Backend
+	after string
+	limit int
+	page  []fetcher.Info
+}
+
+// wants reports whether a key, or a key below a directory's, may come after "after".
+// A directory's ends in "/".
+func wants(key, after string) bool {
+	return key > after || strings.HasSuffix(key, "/") && strings.HasPrefix(after, key)
+}
+
+// dir walks through a directory, whose path ends in "/" unless it is the root.
+// Names are sorted as the keys that they make: a directory's with its "/", so that
+// "a-b" comes between "a" and "a/b".
+func (l *lister) dir(prefix string) error {
+	last := ""
+	for {
+		// One more than fits, to know whether there is more. If all of them turn out
+		// to be empty directories there is another round.
+		batch, cut, err := l.smallest(prefix, last, l.limit-len(l.page)+1)
+		if err != nil {
+			return err
+		}
+		for _, name := range batch {
+			if strings.HasSuffix(name, "/") {
+				err = l.dir(prefix + name)
+			} else {
+				err = l.file(prefix + name)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if !cut {
+			return nil
+		}
+		last = batch[len(batch)-1]
+	}
+}
+
+func (l *lister) file(key string) error {
+	fi, err := l.b.root.Lstat(key)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // deleted just now
+	}
+	if err != nil {
+		return err
+	}
+	info, err := infoOf(key, fi)
+	if err != nil {
+		return nil // replaced by something else
+	}
+	if len(l.page) == l.limit {
+		return errFull
+	}
+	l.page = append(l.page, info)
+	return nil
+}
+
+// smallest returns, in order, the n smallest names of a directory that come after
+// last and may hold what comes after l.after. cut: there are others.
+func (l *lister) smallest(prefix, last string, n int) (_ []string, cut bool, err error) {
+	name := cmp.Or(strings.TrimSuffix(prefix, "/"), ".")
+	if fi, err := l.b.root.Lstat(name); err == nil && !fi.IsDir() {
+		return nil, false, nil // an object's name, with a "/"
+	}
+	d, err := l.b.openDir(name)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	defer d.Close()
+	after := "" // of what is in this directory; the walk does not come here if that is nothing
+	if rest, ok := strings.CutPrefix(l.after, prefix); ok {
+		after = rest
+	}
+	var h names
+	for {
+		if err := l.ctx.Err(); err != nil {
+			return nil, false, err
+		}
+		list, err := d.ReadDir(readNames)
+		for _, de := range list {
+			name := de.Name()
+			if de.IsDir() {
+				name += "/"
+			} else if !de.Type().IsRegular() {
+				continue
+			}
+			if name <= last || !wants(name, after) {
+				continue
+			}
+			if cut = cut || len(h) == n; len(h) == n && name > h[0] {
+				continue
+			}
+			if checkKey(prefix+de.Name()) != nil {
+				continue
+			}
+			if len(h) < n {
+				heap.Push(&h, name)
+			} else {
+				h[0] = name
+				heap.Fix(&h, 0)
+			}
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, false, err
+		}
+	}
+	slices.Sort(h)
+	return h, cut, nil
+}
+
+// openDir opens a directory to be read. A File of os.Root would stat every entry for
+// its type, which the file system tells anyway.
+func (b *Backend) openDir(name string) (*os.File, error) {
+	d, err := b.root.OpenFile(name, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	fd, err := unix.FcntlInt(d.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), filepath.Join(b.path, name)), nil
+}
+
+// names is a heap with the greatest on top.
+type names []string
+
+func (h names) Len() int           { return len(h) }
+func (h names) Less(i, j int) bool { return h[i] > h[j] }
+func (h names) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *names) Push(x any)        { *h = append(*h, x.(string)) }
+func (h *names) Pop() any {
+	old := *h
+	name := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return name
+}

@@ -1,0 +1,212 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"cuelabs.dev/go/oci/ociregistry/ociref"
+	"github.com/containerd/errdefs"
+	lru "github.com/hashicorp/golang-lru/v2"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/fetcher"
+)
+
+// maxSizes is how many blobs' sizes are remembered.
+const maxSizes = 16 << 10
+
+// Backend is another registry.
+type Backend struct {
+	cfg         Config
+	reloadPause time.Duration
+	backoff     time.Duration // the first pause; the others grow
+
+	mu    sync.Mutex
+	hosts *hosts
+
+	sizes *lru.Cache[string, int64] // by key
+	gates [16]chan struct{}         // 1 buffered, by repository; see authorize
+	wg    sync.WaitGroup            // authorizations under way
+
+	closing context.Context // they end with it
+	closed  context.CancelFunc
+}
+
+var (
+	_ fetcher.Backend = (*Backend)(nil)
+	_ fetcher.Locator = (*Backend)(nil)
+)
+
+// Open reads the configuration of the hosts. It asks none of them.
+func Open(cfg Config) (*Backend, error) {
+	if errs := cfg.Check(""); errs != nil {
+		return nil, fmt.Errorf("registry backend: %w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
+	}
+	b := &Backend{cfg: cfg.withDefaults(), reloadPause: reloadPause, backoff: 250 * time.Millisecond}
+	b.sizes, _ = lru.New[string, int64](maxSizes)
+	for i := range b.gates {
+		b.gates[i] = make(chan struct{}, 1)
+	}
+	h, err := b.load()
+	if err != nil {
+		return nil, err
+	}
+	b.hosts = h
+	b.closing, b.closed = context.WithCancel(context.Background())
+	return b, nil
+}
+
+// Close ends authorizations under way. Readers that are open stay usable.
+func (b *Backend) Close() error {
+	b.closed()
+	b.wg.Wait()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hosts.close()
+	return nil
+}
+
+// Name implements fetcher.Backend.
+func (b *Backend) Name() string { return "registry:" + b.cfg.Host }
+
+// Capabilities implements fetcher.Backend.
+func (b *Backend) Capabilities() fetcher.Capabilities {
+	return fetcher.Capabilities{NeedsRepository: true}
+}
+
+// Locate implements fetcher.Locator.
+func (b *Backend) Locate(namespace string, d digest.Digest) (string, error) {
+	repo, err := b.cfg.repository(namespace)
+	if err == nil {
+		if verr := d.Validate(); verr != nil {
+			err = fmt.Errorf("digest %q: %w: %w", d, verr, errdefs.ErrInvalidArgument)
+		}
+	}
+	key := repo + "@" + d.String()
+	if err == nil {
+		err = fetcher.CheckKey(key)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", b.Name(), err)
+	}
+	return key, nil
+}
+
+// blob is what a key names.
+type blob struct {
+	key, repo string
+	digest    digest.Digest
+}
+
+func parse(key string) (blob, error) {
+	if err := fetcher.CheckKey(key); err != nil {
+		return blob{}, err
+	}
+	repo, d, ok := strings.Cut(key, "@")
+	bl := blob{key, repo, digest.Digest(d)}
+	if !ok || !ociref.IsValidRepository(repo) || bl.digest.Validate() != nil {
+		return blob{}, fmt.Errorf("key %q is not <repository>@<digest>: %w", key, errdefs.ErrInvalidArgument)
+	}
+	return bl, nil
+}
+
+func (b *Backend) fail(op, key string, err error) error {
+	return fmt.Errorf("%s: %s %s: %w", b.Name(), op, key, err)
+}
+
+// Stat implements fetcher.Backend.
+func (b *Backend) Stat(ctx context.Context, key string) (fetcher.Info, error) {
+	bl, err := parse(key)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		var info fetcher.Info
+		if info, err = b.stat(ctx, bl); err == nil {
+			return info, nil
+		}
+	}
+	return fetcher.Info{}, b.fail("looking for", key, err)
+}
+
+func (b *Backend) stat(ctx context.Context, bl blob) (fetcher.Info, error) {
+	resp, err := b.send(ctx, request{method: http.MethodHead, repo: bl.repo, what: "blobs/" + bl.digest.String()})
+	var status *statusError
+	if errors.As(err, &status) && (status.code == http.StatusMethodNotAllowed || status.code == http.StatusNotImplemented) {
+		part, err := b.get(ctx, bl, 0, 1) // it does not know HEAD
+		if err != nil {
+			return fetcher.Info{}, err
+		}
+		part.body.Close()
+		return part.info, nil
+	}
+	if err != nil {
+		return fetcher.Info{}, err
+	}
+	resp.Body.Close()
+	return b.info(bl, resp.ContentLength), nil
+}
+
+// info returns what is known of a blob whose size is told to be that, and
+// remembers it.
+func (b *Backend) info(bl blob, size int64) fetcher.Info {
+	if size >= 0 {
+		b.sizes.Add(bl.key, size)
+	}
+	return fetcher.Info{Key: bl.key, Size: max(size, -1)}
+}
+
+// Open implements fetcher.Backend.
+func (b *Backend) Open(ctx context.Context, key string, off, n int64) (io.ReadCloser, fetcher.Info, error) {
+	bl, err := parse(key)
+	if err == nil && off < 0 {
+		err = fmt.Errorf("offset %d is negative: %w", off, errdefs.ErrOutOfRange)
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		var p part
+		if p, err = b.get(ctx, bl, off, n); err == nil {
+			r := &reader{ctx: ctx, b: b, blob: bl, body: p.body, off: off, end: -1, sized: p.info.Size >= 0}
+			if n >= 0 && n <= maxOffset-off {
+				r.end = off + n
+			}
+			if r.sized && (r.end < 0 || r.end > p.info.Size) {
+				r.end = p.info.Size
+			}
+			return r, p.info, nil
+		}
+	}
+	return nil, fetcher.Info{}, b.fail("reading", key, err)
+}
+
+func (b *Backend) readOnly(op, key string) error {
+	return b.fail(op, key, fmt.Errorf("another registry is only read: %w", errdefs.ErrNotImplemented))
+}
+
+// Write implements fetcher.Backend: it is refused.
+func (b *Backend) Write(_ context.Context, key string, _ int64, _ io.Reader) (fetcher.Info, error) {
+	return fetcher.Info{}, b.readOnly("writing", key)
+}
+
+// WriteIf implements fetcher.Backend: it is refused.
+func (b *Backend) WriteIf(_ context.Context, key string, _ []byte, _ string) (fetcher.Info, error) {
+	return fetcher.Info{}, b.readOnly("writing", key)
+}
+
+// List implements fetcher.Backend: it is refused.
+func (b *Backend) List(_ context.Context, prefix, _ string, _ int) ([]fetcher.Info, bool, error) {
+	return nil, false, b.readOnly("listing", prefix)
+}
+
+// Delete implements fetcher.Backend: it is refused.
+func (b *Backend) Delete(_ context.Context, key string) error {
+	return b.readOnly("deleting", key)
+}

@@ -1,0 +1,415 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"cuelabs.dev/go/oci/ociregistry"
+	"github.com/cenkalti/backoff/v5"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/errdefs"
+
+	"github.com/capelin-io/capelin/control/version"
+)
+
+const (
+	// maxErrorBody is how much is read of the text of a refusal, in bytes.
+	maxErrorBody = 8 << 10
+	// maxErrorText is how much of it is told.
+	maxErrorText = 300
+	// maxPause is the longest pause between two attempts that is ours to choose.
+	maxPause = 5 * time.Second
+)
+
+// request is a HEAD or a GET below a repository.
+type request struct {
+	method string
+	repo   string
+	what   string // "blobs/<digest>", "manifests/<reference>"
+	header http.Header
+	accept []int // besides 200
+	// resolves: only hosts that may say what a tag is.
+	resolves bool
+}
+
+// statusError is an answer that is no success.
+type statusError struct {
+	code   int
+	header http.Header
+	text   string
+}
+
+func (e *statusError) Error() string {
+	s := fmt.Sprintf("status %d", e.code)
+	if t := http.StatusText(e.code); t != "" {
+		s += " (" + t + ")"
+	}
+	if e.text != "" {
+		s += ": " + e.text
+	}
+	return s
+}
+
+// Is makes a status one of errdefs' classes. What is not known to say more is
+// errdefs.ErrUnavailable: only a 404 is certain.
+func (e *statusError) Is(target error) bool { return target == classOf(e.code) }
+
+func classOf(code int) error {
+	switch code {
+	case http.StatusNotFound:
+		return errdefs.ErrNotFound
+	case http.StatusUnauthorized:
+		return errdefs.ErrUnauthenticated
+	case http.StatusForbidden:
+		return errdefs.ErrPermissionDenied
+	}
+	return errdefs.ErrUnavailable
+}
+
+// passes reports whether the same request may be answered otherwise later.
+func (e *statusError) passes() bool {
+	switch e.code {
+	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests, http.StatusInternalServerError,
+		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return true
+	}
+	return false
+}
+
+// networkError is the lack of an answer. It does not unwrap: a timeout inside is not
+// the end of a caller's context.
+type networkError struct{ err error }
+
+// Error has no URL's query, which may hold secrets.
+func (e *networkError) Error() string {
+	var ue *url.Error
+	if !errors.As(e.err, &ue) {
+		return e.err.Error()
+	}
+	u, err := url.Parse(ue.URL)
+	if err != nil {
+		return ue.Err.Error()
+	}
+	return fmt.Sprintf("%s %s://%s%s: %v", ue.Op, u.Scheme, u.Host, u.EscapedPath(), ue.Err)
+}
+
+func (e *networkError) Is(target error) bool {
+	return target == errdefs.ErrUnavailable || target == io.ErrUnexpectedEOF && errors.Is(e.err, io.ErrUnexpectedEOF)
+}
+
+// send asks the hosts one after the other for the first success. The error is the
+// last host's.
+func (b *Backend) send(ctx context.Context, r request) (*http.Response, error) {
+	var before []string
+	for i := 0; ; i++ {
+		hosts := hostsFor(b.current(), r)
+		if len(hosts) == 0 {
+			return nil, fmt.Errorf("no host in hosts.toml is capable of this: %w", errdefs.ErrFailedPrecondition)
+		}
+		i = min(i, len(hosts)-1)
+		var resp *http.Response
+		var err error
+		last := i == len(hosts)-1
+		if last {
+			resp, err = b.insist(ctx, r)
+		} else {
+			resp, err = b.ask(ctx, r, i)
+		}
+		switch {
+		case err == nil:
+			return resp, nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case last && before != nil:
+			return nil, fmt.Errorf("%w (and before: %s)", err, strings.Join(before, "; "))
+		case last:
+			return nil, err
+		}
+		before = append(before, err.Error())
+	}
+}
+
+// hostsFor returns the hosts that may answer a request.
+func hostsFor(h *hosts, r request) []docker.RegistryHost {
+	want := docker.HostCapabilityPull
+	if r.resolves {
+		want |= docker.HostCapabilityResolve
+	}
+	return slices.DeleteFunc(slices.Clone(h.list), func(h docker.RegistryHost) bool { return !h.Capabilities.Has(want) })
+}
+
+// insist asks the last host until it answers, as long as that may take.
+func (b *Backend) insist(ctx context.Context, r request) (*http.Response, error) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = b.backoff, maxPause
+	return backoff.Retry(ctx, func() (*http.Response, error) {
+		resp, err := b.ask(ctx, r, -1)
+		var status *statusError
+		var network *networkError
+		var auth *authError
+		switch {
+		case err == nil:
+			return resp, nil
+		case errors.As(err, &status) && status.passes():
+			if d, ok := retryAfter(status.header); ok {
+				err = fmt.Errorf("%w, %w", err, &backoff.RetryAfterError{Duration: d})
+			}
+			return nil, err
+		case errors.As(err, &network), errors.As(err, &auth) && errdefs.IsUnavailable(err):
+			return nil, err
+		}
+		return nil, backoff.Permanent(err)
+	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(b.cfg.Retry.D()))
+}
+
+// retryAfter returns the pause that a registry demands (RFC 9110, 10.2.3).
+func retryAfter(h http.Header) (time.Duration, bool) {
+	v := h.Get("Retry-After")
+	if n, err := strconv.ParseUint(v, 10, 31); err == nil {
+		return time.Duration(n) * time.Second, true
+	}
+	if t, err := http.ParseTime(v); err == nil {
+		return max(time.Until(t), 0), true
+	}
+	return 0, false
+}
+
+// ask sends a request to the i-th host; -1: the last. If it is refused it may be
+// because of secrets that are old, so that it is tried with fresh ones, too.
+func (b *Backend) ask(ctx context.Context, r request, i int) (*http.Response, error) {
+	for again := false; ; again = true {
+		hosts := b.current()
+		list := hostsFor(hosts, r)
+		if len(list) == 0 {
+			return nil, fmt.Errorf("no host in hosts.toml is capable of this: %w", errdefs.ErrFailedPrecondition)
+		}
+		if i < 0 || i >= len(list) {
+			i = len(list) - 1
+		}
+		resp, err := b.exchange(ctx, &list[i], r)
+		if err == nil {
+			return resp, nil
+		}
+		err = fmt.Errorf("%s: %w", list[i].Host, err)
+		var auth *authError
+		if !errors.As(err, &auth) && !errdefs.IsUnauthorized(err) && !errdefs.IsPermissionDenied(err) {
+			return nil, err
+		}
+		hosts.refused.Store(true)
+		if again || ctx.Err() != nil || b.current() == hosts {
+			return nil, err
+		}
+	}
+}
+
+// authError is a failure on the way to a token. It has the class of its cause.
+type authError struct{ err error }
+
+func (e *authError) Error() string {
+	return "authorizing: " + (&networkError{e.err}).Error()
+}
+
+func (e *authError) Is(target error) bool {
+	var status remoteerrors.ErrUnexpectedStatus
+	switch {
+	case errors.As(e.err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusBadRequest),
+		errors.Is(e.err, docker.ErrInvalidAuthorization):
+		return target == errdefs.ErrUnauthenticated
+	case errors.As(e.err, &status) && status.StatusCode == http.StatusForbidden:
+		return target == errdefs.ErrPermissionDenied
+	}
+	return target == errdefs.ErrUnavailable
+}
+
+// exchange sends a request to one host, with what authorization that demands.
+func (b *Backend) exchange(ctx context.Context, h *docker.RegistryHost, r request) (*http.Response, error) {
+	u := url.URL{Scheme: h.Scheme, Host: h.Host, Path: h.Path + "/" + r.repo + "/" + r.what}
+	if h.Host != b.cfg.Host && (b.cfg.Host != dockerHub || h.Host != "registry-1.docker.io") {
+		u.RawQuery = url.Values{"ns": {b.cfg.Host}}.Encode() // a mirror may be one of several registries
+	}
+	ctx = docker.WithScope(ctx, "repository:"+r.repo+":pull")
+	var refusals []*http.Response
+	for {
+		req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		for _, header := range []http.Header{{"User-Agent": {version.Software()}, "Accept-Encoding": {"identity"}}, h.Header, r.header} {
+			for k, v := range header {
+				req.Header[http.CanonicalHeaderKey(k)] = slices.Clone(v)
+			}
+		}
+		if err := b.authorize(ctx, h, r.repo, req); err != nil {
+			return nil, err
+		}
+		resp, err := b.do(h, req)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode == http.StatusOK || slices.Contains(r.accept, resp.StatusCode) {
+			return resp, nil
+		}
+		status := failure(resp)
+		// A blob store that the registry redirected to gets no credentials.
+		if status.code != http.StatusUnauthorized || resp.Request.URL.Host != h.Host || len(refusals) == 2 {
+			return nil, status
+		}
+		refusals = append(refusals, resp)
+		err = b.aside(ctx, func(ctx context.Context) error { return h.Authorizer.AddResponses(ctx, refusals) })
+		if errdefs.IsNotImplemented(err) { // it demands nothing that is known
+			return nil, status
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// authorize adds the header that the host demanded before, if any. What is known of a
+// repository's token is asked for by one request at a time, because containerd's
+// authorizer looks at the result of another one while it is being written.
+func (b *Backend) authorize(ctx context.Context, h *docker.RegistryHost, repo string, req *http.Request) error {
+	if h.Authorizer == nil {
+		return nil
+	}
+	gate := &b.gates[fnv32(repo)%uint32(len(b.gates))]
+	select {
+	case *gate <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	carrier := &http.Request{URL: req.URL, Header: http.Header{}}
+	err := b.aside(ctx, func(ctx context.Context) error {
+		defer func() { <-*gate }()
+		return h.Authorizer.Authorize(ctx, carrier)
+	})
+	if err != nil {
+		return err
+	}
+	if v := carrier.Header.Get("Authorization"); v != "" {
+		req.Header.Set("Authorization", v)
+	}
+	return nil
+}
+
+func fnv32(s string) uint32 {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(s))
+	return h.Sum32()
+}
+
+// aside calls f without the end of the context, because others may wait for what f
+// brings; but it waits only as long as the context allows.
+func (b *Backend) aside(ctx context.Context, f func(context.Context) error) error {
+	done := make(chan error, 1)
+	b.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.cfg.Timeout.D()+helperTimeout)
+		defer cancel()
+		defer context.AfterFunc(b.closing, cancel)()
+		done <- f(ctx)
+	})
+	select {
+	case err := <-done:
+		if err != nil && !errdefs.IsNotImplemented(err) {
+			return &authError{err}
+		}
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// do sends a request and follows redirects.
+func (b *Backend) do(h *docker.RegistryHost, req *http.Request) (*http.Response, error) {
+	client := *h.Client
+	client.CheckRedirect = func(next *http.Request, via []*http.Request) error {
+		if len(via) >= 10 {
+			return errors.New("more than 10 redirects")
+		}
+		if next.URL.Host == h.Host && (next.URL.Scheme == h.Scheme || docker.IsLocalhost(h.Host)) {
+			return nil
+		}
+		next.Header.Del("Authorization") // which is kept for subdomains otherwise
+		for k := range h.Header {
+			next.Header.Del(k)
+		}
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(req.Context())
+	resp, err := client.Do(req.WithContext(ctx))
+	if err != nil {
+		cancel(nil)
+		if cerr := req.Context().Err(); cerr != nil {
+			return nil, cerr
+		}
+		return nil, &networkError{err}
+	}
+	stall := b.cfg.Stall.D()
+	timer := time.AfterFunc(stall, func() { cancel(fmt.Errorf("%w for %v", errStalled, stall)) })
+	timer.Stop()
+	resp.Body = &body{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, stall: stall, timer: timer}
+	return resp, nil
+}
+
+var errStalled = errors.New("no byte came")
+
+// body is a response's, which fails if nothing comes for a while.
+type body struct {
+	io.ReadCloser
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	stall  time.Duration
+	timer  *time.Timer // runs during Read, and then cancels
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	b.timer.Reset(b.stall)
+	n, err := b.ReadCloser.Read(p)
+	b.timer.Stop()
+	if err != nil && err != io.EOF {
+		if cause := context.Cause(b.ctx); errors.Is(cause, errStalled) {
+			err = cause
+		}
+	}
+	return n, err
+}
+
+func (b *body) Close() error {
+	err := b.ReadCloser.Close()
+	b.cancel(nil)
+	return err
+}
+
+// failure reads what a response says beyond its status, and closes it.
+func failure(resp *http.Response) *statusError {
+	defer resp.Body.Close()
+	e := &statusError{code: resp.StatusCode, header: resp.Header}
+	data, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	var wire ociregistry.WireErrors
+	if json.Unmarshal(data, &wire) == nil && len(wire.Errors) > 0 {
+		e.text = wire.Error()
+	} else if strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") {
+		e.text = strings.TrimSpace(string(data))
+	}
+	e.text = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, e.text)
+	if len(e.text) > maxErrorText {
+		e.text = strings.ToValidUTF8(e.text[:maxErrorText], "") + "…"
+	}
+	return e
+}
