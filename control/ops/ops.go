@@ -5,12 +5,16 @@
 package ops
 
 import (
+	"context"
 	"fmt"
+	stdlog "log"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+	"strings"
 
+	"github.com/containerd/log"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
@@ -61,4 +65,15 @@ func Check(metrics string, profiler bool) []error {
 func loopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// ErrorLog returns what an http.Server logs to: of ctx's log, at the level debug,
+// because it is mostly about clients that went away or speak something else.
+func ErrorLog(ctx context.Context) *stdlog.Logger { return stdlog.New(debugLog{ctx}, "", 0) }
+
+type debugLog struct{ ctx context.Context }
+
+func (d debugLog) Write(p []byte) (int, error) {
+	log.G(d.ctx).WithField("detail", strings.TrimSpace(string(p))).Debug("http")
+	return len(p), nil
 }
