@@ -456,3 +456,45 @@ func (c *caller) call(id piece.ID) {
 func (c *caller) PiecesAdded(id piece.ID, from, to int, states []byte) { c.call(id) }
 func (c *caller) BlobAdded(id piece.ID)                                { c.call(id) }
 func (c *caller) BlobGone(id piece.ID)                                 { c.call(id) }
+
+func TestDropCached(t *testing.T) {
+	root := t.TempDir()
+	rec := newRecorder()
+	s := openStore(t, Config{Root: root, Observer: rec})
+	cached, data := testBlob(t, piece.SHA256, 300_000, 1)
+	open := fetch(t, s, cached, data)
+	committed, data2 := testBlob(t, piece.SHA256, 300_000, 2)
+	b := fetch(t, s, committed, data2)
+	if err := errors.Join(b.Publish(t.Context()), b.Close()); err != nil {
+		t.Fatal(err)
+	}
+	other := cached
+	other.Size++
+	for _, id := range []piece.ID{committed, other, {Alg: piece.SHA256, Size: 5}} {
+		if err := s.DropCached(id); err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+	if s.Presence(cached) != Cached || s.Presence(committed) != Committed || len(rec.gone) != 0 {
+		t.Errorf("%v and %v, gone: %v", s.Presence(cached), s.Presence(committed), rec.gone)
+	}
+	if err := s.DropCached(cached); err != nil {
+		t.Fatal(err)
+	}
+	if got := places(t, root, cached); s.Presence(cached) != Absent || len(got) != 0 || rec.gone[cached] != 1 {
+		t.Errorf("%v in %v, gone told %d times", s.Presence(cached), got, rec.gone[cached])
+	}
+	p := make([]byte, 100)
+	if n, err := open.ReadAt(p, 0); n != 100 || !bytes.Equal(p, data[:100]) {
+		t.Errorf("who had it open reads %d bytes, %v", n, err)
+	}
+	fetch(t, s, cached, data).Close() // it can come again, beside the old handle
+	open.Close()
+	if s.Presence(cached) != Cached {
+		t.Errorf("%v", s.Presence(cached))
+	}
+	s.sweep(t.Context())
+	if trash, _ := os.ReadDir(filepath.Join(root, "swarm/trash")); len(trash) != 0 {
+		t.Errorf("trash: %v", trash)
+	}
+}

@@ -230,8 +230,8 @@ func (n *Node) checkHello(nc net.Conn, h *wire.Hello, expect string) *wire.Fault
 		return fault(wire.CodeCluster, "cluster %q; this is %q", h.Cluster, n.cfg.Cluster)
 	}
 	if t, ok := nc.(*tls.Conn); ok {
-		if err := n.cfg.VerifyPeer(t.ConnectionState(), h.Node); err != nil {
-			return fault(wire.CodeIdentity, "not proven to be %q: %v", h.Node, err)
+		if err := n.cfg.VerifyPeer(t.ConnectionState(), h.Node, h.Role); err != nil {
+			return fault(wire.CodeIdentity, "not proven to be %s %q: %v", h.Role, h.Node, err)
 		}
 	}
 	switch {

@@ -34,11 +34,13 @@ type NodeConfig struct {
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// TLS secures every connection, both ways; both sides must show a
 	// certificate, so it needs Certificates (or their callbacks), RootCAs and
-	// ClientCAs. Nil: plain TCP, which uses sendfile.
+	// ClientCAs, or instead of these ClientAuth = RequireAnyClientCert and a
+	// VerifyConnection that verifies. Nil: plain TCP, which uses sendfile.
 	TLS *tls.Config
-	// VerifyPeer reports whether the certificate proves that its owner is node.
+	// VerifyPeer reports whether the certificate proves that its owner is node, and
+	// may have that role.
 	// Required with TLS.
-	VerifyPeer func(cs tls.ConnectionState, node string) error
+	VerifyPeer func(cs tls.ConnectionState, node string, role wire.Role) error
 
 	// Store keeps the blobs. Required.
 	Store Store
@@ -187,7 +189,9 @@ func newNode(cfg NodeConfig, m machine) (*Node, error) {
 	if cfg.TLS != nil {
 		cfg.TLS = cfg.TLS.Clone()
 		cfg.TLS.MinVersion = max(cfg.TLS.MinVersion, tls.VersionTLS13)
-		cfg.TLS.ClientAuth = tls.RequireAndVerifyClientCert
+		if cfg.TLS.ClientAuth != tls.RequireAnyClientCert || cfg.TLS.VerifyConnection == nil {
+			cfg.TLS.ClientAuth = tls.RequireAndVerifyClientCert
+		}
 	}
 	if cfg.Dial == nil {
 		cfg.Dial = func(ctx context.Context, addr string) (net.Conn, error) {

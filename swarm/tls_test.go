@@ -70,7 +70,7 @@ func (a *authority) config(t testing.TB, node string) *tls.Config {
 	}
 }
 
-func verifyName(cs tls.ConnectionState, node string) error {
+func verifyName(cs tls.ConnectionState, node string, _ wire.Role) error {
 	if cn := cs.PeerCertificates[0].Subject.CommonName; cn != node {
 		return fmt.Errorf("the certificate is %q's", cn)
 	}

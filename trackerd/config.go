@@ -5,6 +5,7 @@ import (
 	"net"
 
 	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/ops"
 	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/trackerd/state"
@@ -13,12 +14,15 @@ import (
 // Config is the configuration of `capelin trackerd`; [DefaultConfig] has the
 // defaults, and `capelin trackerd config` prints both.
 type Config struct {
-	Listen  string `toml:"listen" comment:"Address for agents' streams, host:port. Default 127.0.0.1:7470, which only agents on this machine reach; \":7470\" for all interfaces. There is no transport security yet: use a network that you trust."`
+	Listen  string `toml:"listen" comment:"Address for agents' streams, host:port. Default 127.0.0.1:7470, which only agents on this machine reach; \":7470\" for all interfaces, with identity."`
 	Metrics string `toml:"metrics" comment:"Address of /metrics (Prometheus), /healthz and /readyz over HTTP. Default 127.0.0.1:7471. Empty: none."`
 	Pprof   bool   `toml:"pprof" comment:"Serve /debug/pprof on the metrics address, which then must be a loopback address. Default false."`
 	Cluster string `toml:"cluster" comment:"Name of the cluster, 1 to 64 bytes. Agents that name another one are refused. Default \"default\"; agents have the same default."`
 
 	LogLevel string `toml:"log_level" comment:"trace, debug, info, warn or error. Each lease is logged at debug. Default info."`
+
+	Identity identity.Config `toml:"identity" comment:"Who this tracker is. With identity agents and origins connect by mutual TLS, and each can announce only itself. The certificate needs the role tracker."`
+	Insecure bool            `toml:"insecure" comment:"Listen beyond loopback without identity: everybody on that network may then take part. Default false."`
 
 	MaxStreams int `toml:"max_streams" comment:"How many agents may be connected at once. Default 50000. Each takes about 50 KiB of memory and a file descriptor."`
 
@@ -37,6 +41,8 @@ type Config struct {
 // LeaseConfig is the policy of upstream leases.
 type LeaseConfig struct {
 	Warmup       config.Duration `toml:"warmup" comment:"How long after its start the tracker says \"wait\" of blobs that it does not know, because agents reconnect and announce anew within that time. Default 2s, the longest pause between an agent's attempts to reconnect. While agents still connect and announce it lasts up to twice as long; more than 5s in all defeats its purpose, because agents wait no longer for a first byte before they go upstream by themselves. 0s: none."`
+	Lookup       config.Duration `toml:"lookup" comment:"When no node has a blob, the three origins that it would belong to are asked whether they have it in their storage. This is how long they have to answer before one of the nodes gets the lease; nodes wait meanwhile, 200ms in all. Default 100ms; 0s: they are not asked."`
+	LookupAgain  config.Duration `toml:"lookup_again" comment:"After how long origins are asked again for a blob that is still wanted and that none of them had; at once when another origin connects. Default 30s; 0s means the default."`
 	MaxUnstarted int             `toml:"max_unstarted" comment:"How many leases a node may hold that it has not started to use. Default 3, as many layers as containerd downloads at once (max_concurrent_downloads); 0 means the default."`
 	Unstarted    config.Duration `toml:"unstarted" comment:"A lease that its holder has not started to use for so long moves to another waiting node. Default 3s, below the 5s that waiting nodes wait for a first byte; 0s means the default."`
 	Stall        config.Duration `toml:"stall" comment:"A lease without a further byte from upstream for so long moves to another waiting node. Holders report once a second. Default 3s; 0s means the default."`
@@ -77,6 +83,8 @@ func DefaultConfig() Config {
 		MaxStreams: 50000,
 		Lease: LeaseConfig{
 			Warmup:       config.Duration(d.Warmup),
+			Lookup:       config.Duration(d.Lookup),
+			LookupAgain:  config.Duration(d.LookupAgain),
 			MaxUnstarted: d.MaxUnstarted,
 			Unstarted:    config.Duration(d.Unstarted),
 			Stall:        config.Duration(d.Stall),
@@ -118,7 +126,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Listener == nil {
 		addr("listen", c.Listen, false)
+		errs = append(errs, c.Identity.CheckListen("listen", c.Listen, c.Insecure)...)
 	}
+	errs = append(errs, c.Identity.Check("identity.")...)
 	errs = append(errs, ops.Check(c.Metrics, c.Pprof)...)
 	if n := len(c.Cluster); n < 1 || n > trackerpb.MaxCluster {
 		bad("cluster", "must have 1 to %d bytes, has %d", trackerpb.MaxCluster, n)
@@ -135,7 +145,7 @@ func (c *Config) Validate() error {
 		key string
 		v   config.Duration
 	}{
-		{"lease.warmup", c.Lease.Warmup}, {"lease.unstarted", c.Lease.Unstarted}, {"lease.stall", c.Lease.Stall},
+		{"lease.warmup", c.Lease.Warmup}, {"lease.lookup", c.Lease.Lookup}, {"lease.lookup_again", c.Lease.LookupAgain}, {"lease.unstarted", c.Lease.Unstarted}, {"lease.stall", c.Lease.Stall},
 		{"lease.add_window", c.Lease.AddWindow}, {"lease.backoff", c.Lease.Backoff}, {"lease.nobody_for", c.Lease.NobodyFor},
 		{"peers.flush", c.Peers.Flush}, {"peers.enough_again", c.Peers.EnoughAgain},
 	} {
@@ -171,6 +181,8 @@ func (c *Config) policy(software string) state.Config {
 		Software:      software,
 		PingInterval:  pingInterval,
 		Warmup:        c.Lease.Warmup.D(),
+		Lookup:        c.Lease.Lookup.D(),
+		LookupAgain:   c.Lease.LookupAgain.D(),
 		MaxUnstarted:  c.Lease.MaxUnstarted,
 		Unstarted:     c.Lease.Unstarted.D(),
 		Stall:         c.Lease.Stall.D(),
@@ -191,9 +203,12 @@ func (c *Config) policy(software string) state.Config {
 		MaxEntries:    c.Limits.Announcements,
 		MaxSwarms:     c.Limits.Blobs,
 	}
-	// Zero means "off" in these two, which the machine says with -1.
+	// Zero means "off" in these, which the machine says with -1.
 	if s.Warmup == 0 {
 		s.Warmup = -1
+	}
+	if s.Lookup == 0 {
+		s.Lookup = -1
 	}
 	if s.AddBelow == 0 {
 		s.AddBelow = -1

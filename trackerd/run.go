@@ -14,10 +14,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/ops"
 	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/control/version"
@@ -50,7 +53,18 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 
 	srv := newServer(ctx, &cfg, version.Software())
+	creds := insecure.NewCredentials()
+	var id *identity.Source
+	if cfg.Identity.Enabled() {
+		var err error
+		if id, err = identity.Load(cfg.Identity, cfg.Cluster); err != nil {
+			return fmt.Errorf("trackerd: %w", err)
+		}
+		ops.Watch(ctx, id)
+		creds = credentials.NewTLS(id.ServerTLS(identity.RoleNode, identity.RoleOrigin, identity.RoleTracker, identity.RoleGateway, identity.RoleAdmin))
+	}
 	g := grpc.NewServer(
+		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(trackerpb.MaxMessage),
 		grpc.MaxConcurrentStreams(16), // of a connection: one stream, and health checks
 		grpc.WaitForHandlers(true),
@@ -65,6 +79,7 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.onServer(srv)
 	}
 	trackerpb.RegisterTrackerServer(g, srv)
+	trackerpb.RegisterControlServer(g, srv.control)
 	hs := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(g, hs)
 
@@ -77,10 +92,16 @@ func Run(ctx context.Context, cfg Config) error {
 		return nil
 	})
 	group.Go(func() error { return srv.run(gctx) })
+	if id != nil {
+		group.Go(func() error { return id.Run(gctx) })
+	}
 	var https []*http.Server
 	if metricsLn != nil {
 		reg := prometheus.NewRegistry()
 		reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &collector{srv})
+		if id != nil {
+			reg.MustRegister(ops.Expiry(id))
+		}
 		https = append(https, serve(group, metricsLn, ops.Handler(reg, ready.Load, cfg.Pprof), 10*time.Minute))
 	}
 	ready.Store(true)

@@ -10,8 +10,11 @@ import (
 
 	"github.com/containerd/log"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/trackerd/state"
 )
@@ -40,6 +43,7 @@ type server struct {
 	cluster    string
 	maxStreams int
 	wg         sync.WaitGroup // receivers
+	control    *control
 
 	// bulk is taken before mu for batches of announcements, so that at most one of
 	// them competes for mu with somebody who waits for an answer: after a restart
@@ -58,6 +62,7 @@ type server struct {
 // stream is one agent's.
 type stream struct {
 	id   state.Stream
+	node string        // set before it is among server.streams
 	wake chan struct{} // 1-buffered: queue or end changed
 
 	// Guarded by server.mu.
@@ -75,6 +80,7 @@ func newServer(ctx context.Context, cfg *Config, software string) *server {
 		streams:    map[state.Stream]*stream{},
 		timer:      time.NewTimer(time.Hour),
 	}
+	s.control = newControl(s)
 	return s
 }
 
@@ -139,7 +145,7 @@ func (s *server) log(r state.Report) {
 }
 
 func elements(m *trackerpb.ToAgent) int {
-	n := 1 + len(m.Sums) + len(m.Verdicts) + len(m.Enough) + len(m.Commands)
+	n := 1 + len(m.Sums) + len(m.Verdicts) + len(m.Enough) + len(m.Commands) + len(m.Lookups)
 	for _, p := range m.Peers {
 		n += 1 + len(p.Peers) + len(p.Gone)
 	}
@@ -194,6 +200,7 @@ func (s *server) Connect(g trackerpb.Tracker_ConnectServer) error {
 		if s.streams[st.id] != nil {
 			delete(s.streams, st.id)
 			s.step(state.EvClosed{Stream: st.id})
+			s.control.left(st.node, st.id)
 		}
 	}()
 
@@ -258,7 +265,7 @@ func split(m *trackerpb.ToAgent) (first, rest *trackerpb.ToAgent) {
 		return m, nil
 	}
 	first = &trackerpb.ToAgent{Welcome: m.Welcome, Sums: m.Sums, Peers: m.Peers[:maxPeersLists]}
-	rest = &trackerpb.ToAgent{Peers: m.Peers[maxPeersLists:], Verdicts: m.Verdicts, Enough: m.Enough, Commands: m.Commands}
+	rest = &trackerpb.ToAgent{Peers: m.Peers[maxPeersLists:], Verdicts: m.Verdicts, Enough: m.Enough, Commands: m.Commands, Lookups: m.Lookups}
 	return first, rest
 }
 
@@ -279,6 +286,9 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 	if h.Cluster != s.cluster {
 		return s.refuse(status.Errorf(codes.FailedPrecondition, "this is cluster %q, not %q", s.cluster, h.Cluster))
 	}
+	if err := entitled(g.Context(), h); err != nil {
+		return s.refuse(err)
+	}
 	for first := true; ; first = false {
 		if !first {
 			if m, err = g.Recv(); err != nil {
@@ -292,7 +302,9 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 			return s.refuse(status.Error(codes.InvalidArgument, err.Error()))
 		}
 		for _, r := range m.Results {
-			log.G(s.ctx).WithFields(log.Fields{"node": h.Node, "command": r.Id, "supported": r.Supported, "error": r.Error}).Info("command result")
+			if !s.control.result(h.Node, r) {
+				log.G(s.ctx).WithFields(log.Fields{"node": h.Node, "command": r.Id, "error": r.Error}).Debug("a command's result that nobody waits for")
+			}
 		}
 		if err := s.take(st, m, h, first); err != nil {
 			return err
@@ -301,6 +313,40 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 			close(hello)
 		}
 	}
+}
+
+// peerID returns who a call comes from; ok is false if there is no identity on this
+// port.
+func peerID(ctx context.Context) (id identity.ID, ok bool, err error) {
+	p, _ := peer.FromContext(ctx)
+	if p == nil {
+		return id, false, status.Error(codes.Internal, "the call has no peer")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return id, false, nil
+	}
+	if id, err = identity.PeerID(info.State); err != nil {
+		return id, false, status.Error(codes.Unauthenticated, err.Error())
+	}
+	return id, true, nil
+}
+
+// entitled reports why the other end may not be the node that its Hello names: with
+// identity a node speaks for itself only, and its certificate has its role.
+func entitled(ctx context.Context, h *trackerpb.Hello) error {
+	id, ok, err := peerID(ctx)
+	if err != nil || !ok {
+		return err
+	}
+	role := identity.RoleNode
+	if h.Role == trackerpb.Role_ROLE_ORIGIN {
+		role = identity.RoleOrigin
+	}
+	if id.Name != h.Node || !id.Has(role) {
+		return status.Errorf(codes.PermissionDenied, "%s may not be %s %q", id, role, h.Node)
+	}
+	return nil
 }
 
 // take gives a batch to the machine, after the Hello if it is the first.
@@ -315,8 +361,10 @@ func (s *server) take(st *stream, m *trackerpb.FromAgent, h *trackerpb.Hello, fi
 		return st.end
 	}
 	if first {
+		st.node = h.Node
 		s.streams[st.id] = st
 		s.step(state.EvOpen{Stream: st.id, Hello: h})
+		s.control.came(h.Node, st.id)
 	}
 	s.step(state.EvBatch{Stream: st.id, Batch: m})
 	return nil

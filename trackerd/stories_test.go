@@ -350,6 +350,7 @@ func (p *probe) Peers(piece.ID, []tracker.Peer) {}
 func (p *probe) PeersGone(piece.ID, []string)   {}
 func (p *probe) SumsHash(piece.ID, [32]byte)    {}
 func (p *probe) Command(*trackerpb.Command)     {}
+func (p *probe) Lookup(piece.ID)                {}
 
 // Commands reach their node, and false sums are unpinned for everybody.
 func TestCommandAndDisproved(t *testing.T) {

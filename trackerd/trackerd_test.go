@@ -79,8 +79,14 @@ type agent struct {
 	name string
 	c    *tracker.Client
 	stop func()
+	// lookup answers Handler.Lookup; nil: not here. It makes the agent an origin.
+	lookup func(c *tracker.Client, id piece.ID)
+	// obey answers Handler.Command; nil: nothing does.
+	obey func(c *tracker.Client, cmd *trackerpb.Command)
+	zone string
 
 	mu       sync.Mutex
+	lookups  []piece.ID
 	changed  chan struct{}
 	verdicts map[piece.ID][]tracker.Verdict
 	peers    map[piece.ID]map[string]tracker.Peer
@@ -104,7 +110,10 @@ func newAgent(t *testing.T, name string) *agent {
 }
 
 func (a *agent) run(cfg tracker.Config) {
-	cfg.Hello = tracker.Hello{Cluster: "default", Node: a.name, Addr: "10.0.0.1:7400", Role: wire.RoleAgent, Software: "test"}
+	cfg.Hello = tracker.Hello{Cluster: "default", Node: a.name, Zone: a.zone, Addr: "10.0.0.1:7400", Role: wire.RoleAgent, Software: "test"}
+	if a.lookup != nil {
+		cfg.Hello.Role = wire.RoleOrigin
+	}
 	cfg.OnStatus = func(s tracker.TrackerStatus) { a.update(func() { a.up[s.Addr] = s.Connected }) }
 	a.c = tracker.New(cfg, a)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -151,6 +160,17 @@ func (a *agent) Verdict(id piece.ID, v tracker.Verdict) {
 }
 func (a *agent) Command(c *trackerpb.Command) {
 	a.update(func() { a.commands = append(a.commands, c) })
+	if a.obey != nil {
+		a.obey(a.c, c)
+	}
+}
+func (a *agent) Lookup(id piece.ID) {
+	a.update(func() { a.lookups = append(a.lookups, id) })
+	if a.lookup == nil {
+		a.c.NotHere(id)
+		return
+	}
+	a.lookup(a.c, id)
 }
 
 // wait waits until cond, which looks at a's fields, is true.

@@ -25,11 +25,21 @@ type Tag struct {
 // Manifest is a manifest or index that a repository has. The bytes are a blob at
 // the origins.
 type Manifest struct {
-	Descriptor   ocispec.Descriptor  `json:"descriptor"` // media type, digest, size
+	Descriptor ocispec.Descriptor `json:"descriptor"` // media type, digest, size
+	// ArtifactType is what its referrers' list says of it: for an image manifest
+	// that has none, the media type of its config.
 	ArtifactType string              `json:"artifactType,omitempty"`
 	Annotations  map[string]string   `json:"annotations,omitempty"`
 	Subject      *ocispec.Descriptor `json:"subject,omitempty"`
-	// Blobs and Manifests are what it refers to, the subject excepted.
+	// Blobs and Manifests are what it refers to, the subject excepted. Not all
+	// Blobs need to be there (NeedsBlob).
 	Blobs     []ocispec.Descriptor `json:"blobs,omitempty"`
 	Manifests []ocispec.Descriptor `json:"manifests,omitempty"`
+}
+
+// Referrer returns how m appears among the referrers of its subject.
+func (m *Manifest) Referrer() ocispec.Descriptor {
+	d := m.Descriptor
+	d.ArtifactType, d.Annotations = m.ArtifactType, m.Annotations
+	return d
 }

@@ -13,6 +13,13 @@ type Ref struct {
 	Digest    digest.Digest
 }
 
+func (r Ref) String() string {
+	if r.Namespace == "" {
+		return string(r.Digest)
+	}
+	return r.Namespace + "@" + string(r.Digest)
+}
+
 // Info is what an origin says of a blob.
 type Info struct {
 	Size int64 // bytes

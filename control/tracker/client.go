@@ -2,6 +2,7 @@ package tracker
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -38,6 +39,8 @@ type Config struct {
 	// verdict is Unreachable.
 	Trackers []string
 	Hello    Hello
+	// TLS is for streams, see identity.Source.ClientTLS; nil: plain.
+	TLS *tls.Config
 	// Dial makes connections; nil: TCP.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// LookupHost resolves dns+ names; nil: net.DefaultResolver.
@@ -81,8 +84,15 @@ type Handler interface {
 	// Verdict answers a Want, within 150 ms, and may come again when things
 	// change, until Unwant. (One that was on its way may still come after it.)
 	Verdict(id piece.ID, v Verdict)
-	// Command asks for something; answer with Client.Result.
+	// Command asks for something; answer with Client.Result. One of the same ID, which
+	// comes after a stream broke, asks for the same thing.
 	Command(cmd *trackerpb.Command)
+	// Lookup asks an origin whether it has a blob that nobody announced, or can get
+	// it from its storage; what it announced already is not asked for. Nodes wait for
+	// the answer, 100 ms at most: Client.Announce, with StatePartial as a promise to
+	// deliver all of it, or Client.NotHere. Agents are not asked; NotHere is always
+	// right for them.
+	Lookup(id piece.ID)
 }
 
 // Verdict is what a node that wants a blob should expect.
@@ -168,7 +178,8 @@ type Client struct {
 	names  []string           // of all links
 	links  map[string]*link
 	seq    uint32
-	queue  []func() // calls of the Handler
+	queue  []func()         // calls of the Handler
+	asked  map[uint64]*link // by whom, by the ids of Commands that have no last result yet
 }
 
 // blob is what the node has and wants of one blob.
@@ -222,6 +233,7 @@ func New(cfg Config, h Handler) *Client {
 		wanted: map[piece.ID]*blob{},
 		leased: map[piece.ID]*blob{},
 		links:  map[string]*link{},
+		asked:  map[uint64]*link{},
 	}
 }
 
@@ -231,7 +243,11 @@ func (c *Config) Check() error {
 	if err := trackerpb.CheckHello(c.hello()); err != nil {
 		return fmt.Errorf("tracker client: %w", err)
 	}
-	for _, t := range c.Trackers {
+	return checkTrackers(c.Trackers)
+}
+
+func checkTrackers(trackers []string) error {
+	for _, t := range trackers {
 		if host, port, err := net.SplitHostPort(strings.TrimPrefix(t, "dns+")); err != nil || host == "" || port == "" {
 			return fmt.Errorf("tracker client: %q is neither host:port nor dns+host:port", t)
 		}
@@ -288,15 +304,8 @@ func (c *Client) runTrackers(ctx context.Context) {
 				continue
 			}
 			dynamic = true
-			host, port, _ := net.SplitHostPort(name)
-			lctx, cancel := context.WithTimeout(ctx, lookupTimeout)
-			addrs, err := c.cfg.LookupHost(lctx, host)
-			cancel()
-			if err == nil && len(addrs) > 0 {
-				found[t] = nil
-				for _, a := range addrs {
-					found[t] = append(found[t], net.JoinHostPort(a, port))
-				}
+			if addrs, err := lookupTracker(ctx, name, c.cfg.LookupHost); err == nil && len(addrs) > 0 {
+				found[t] = addrs
 			}
 			missing = missing || len(found[t]) == 0
 			names = append(names, found[t]...)
@@ -595,14 +604,32 @@ func (c *Client) Disproved(id piece.ID, hash [32]byte) {
 	}
 }
 
-// Result answers a Command, on every stream, because the trackers that did not
-// ask ignore it.
+// NotHere answers a Handler's Lookup: this node neither has the blob nor can get
+// it, now.
+func (c *Client) NotHere(id piece.ID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.owners(id) { // the one that did not ask ignores it
+		l.push(func(m *trackerpb.FromAgent) { m.NotHere = append(m.NotHere, trackerpb.FromID(id)) })
+	}
+}
+
+// Result answers a Command. It goes to the tracker that asked, if the stream on
+// which that was lives; otherwise nobody waits for it. Texts are cut to what the
+// protocol allows. r must have at most trackerpb.MaxBatch/2 blobs, and is the
+// Client's from now on.
 func (c *Client) Result(r *trackerpb.CommandResult) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, name := range c.names {
-		c.links[name].push(func(m *trackerpb.FromAgent) { m.Results = append(m.Results, r) })
+	l := c.asked[r.Id]
+	if l == nil {
+		return
 	}
+	if !r.Running {
+		delete(c.asked, r.Id)
+	}
+	r.Error = printable(r.Error, trackerpb.MaxError)
+	l.push(func(m *trackerpb.FromAgent) { m.Results = append(m.Results, r) })
 }
 
 // Status returns the state of each stream, ordered by address.

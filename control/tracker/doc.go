@@ -6,6 +6,9 @@
 // it all again; each blob concerns two of them (package ring). What is
 // remembered is bounded by what the node announces and wants.
 //
+// [Control] is the other client of a tracker: an operator's, which lists nodes and
+// preheats them.
+//
 // The methods of a Client may be called at any time by anybody, before Run too;
 // none blocks, and none calls the Handler. Run starts all goroutines and returns
 // when they have ended. The protocol is in control/PROTOCOL.md.

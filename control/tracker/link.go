@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
@@ -74,6 +76,17 @@ func (l *link) markDirty(id piece.ID, bits uint8) {
 	l.signal()
 }
 
+// hurry makes the tracker hear of what the node has of a blob before anything that
+// is not urgent.
+func (l *link) hurry(id piece.ID) {
+	if !l.up {
+		return
+	}
+	l.urgent = append(l.urgent, id) // twice does no harm
+	l.dirty[id] |= dirtyAnnounce
+	l.signal()
+}
+
 func (l *link) markDone(m *trackerpb.LeaseDone) {
 	if l.up {
 		l.done = append(l.done, m)
@@ -108,7 +121,7 @@ func (c *Client) runLink(ctx context.Context, l *link) {
 		}
 		wait := pause/2 + rand.N(pause/2) // so that a cluster does not come back at once
 		switch status.Code(err) {
-		case codes.FailedPrecondition, codes.InvalidArgument:
+		case codes.FailedPrecondition, codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated:
 			wait = backoffRefused
 		case codes.Aborted, codes.ResourceExhausted: // another agent of the same name; the tracker is full
 			wait = backoffMax/2 + rand.N(backoffMax/2)
@@ -126,8 +139,12 @@ func (c *Client) runLink(ctx context.Context, l *link) {
 func (c *Client) session(ctx context.Context, l *link) (welcomed bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	creds := insecure.NewCredentials()
+	if c.cfg.TLS != nil {
+		creds = credentials.NewTLS(c.cfg.TLS)
+	}
 	conn, err := grpc.NewClient("passthrough:///"+l.name,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(creds),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return c.cfg.Dial(ctx, addr) }),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: time.Minute, MaxDelay: time.Minute}, MinConnectTimeout: connectTimeout}),
 		grpc.WithIdleTimeout(0),
@@ -246,6 +263,7 @@ func (c *Client) linkDown(l *link) {
 	l.up = false
 	l.status.Connected, l.status.Since = false, time.Now()
 	l.dirty, l.enough, l.urgent, l.bulk, l.extra, l.done = nil, nil, nil, nil, nil, nil
+	maps.DeleteFunc(c.asked, func(_ uint64, by *link) bool { return by == l })
 	for _, b := range c.wanted {
 		owners := c.owners(b.id)
 		i := slices.Index(owners, l)
@@ -439,7 +457,27 @@ func (c *Client) receive(l *link, m *trackerpb.ToAgent) {
 			c.kick()
 		}
 	}
+	for _, name := range m.Lookups {
+		id, err := name.ID()
+		if err != nil {
+			continue
+		}
+		if b := c.blobs[id]; b != nil && b.state != StateGone {
+			// It was refused once, or is still in the queue.
+			delete(l.enough, id)
+			l.hurry(id)
+			continue
+		}
+		c.emit(func() { c.h.Lookup(id) })
+	}
 	for _, cmd := range m.Commands {
+		if len(c.asked) >= maxCommands && c.asked[cmd.Id] == nil {
+			l.push(func(m *trackerpb.FromAgent) {
+				m.Results = append(m.Results, &trackerpb.CommandResult{Id: cmd.Id, Supported: true, Error: "too many commands are under way"})
+			})
+			continue
+		}
+		c.asked[cmd.Id] = l
 		c.emit(func() { c.h.Command(cmd) })
 	}
 }
@@ -474,6 +512,9 @@ func (w *want) forget(node string, i int) bool {
 	w.told[node] = p
 	return false
 }
+
+// maxCommands is how many commands may be under way at once.
+const maxCommands = 256
 
 // maxTold is how many peers of one blob are remembered; a tracker tells of far
 // fewer.

@@ -23,6 +23,9 @@ const (
 	MaxError    = 256 // bytes
 	MaxBatch    = 1000
 	MaxMessage  = 1 << 20 // bytes of one encoded message, either direction
+
+	MaxSelected = 10_000 // names of nodes in a Selection
+	MaxZones    = 1000   // in a Selection
 )
 
 // ErrInvalid is wrapped by every complaint about a message.
@@ -101,7 +104,7 @@ func CheckHello(h *Hello) error {
 // CheckBatch reports what is wrong with a FromAgent; its hello is not looked
 // at. After it every blob in the batch has a valid ID.
 func CheckBatch(m *FromAgent) error {
-	n := len(m.Announces) + len(m.Wants) + len(m.Unwants) + len(m.Progress) + len(m.Done) + len(m.Disproved) + len(m.Results)
+	n := len(m.Announces) + len(m.Wants) + len(m.Unwants) + len(m.Progress) + len(m.Done) + len(m.Disproved) + len(m.Results) + len(m.NotHere)
 	for _, r := range m.Results {
 		n += len(r.GetBlobs())
 	}
@@ -111,6 +114,11 @@ func CheckBatch(m *FromAgent) error {
 	for _, a := range m.Announces {
 		if err := checkAnnounce(a); err != nil {
 			return err
+		}
+	}
+	for _, b := range m.NotHere {
+		if _, err := b.ID(); err != nil {
+			return fmt.Errorf("not here: %w", err)
 		}
 	}
 	for _, w := range m.Wants {
@@ -155,10 +163,44 @@ func CheckBatch(m *FromAgent) error {
 		if err := checkText("command result: error", r.GetError(), 0, MaxError); err != nil {
 			return err
 		}
+		if r.GetBytes() < 0 {
+			return fmt.Errorf("command result: %d bytes: %w", r.GetBytes(), ErrInvalid)
+		}
 		for _, a := range r.GetBlobs() {
 			if err := checkAnnounce(a); err != nil {
 				return fmt.Errorf("command result: %w", err)
 			}
+		}
+	}
+	return nil
+}
+
+// CheckBlobs reports what is wrong with the blobs of a PreheatRequest or a
+// DropRequest.
+func CheckBlobs(blobs []*Blob) error {
+	if n := len(blobs); n == 0 || n > MaxBatch {
+		return fmt.Errorf("%d blobs, want 1..%d: %w", n, MaxBatch, ErrInvalid)
+	}
+	for _, b := range blobs {
+		if _, err := b.ID(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckSelection reports what is wrong with a choice of nodes.
+func CheckSelection(s *Selection) error {
+	if s == nil || !s.All && len(s.Nodes)+len(s.Zones)+len(s.Roles) == 0 {
+		return fmt.Errorf("no nodes are selected: name nodes, zones or roles, or all: %w", ErrInvalid)
+	}
+	if len(s.Nodes) > MaxSelected || len(s.Zones) > MaxZones || len(s.Roles) > len(Role_name) {
+		return fmt.Errorf("%d nodes, %d zones and %d roles are selected, at most %d, %d and %d can be: %w",
+			len(s.Nodes), len(s.Zones), len(s.Roles), MaxSelected, MaxZones, len(Role_name), ErrInvalid)
+	}
+	for _, n := range s.Nodes {
+		if err := checkText("node", n, 1, MaxNode); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -50,6 +50,7 @@ func seeds() []*FromAgent {
 		{Wants: []*Want{{Blob: blob, Waiting: true, Grant: true, Seq: 3}}, Progress: []*LeaseProgress{{Blob: blob, Bytes: 1}}},
 		{Done: []*LeaseDone{{Blob: blob, Outcome: 2, Error: "429"}}, Disproved: []*Disproved{{Blob: blob, SumsHash: make([]byte, 32)}}},
 		{Results: []*CommandResult{{Id: 1, Blobs: []*Announce{{Blob: blob}}}}},
+		{NotHere: []*Blob{blob, {}}},
 		{Wants: []*Want{nil}, Done: []*LeaseDone{{}}},
 	}
 }
@@ -82,10 +83,10 @@ func FuzzCheck(f *testing.F) {
 			}
 			return
 		}
-		if n := len(m.Announces) + len(m.Wants) + len(m.Unwants); n > MaxBatch {
+		if n := len(m.Announces) + len(m.Wants) + len(m.Unwants) + len(m.NotHere); n > MaxBatch {
 			t.Errorf("%d elements passed", n)
 		}
-		blobs := append([]*Blob(nil), m.Unwants...)
+		blobs := append(append([]*Blob(nil), m.Unwants...), m.NotHere...)
 		for _, a := range m.Announces {
 			blobs = append(blobs, a.Blob)
 		}

@@ -77,7 +77,7 @@ type State int32
 
 const (
 	State_STATE_GONE     State = 0 // not here (any more)
-	State_STATE_PARTIAL  State = 1 // some verified pieces, perhaps none yet; may grow
+	State_STATE_PARTIAL  State = 1 // some verified pieces, perhaps none yet; may grow. Of an origin: a promise to deliver it
 	State_STATE_COMPLETE State = 2 // every byte, verified
 )
 
@@ -230,8 +230,8 @@ func (Verdict_Kind) EnumDescriptor() ([]byte, []int) {
 }
 
 // FromAgent is a batch. A receiver takes hello first, then progress, done,
-// announces, disproved, unwants and wants, and each list in its order. At most 1,000
-// elements in all lists together.
+// announces, not_here, disproved, unwants, wants and results, and each list in its
+// order. At most 1,000 elements in all lists together.
 type FromAgent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // in the first message of a stream, and only there
@@ -242,6 +242,7 @@ type FromAgent struct {
 	Done          []*LeaseDone           `protobuf:"bytes,6,rep,name=done,proto3" json:"done,omitempty"`
 	Disproved     []*Disproved           `protobuf:"bytes,7,rep,name=disproved,proto3" json:"disproved,omitempty"`
 	Results       []*CommandResult       `protobuf:"bytes,8,rep,name=results,proto3" json:"results,omitempty"`
+	NotHere       []*Blob                `protobuf:"bytes,9,rep,name=not_here,json=notHere,proto3" json:"not_here,omitempty"` // answers to lookups: the sender does not have it and cannot get it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -332,8 +333,15 @@ func (x *FromAgent) GetResults() []*CommandResult {
 	return nil
 }
 
+func (x *FromAgent) GetNotHere() []*Blob {
+	if x != nil {
+		return x.NotHere
+	}
+	return nil
+}
+
 // ToAgent is a batch. A receiver takes welcome first, then sums, peers,
-// verdicts, enough and commands. An empty one keeps the stream alive.
+// verdicts, enough, commands and lookups. An empty one keeps the stream alive.
 type ToAgent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Welcome       *Welcome               `protobuf:"bytes,1,opt,name=welcome,proto3" json:"welcome,omitempty"` // in the first message of a stream, and only there
@@ -342,6 +350,7 @@ type ToAgent struct {
 	Verdicts      []*Verdict             `protobuf:"bytes,4,rep,name=verdicts,proto3" json:"verdicts,omitempty"`
 	Enough        []*Enough              `protobuf:"bytes,5,rep,name=enough,proto3" json:"enough,omitempty"`
 	Commands      []*Command             `protobuf:"bytes,6,rep,name=commands,proto3" json:"commands,omitempty"`
+	Lookups       []*Blob                `protobuf:"bytes,7,rep,name=lookups,proto3" json:"lookups,omitempty"` // to origins: do you have it? The answer is an Announce of PARTIAL or COMPLETE, or not_here
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -414,6 +423,13 @@ func (x *ToAgent) GetEnough() []*Enough {
 func (x *ToAgent) GetCommands() []*Command {
 	if x != nil {
 		return x.Commands
+	}
+	return nil
+}
+
+func (x *ToAgent) GetLookups() []*Blob {
+	if x != nil {
+		return x.Lookups
 	}
 	return nil
 }
@@ -1287,7 +1303,7 @@ func (x *Enough) GetAgainMs() uint32 {
 // answers CommandResult with supported = false.
 type Command struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // of the tracker's choosing, echoed in the result
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // of the tracker's choosing, at random, echoed in the result; the same one again asks for the same
 	// Types that are valid to be assigned to Kind:
 	//
 	//	*Command_Preheat
@@ -1391,7 +1407,8 @@ func (*Command_Drop) isCommand_Kind() {}
 
 func (*Command_Report) isCommand_Kind() {}
 
-// Preheat: have these blobs, from the swarm.
+// Preheat: have these blobs, from the swarm. The result comes when all of them are
+// there or cannot be had.
 type Preheat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blobs         []*Blob                `protobuf:"bytes,1,rep,name=blobs,proto3" json:"blobs,omitempty"` // lowest layer first
@@ -1530,8 +1547,10 @@ type CommandResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Supported     bool                   `protobuf:"varint,2,opt,name=supported,proto3" json:"supported,omitempty"`
-	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"` // empty: done
-	Blobs         []*Announce            `protobuf:"bytes,4,rep,name=blobs,proto3" json:"blobs,omitempty"` // the answer to a Report; counts towards the batch's limit
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`      // empty: done
+	Blobs         []*Announce            `protobuf:"bytes,4,rep,name=blobs,proto3" json:"blobs,omitempty"`      // counts towards the batch's limit; the answer to a Report, or what a Preheat or Drop left undone
+	Running       bool                   `protobuf:"varint,5,opt,name=running,proto3" json:"running,omitempty"` // not the last result of this command
+	Bytes         int64                  `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`     // with a Preheat: verified so far of its blobs
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1594,11 +1613,25 @@ func (x *CommandResult) GetBlobs() []*Announce {
 	return nil
 }
 
+func (x *CommandResult) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+func (x *CommandResult) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 var File_control_trackerpb_tracker_proto protoreflect.FileDescriptor
 
 const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcontrol/trackerpb/tracker.proto\x12\x12capelin.tracker.v1\"\xc8\x03\n" +
+	"\x1fcontrol/trackerpb/tracker.proto\x12\x12capelin.tracker.v1\"\xfd\x03\n" +
 	"\tFromAgent\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x19.capelin.tracker.v1.HelloR\x05hello\x12:\n" +
 	"\tannounces\x18\x02 \x03(\v2\x1c.capelin.tracker.v1.AnnounceR\tannounces\x12.\n" +
@@ -1607,14 +1640,16 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\bprogress\x18\x05 \x03(\v2!.capelin.tracker.v1.LeaseProgressR\bprogress\x121\n" +
 	"\x04done\x18\x06 \x03(\v2\x1d.capelin.tracker.v1.LeaseDoneR\x04done\x12;\n" +
 	"\tdisproved\x18\a \x03(\v2\x1d.capelin.tracker.v1.DisprovedR\tdisproved\x12;\n" +
-	"\aresults\x18\b \x03(\v2!.capelin.tracker.v1.CommandResultR\aresults\"\xc9\x02\n" +
+	"\aresults\x18\b \x03(\v2!.capelin.tracker.v1.CommandResultR\aresults\x123\n" +
+	"\bnot_here\x18\t \x03(\v2\x18.capelin.tracker.v1.BlobR\anotHere\"\xfd\x02\n" +
 	"\aToAgent\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.capelin.tracker.v1.WelcomeR\awelcome\x12/\n" +
 	"\x05peers\x18\x02 \x03(\v2\x19.capelin.tracker.v1.PeersR\x05peers\x120\n" +
 	"\x04sums\x18\x03 \x03(\v2\x1c.capelin.tracker.v1.SumsHashR\x04sums\x127\n" +
 	"\bverdicts\x18\x04 \x03(\v2\x1b.capelin.tracker.v1.VerdictR\bverdicts\x122\n" +
 	"\x06enough\x18\x05 \x03(\v2\x1a.capelin.tracker.v1.EnoughR\x06enough\x127\n" +
-	"\bcommands\x18\x06 \x03(\v2\x1b.capelin.tracker.v1.CommandR\bcommands\"2\n" +
+	"\bcommands\x18\x06 \x03(\v2\x1b.capelin.tracker.v1.CommandR\bcommands\x122\n" +
+	"\alookups\x18\a \x03(\v2\x18.capelin.tracker.v1.BlobR\alookups\"2\n" +
 	"\x04Blob\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\"\xdd\x01\n" +
@@ -1695,12 +1730,14 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\x04Drop\x12.\n" +
 	"\x05blobs\x18\x01 \x03(\v2\x18.capelin.tracker.v1.BlobR\x05blobs\"8\n" +
 	"\x06Report\x12.\n" +
-	"\x05blobs\x18\x01 \x03(\v2\x18.capelin.tracker.v1.BlobR\x05blobs\"\x87\x01\n" +
+	"\x05blobs\x18\x01 \x03(\v2\x18.capelin.tracker.v1.BlobR\x05blobs\"\xb7\x01\n" +
 	"\rCommandResult\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1c\n" +
 	"\tsupported\x18\x02 \x01(\bR\tsupported\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x122\n" +
-	"\x05blobs\x18\x04 \x03(\v2\x1c.capelin.tracker.v1.AnnounceR\x05blobs*=\n" +
+	"\x05blobs\x18\x04 \x03(\v2\x1c.capelin.tracker.v1.AnnounceR\x05blobs\x12\x18\n" +
+	"\arunning\x18\x05 \x01(\bR\arunning\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes*=\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -1768,41 +1805,43 @@ var file_control_trackerpb_tracker_proto_depIdxs = []int32{
 	12, // 5: capelin.tracker.v1.FromAgent.done:type_name -> capelin.tracker.v1.LeaseDone
 	13, // 6: capelin.tracker.v1.FromAgent.disproved:type_name -> capelin.tracker.v1.Disproved
 	23, // 7: capelin.tracker.v1.FromAgent.results:type_name -> capelin.tracker.v1.CommandResult
-	8,  // 8: capelin.tracker.v1.ToAgent.welcome:type_name -> capelin.tracker.v1.Welcome
-	15, // 9: capelin.tracker.v1.ToAgent.peers:type_name -> capelin.tracker.v1.Peers
-	16, // 10: capelin.tracker.v1.ToAgent.sums:type_name -> capelin.tracker.v1.SumsHash
-	17, // 11: capelin.tracker.v1.ToAgent.verdicts:type_name -> capelin.tracker.v1.Verdict
-	18, // 12: capelin.tracker.v1.ToAgent.enough:type_name -> capelin.tracker.v1.Enough
-	19, // 13: capelin.tracker.v1.ToAgent.commands:type_name -> capelin.tracker.v1.Command
-	0,  // 14: capelin.tracker.v1.Hello.role:type_name -> capelin.tracker.v1.Role
-	6,  // 15: capelin.tracker.v1.Announce.blob:type_name -> capelin.tracker.v1.Blob
-	1,  // 16: capelin.tracker.v1.Announce.state:type_name -> capelin.tracker.v1.State
-	6,  // 17: capelin.tracker.v1.Want.blob:type_name -> capelin.tracker.v1.Blob
-	6,  // 18: capelin.tracker.v1.LeaseProgress.blob:type_name -> capelin.tracker.v1.Blob
-	6,  // 19: capelin.tracker.v1.LeaseDone.blob:type_name -> capelin.tracker.v1.Blob
-	2,  // 20: capelin.tracker.v1.LeaseDone.outcome:type_name -> capelin.tracker.v1.Outcome
-	6,  // 21: capelin.tracker.v1.Disproved.blob:type_name -> capelin.tracker.v1.Blob
-	0,  // 22: capelin.tracker.v1.Peer.role:type_name -> capelin.tracker.v1.Role
-	6,  // 23: capelin.tracker.v1.Peers.blob:type_name -> capelin.tracker.v1.Blob
-	14, // 24: capelin.tracker.v1.Peers.peers:type_name -> capelin.tracker.v1.Peer
-	6,  // 25: capelin.tracker.v1.SumsHash.blob:type_name -> capelin.tracker.v1.Blob
-	6,  // 26: capelin.tracker.v1.Verdict.blob:type_name -> capelin.tracker.v1.Blob
-	3,  // 27: capelin.tracker.v1.Verdict.kind:type_name -> capelin.tracker.v1.Verdict.Kind
-	6,  // 28: capelin.tracker.v1.Enough.blob:type_name -> capelin.tracker.v1.Blob
-	20, // 29: capelin.tracker.v1.Command.preheat:type_name -> capelin.tracker.v1.Preheat
-	21, // 30: capelin.tracker.v1.Command.drop:type_name -> capelin.tracker.v1.Drop
-	22, // 31: capelin.tracker.v1.Command.report:type_name -> capelin.tracker.v1.Report
-	6,  // 32: capelin.tracker.v1.Preheat.blobs:type_name -> capelin.tracker.v1.Blob
-	6,  // 33: capelin.tracker.v1.Drop.blobs:type_name -> capelin.tracker.v1.Blob
-	6,  // 34: capelin.tracker.v1.Report.blobs:type_name -> capelin.tracker.v1.Blob
-	9,  // 35: capelin.tracker.v1.CommandResult.blobs:type_name -> capelin.tracker.v1.Announce
-	4,  // 36: capelin.tracker.v1.Tracker.Connect:input_type -> capelin.tracker.v1.FromAgent
-	5,  // 37: capelin.tracker.v1.Tracker.Connect:output_type -> capelin.tracker.v1.ToAgent
-	37, // [37:38] is the sub-list for method output_type
-	36, // [36:37] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	6,  // 8: capelin.tracker.v1.FromAgent.not_here:type_name -> capelin.tracker.v1.Blob
+	8,  // 9: capelin.tracker.v1.ToAgent.welcome:type_name -> capelin.tracker.v1.Welcome
+	15, // 10: capelin.tracker.v1.ToAgent.peers:type_name -> capelin.tracker.v1.Peers
+	16, // 11: capelin.tracker.v1.ToAgent.sums:type_name -> capelin.tracker.v1.SumsHash
+	17, // 12: capelin.tracker.v1.ToAgent.verdicts:type_name -> capelin.tracker.v1.Verdict
+	18, // 13: capelin.tracker.v1.ToAgent.enough:type_name -> capelin.tracker.v1.Enough
+	19, // 14: capelin.tracker.v1.ToAgent.commands:type_name -> capelin.tracker.v1.Command
+	6,  // 15: capelin.tracker.v1.ToAgent.lookups:type_name -> capelin.tracker.v1.Blob
+	0,  // 16: capelin.tracker.v1.Hello.role:type_name -> capelin.tracker.v1.Role
+	6,  // 17: capelin.tracker.v1.Announce.blob:type_name -> capelin.tracker.v1.Blob
+	1,  // 18: capelin.tracker.v1.Announce.state:type_name -> capelin.tracker.v1.State
+	6,  // 19: capelin.tracker.v1.Want.blob:type_name -> capelin.tracker.v1.Blob
+	6,  // 20: capelin.tracker.v1.LeaseProgress.blob:type_name -> capelin.tracker.v1.Blob
+	6,  // 21: capelin.tracker.v1.LeaseDone.blob:type_name -> capelin.tracker.v1.Blob
+	2,  // 22: capelin.tracker.v1.LeaseDone.outcome:type_name -> capelin.tracker.v1.Outcome
+	6,  // 23: capelin.tracker.v1.Disproved.blob:type_name -> capelin.tracker.v1.Blob
+	0,  // 24: capelin.tracker.v1.Peer.role:type_name -> capelin.tracker.v1.Role
+	6,  // 25: capelin.tracker.v1.Peers.blob:type_name -> capelin.tracker.v1.Blob
+	14, // 26: capelin.tracker.v1.Peers.peers:type_name -> capelin.tracker.v1.Peer
+	6,  // 27: capelin.tracker.v1.SumsHash.blob:type_name -> capelin.tracker.v1.Blob
+	6,  // 28: capelin.tracker.v1.Verdict.blob:type_name -> capelin.tracker.v1.Blob
+	3,  // 29: capelin.tracker.v1.Verdict.kind:type_name -> capelin.tracker.v1.Verdict.Kind
+	6,  // 30: capelin.tracker.v1.Enough.blob:type_name -> capelin.tracker.v1.Blob
+	20, // 31: capelin.tracker.v1.Command.preheat:type_name -> capelin.tracker.v1.Preheat
+	21, // 32: capelin.tracker.v1.Command.drop:type_name -> capelin.tracker.v1.Drop
+	22, // 33: capelin.tracker.v1.Command.report:type_name -> capelin.tracker.v1.Report
+	6,  // 34: capelin.tracker.v1.Preheat.blobs:type_name -> capelin.tracker.v1.Blob
+	6,  // 35: capelin.tracker.v1.Drop.blobs:type_name -> capelin.tracker.v1.Blob
+	6,  // 36: capelin.tracker.v1.Report.blobs:type_name -> capelin.tracker.v1.Blob
+	9,  // 37: capelin.tracker.v1.CommandResult.blobs:type_name -> capelin.tracker.v1.Announce
+	4,  // 38: capelin.tracker.v1.Tracker.Connect:input_type -> capelin.tracker.v1.FromAgent
+	5,  // 39: capelin.tracker.v1.Tracker.Connect:output_type -> capelin.tracker.v1.ToAgent
+	39, // [39:40] is the sub-list for method output_type
+	38, // [38:39] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_control_trackerpb_tracker_proto_init() }

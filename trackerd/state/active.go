@@ -17,6 +17,7 @@ type active struct {
 	byAgent map[*agent]*want
 	fresh   []*want // arrived in this Step, to be answered at its end
 	leases  []lease
+	look    lookup
 	mood    mood
 
 	failures     int   // of upstream, in a row
@@ -323,6 +324,9 @@ func (t *Tracker) settle(s *swarm) {
 		before := act.mood
 		t.decide(s)
 		if act.mood != before {
+			if act.mood.kind == trackerpb.Verdict_KIND_SOURCES && before.kind != 0 && before.kind != act.mood.kind {
+				act.changed, act.flushAt = true, t.now // nobody who waited must wait for the first source's name
+			}
 			for _, w := range act.wants {
 				t.verdict(s, w)
 			}
@@ -380,6 +384,7 @@ const (
 func (t *Tracker) decide(s *swarm) {
 	a := s.a
 	m := mood{kind: trackerpb.Verdict_KIND_SOURCES, have: min(s.have, 2)}
+	t.giveUp(s)
 	warm := t.warmEnd()
 	live := 0
 	for i := range a.leases {
@@ -388,7 +393,7 @@ func (t *Tracker) decide(s *swarm) {
 		}
 	}
 	switch {
-	case s.complete > 0:
+	case s.complete > 0 || t.promised(s):
 	case live > 0:
 		if end := a.window + int64(t.cfg.AddWindow); a.window != 0 && t.now >= end {
 			slow := t.cfg.AddBelow > 0 && float64(a.windowBytes) < float64(t.cfg.AddBelow)*float64(t.now-a.window)/1e9
@@ -402,6 +407,8 @@ func (t *Tracker) decide(s *swarm) {
 		}
 	case t.now < warm:
 		m.kind, m.all, m.until = trackerpb.Verdict_KIND_WAIT, true, warm
+	case t.ask(s):
+		m.kind, m.all, m.until = trackerpb.Verdict_KIND_WAIT, true, a.look.until
 	case t.now < a.nobodyUntil:
 		m.kind, m.until = trackerpb.Verdict_KIND_NOBODY, a.nobodyUntil
 	case t.now < a.backoffUntil:
@@ -531,6 +538,10 @@ func (t *Tracker) schedule(s *swarm) {
 	at(a.backoffUntil)
 	at(a.nobodyUntil)
 	at(a.mood.until)
+	if len(a.look.asked) > 0 {
+		at(a.look.until)
+	}
+	at(a.look.again)
 	for i := range a.leases {
 		at(t.leaseDeadline(&a.leases[i]))
 	}
@@ -578,7 +589,7 @@ func (t *Tracker) deactivate(s *swarm) {
 	for i := s.complete; i > t.cfg.Enough; i-- {
 		j := t.rng.IntN(s.complete)
 		a := t.agents[s.members[j].agent]
-		if a.hello.Role == trackerpb.Role_ROLE_ORIGIN {
+		if a.isOrigin() {
 			continue
 		}
 		t.enough(a, s.id)

@@ -119,6 +119,11 @@ type Stats struct {
 	Replaced      uint64 // streams replaced by a newer one of the same node
 	PeersTold     uint64
 
+	Lookups       uint64 // blobs that origins were asked for
+	LookupsFound  uint64 // an origin has it
+	LookupsMissed uint64 // all said that they do not, or left
+	LookupsLate   uint64 // some did not answer in time
+
 	LeasesGranted    uint64
 	LeasesAdded      uint64 // of those, beside a slow holder
 	LeasesSelf       uint64 // downloads reported by agents that had no lease

@@ -32,6 +32,7 @@ func chaos(t *testing.T, seed uint64) string {
 		MaxBlobs: 7, MaxWants: 4, MaxEntries: 40, MaxSwarms: 9, NobodyFor: 2 * time.Second, MaxHolders: 2,
 	})
 	live := map[string]Stream{}
+	origin := map[Stream]bool{}
 	next := Stream(0)
 	told := map[string]map[string]bool{} // what each stream's end was told last, by blob
 	for range 600 {
@@ -39,7 +40,7 @@ func chaos(t *testing.T, seed uint64) string {
 		blob := trackerpb.FromID(testID(string(rune('A' + rng.IntN(12)))))
 		s, ok := live[node]
 		var acts []Action
-		switch n := rng.IntN(20); {
+		switch n := rng.IntN(22); {
 		case !ok || n == 0:
 			next++
 			live[node] = next
@@ -47,6 +48,7 @@ func chaos(t *testing.T, seed uint64) string {
 			role := trackerpb.Role_ROLE_AGENT
 			if rng.IntN(6) == 0 {
 				role = trackerpb.Role_ROLE_ORIGIN
+				origin[next] = true
 			}
 			told[fmt.Sprint(next)] = map[string]bool{}
 			acts = w.step(EvOpen{Stream: next, Hello: hello(node, string(rune('x'+rng.IntN(2))), role)})
@@ -77,6 +79,8 @@ func chaos(t *testing.T, seed uint64) string {
 				h := make([]byte, 32)
 				h[0] = byte(rng.IntN(3))
 				b.Disproved = append(b.Disproved, &trackerpb.Disproved{Blob: blob, SumsHash: h})
+			case 20, 21:
+				b.NotHere = append(b.NotHere, blob)
 			}
 			acts = w.step(EvBatch{Stream: s, Batch: b})
 		}
@@ -84,6 +88,9 @@ func chaos(t *testing.T, seed uint64) string {
 			m, ok := act.(ActSend)
 			if !ok {
 				continue
+			}
+			if len(m.Message.Lookups) > 0 && !origin[m.Stream] {
+				t.Fatalf("%s, which is no origin, is asked", w.nodes[m.Stream])
 			}
 			known := told[fmt.Sprint(m.Stream)]
 			for _, p := range m.Message.Peers {
@@ -120,6 +127,24 @@ func TestEveryWaitingAgentProceeds(t *testing.T) {
 		x := testID("X")
 		b := trackerpb.FromID(x)
 		waiting := map[Stream]bool{}
+		// Origins that never answer, promise and take it back, have it not, or break
+		// their streams must not keep anybody from upstream.
+		for s := Stream(11); s <= 13; s++ {
+			w.nodes[s] = fmt.Sprint(s)
+			w.step(EvOpen{Stream: s, Hello: hello(fmt.Sprint(s), "", trackerpb.Role_ROLE_ORIGIN)})
+		}
+		origin := func(s Stream) {
+			switch rng.IntN(20) {
+			case 0:
+				w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Announces: []*trackerpb.Announce{{Blob: b, State: trackerpb.State_STATE_PARTIAL}}}})
+				w.advance(100 * time.Millisecond)
+				w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Announces: []*trackerpb.Announce{{Blob: b}}}})
+			case 1:
+				w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{NotHere: []*trackerpb.Blob{b}}})
+			case 2:
+				w.step(EvClosed{s})
+			}
+		}
 		for s := Stream(1); s <= 10; s++ {
 			w.nodes[s] = fmt.Sprint(s)
 			w.step(EvOpen{Stream: s, Hello: hello(fmt.Sprint(s), "", trackerpb.Role_ROLE_AGENT)})
@@ -159,6 +184,7 @@ func TestEveryWaitingAgentProceeds(t *testing.T) {
 					w.step(EvClosed{s})
 				}
 			}
+			origin(Stream(11 + rng.IntN(3)))
 			w.advance(100 * time.Millisecond)
 		}
 		if len(waiting) > 0 {

@@ -22,6 +22,15 @@ type Config struct {
 	// core.
 	FlushInterval time.Duration
 
+	// Lookup is how long origins have to say whether they have a blob that nobody
+	// announced, or can get it. Meanwhile the verdict is WAIT; then a lease is
+	// granted. Default 100 ms, half of what agents allow for finding out; negative:
+	// they are not asked.
+	Lookup time.Duration
+	// LookupAgain is when they are asked again for a blob that is still wanted, if
+	// no other one connects before. Default 30 s.
+	LookupAgain time.Duration
+
 	// MaxUnstarted is how many leases an agent holds that it has not started to
 	// use. Default 3: containerd downloads as many layers at once.
 	MaxUnstarted int
@@ -88,6 +97,8 @@ func (c Config) WithDefaults() Config {
 	dur(&c.Warmup, 2*time.Second)
 	dur(&c.PingInterval, 2*time.Second)
 	dur(&c.FlushInterval, 100*time.Millisecond)
+	dur(&c.Lookup, 100*time.Millisecond)
+	dur(&c.LookupAgain, 30*time.Second)
 	num(&c.MaxUnstarted, 3)
 	dur(&c.Unstarted, 3*time.Second)
 	dur(&c.Stall, 3*time.Second)

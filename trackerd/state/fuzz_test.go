@@ -9,13 +9,14 @@ import (
 	"github.com/capelin-io/capelin/control/trackerpb"
 )
 
-// FuzzStep feeds batches that pass the checks to a tracker of two nodes: no
-// panic, and its bookkeeping stays right.
+// FuzzStep feeds batches that pass the checks to a tracker of an agent and an
+// origin: no panic, and its bookkeeping stays right.
 func FuzzStep(f *testing.F) {
 	b := trackerpb.FromID(testID("X"))
 	for _, m := range []*trackerpb.FromAgent{
 		{Wants: []*trackerpb.Want{{Blob: b, Waiting: true, Grant: true}}, Progress: []*trackerpb.LeaseProgress{{Blob: b, Bytes: 5}}},
 		{Announces: []*trackerpb.Announce{{Blob: b, State: 2, SumsHash: make([]byte, 32)}}, Disproved: []*trackerpb.Disproved{{Blob: b, SumsHash: make([]byte, 32)}}},
+		{Wants: []*trackerpb.Want{{Blob: b, Grant: true}}, NotHere: []*trackerpb.Blob{b}},
 		{Done: []*trackerpb.LeaseDone{{Blob: b, Outcome: 2}}, Unwants: []*trackerpb.Blob{b}},
 	} {
 		data, err := proto.Marshal(m)
@@ -33,7 +34,7 @@ func FuzzStep(f *testing.F) {
 				return
 			}
 			w.nodes[s] = string(rune('a' + s))
-			w.step(EvOpen{Stream: s, Hello: hello(w.nodes[s], "", trackerpb.Role_ROLE_AGENT)})
+			w.step(EvOpen{Stream: s, Hello: hello(w.nodes[s], "", trackerpb.Role(s))})
 			w.step(EvBatch{Stream: s, Batch: m})
 			w.advance(time.Duration(ms) * time.Millisecond)
 			w.step(EvBatch{Stream: s, Batch: m})

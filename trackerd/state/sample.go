@@ -20,7 +20,7 @@ func (t *Tracker) peerFlags(s *swarm, a *agent) (uint8, bool) {
 	if f&fComplete != 0 {
 		p |= pComplete
 	}
-	if f&fLease != 0 || f&(fComplete|fPartial) != 0 && a.hello.Role == trackerpb.Role_ROLE_ORIGIN {
+	if f&fLease != 0 || f&(fComplete|fPartial) != 0 && a.isOrigin() {
 		p |= pSource
 	}
 	return p, true

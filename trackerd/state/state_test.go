@@ -112,6 +112,9 @@ func (w *world) print(a Action) {
 		for _, c := range m.Commands {
 			p("%s < command %d", to, c.Id)
 		}
+		for _, b := range m.Lookups {
+			p("%s < lookup %s", to, blobName(b))
+		}
 	}
 }
 
@@ -182,16 +185,30 @@ func check(t *testing.T, m *Tracker) {
 				unstarted[l.agent]++
 			}
 		}
+		for _, o := range s.a.look.asked {
+			if o.gone || !o.isOrigin() || s.a.look.until <= m.now || len(s.a.look.asked) > 10*maxAsked {
+				t.Fatalf("%s: look-up is broken: %+v, asked %s", nameOf(id), s.a.look, o.hello.Node)
+			}
+		}
+		if s.a.look.again > m.now && s.a.heap < 0 {
+			t.Fatalf("%s: what origins said is remembered, but nothing is due", nameOf(id))
+		}
 		if s.a.heap >= 0 && m.due[s.a.heap] != s {
 			t.Fatalf("%s: not in the heap at %d", nameOf(id), s.a.heap)
 		}
 	}
-	total := 0
+	total, origins := 0, 0
 	for _, a := range m.byStream {
+		if a.isOrigin() {
+			origins++
+		}
 		total += len(a.entries)
 		if a.unstarted != unstarted[a] {
 			t.Fatalf("%s: %d leases not started, counted as %d", a.hello.Node, unstarted[a], a.unstarted)
 		}
+	}
+	if origins != len(m.origins) {
+		t.Fatalf("%d origins, counted as %d", origins, len(m.origins))
 	}
 	st := m.Stats()
 	if entries != st.Entries || total != entries || wants != st.Wants || leases != st.Leases {
@@ -221,6 +238,8 @@ func TestTranscripts(t *testing.T) {
 					switch arg.Key {
 					case "warmup":
 						cfg.Warmup = dur
+					case "lookup":
+						cfg.Lookup = dur
 					case "enough":
 						cfg.Enough = n
 					case "sample":
@@ -317,6 +336,8 @@ func parse(t *testing.T, b *trackerpb.FromAgent, f []string) {
 		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Waiting: true})
 	case "want-early": // does not wait yet
 		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Grant: true})
+	case "nothere":
+		b.NotHere = append(b.NotHere, blob)
 	case "unwant":
 		b.Unwants = append(b.Unwants, blob)
 	case "progress":

@@ -37,6 +37,7 @@ type Tracker struct {
 	freeAgent []uint32
 	byStream  map[Stream]*agent
 	byNode    map[string]*agent
+	origins   []*agent // connected
 
 	swarms    []*swarm // by slot; nil: free
 	freeSwarm []uint32
@@ -57,6 +58,7 @@ type agent struct {
 	slot   uint32
 	stream Stream
 	hello  *trackerpb.Hello
+	since  int64
 	gone   bool // the stream ended; told lists may still name it
 	// entries: swarm slot → position in its members.
 	entries   map[uint32]uint32
@@ -178,6 +180,24 @@ func (t *Tracker) Stats() Stats {
 	return st
 }
 
+// Node is a connected node.
+type Node struct {
+	Stream Stream
+	Hello  *trackerpb.Hello // not to be changed
+	Since  time.Time
+	Blobs  int // that it announced or wants
+	Wants  int // of these
+}
+
+// Nodes returns the connected nodes, in no order.
+func (t *Tracker) Nodes() []Node {
+	all := make([]Node, 0, len(t.byStream))
+	for _, a := range t.byStream {
+		all = append(all, Node{Stream: a.stream, Hello: a.hello, Since: time.Unix(0, a.since), Blobs: len(a.entries), Wants: a.wants})
+	}
+	return all
+}
+
 // Member is what is known of one node in a swarm.
 type Member struct {
 	Node              string
@@ -202,6 +222,10 @@ func (t *Tracker) Members(id piece.ID) []Member {
 	slices.SortFunc(all, func(a, b Member) int { return strings.Compare(a.Node, b.Node) })
 	return all
 }
+
+// Warm returns since when, or from when on, the tracker is no longer too young to
+// know who is there and what they have. Until then it may still move.
+func (t *Tracker) Warm() time.Time { return time.Unix(0, t.warmEnd()) }
 
 // Age returns how long the tracker has lived at its last Step.
 func (t *Tracker) Age() time.Duration { return time.Duration(t.now - t.born) }
@@ -251,7 +275,7 @@ func (t *Tracker) open(ev EvOpen) {
 		t.actions = append(t.actions, ActClose{old.stream})
 		t.close(old)
 	}
-	a := &agent{stream: ev.Stream, hello: ev.Hello, entries: map[uint32]uint32{}}
+	a := &agent{stream: ev.Stream, hello: ev.Hello, since: t.now, entries: map[uint32]uint32{}}
 	if n := len(t.freeAgent); n > 0 {
 		a.slot = t.freeAgent[n-1]
 		t.freeAgent = t.freeAgent[:n-1]
@@ -262,6 +286,9 @@ func (t *Tracker) open(ev EvOpen) {
 	}
 	t.byStream[a.stream] = a
 	t.byNode[a.hello.Node] = a
+	if a.isOrigin() {
+		defer t.originCame(a) // after Welcome
+	}
 	t.send(a).Welcome = &trackerpb.Welcome{
 		Version:  trackerpb.Version,
 		Software: t.cfg.Software,
@@ -278,6 +305,9 @@ func (t *Tracker) close(a *agent) {
 	delete(t.out, a)
 	delete(t.byStream, a.stream)
 	delete(t.byNode, a.hello.Node)
+	if a.isOrigin() {
+		t.originLeft(a)
+	}
 	slots := make([]uint32, 0, len(a.entries))
 	for slot := range a.entries {
 		slots = append(slots, slot)
@@ -315,6 +345,13 @@ func (t *Tracker) batch(a *agent, b *trackerpb.FromAgent) {
 	for _, m := range b.Announces {
 		if id, err := m.GetBlob().ID(); err == nil {
 			t.announce(a, id, m)
+		}
+	}
+	for _, m := range b.NotHere {
+		if id, err := m.ID(); err == nil {
+			if s := t.find(id); s != nil {
+				t.notHere(s, a)
+			}
 		}
 	}
 	for _, m := range b.Disproved {
@@ -355,7 +392,7 @@ func (t *Tracker) admit(a *agent, id piece.ID) *swarm {
 	}
 	limit := ""
 	switch {
-	case len(a.entries) >= t.cfg.MaxBlobs:
+	case len(a.entries) >= t.cfg.MaxBlobs && (s == nil || !s.asked(a)):
 		limit = "blobs of one agent"
 	case t.stats.Entries >= t.cfg.MaxEntries:
 		limit = "announcements in all"
@@ -418,7 +455,7 @@ func (t *Tracker) setFlags(a *agent, s *swarm, set, clr uint8) {
 		} else {
 			s.have--
 		}
-		if a.hello.Role == trackerpb.Role_ROLE_ORIGIN {
+		if a.isOrigin() {
 			if has {
 				s.origins = append(s.origins, a)
 			} else {
@@ -450,12 +487,13 @@ func (t *Tracker) setFlags(a *agent, s *swarm, set, clr uint8) {
 	}
 	if s.a != nil {
 		visible := fComplete | fLease
-		if a.hello.Role == trackerpb.Role_ROLE_ORIGIN {
+		if a.isOrigin() {
 			visible |= fPartial
 		}
 		switch {
 		case !ok:
 			s.a.joined = true
+			s.a.changed = s.a.changed || has && a.isOrigin()
 		case flags == 0 || (flags^old)&visible != 0:
 			s.a.changed = true
 		}
@@ -484,7 +522,7 @@ func (t *Tracker) announce(a *agent, id piece.ID, m *trackerpb.Announce) {
 	// Enough is said only to those who are not members: what wanting agents were
 	// told of must not vanish because it finished.
 	if m.State == trackerpb.State_STATE_COMPLETE && s != nil && s.complete >= t.cfg.Enough &&
-		t.flags(a, s) == 0 && a.hello.Role != trackerpb.Role_ROLE_ORIGIN {
+		t.flags(a, s) == 0 && !a.isOrigin() {
 		if len(m.SumsHash) == 32 {
 			t.claim(a, s, [32]byte(m.SumsHash))
 		}
@@ -495,6 +533,7 @@ func (t *Tracker) announce(a *agent, id piece.ID, m *trackerpb.Announce) {
 		t.enough(a, id)
 		return
 	}
+	t.found(s, a)
 	if m.State == trackerpb.State_STATE_PARTIAL {
 		t.setFlags(a, s, fPartial, fComplete)
 		return

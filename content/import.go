@@ -1,0 +1,186 @@
+package content
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// Import moves a file into blobs/ as the blob of sums, which the caller has made
+// by hashing all of it, and keeps sums as proven. Only the last piece is hashed
+// here, so that no other file's sums can pass for the blob's. The file must be on
+// the store's file system, and nobody may write to it any more. When Import
+// returns nil, the blob and its sums survive a power cut, and the file at path is
+// gone; it is, too, if the blob was there already. Bytes that do not match are
+// piece.ErrMismatch, and a full disk is [ErrNoSpace]; then the file is still there.
+// ctx bounds what is evicted for room.
+func (s *Store) Import(ctx context.Context, path string, sums *piece.Sums) error {
+	id := sums.ID()
+	if err := id.Validate(); err != nil {
+		return fmt.Errorf("importing %s: %w", path, err)
+	}
+	if err := s.checkImport(path, sums); err != nil {
+		return fmt.Errorf("importing %s as %s: %w", path, id, err)
+	}
+	added, err := s.importFile(path, sums)
+	if isNoSpace(err) {
+		if s.makeRoom(ctx, 1<<20) > 0 { // for the sums
+			added, err = s.importFile(path, sums)
+		}
+		if isNoSpace(err) {
+			err = fmt.Errorf("%w: %w", ErrNoSpace, err)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("importing %s as %s: %w", path, id, err)
+	}
+	d := digest.Digest(id.Digest())
+	if added {
+		s.blobAdded(d, id.Size)
+	}
+	s.dropPartials(d)
+	return nil
+}
+
+// checkImport verifies the file's size and the chain's last link, and syncs.
+func (s *Store) checkImport(path string, sums *piece.Sums) error {
+	id := sums.ID()
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if fi.Size() != id.Size || !sums.Complete() {
+		return fmt.Errorf("%d bytes with %d of %d sums: %w", fi.Size(), sums.Len(), sums.MaxLen(), piece.ErrMismatch)
+	}
+	last := id.Pieces() - 1
+	buf := make([]byte, id.PieceSize(last))
+	if _, err := f.ReadAt(buf, id.Offset(last)); err != nil {
+		return err
+	}
+	if err := sums.Verify(last, buf); err != nil {
+		return err
+	}
+	return fdatasync(f)
+}
+
+// importFile takes the durable steps of FORMAT.md section 3.6. It reports whether
+// the blob is new.
+func (s *Store) importFile(path string, sums *piece.Sums) (added bool, err error) {
+	id := sums.ID()
+	d := digest.Digest(id.Digest())
+	unlock := s.places.lock(d)
+	defer unlock()
+	s.mu.Lock()
+	closed, e := s.closed, s.index[d]
+	var place Presence
+	var bad, known, has bool
+	if e != nil {
+		place, has = e.place, e.sums
+		bad = e.bad || e.size >= 0 && e.size != id.Size
+		known = !bad
+	}
+	s.mu.Unlock()
+	if closed {
+		return false, fmt.Errorf("store: %w", ErrClosed)
+	}
+	if known {
+		_, _, err := s.publishLocked(d)
+		if err == nil && !has {
+			if err = s.writeSums(sums); err == nil {
+				s.mu.Lock()
+				e.sums = true
+				s.mu.Unlock()
+			}
+		}
+		if err == nil {
+			return false, os.Remove(path)
+		}
+		if !errors.Is(err, ErrNotFound) {
+			return false, err
+		}
+		bad = false // somebody has unlinked it behind our back
+	}
+	if bad && place == Cached {
+		if err := s.toTrash(s.blobPath(d, Cached)); err != nil {
+			return false, err
+		}
+	}
+	if err := s.writeSums(sums); err != nil {
+		return false, err
+	}
+	s.files.remove(d)
+	to := s.blobPath(d, Committed)
+	if err = s.mkdir(filepath.Dir(to)); err == nil {
+		err = os.Chmod(path, 0o444)
+	}
+	if err == nil {
+		err = os.Rename(path, to)
+	}
+	if err == nil {
+		err = s.syncDir(filepath.Dir(to))
+	}
+	if err != nil {
+		return false, err
+	}
+	if bad {
+		if err := os.Remove(s.sumsPath(d) + ".bad"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+	}
+	now := time.Now().UnixNano()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if old := s.index[d]; old != nil { // a wrong one, whose users keep the old file
+		old.sums, old.bad = false, false
+		s.forget(old)
+	}
+	s.put(&entry{dgst: d, place: Committed, size: id.Size, sums: true, created: now, updated: now})
+	return true, nil
+}
+
+// MakeRoom evicts what may be evicted until need bytes are free that were not, or
+// nothing is left, and returns how many bytes it freed. It is for a caller that
+// writes to the same file system and finds it full.
+func (s *Store) MakeRoom(ctx context.Context, need int64) (freed int64) {
+	return s.makeRoom(ctx, need)
+}
+
+// Reopen opens a complete blob's file anew, for a caller that reads it from an
+// offset of its own, and closes it. [ErrIncomplete] if it is not complete.
+func (b *Blob) Reopen() (*os.File, error) {
+	st := b.st
+	st.mu.Lock()
+	err := b.usable()
+	if err == nil && !st.complete {
+		err = fmt.Errorf("%s: %w", st.dgst, ErrIncomplete)
+	}
+	st.mu.Unlock()
+	if err != nil {
+		return nil, fmt.Errorf("opening %w", err)
+	}
+	s := st.s
+	unlock := s.places.lock(st.dgst)
+	defer unlock()
+	s.mu.Lock()
+	e := s.index[st.dgst]
+	if e == nil || e.bad {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("opening %s: %w", st.dgst, ErrNotFound)
+	}
+	place := e.place
+	s.mu.Unlock()
+	return os.Open(s.blobPath(st.dgst, place))
+}

@@ -1,0 +1,105 @@
+package image
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/capelin-io/capelin/control/version"
+)
+
+// Config configures a Client. Its zero value is for registries of the public.
+type Config struct {
+	CA        string // PEM file of authorities trusted beside the system's; "": none
+	Cert, Key string // PEM files of a client certificate; "": none
+	PlainHTTP bool   // registries are spoken to without TLS; those on loopback are in any case, if they have none
+	Jobs      int    // blobs moved at once; 0: 4
+	// Credentials are those for registries; nil: Docker's configuration.
+	Credentials authn.Keychain
+}
+
+// Client speaks to registries.
+type Client struct {
+	cfg       Config
+	transport http.RoundTripper
+}
+
+// New reads the certificates.
+func New(cfg Config) (*Client, error) {
+	if cfg.Jobs <= 0 {
+		cfg.Jobs = 4
+	}
+	if cfg.Credentials == nil {
+		cfg.Credentials = authn.DefaultKeychain
+	}
+	t, ok := remote.DefaultTransport.(*http.Transport)
+	if !ok {
+		return nil, errors.New("the default transport is not net/http's")
+	}
+	t = t.Clone()
+	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	if cfg.CA != "" {
+		pem, err := os.ReadFile(cfg.CA)
+		if err != nil {
+			return nil, fmt.Errorf("reading the CA: %w", err)
+		}
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("reading the CA: %s has no certificate in PEM", cfg.CA)
+		}
+		t.TLSClientConfig.RootCAs = pool
+	}
+	if (cfg.Cert == "") != (cfg.Key == "") {
+		return nil, errors.New("a client certificate needs both its file and its key's")
+	}
+	if cfg.Cert != "" {
+		cert, err := tls.LoadX509KeyPair(cfg.Cert, cfg.Key)
+		if err != nil {
+			return nil, fmt.Errorf("reading the client certificate: %w", err)
+		}
+		t.TLSClientConfig.Certificates = []tls.Certificate{cert}
+	}
+	return &Client{cfg: cfg, transport: t}, nil
+}
+
+// Close closes idle connections.
+func (c *Client) Close() { c.transport.(*http.Transport).CloseIdleConnections() }
+
+// options are those of each call of package remote.
+func (c *Client) options(ctx context.Context, t http.RoundTripper) []remote.Option {
+	return []remote.Option{
+		remote.WithContext(ctx), remote.WithTransport(t), remote.WithAuthFromKeychain(c.cfg.Credentials),
+		remote.WithJobs(c.cfg.Jobs), remote.WithUserAgent(version.Software()),
+	}
+}
+
+func (c *Client) naming() []name.Option {
+	if c.cfg.PlainHTTP {
+		return []name.Option{name.Insecure}
+	}
+	return nil
+}
+
+// ParsePlatform reads "linux/arm64/v8" and the like.
+func ParsePlatform(s string) (v1.Platform, error) {
+	p, err := v1.ParsePlatform(s)
+	if err != nil {
+		return v1.Platform{}, err
+	}
+	if p.OS == "" || p.Architecture == "" {
+		return v1.Platform{}, fmt.Errorf("platform %q is not os/architecture", s)
+	}
+	return *p, nil
+}

@@ -1,0 +1,91 @@
+package origin
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// Paths of the API (control/ORIGIN.md section 2). A digest or an upload's id
+// follows after a slash.
+const (
+	PathBlobs   = "/v1/blobs"
+	PathUploads = "/v1/uploads"
+)
+
+// Query parameters.
+const (
+	ParamNamespace = "namespace"
+	ParamDigest    = "digest"
+	ParamOffset    = "offset"
+)
+
+// Headers of answers.
+const (
+	HeaderSize    = "Capelin-Size"    // of the whole blob, in bytes
+	HeaderDurable = "Capelin-Durable" // "true" or "false", Info.Durable
+	HeaderUpload  = "Capelin-Upload"  // an upload's id
+	HeaderOffset  = "Capelin-Offset"  // where an upload's next byte goes
+	HeaderError   = "Capelin-Error"   // the error's class, see Class
+	HeaderReason  = "Capelin-Reason"  // the error's text, for HEAD too
+)
+
+// Limits.
+const (
+	MaxSize      = piece.MaxSize // bytes of a blob
+	MaxNamespace = 255           // bytes
+	MaxReason    = 1 << 10       // bytes
+	UploadIDLen  = 32            // of an upload's id at its origin: lower-case hexadecimal digits
+)
+
+// CheckDigest reports what is wrong with a blob's name, as
+// errdefs.ErrInvalidArgument: it must be of sha256 or sha512, in lower case.
+func CheckDigest(d digest.Digest) error {
+	if _, err := piece.ParseID(string(d), 1); err != nil {
+		return fmt.Errorf("%q is not the digest of a blob: %w", shorten(string(d)), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// CheckNamespace reports what is wrong with a namespace, as
+// errdefs.ErrInvalidArgument. Empty is nothing wrong.
+func CheckNamespace(ns string) error {
+	if ns == "" {
+		return nil
+	}
+	if len(ns) > MaxNamespace {
+		return fmt.Errorf("namespace %q is longer than %d bytes: %w", shorten(ns), MaxNamespace, errdefs.ErrInvalidArgument)
+	}
+	if err := fetcher.CheckKey(ns); err != nil {
+		return fmt.Errorf("namespace: %w", err)
+	}
+	return nil
+}
+
+// CheckUploadID reports what is wrong with an upload's id at its origin, as
+// errdefs.ErrInvalidArgument.
+func CheckUploadID(id string) error {
+	if len(id) != UploadIDLen || strings.Trim(id, "0123456789abcdef") != "" {
+		return fmt.Errorf("%q is not the id of an upload: %w", shorten(id), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// IsEmpty reports whether d is the digest of no bytes at all. That blob is at
+// every origin, always.
+func IsEmpty(d digest.Digest) bool {
+	a := d.Algorithm()
+	return a.Available() && d == a.FromBytes(nil)
+}
+
+func shorten(s string) string {
+	if len(s) > 160 {
+		return s[:160] + "…"
+	}
+	return s
+}

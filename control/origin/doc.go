@@ -1,0 +1,24 @@
+// Package origin is the vocabulary and the client of origins: what a blob and an
+// upload are to them, and the HTTP API that control/ORIGIN.md specifies.
+//
+// Start from [Client]; package origind is the other side.
+//
+// # Errors
+//
+// Errors are containerd's errdefs classes, the same on both sides of the API
+// ([Class], [ClassOf]), with a text that names the origin and the blob or upload.
+//
+//   - [errdefs.ErrNotFound]: the blob is certainly nowhere; or there is no such upload.
+//   - [errdefs.ErrUnavailable]: no origin could say; try again.
+//   - [errdefs.ErrFailedPrecondition]: no backend takes the namespace.
+//   - [errdefs.ErrInvalidArgument]: it can never be accepted; the bytes have another digest.
+//   - [errdefs.ErrOutOfRange]: an offset that is not the upload's, or is beyond the blob.
+//   - [errdefs.ErrConflict]: somebody else writes to the upload at this moment.
+//   - [errdefs.ErrResourceExhausted]: the disk is full, or there are too many uploads.
+//   - [errdefs.ErrDataLoss]: what the backend has under the blob's name are other bytes.
+//
+// # Concurrency
+//
+// A Client is safe for concurrent use. It starts no goroutine of its own; each
+// call, and each Read of what Open returns, ends soon after its context.
+package origin
