@@ -1,0 +1,267 @@
+package indexd
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/capelin-io/capelin/control/identity"
+	"github.com/capelin-io/capelin/control/index"
+)
+
+// Who may do what, with identity (control/INDEX.md, "Who may").
+var (
+	readers = []identity.Role{identity.RoleNode, identity.RoleGateway, identity.RoleAdmin, identity.RoleIndex}
+	writers = []identity.Role{identity.RoleGateway, identity.RoleAdmin, identity.RoleIndex}
+)
+
+// How long an operation may take; the client waits a little longer.
+const (
+	readTimeout  = 15 * time.Second
+	writeTimeout = time.Minute
+)
+
+// maxRequests is how many requests are served at once. Others wait.
+const maxRequests = 512
+
+// server is the API over an Index.
+type server struct {
+	index   *Index
+	metrics *metrics
+	// peer says who is at the other end; nil: there is no identity, and everybody
+	// may do everything.
+	peer  func(*http.Request) (identity.ID, error)
+	slots chan struct{}
+}
+
+// operation is one of the API: it returns the answer, nil for none.
+type operation func(ctx context.Context, r *request) (any, error)
+
+// request is one, with its parameters read as they are wanted.
+type request struct {
+	*http.Request
+	query url.Values
+	from  string // who asks, for the log
+}
+
+func (r *request) repo() string          { return r.query.Get("repository") }
+func (r *request) name() string          { return r.query.Get("name") }
+func (r *request) digest() digest.Digest { return digest.Digest(r.query.Get("digest")) }
+func (r *request) after() string         { return r.query.Get("after") }
+func (r *request) limit() (int, error) {
+	v := r.query.Get("limit")
+	if v == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil {
+		return 0, fmt.Errorf("limit %.20q is no number: %w", v, errdefs.ErrInvalidArgument)
+	}
+	return n, nil
+}
+
+// content reads the body. Its digest is that of the URL, if that has one.
+func (r *request) content() (ocispec.Descriptor, error) {
+	var c index.Content
+	dec := json.NewDecoder(http.MaxBytesReader(nil, r.Body, index.MaxRequest))
+	dec.DisallowUnknownFields()
+	err := dec.Decode(&c)
+	if err == nil {
+		if _, err = dec.Token(); err == io.EOF {
+			err = nil
+		} else if err == nil {
+			err = fmt.Errorf("something follows")
+		}
+	}
+	if err != nil {
+		return c.Descriptor, fmt.Errorf("the request's body: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if d := r.digest(); d != "" && d != c.Descriptor.Digest {
+		return c.Descriptor, fmt.Errorf("the request is about %.200q, its body about %.200q: %w", d, c.Descriptor.Digest, errdefs.ErrInvalidArgument)
+	}
+	return c.Descriptor, nil
+}
+
+func (s *server) handler() http.Handler {
+	x := s.index
+	mux := http.NewServeMux()
+	for _, o := range []struct {
+		method, path, name string
+		do                 operation
+	}{
+		{"GET", index.PathRepositories, "repositories", func(ctx context.Context, r *request) (any, error) {
+			return names(r, func(limit int) ([]string, bool, error) { return x.Repositories(ctx, r.after(), limit) })
+		}},
+		{"GET", index.PathTags, "tags", func(ctx context.Context, r *request) (any, error) {
+			return names(r, func(limit int) ([]string, bool, error) { return x.Tags(ctx, r.repo(), r.after(), limit) })
+		}},
+		{"GET", index.PathManifests, "manifests", func(ctx context.Context, r *request) (any, error) {
+			return names(r, func(limit int) ([]digest.Digest, bool, error) {
+				return x.Manifests(ctx, r.repo(), digest.Digest(r.after()), limit)
+			})
+		}},
+		{"GET", index.PathReferrers, "referrers", func(ctx context.Context, r *request) (any, error) {
+			limit, err := r.limit()
+			if err != nil {
+				return nil, err
+			}
+			return x.ReferrersPage(ctx, r.repo(), r.digest(), r.query.Get("artifactType"), digest.Digest(r.after()), limit)
+		}},
+		{"GET", index.PathTag, "get_tag", func(ctx context.Context, r *request) (any, error) {
+			return x.Tag(ctx, r.repo(), r.name())
+		}},
+		{"PUT", index.PathTag, "put_tag", func(ctx context.Context, r *request) (any, error) {
+			desc, err := r.content()
+			if err != nil {
+				return nil, err
+			}
+			t, err := x.PutTag(ctx, r.repo(), r.name(), desc)
+			if err != nil {
+				return nil, err
+			}
+			r.log(ctx, "tag written", log.Fields{"tag": t.Name, "digest": t.Descriptor.Digest, "revision": t.Revision})
+			return t, nil
+		}},
+		{"DELETE", index.PathTag, "delete_tag", func(ctx context.Context, r *request) (any, error) {
+			err := x.DeleteTag(ctx, r.repo(), r.name())
+			if err == nil {
+				r.log(ctx, "tag deleted", log.Fields{"tag": r.name()})
+			}
+			return nil, err
+		}},
+		{"GET", index.PathManifest, "get_manifest", func(ctx context.Context, r *request) (any, error) {
+			return x.Manifest(ctx, r.repo(), r.digest())
+		}},
+		{"PUT", index.PathManifest, "put_manifest", func(ctx context.Context, r *request) (any, error) {
+			desc, err := r.content()
+			if err != nil {
+				return nil, err
+			}
+			if err := x.PutManifest(ctx, r.repo(), index.Manifest{Descriptor: desc}); err != nil {
+				return nil, err
+			}
+			r.log(ctx, "manifest recorded", log.Fields{"digest": desc.Digest})
+			return nil, nil
+		}},
+		{"DELETE", index.PathManifest, "delete_manifest", func(ctx context.Context, r *request) (any, error) {
+			err := x.DeleteManifest(ctx, r.repo(), r.digest())
+			if err == nil {
+				r.log(ctx, "manifest deleted", log.Fields{"digest": r.digest()})
+			}
+			return nil, err
+		}},
+		{"GET", index.PathBlob, "get_blob", func(ctx context.Context, r *request) (any, error) {
+			desc, err := x.Blob(ctx, r.repo(), r.digest())
+			return index.Content{Descriptor: desc}, err
+		}},
+		{"PUT", index.PathBlob, "link_blob", func(ctx context.Context, r *request) (any, error) {
+			desc, err := r.content()
+			if err != nil {
+				return nil, err
+			}
+			return nil, x.LinkBlob(ctx, r.repo(), desc)
+		}},
+		{"DELETE", index.PathBlob, "unlink_blob", func(ctx context.Context, r *request) (any, error) {
+			err := x.UnlinkBlob(ctx, r.repo(), r.digest())
+			if err == nil {
+				r.log(ctx, "blob unlinked", log.Fields{"digest": r.digest()})
+			}
+			return nil, err
+		}},
+	} {
+		mux.Handle(o.method+" "+o.path, s.serve(o.name, o.method != "GET", o.do))
+	}
+	return mux
+}
+
+// names answers with a page.
+func names[T ~string](r *request, list func(limit int) ([]T, bool, error)) (any, error) {
+	limit, err := r.limit()
+	if err != nil {
+		return nil, err
+	}
+	page, more, err := list(limit)
+	n := index.Names{Names: make([]string, len(page)), More: more}
+	for i, v := range page {
+		n.Names[i] = string(v)
+	}
+	return n, err
+}
+
+func (r *request) log(ctx context.Context, what string, fields log.Fields) {
+	log.G(ctx).WithFields(fields).WithFields(log.Fields{"repository": r.repo(), "by": r.from}).Info(what)
+}
+
+// serve is an operation with who may do it, its time, and its metrics.
+func (s *server) serve(name string, writes bool, do operation) http.Handler {
+	timeout := readTimeout
+	if writes {
+		timeout = writeTimeout
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(req.Context(), timeout)
+		defer cancel()
+		answer, err := s.perform(ctx, req, writes, do)
+		class, _ := index.Class(err)
+		s.metrics.done(name, class, time.Since(start))
+		switch {
+		case err != nil:
+			if class == "data_loss" || class == "internal" || class == "unavailable" && req.Context().Err() == nil {
+				log.G(ctx).WithError(err).WithFields(log.Fields{"operation": name}).Warn("request failed")
+			}
+			index.WriteError(w, err)
+		case answer == nil:
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			index.WriteJSON(w, http.StatusOK, answer)
+		}
+	})
+}
+
+func (s *server) perform(ctx context.Context, req *http.Request, writes bool, do operation) (any, error) {
+	query, err := url.ParseQuery(req.URL.RawQuery)
+	if err != nil {
+		return nil, fmt.Errorf("the request's parameters: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	r := &request{Request: req, query: query, from: req.RemoteAddr}
+	if s.peer != nil {
+		id, err := s.peer(req)
+		if err != nil {
+			return nil, fmt.Errorf("who is %s? %w: %w", req.RemoteAddr, err, errdefs.ErrUnauthenticated)
+		}
+		allowed := readers
+		if writes {
+			allowed = writers
+		}
+		if !id.Has(allowed...) {
+			return nil, fmt.Errorf("%s may not do that, one of the roles %v is needed: %w", id, allowed, errdefs.ErrPermissionDenied)
+		}
+		r.from = id.String()
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("too many requests at once: %w", errdefs.ErrUnavailable)
+	}
+	return do(ctx, r)
+}
+
+// drain returns when the operations that are under way have ended, and keeps others
+// from beginning.
+func (s *server) drain() {
+	for range cap(s.slots) {
+		s.slots <- struct{}{}
+	}
+}

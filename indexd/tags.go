@@ -1,0 +1,298 @@
+package indexd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"math/rand/v2"
+	"time"
+
+	"github.com/containerd/errdefs"
+	digest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/capelin-io/capelin/control/index"
+	"github.com/capelin-io/capelin/fetcher"
+)
+
+const (
+	maxPrevious = 16
+	// A compare-and-swap is tried so often: with pauses of up to 5, 10, 20… and at
+	// most 640 ms about 5 s, in which many other processes get through.
+	maxTries  = 20
+	firstWait = 5 * time.Millisecond
+	maxWait   = 640 * time.Millisecond
+)
+
+// tagState is what listings need of a version of a tag.
+type tagState struct {
+	version string
+	digest  digest.Digest // empty: deleted
+}
+
+func checkTag(repo, name string) error {
+	if err := index.CheckRepository(repo); err != nil {
+		return err
+	}
+	return index.CheckTag(name)
+}
+
+// Tag returns a tag.
+func (x *Index) Tag(ctx context.Context, repo, name string) (index.Tag, error) {
+	if err := checkTag(repo, name); err != nil {
+		return index.Tag{}, err
+	}
+	t, _, err := x.readTag(ctx, repo, name)
+	if err == nil && (t.Version == 0 || t.Deleted) {
+		err = fmt.Errorf("tag %s:%s: %w", repo, name, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return index.Tag{}, err
+	}
+	return t.tag(), nil
+}
+
+// readTag returns a zero object and no version if the tag was never written.
+func (x *Index) readTag(ctx context.Context, repo, name string) (tagObject, string, error) {
+	var t tagObject
+	info, err := x.read(ctx, tagKey(repo, name), &t)
+	if errdefs.IsNotFound(err) {
+		return tagObject{}, "", nil
+	}
+	return t, info.Version, err
+}
+
+// PutTag makes a tag name a manifest of the repository that is complete
+// (index.MissingError otherwise). desc needs only its digest; what else it says must be
+// true. The tag is durable when PutTag returns.
+func (x *Index) PutTag(ctx context.Context, repo, name string, desc ocispec.Descriptor) (index.Tag, error) {
+	if err := checkTag(repo, name); err != nil {
+		return index.Tag{}, err
+	}
+	m, err := x.Manifest(ctx, repo, desc.Digest)
+	if errdefs.IsNotFound(err) {
+		err = notPushed(repo, desc.Digest)
+	}
+	if err != nil {
+		return index.Tag{}, err
+	}
+	has := m.Descriptor
+	if desc.MediaType != "" && desc.MediaType != has.MediaType || desc.Size != 0 && desc.Size != has.Size {
+		return index.Tag{}, fmt.Errorf("tag %s:%s: manifest %s is %s of %d bytes, not %.300q of %d bytes: %w",
+			repo, name, has.Digest, has.MediaType, has.Size, desc.MediaType, desc.Size, errdefs.ErrInvalidArgument)
+	}
+	if err := x.complete(ctx, repo, &m); err != nil {
+		return index.Tag{}, err
+	}
+	t, err := x.update(ctx, repo, name, func(t *tagObject) error {
+		t.Descriptor, t.Deleted = has, false
+		return nil
+	})
+	if err != nil {
+		return index.Tag{}, err
+	}
+	// Who deletes the manifest first removes it and then looks for tags that name it.
+	// So either it sees this one, or it has removed the manifest by now.
+	there, err := x.exists(ctx, manifestKey(repo, has.Digest))
+	if err != nil {
+		return index.Tag{}, err
+	}
+	if !there {
+		err := x.untag(ctx, repo, name, has.Digest)
+		if err == nil {
+			err = notPushed(repo, has.Digest)
+		}
+		return index.Tag{}, err
+	}
+	return t.tag(), nil
+}
+
+func notPushed(repo string, d digest.Digest) error {
+	return &index.MissingError{Repository: repo, Missing: []index.Missing{{
+		Digest: d, Kind: "manifest", Why: notInRepository}}}
+}
+
+// DeleteTag removes a tag. Its object stays, so that revisions never go back.
+func (x *Index) DeleteTag(ctx context.Context, repo, name string) error {
+	if err := checkTag(repo, name); err != nil {
+		return err
+	}
+	_, err := x.update(ctx, repo, name, func(t *tagObject) error {
+		if t.Version == 0 || t.Deleted {
+			return fmt.Errorf("tag %s:%s: %w", repo, name, errdefs.ErrNotFound)
+		}
+		t.Descriptor, t.Deleted = ocispec.Descriptor{}, true
+		return nil
+	})
+	return err
+}
+
+// errSame ends an update that has nothing to change.
+var errSame = errors.New("nothing to change")
+
+// untag removes a tag if it names the manifest.
+func (x *Index) untag(ctx context.Context, repo, name string, d digest.Digest) error {
+	_, err := x.update(ctx, repo, name, func(t *tagObject) error {
+		if t.Descriptor.Digest != d {
+			return errSame
+		}
+		t.Descriptor, t.Deleted = ocispec.Descriptor{}, true
+		return nil
+	})
+	if errors.Is(err, errSame) {
+		return nil
+	}
+	return err
+}
+
+// untagAll removes all tags that name the manifest.
+func (x *Index) untagAll(ctx context.Context, repo string, d digest.Digest) error {
+	var names []string
+	size := func() int { return index.MaxPage }
+	err := x.eachTag(ctx, repo, "", size, func(name string, s tagState) bool {
+		if s.digest == d {
+			names = append(names, name)
+		}
+		return true
+	})
+	for _, name := range names {
+		if err == nil {
+			err = x.untag(ctx, repo, name, d)
+		}
+	}
+	return err
+}
+
+// update writes a tag's next revision: change is called with the present one, as often
+// as others write it in between.
+func (x *Index) update(ctx context.Context, repo, name string, change func(*tagObject) error) (tagObject, error) {
+	key := tagKey(repo, name)
+	lock := x.locks[maphash.String(seed, key)%uint64(len(x.locks))]
+	select {
+	case lock <- struct{}{}:
+		defer func() { <-lock }()
+	case <-ctx.Done():
+		return tagObject{}, fmt.Errorf("tag %s:%s: waiting for other writers: %w: %w", repo, name, ctx.Err(), errdefs.ErrUnavailable)
+	}
+	wait := firstWait
+	for range maxTries {
+		t, version, err := x.readTag(ctx, repo, name)
+		if err != nil {
+			return t, err
+		}
+		before := t.Descriptor.Digest
+		if err := change(&t); err != nil {
+			return t, err
+		}
+		if before != "" && before != t.Descriptor.Digest {
+			t.Previous = append([]digest.Digest{before}, t.Previous...)
+			t.Previous = t.Previous[:min(len(t.Previous), maxPrevious)]
+		}
+		t.Version, t.Repository, t.Name = formatVersion, repo, name
+		t.Revision, t.Cluster, t.Updated = t.Revision+1, x.cluster, x.now().UTC().Round(0)
+		err = x.writeIf(ctx, key, &t, version)
+		if !errdefs.IsConflict(err) {
+			return t, err
+		}
+		x.conflicts.Add(1)
+		select {
+		case <-time.After(rand.N(wait)):
+		case <-ctx.Done():
+			return t, fmt.Errorf("tag %s:%s: %w: %w", repo, name, ctx.Err(), errdefs.ErrUnavailable)
+		}
+		wait = min(2*wait, maxWait)
+	}
+	return tagObject{}, fmt.Errorf("tag %s:%s: others wrote it %d times in between, try again: %w", repo, name, maxTries, errdefs.ErrUnavailable)
+}
+
+var seed = maphash.MakeSeed()
+
+// Tags lists the tags of a repository after the string after in lexical order, at
+// most limit (1..1000, otherwise 1000).
+func (x *Index) Tags(ctx context.Context, repo, after string, limit int) (names []string, more bool, err error) {
+	if err := index.CheckRepository(repo); err != nil {
+		return nil, false, err
+	}
+	if err := checkAfter(after, ""); err != nil {
+		return nil, false, err
+	}
+	limit = index.Limit(limit)
+	names = []string{}
+	// One more than the page, to know whether there are others; deleted ones may come
+	// in between.
+	size := func() int { return min(limit-len(names)+10, index.MaxPage) }
+	err = x.eachTag(ctx, repo, after, size, func(name string, s tagState) bool {
+		if s.digest == "" {
+			return true
+		}
+		if len(names) == limit {
+			more = true
+			return false
+		}
+		names = append(names, name)
+		return true
+	})
+	if err == nil && len(names) == 0 && after == "" {
+		err = x.checkKnown(ctx, repo)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return names, more, nil
+}
+
+// eachTag visits the tags of a repository after a string, the deleted ones included,
+// until visit says that it is enough. It reads size of them at once.
+func (x *Index) eachTag(ctx context.Context, repo, after string, size func() int, visit func(name string, s tagState) bool) error {
+	prefix := tagsPrefix(repo)
+	for after = prefix + after; ; {
+		page, more, err := x.list(ctx, prefix, after, size())
+		if err != nil {
+			return err
+		}
+		states, err := x.states(ctx, page)
+		if err != nil {
+			return err
+		}
+		for i, info := range page {
+			if !visit(info.Key[len(prefix):], states[i]) {
+				return nil
+			}
+		}
+		if !more {
+			return nil
+		}
+		after = page[len(page)-1].Key
+	}
+}
+
+// states reads the tag objects of a listing, those excepted that are known in the
+// version that was listed.
+func (x *Index) states(ctx context.Context, page []fetcher.Info) ([]tagState, error) {
+	states := make([]tagState, len(page))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallel)
+	for i, info := range page {
+		s, ok := x.tags.Get(info.Key)
+		if ok && s.version == info.Version && s.version != "" {
+			states[i] = s
+			continue
+		}
+		g.Go(func() error {
+			var t tagObject
+			info, err := x.read(ctx, info.Key, &t)
+			if err != nil {
+				if errdefs.IsNotFound(err) {
+					err = nil
+				}
+				return err
+			}
+			states[i] = tagState{info.Version, t.Descriptor.Digest}
+			x.tags.Add(info.Key, states[i])
+			return nil
+		})
+	}
+	return states, g.Wait()
+}

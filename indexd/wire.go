@@ -1,0 +1,77 @@
+package indexd
+
+import (
+	"crypto/tls"
+	"errors"
+	"net/http"
+
+	"github.com/capelin-io/capelin/control/identity"
+	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/fetcher/file"
+)
+
+// wired is what a Config names.
+type wired struct {
+	backend fetcher.Backend
+	origins Origin
+	tls     *tls.Config                              // nil: plain
+	peer    func(*http.Request) (identity.ID, error) // nil: nobody has an identity
+	source  *identity.Source                         // nil: none of our own
+	closers []func() error
+}
+
+func (w *wired) close() error {
+	var errs []error
+	for _, c := range w.closers {
+		errs = append(errs, c())
+	}
+	return errors.Join(errs...)
+}
+
+// wire opens what a Config names. It starts nothing.
+func (c *Config) wire() (_ *wired, err error) {
+	w := &wired{backend: c.Backend, origins: c.Origin, tls: c.TLS}
+	defer func() {
+		if err != nil {
+			_ = w.close()
+		}
+	}()
+	if c.Identity.Enabled() {
+		if w.source, err = identity.Load(c.Identity, c.Cluster); err != nil {
+			return nil, err
+		}
+		if w.tls == nil {
+			w.tls = w.source.ServerTLS(readers...)
+		}
+	}
+	if w.tls != nil {
+		w.peer = func(r *http.Request) (identity.ID, error) {
+			if r.TLS == nil {
+				return identity.ID{}, errors.New("the connection is plain")
+			}
+			return identity.PeerID(*r.TLS)
+		}
+	}
+	if w.backend == nil {
+		b, err := file.Open(c.Storage.File)
+		if err != nil {
+			return nil, err
+		}
+		w.backend = b
+		w.closers = append(w.closers, b.Close)
+	}
+	if w.origins == nil {
+		conf := origin.Config{Origins: c.Origins}
+		if w.source != nil {
+			conf.TLS = w.source.ClientTLS(identity.RoleOrigin)
+		}
+		o, err := origin.New(conf)
+		if err != nil {
+			return nil, err
+		}
+		w.origins = o
+		w.closers = append(w.closers, func() error { o.Close(); return nil })
+	}
+	return w, nil
+}

@@ -1,0 +1,558 @@
+package origind
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/control/identity"
+	"github.com/capelin-io/capelin/control/origin"
+)
+
+// Limits of the API (control/ORIGIN.md section 5).
+const (
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 2 * time.Minute
+	maxHeader     = 16 << 10
+	maxRequests   = 4096             // at once
+	moveTimeout   = 30 * time.Second // for a body to move at all, either way
+	sendChunk     = 4 << 20          // bytes of a whole blob between two deadlines
+	copyChunk     = 256 << 10        // bytes of an arriving blob read at once
+	farAhead      = 32 << 20         // bytes: a range that is so far beyond what has arrived,
+	farBytes      = 8 << 20          // and so short, is read from the backend by itself
+	commitWait    = 20 * time.Second // then the answer is "not yet"
+)
+
+// Who may do what.
+var (
+	readers = []identity.Role{identity.RoleNode, identity.RoleOrigin, identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin}
+	writers = []identity.Role{identity.RoleOrigin, identity.RoleGateway, identity.RoleAdmin}
+)
+
+// api serves the origin's HTTP API.
+type api struct {
+	s     *server
+	slots chan struct{} // holds a token per request
+}
+
+// handler returns the API.
+func (s *server) handler() http.Handler {
+	a := &api{s: s, slots: make(chan struct{}, maxRequests)}
+	mux := http.NewServeMux()
+	handle := func(pattern string, roles []identity.Role, f func(http.ResponseWriter, *http.Request) error) {
+		mux.Handle(pattern, a.wrap(roles, f))
+	}
+	handle("GET "+origin.PathBlobs+"/{digest}", readers, a.getBlob) // HEAD, too
+	handle("DELETE "+origin.PathBlobs+"/{digest}", writers, a.deleteBlob)
+	handle("POST "+origin.PathUploads, writers, a.startUpload)
+	handle("GET "+origin.PathUploads+"/{id}", writers, a.getUpload) // HEAD, too
+	handle("PATCH "+origin.PathUploads+"/{id}", writers, a.patchUpload)
+	handle("PUT "+origin.PathUploads+"/{id}", writers, a.putUpload)
+	handle("DELETE "+origin.PathUploads+"/{id}", writers, a.deleteUpload)
+	handle("/", nil, func(_ http.ResponseWriter, r *http.Request) error {
+		return fmt.Errorf("%s is no method and path of an origin: %w", strconv.Quote(shorten(r.Method+" "+r.URL.Path)), errdefs.ErrNotImplemented)
+	})
+	return mux
+}
+
+func shorten(s string) string { return s[:min(len(s), 200)] }
+
+// wrap checks who asks, bounds what is under way, and answers errors.
+func (a *api) wrap(roles []identity.Role, f func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.s.requests.Add(1)
+		defer a.s.requests.Done()
+		cw := &counted{ResponseWriter: w}
+		defer func() { a.s.metrics.answered(r.Method, cw.status) }() // an abort, too
+		select {
+		case a.slots <- struct{}{}:
+			defer func() { <-a.slots }()
+		default:
+			fail(cw, r, fmt.Errorf("%d requests are under way: %w", maxRequests, errdefs.ErrUnavailable))
+			return
+		}
+		// A deadline of the request before it on this connection would still stand.
+		err := http.NewResponseController(w).SetWriteDeadline(time.Time{})
+		if errors.Is(err, http.ErrNotSupported) {
+			err = nil
+		}
+		if err == nil {
+			err = a.allow(r, roles)
+		}
+		if err == nil {
+			if r.Method != http.MethodPatch {
+				r.Body = http.MaxBytesReader(cw, r.Body, 1<<10)
+			}
+			err = f(cw, r)
+		}
+		if err == nil {
+			return
+		}
+		if cw.status != 0 { // the answer has begun; it must not look whole
+			log.G(r.Context()).WithError(err).WithField("path", r.URL.Path).Debug("an answer broke off")
+			panic(http.ErrAbortHandler)
+		}
+		fail(cw, r, err)
+	})
+}
+
+// allow reports why the client may not do what it asks for.
+func (a *api) allow(r *http.Request, roles []identity.Role) error {
+	if a.s.identity == nil {
+		return nil
+	}
+	if r.TLS == nil {
+		return fmt.Errorf("no certificate: %w", errdefs.ErrUnauthenticated)
+	}
+	id, err := identity.PeerID(*r.TLS)
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrUnauthenticated)
+	}
+	if !id.Has(roles...) {
+		return fmt.Errorf("%v may not %s %s: %w", id, r.Method, r.URL.Path, errdefs.ErrPermissionDenied)
+	}
+	return nil
+}
+
+// fail answers with an error.
+func fail(w http.ResponseWriter, r *http.Request, err error) {
+	class, status := origin.Class(err)
+	if status >= 500 && !errdefs.IsUnavailable(err) && r.Context().Err() == nil {
+		log.G(r.Context()).WithError(err).WithField("method", r.Method).WithField("path", r.URL.Path).Error("request failed")
+	}
+	reason := origin.Reason(err)
+	h := w.Header()
+	h.Set(origin.HeaderError, class)
+	h.Set(origin.HeaderReason, reason)
+	h.Del("Content-Range")
+	if size := h.Get(origin.HeaderSize); size != "" && errdefs.IsOutOfRange(err) {
+		h.Set("Content-Range", "bytes */"+size)
+	}
+	if status == http.StatusServiceUnavailable {
+		h.Set("Retry-After", "1")
+	}
+	http.Error(w, reason, status)
+}
+
+// counted remembers the status.
+type counted struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *counted) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *counted) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(p)
+}
+
+// ReadFrom lets sendfile through.
+func (w *counted) ReadFrom(r io.Reader) (int64, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return io.Copy(w.ResponseWriter, r)
+}
+
+func (w *counted) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// query returns the parameters of a request, each at most once and no others than
+// those named.
+func query(r *http.Request, names ...string) (map[string]string, error) {
+	all, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, fmt.Errorf("query: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	got := map[string]string{}
+	for _, name := range names {
+		if len(all[name]) > 1 {
+			return nil, fmt.Errorf("query: %s is given twice: %w", name, errdefs.ErrInvalidArgument)
+		}
+		got[name] = all.Get(name)
+		delete(all, name)
+	}
+	for name := range all {
+		return nil, fmt.Errorf("query: unknown parameter %q: %w", shorten(name), errdefs.ErrInvalidArgument)
+	}
+	return got, nil
+}
+
+// blobRef returns which blob a request is about.
+func blobRef(r *http.Request) (origin.Ref, error) {
+	ref := origin.Ref{Digest: digest.Digest(r.PathValue("digest"))}
+	if err := origin.CheckDigest(ref.Digest); err != nil {
+		return ref, err
+	}
+	q, err := query(r, origin.ParamNamespace)
+	if err != nil {
+		return ref, err
+	}
+	ref.Namespace = q[origin.ParamNamespace]
+	return ref, origin.CheckNamespace(ref.Namespace)
+}
+
+// uploadID returns which upload a request is about.
+func uploadID(r *http.Request) (string, error) {
+	id := r.PathValue("id")
+	return id, origin.CheckUploadID(id)
+}
+
+func setInfo(w http.ResponseWriter, info origin.Info) {
+	h := w.Header()
+	h.Set(origin.HeaderSize, strconv.FormatInt(info.Size, 10))
+	h.Set(origin.HeaderDurable, strconv.FormatBool(info.Durable))
+}
+
+// getBlob answers GET and HEAD of a blob.
+func (a *api) getBlob(w http.ResponseWriter, r *http.Request) error {
+	ref, err := blobRef(r)
+	if err != nil {
+		return err
+	}
+	h := w.Header()
+	h.Set("Accept-Ranges", "bytes")
+	h.Set("Content-Type", "application/octet-stream")
+	h.Set("ETag", `"`+string(ref.Digest)+`"`)
+	if r.Method == http.MethodHead || origin.IsEmpty(ref.Digest) {
+		info, err := a.s.stat(r.Context(), ref)
+		if err != nil {
+			return err
+		}
+		setInfo(w, info)
+		h.Set("Content-Length", strconv.FormatInt(info.Size, 10))
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
+	for try := 0; ; try++ {
+		err := a.sendBlob(w, r, ref)
+		if !errors.Is(err, errMoved) || try == 3 {
+			return err
+		}
+	}
+}
+
+// sendBlob sends what a request asks for of a blob. With errMoved, nothing was
+// sent.
+func (a *api) sendBlob(w http.ResponseWriter, r *http.Request, ref origin.Ref) error {
+	ctx := r.Context()
+	at, err := a.s.locate(ctx, ref)
+	if err != nil {
+		return err
+	}
+	setInfo(w, at.info)
+	off, n, partial, err := parseRange(r.Header.Get("Range"), at.info.Size)
+	if err != nil {
+		return fmt.Errorf("%s: %w", ref, err)
+	}
+	begin := func() {
+		h := w.Header()
+		h.Set("Content-Length", strconv.FormatInt(n, 10))
+		status := http.StatusOK
+		if partial {
+			h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, off+n-1, at.info.Size))
+			status = http.StatusPartialContent
+		}
+		w.WriteHeader(status)
+	}
+	switch {
+	case at.place == nil:
+		b, err := a.s.openLocal(ctx, at.id)
+		if err != nil {
+			return err
+		}
+		defer b.Close()
+		f, err := b.Reopen()
+		if err != nil {
+			return fmt.Errorf("%w: %w", errMoved, err)
+		}
+		defer f.Close()
+		begin()
+		return sendFile(w, f, off, n)
+	case off-a.s.cold.prefix(at.id) > farAhead && n <= farBytes:
+		body, _, err := at.place.backend.Open(ctx, at.place.key, off, n)
+		if err != nil {
+			return fmt.Errorf("backend %s: %w: %w", at.place.name, err, errdefs.ErrUnavailable)
+		}
+		defer body.Close()
+		begin()
+		return relay(w, body, n)
+	}
+	c, release, err := a.s.cold.join(ctx, *at.place)
+	if err != nil {
+		return err
+	}
+	defer release()
+	begin()
+	return follow(ctx, w, c, off, n)
+}
+
+// parseRange returns what a Range header asks for of size bytes. What is not one
+// range of bytes is ignored, as RFC 9110 section 14.2 allows.
+func parseRange(header string, size int64) (off, n int64, partial bool, err error) {
+	spec, ok := strings.CutPrefix(header, "bytes=")
+	first, last, dash := strings.Cut(spec, "-")
+	if !ok || !dash {
+		return 0, size, false, nil
+	}
+	unsatisfiable := fmt.Errorf("range %q of %d bytes: %w", shorten(header), size, errdefs.ErrOutOfRange)
+	if first == "" { // the last bytes
+		n, ok := number(last)
+		switch {
+		case !ok:
+			return 0, size, false, nil
+		case n == 0:
+			return 0, 0, false, unsatisfiable
+		}
+		n = min(n, size)
+		return size - n, n, true, nil
+	}
+	off, ok = number(first)
+	end := int64(-1)
+	if ok && last != "" {
+		end, ok = number(last)
+	}
+	switch {
+	case !ok || end >= 0 && end < off:
+		return 0, size, false, nil
+	case off >= size:
+		return 0, 0, false, unsatisfiable
+	case end < 0 || end >= size:
+		end = size - 1
+	}
+	return off, end - off + 1, true, nil
+}
+
+// number reads decimal digits; what is too large is cut.
+func number(s string) (int64, bool) {
+	if s == "" || strings.Trim(s, "0123456789") != "" {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	return n, err == nil || errors.Is(err, strconv.ErrRange)
+}
+
+// sendFile sends a part of a file, by sendfile on plain connections. The client has
+// to take something now and then.
+func sendFile(w http.ResponseWriter, f *os.File, off, n int64) error {
+	rc := http.NewResponseController(w)
+	if _, err := f.Seek(off, io.SeekStart); err != nil {
+		return err
+	}
+	for n > 0 {
+		if err := rc.SetWriteDeadline(time.Now().Add(moveTimeout)); err != nil {
+			return err
+		}
+		m, err := io.CopyN(w, f, min(n, sendChunk))
+		if n -= m; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// relay sends n bytes of r.
+func relay(w http.ResponseWriter, r io.Reader, n int64) error {
+	rc := http.NewResponseController(w)
+	for n > 0 {
+		if err := rc.SetWriteDeadline(time.Now().Add(moveTimeout)); err != nil {
+			return err
+		}
+		m, err := io.CopyN(w, r, min(n, copyChunk))
+		if n -= m; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// follow sends a part of a blob while it is still arriving.
+func follow(ctx context.Context, w http.ResponseWriter, c *coldRead, off, n int64) error {
+	rc := http.NewResponseController(w)
+	buf := make([]byte, min(copyChunk, n))
+	flushed := false
+	for n > 0 {
+		changed := c.blob.Changed() // before the look, so that nothing is missed
+		ready := min(c.blob.Prefix()-off, n, int64(len(buf)))
+		if ready <= 0 {
+			if !flushed {
+				if err := rc.Flush(); err != nil {
+					return err
+				}
+				flushed = true
+			}
+			select {
+			case <-changed:
+			case <-c.done:
+				if c.err != nil {
+					return c.err
+				}
+				if c.blob.Prefix() <= off {
+					return fmt.Errorf("%s ends at %d: %w", c.id, off, errdefs.ErrDataLoss)
+				}
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			continue
+		}
+		if _, err := c.blob.ReadAt(buf[:ready], off); err != nil {
+			return err
+		}
+		if err := rc.SetWriteDeadline(time.Now().Add(moveTimeout)); err != nil {
+			return err
+		}
+		if _, err := w.Write(buf[:ready]); err != nil {
+			return err
+		}
+		off, n, flushed = off+ready, n-ready, false
+	}
+	return nil
+}
+
+func (a *api) deleteBlob(w http.ResponseWriter, r *http.Request) error {
+	ref, err := blobRef(r)
+	if err != nil {
+		return err
+	}
+	if err := a.s.delete(r.Context(), ref); err != nil {
+		return err
+	}
+	log.G(r.Context()).WithFields(log.Fields{"digest": ref.Digest, "namespace": ref.Namespace}).Info("blob deleted")
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (a *api) startUpload(w http.ResponseWriter, r *http.Request) error {
+	q, err := query(r, origin.ParamNamespace)
+	if err != nil {
+		return err
+	}
+	ns := q[origin.ParamNamespace]
+	if err := origin.CheckNamespace(ns); err != nil {
+		return err
+	}
+	id, err := a.s.startUpload(ns)
+	if err != nil {
+		return err
+	}
+	h := w.Header()
+	h.Set(origin.HeaderUpload, id)
+	h.Set(origin.HeaderOffset, "0")
+	h.Set("Location", origin.PathUploads+"/"+id)
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func (a *api) getUpload(w http.ResponseWriter, r *http.Request) error {
+	id, err := uploadID(r)
+	if err != nil {
+		return err
+	}
+	off, err := a.s.uploads.offset(id)
+	if err != nil {
+		return err
+	}
+	w.Header().Set(origin.HeaderOffset, strconv.FormatInt(off, 10))
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (a *api) patchUpload(w http.ResponseWriter, r *http.Request) error {
+	id, err := uploadID(r)
+	if err != nil {
+		return err
+	}
+	q, err := query(r, origin.ParamOffset)
+	if err != nil {
+		return err
+	}
+	off, ok := number(q[origin.ParamOffset])
+	if !ok {
+		return fmt.Errorf("offset %q: %w", shorten(q[origin.ParamOffset]), errdefs.ErrInvalidArgument)
+	}
+	body := &moving{r.Body, http.NewResponseController(w)}
+	end, err := a.s.uploads.append(r.Context(), id, off, body)
+	if end > 0 || err == nil {
+		w.Header().Set(origin.HeaderOffset, strconv.FormatInt(end, 10))
+	}
+	if err != nil {
+		return err
+	}
+	a.s.metrics.received(end - off)
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// moving is a body that has to bring something now and then.
+type moving struct {
+	io.Reader
+	rc *http.ResponseController
+}
+
+func (m *moving) Read(p []byte) (int, error) {
+	if err := m.rc.SetReadDeadline(time.Now().Add(moveTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return 0, err
+	}
+	return m.Reader.Read(p)
+}
+
+func (a *api) putUpload(w http.ResponseWriter, r *http.Request) error {
+	id, err := uploadID(r)
+	if err != nil {
+		return err
+	}
+	q, err := query(r, origin.ParamDigest)
+	if err != nil {
+		return err
+	}
+	d := digest.Digest(q[origin.ParamDigest])
+	if err := origin.CheckDigest(d); err != nil {
+		return err
+	}
+	if err := a.s.commit(r.Context(), id, d); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), commitWait)
+	defer cancel()
+	info, err := a.s.settled(ctx, d)
+	if errors.Is(err, context.DeadlineExceeded) && r.Context().Err() == nil {
+		w.WriteHeader(http.StatusAccepted) // the client asks again
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	setInfo(w, info)
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func (a *api) deleteUpload(w http.ResponseWriter, r *http.Request) error {
+	id, err := uploadID(r)
+	if err != nil {
+		return err
+	}
+	if err := a.s.uploads.cancel(id); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}

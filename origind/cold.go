@@ -1,0 +1,470 @@
+package origind
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// coldReads are blobs that are being read from a backend: each once, in order,
+// from where an earlier read has stopped, however many want it. Readers follow the
+// growing prefix; so do peers of the swarm.
+type coldReads struct {
+	s        *server
+	max      int
+	attempts int
+	grace    time.Duration
+
+	mu sync.Mutex
+	m  map[piece.ID]*coldRead
+}
+
+// coldRead is one of them.
+type coldRead struct {
+	place
+	cancel context.CancelCauseFunc
+	opened chan struct{} // closed when the backend delivers, or it is known that it does not
+	done   chan struct{} // closed at the end; err is set then
+	err    error         // nil: the blob is complete
+
+	blob     *content.Blob
+	delivers bool // the backend does; set before opened is closed
+
+	// coldReads.mu guards:
+	refs    int       // those who read, and the read itself: the last one closes blob
+	last    time.Time // somebody wanted it
+	deleted bool      // no record is to be made of it
+	ending  bool      // what it came to is being announced
+}
+
+func newColdReads(s *server, cfg ColdConfig) *coldReads {
+	return &coldReads{s: s, max: cfg.Max, attempts: cfg.Attempts, grace: cfg.Grace.D(), m: map[piece.ID]*coldRead{}}
+}
+
+var (
+	errAbandoned = fmt.Errorf("nobody wants it any more: %w", errdefs.ErrUnavailable)
+	errDeleted   = fmt.Errorf("it was deleted: %w", errdefs.ErrNotFound)
+)
+
+// Pauses between attempts at a backend.
+const (
+	coldPauseMin = 100 * time.Millisecond
+	coldPauseMax = 5 * time.Second
+)
+
+// swarmInterest is for how long a blob is wanted because a peer or a tracker has
+// asked for it: until the peer has connected.
+const swarmInterest = 20 * time.Second
+
+// join begins to read a blob, or joins those for whom it is read. It returns when
+// the backend delivers; whoever joined calls release.
+func (cs *coldReads) join(ctx context.Context, at place) (c *coldRead, release func(), err error) {
+	c, err = cs.enter(at, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	release = sync.OnceFunc(func() { cs.leave(c) })
+	select {
+	case <-c.opened:
+	case <-ctx.Done():
+		release()
+		return nil, nil, fmt.Errorf("waiting for %s from backend %s: %w", at.id, at.name, ctx.Err())
+	}
+	if !c.delivers {
+		release()
+		return nil, nil, c.err // set before opened was closed
+	}
+	return c, release, nil
+}
+
+// want begins to read a blob, which is wanted for so long, although nobody has
+// joined.
+func (cs *coldReads) want(at place, d time.Duration) error {
+	c, err := cs.enter(at, d)
+	if err == nil {
+		cs.leave(c)
+	}
+	return err
+}
+
+func (cs *coldReads) enter(at place, d time.Duration) (*coldRead, error) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	c := cs.m[at.id]
+	if c == nil {
+		if len(cs.m) >= cs.max {
+			return nil, fmt.Errorf("%d blobs are being read from backends already (cold.max): %w", len(cs.m), errdefs.ErrUnavailable)
+		}
+		c = &coldRead{place: at, opened: make(chan struct{}), done: make(chan struct{}), refs: 1}
+		ctx, cancel := context.WithCancelCause(cs.s.work)
+		c.cancel = cancel
+		cs.m[at.id] = c
+		cs.s.wg.Go(func() { cs.run(ctx, c) })
+	}
+	c.refs++
+	if until := time.Now().Add(d); until.After(c.last) {
+		c.last = until
+	}
+	return c, nil
+}
+
+// leave gives a reference up.
+func (cs *coldReads) leave(c *coldRead) {
+	cs.mu.Lock()
+	c.refs--
+	last := c.refs == 0
+	if now := time.Now(); now.After(c.last) {
+		c.last = now
+	}
+	cs.mu.Unlock()
+	if last && c.blob != nil {
+		c.blob.Close()
+	}
+}
+
+// wanted extends the life of a blob that is being read, and reports whether it
+// is.
+func (cs *coldReads) wanted(id piece.ID, d time.Duration) bool {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	c := cs.m[id]
+	if c == nil {
+		return false
+	}
+	if until := time.Now().Add(d); until.After(c.last) {
+		c.last = until
+	}
+	return true
+}
+
+// promise calls announce, which must not block, if a blob is being read and what it
+// came to has not been announced yet.
+func (cs *coldReads) promise(id piece.ID, announce func()) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if c := cs.m[id]; c != nil && !c.ending {
+		announce()
+	}
+}
+
+// stop ends the reading of a blob that is deleted, and sees to it that no record
+// says afterwards that it is there. The digest is locked.
+func (cs *coldReads) stop(d digest.Digest) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for id, c := range cs.m {
+		if id.Digest() == string(d) {
+			c.deleted = true
+			c.cancel(errDeleted)
+		}
+	}
+}
+
+// find returns where a blob is being read from.
+func (cs *coldReads) find(d digest.Digest) (place, bool) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for id, c := range cs.m {
+		if id.Digest() == string(d) && !c.deleted {
+			return c.place, true
+		}
+	}
+	return place{}, false
+}
+
+// prefix returns how much of a blob has arrived, or will soon because it is being
+// read: what is far beyond that is better read elsewhere.
+func (cs *coldReads) prefix(id piece.ID) int64 {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	c := cs.m[id]
+	if c == nil {
+		return 0
+	}
+	select {
+	case <-c.opened:
+		if c.delivers {
+			return c.blob.Prefix()
+		}
+	default:
+	}
+	return 0
+}
+
+func (cs *coldReads) count() int {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	return len(cs.m)
+}
+
+// run reads a blob until it is complete, hopeless, or unwanted.
+func (cs *coldReads) run(ctx context.Context, c *coldRead) {
+	watched := make(chan struct{})
+	wctx, stop := context.WithCancel(ctx)
+	go func() {
+		defer close(watched)
+		cs.watch(wctx, c)
+	}()
+	err := cs.fetch(ctx, c)
+	stop()
+	<-watched
+	cs.mu.Lock()
+	c.ending = true
+	cs.mu.Unlock()
+	if err == nil {
+		err = cs.complete(ctx, c)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		err = fmt.Errorf("reading %s from backend %s: %w", c.key, c.name, err)
+		if !errors.Is(err, errAbandoned) && ctx.Err() == nil {
+			log.G(ctx).WithError(err).WithField("digest", c.id.Digest()).Warn("cannot read a blob from its backend")
+		}
+		cs.s.seeder.gone(c.id)
+	}
+	cs.mu.Lock()
+	delete(cs.m, c.id)
+	cs.mu.Unlock()
+	if err == nil {
+		cs.s.seeder.arrived(c.id)
+	}
+	c.err = err
+	c.open(err == nil)
+	close(c.done)
+	c.cancel(nil)
+	cs.leave(c)
+}
+
+// open tells those who wait whether the backend delivers, the first time. Only the
+// read itself calls it.
+func (c *coldRead) open(delivers bool) {
+	select {
+	case <-c.opened:
+	default:
+		c.delivers = delivers
+		close(c.opened)
+	}
+}
+
+// watch ends the read when nobody has wanted the blob for a while.
+func (cs *coldReads) watch(ctx context.Context, c *coldRead) {
+	t := time.NewTicker(max(cs.grace/5, time.Millisecond))
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		peers := cs.s.seeder.peers(c.id)
+		now := time.Now()
+		cs.mu.Lock()
+		if c.refs > 1 || peers > 0 {
+			c.last = later(c.last, now)
+		}
+		over := now.Sub(c.last) > cs.grace
+		cs.mu.Unlock()
+		if over {
+			c.cancel(errAbandoned)
+			return
+		}
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// fetch brings all bytes here, with as many attempts as it takes, and proves
+// them.
+func (cs *coldReads) fetch(ctx context.Context, c *coldRead) error {
+	blob, err := cs.s.store.Blob(ctx, c.id, true)
+	if err != nil {
+		return err
+	}
+	c.blob = blob // the last of the readers closes it
+	if blob.Completed() {
+		return nil
+	}
+	cs.s.seeder.arriving(ctx, c.id)
+	pause, failures, again := coldPauseMin, 0, false
+	for {
+		from := blob.Prefix()
+		err := cs.attempt(ctx, c)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		back, theirs := errors.AsType[*backendError](err)
+		switch {
+		case errors.Is(err, piece.ErrMismatch) && from > 0 && !again:
+			again = true // perhaps it was what an earlier read, or the disk, made of it
+			continue
+		case errors.Is(err, piece.ErrMismatch):
+			err = fmt.Errorf("backend %s: %s is not %s: %w: %w", c.name, c.key, c.id, err, errdefs.ErrDataLoss)
+			cs.s.finder.condemn(c.place, err)
+			return err
+		case !theirs:
+			return err
+		case errdefs.IsNotFound(back.err):
+			cs.s.finder.vanished(digest.Digest(c.id.Digest()))
+			return err
+		case !errdefs.IsUnavailable(back.err) && !errors.Is(back.err, io.ErrUnexpectedEOF):
+			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+		}
+		if blob.Prefix() > from {
+			pause, failures = coldPauseMin, 0
+		}
+		if failures++; failures >= cs.attempts {
+			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+		}
+		select {
+		case <-time.After(pause/2 + rand.N(pause)):
+			pause = min(2*pause, coldPauseMax)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// backendError is an error of the backend, not of our disk.
+type backendError struct{ err error }
+
+func (e *backendError) Error() string { return e.err.Error() }
+func (e *backendError) Unwrap() error { return e.err }
+
+// chunk is how much is read at once, and chunks how many of them wait to be hashed
+// and written, so that the backend never waits for that.
+const (
+	chunk  = 256 << 10
+	chunks = 8
+)
+
+// attempt reads the rest of the blob once.
+func (cs *coldReads) attempt(ctx context.Context, c *coldRead) error {
+	a, err := c.blob.Append(c.blob.Prefix())
+	if err != nil {
+		return err
+	}
+	defer a.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if a.Offset() < c.id.Size {
+		r, info, err := c.backend.Open(ctx, c.key, a.Offset(), -1)
+		if err != nil {
+			return &backendError{err}
+		}
+		cs.s.metrics.opened()
+		if info.Size >= 0 && info.Size != c.id.Size {
+			r.Close()
+			return fmt.Errorf("it has %d bytes: %w", info.Size, piece.ErrMismatch)
+		}
+		c.open(true)
+		size := min(chunk, c.id.Size-a.Offset()+1) // one more, to see its end
+		if err := cs.pump(ctx, cancel, a, r, size); err != nil {
+			return err
+		}
+	}
+	if a.Offset() < c.id.Size {
+		return &backendError{fmt.Errorf("it ended at byte %d of %d: %w", a.Offset(), c.id.Size, io.ErrUnexpectedEOF)}
+	}
+	return a.Finish(ctx)
+}
+
+// pump copies r to a, in chunks of at most size; another goroutine reads ahead, which has ended, and r is
+// closed, when pump returns.
+func (cs *coldReads) pump(ctx context.Context, cancel func(), a io.Writer, r io.ReadCloser, size int64) error {
+	full, empty := make(chan []byte, chunks), make(chan []byte, chunks)
+	for range chunks {
+		empty <- nil // made when it is needed: most blobs are small
+	}
+	var rerr error
+	go func() {
+		defer close(full)
+		defer r.Close()
+		for rerr == nil {
+			var buf []byte
+			select {
+			case buf = <-empty:
+			case <-ctx.Done():
+				rerr = ctx.Err()
+				return
+			}
+			if buf == nil {
+				buf = make([]byte, size)
+			}
+			var n int
+			n, rerr = r.Read(buf[:size])
+			full <- buf[:n] // never blocks: there are as many buffers as places
+		}
+	}()
+	var werr error
+	for buf := range full {
+		if werr == nil {
+			cs.s.metrics.read(len(buf))
+			if _, werr = a.Write(buf); werr != nil {
+				cancel()
+			}
+		}
+		empty <- buf
+	}
+	switch {
+	case werr != nil:
+		return werr
+	case rerr != io.EOF:
+		return &backendError{rerr}
+	}
+	return nil
+}
+
+// complete makes a blob that is whole visible.
+func (cs *coldReads) complete(ctx context.Context, c *coldRead) error {
+	d := digest.Digest(c.id.Digest())
+	unlock := cs.s.records.lock(d)
+	defer unlock()
+	cs.mu.Lock()
+	deleted := c.deleted
+	cs.mu.Unlock()
+	if deleted {
+		return errDeleted
+	}
+	r, err := cs.s.records.get(d)
+	if err != nil && !errdefs.IsDataLoss(err) {
+		return err
+	}
+	if r == nil {
+		r = &record{Digest: d}
+	}
+	r.Size = c.id.Size
+	r.add(c.home(), c.namespace)
+	if err := cs.s.putRecord(ctx, r); err != nil {
+		return err
+	}
+	if r.pinned() {
+		if err := c.blob.Publish(ctx); err != nil {
+			return err
+		}
+	}
+	var hash *[32]byte
+	if sums, proven := c.blob.Sums(); proven {
+		h := sums.Hash()
+		hash = &h
+	}
+	cs.s.seeder.complete(c.id, hash)
+	return nil
+}

@@ -1,0 +1,139 @@
+package origind
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/capelin-io/capelin/swarm"
+)
+
+// metrics are what /metrics serves.
+type metrics struct {
+	reg *prometheus.Registry
+
+	requests   *prometheus.CounterVec // method, code
+	pushes     prometheus.Counter
+	pushBytes  prometheus.Counter
+	inBytes    prometheus.Counter
+	reads      prometheus.Counter
+	readBytes  prometheus.Counter
+	writes     prometheus.Counter
+	writeBytes prometheus.Counter
+	writeTime  prometheus.Histogram
+}
+
+func newMetrics() *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "capelin_origin_" + name, Help: help})
+	}
+	m := &metrics{
+		reg: prometheus.NewRegistry(),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "capelin_origin_http_requests_total", Help: "Requests answered, by method and status.",
+		}, []string{"method", "code"}),
+		pushes:     counter("pushes_total", "Uploads that became blobs."),
+		pushBytes:  counter("push_bytes_total", "Bytes of uploads that became blobs."),
+		inBytes:    counter("upload_bytes_total", "Bytes received in uploads."),
+		reads:      counter("backend_reads_total", "Reads of blobs begun at backends."),
+		readBytes:  counter("backend_read_bytes_total", "Bytes read from backends."),
+		writes:     counter("backend_writes_total", "Blobs written to backends."),
+		writeBytes: counter("backend_write_bytes_total", "Bytes written to backends."),
+		writeTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "capelin_origin_backend_write_seconds", Help: "Time to write a blob to its backend.",
+			Buckets: []float64{.01, .05, .1, .5, 1, 5, 10, 60, 300, 1800},
+		}),
+	}
+	m.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		m.requests, m.pushes, m.pushBytes, m.inBytes, m.reads, m.readBytes, m.writes, m.writeBytes, m.writeTime)
+	return m
+}
+
+var methods = map[string]bool{
+	http.MethodGet: true, http.MethodHead: true, http.MethodPost: true, http.MethodPut: true, http.MethodPatch: true, http.MethodDelete: true,
+}
+
+// answered counts a request; what nobody knows is not made a label.
+func (m *metrics) answered(method string, status int) {
+	if !methods[method] {
+		method = "other"
+	}
+	m.requests.WithLabelValues(method, strconv.Itoa(status)).Inc()
+}
+
+func (m *metrics) pushed(n int64) {
+	m.pushes.Inc()
+	m.pushBytes.Add(float64(n))
+}
+
+func (m *metrics) received(n int64) { m.inBytes.Add(float64(n)) }
+func (m *metrics) opened()          { m.reads.Inc() }
+func (m *metrics) read(n int)       { m.readBytes.Add(float64(n)) }
+
+func (m *metrics) wrote(n int64, took time.Duration) {
+	m.writes.Inc()
+	m.writeBytes.Add(float64(n))
+	m.writeTime.Observe(took.Seconds())
+}
+
+// watch adds what is looked at when it is asked for.
+func (m *metrics) watch(s *server, node *swarm.Node) {
+	m.reg.MustRegister(&snapshot{s, node})
+}
+
+// snapshot collects what the server holds.
+type snapshot struct {
+	s    *server
+	node *swarm.Node
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("capelin_origin_"+name, help, labels, nil)
+}
+
+var (
+	descBlobs      = desc("blobs", "Whole blobs here: pinned (to be kept, or not in a backend yet) and cached.", "state")
+	descPartial    = desc("partial_blobs", "Blobs that have arrived in part.")
+	descCache      = desc("cache_bytes", "Bytes of blobs that may be evicted.")
+	descUploads    = desc("uploads", "Uploads under way.")
+	descUploadHeld = desc("upload_held_bytes", "Bytes of uploads under way.")
+	descCold       = desc("cold_reads", "Blobs that are being read from backends.")
+	descQueue      = desc("queue_length", "Blobs that are still to be written to a backend.")
+	descAge        = desc("queue_age_seconds", "How long the oldest of them has waited.")
+	descPeers      = desc("swarm_connections", "Nodes connected for the swarm.")
+	descSent       = desc("swarm_sent_bytes_total", "Bytes of blobs sent to nodes.")
+	descJoined     = desc("swarm_blobs", "Blobs open for the swarm.")
+)
+
+// Describe implements prometheus.Collector.
+func (c *snapshot) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+// Collect implements prometheus.Collector.
+func (c *snapshot) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	u := c.s.store.Usage()
+	gauge(descBlobs, float64(u.Committed), "pinned")
+	gauge(descBlobs, float64(u.Cached), "cached")
+	gauge(descPartial, float64(u.Partial))
+	gauge(descCache, float64(u.CacheBytes))
+	n, bytes := c.s.uploads.count()
+	gauge(descUploads, float64(n))
+	gauge(descUploadHeld, float64(bytes))
+	gauge(descCold, float64(c.s.cold.count()))
+	length, oldest := c.s.queue.length()
+	gauge(descQueue, float64(length))
+	age := 0.0
+	if !oldest.IsZero() {
+		age = time.Since(oldest).Seconds()
+	}
+	gauge(descAge, age)
+	st := c.node.Snapshot()
+	gauge(descPeers, float64(len(st.Conns)))
+	gauge(descJoined, float64(len(st.Blobs)))
+	ch <- prometheus.MustNewConstMetric(descSent, prometheus.CounterValue, float64(st.Total.BytesOut))
+}

@@ -1,0 +1,474 @@
+package origind
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	lru "github.com/hashicorp/golang-lru/v2"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/swarm"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// Bounds of the seeder.
+const (
+	maxSeeding = 256  // whole blobs that are open for the swarm
+	maxAsked   = 1024 // blobs that peers and trackers have asked for, and that are looked for
+	maxPreheat = 8    // blobs that are fetched at once because a tracker said so
+)
+
+// seeder is the origin's part in the swarm: it announces what is here, opens it for
+// peers who want it, and begins to read from a backend what they or trackers ask
+// for. But for arriving and run, its methods do not block.
+type seeder struct {
+	s        *server
+	node     *swarm.Node
+	trackers *tracker.Client // nil: none
+
+	joined  *lru.Cache[piece.ID, struct{}] // whole blobs that are open for the swarm
+	preheat chan struct{}                  // holds a token per blob
+
+	mu    sync.Mutex
+	asked map[piece.ID]bool // being looked for
+	found []piece.ID        // whole blobs that the store has told of, to be checked
+	wake  chan struct{}     // 1-buffered: found is not empty
+	up    atomic.Bool
+}
+
+func newSeeder(s *server) *seeder {
+	joined, err := lru.New[piece.ID, struct{}](2 * maxSeeding)
+	if err != nil {
+		panic(err) // only for a size of 0
+	}
+	return &seeder{
+		s: s, joined: joined, preheat: make(chan struct{}, maxPreheat),
+		asked: map[piece.ID]bool{}, wake: make(chan struct{}, 1),
+	}
+}
+
+// complete announces a whole, visible blob, with the hash of its sums if it is
+// known.
+func (sd *seeder) complete(id piece.ID, hash *[32]byte) {
+	if sd.trackers != nil {
+		sd.trackers.AnnounceComplete(id, hash)
+	}
+	if sd.node != nil {
+		sd.node.Proven(id) // if it is joined
+	}
+}
+
+// gone says that a blob is not here any more.
+func (sd *seeder) gone(id piece.ID) {
+	if sd.trackers != nil {
+		sd.trackers.Announce(id, tracker.StateGone)
+	}
+	sd.joined.Remove(id)
+	if sd.node != nil {
+		sd.node.Leave(id)
+	}
+}
+
+// arriving offers a blob that is being read from a backend.
+func (sd *seeder) arriving(ctx context.Context, id piece.ID) {
+	if sd.node == nil {
+		return
+	}
+	if err := sd.node.Join(ctx, id, swarm.JoinOptions{}); err != nil {
+		log.G(ctx).WithError(err).WithField("digest", id.Digest()).Warn("cannot offer a blob to peers")
+		return
+	}
+	if sd.trackers != nil {
+		sd.trackers.Announce(id, tracker.StatePartial)
+	}
+}
+
+// peers returns how many peers are connected for a blob that wants some.
+func (sd *seeder) peers(id piece.ID) int {
+	if sd.node == nil {
+		return 0
+	}
+	st, _ := sd.node.Status(id)
+	return st.Peers
+}
+
+// wanted tells that a peer wants a blob that is not joined.
+func (sd *seeder) wanted(id piece.ID) {
+	sd.ask(id, func(ctx context.Context) {
+		_, _, ok, err := sd.s.local(digest.Digest(id.Digest()))
+		switch {
+		case err == nil && ok:
+			sd.join(ctx, id)
+		case err == nil:
+			err = sd.begin(ctx, id)
+		}
+		if err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
+			log.G(ctx).WithError(err).WithField("digest", id.Digest()).Debug("cannot get a blob that a peer wants")
+		}
+	})
+}
+
+// Lookup implements tracker.Handler: a tracker asks whether the blob can be had
+// here.
+func (sd *seeder) Lookup(id piece.ID) {
+	ok := sd.ask(id, func(ctx context.Context) {
+		if err := sd.begin(ctx, id); err != nil {
+			sd.trackers.NotHere(id)
+		}
+	})
+	if !ok {
+		sd.trackers.NotHere(id)
+	}
+}
+
+// ask runs f for a blob, unless that is under way, or too much is.
+func (sd *seeder) ask(id piece.ID, f func(ctx context.Context)) bool {
+	sd.mu.Lock()
+	defer sd.mu.Unlock()
+	if sd.asked[id] {
+		return true
+	}
+	if len(sd.asked) >= maxAsked {
+		return false
+	}
+	sd.asked[id] = true
+	sd.s.spawn(func(ctx context.Context) {
+		f(ctx)
+		sd.mu.Lock()
+		delete(sd.asked, id)
+		sd.mu.Unlock()
+	})
+	return true
+}
+
+// begin says that the origin will deliver a blob, whole or from a backend from now
+// on, or returns an error.
+func (sd *seeder) begin(ctx context.Context, id piece.ID) error {
+	d := digest.Digest(id.Digest())
+	is, _, ok, err := sd.s.local(d)
+	switch {
+	case err != nil:
+		return err
+	case ok && is != id:
+		return fmt.Errorf("%s has %d bytes: %w", id, is.Size, errdefs.ErrNotFound)
+	case ok:
+		sd.announce(ctx, id)
+		return nil
+	case sd.s.cold.wanted(id, swarmInterest):
+		sd.partial(id)
+		return nil
+	}
+	at, err := sd.s.finder.find(ctx, origin.Ref{Digest: d})
+	if err != nil {
+		return err
+	}
+	if at.id != id {
+		return fmt.Errorf("%s has %d bytes in backend %s: %w", id, at.id.Size, at.name, errdefs.ErrNotFound)
+	}
+	if err := sd.s.cold.want(at, swarmInterest); err != nil {
+		return err
+	}
+	sd.partial(id)
+	return nil
+}
+
+// partial answers a tracker at once; the blob itself is opened meanwhile.
+func (sd *seeder) partial(id piece.ID) {
+	if sd.trackers != nil {
+		sd.s.cold.promise(id, func() { sd.trackers.Announce(id, tracker.StatePartial) })
+	}
+}
+
+// announce announces a whole blob with what is known of its sums.
+func (sd *seeder) announce(ctx context.Context, id piece.ID) {
+	var hash *[32]byte
+	sums, err := sd.s.store.StoredSums(id) // not Blob: asking is not using
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("digest", id.Digest()).Warn("cannot read a blob's sums")
+	}
+	if sums != nil {
+		h := sums.Hash()
+		hash = &h
+	}
+	sd.complete(id, hash)
+}
+
+// join opens a whole blob for the swarm.
+func (sd *seeder) join(ctx context.Context, id piece.ID) {
+	if err := sd.node.Join(ctx, id, swarm.JoinOptions{}); err != nil {
+		if ctx.Err() == nil && !errors.Is(err, errdefs.ErrNotFound) {
+			log.G(ctx).WithError(err).WithField("digest", id.Digest()).Warn("cannot offer a blob to peers")
+		}
+		return
+	}
+	sd.hold(id)
+}
+
+// arrived says what becomes of a blob that has been read from a backend: as long
+// as peers are connected for it, it stays open for them.
+func (sd *seeder) arrived(id piece.ID) {
+	if sd.node == nil {
+		return
+	}
+	if sd.peers(id) == 0 {
+		sd.node.Leave(id)
+		return
+	}
+	sd.hold(id)
+}
+
+// hold counts a whole blob among those that are open for the swarm, and closes one
+// of those that were opened first, that nobody is connected for, if they are too
+// many.
+func (sd *seeder) hold(id piece.ID) {
+	sd.joined.Add(id, struct{}{})
+	if sd.joined.Len() <= maxSeeding {
+		return
+	}
+	oldest := sd.joined.Keys()[:16]
+	out := oldest[0]
+	for _, old := range oldest {
+		if sd.peers(old) == 0 {
+			out = old
+			break
+		}
+	}
+	sd.release(out)
+}
+
+// release closes a whole blob; a peer that wants it will have it opened again.
+func (sd *seeder) release(id piece.ID) {
+	sd.joined.Remove(id)
+	if !sd.s.cold.wanted(id, 0) {
+		sd.node.Leave(id)
+	}
+}
+
+// idleAfter is for how long, up to twice as much, a blob is open without a peer.
+// What is open is not evicted.
+const idleAfter = 20 * time.Second
+
+// releaseIdle closes those blobs that had no peer the last time either.
+func (sd *seeder) releaseIdle(idle map[piece.ID]bool) (now map[piece.ID]bool) {
+	now = map[piece.ID]bool{}
+	for _, id := range sd.joined.Keys() {
+		switch {
+		case sd.peers(id) > 0:
+		case idle[id]:
+			sd.release(id)
+		default:
+			now[id] = true
+		}
+	}
+	return now
+}
+
+// PiecesAdded, BlobAdded and BlobGone make the seeder the store's observer.
+func (sd *seeder) PiecesAdded(id piece.ID, from, to int, states []byte) {
+	if sd.up.Load() {
+		sd.node.Appended(id, from, to, states)
+	}
+}
+
+func (sd *seeder) BlobAdded(id piece.ID) {
+	sd.mu.Lock()
+	sd.found = append(sd.found, id)
+	sd.mu.Unlock()
+	select {
+	case sd.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (sd *seeder) BlobGone(id piece.ID) {
+	if sd.up.Load() {
+		sd.gone(id)
+	}
+}
+
+// run checks the whole blobs that the store tells of, at the start all of them,
+// until ctx is done.
+func (sd *seeder) run(ctx context.Context) {
+	sd.s.store.Blobs(func(id piece.ID, _ content.Presence) bool {
+		sd.check(ctx, id)
+		return ctx.Err() == nil
+	})
+	t := time.NewTicker(idleAfter)
+	defer t.Stop()
+	var idle map[piece.ID]bool
+	for {
+		sd.mu.Lock()
+		found := sd.found
+		sd.found = nil
+		sd.mu.Unlock()
+		for _, id := range found {
+			if ctx.Err() != nil {
+				return
+			}
+			sd.check(ctx, id)
+		}
+		select {
+		case <-sd.wake:
+		case <-t.C:
+			idle = sd.releaseIdle(idle)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// check puts right what a crash may have left of a whole blob, queues it if it is
+// still to be written to a backend, and announces it. A blob without a record was
+// never acknowledged: it becomes evictable, and stays out of sight.
+func (sd *seeder) check(ctx context.Context, id piece.ID) {
+	d := digest.Digest(id.Digest())
+	unlock := sd.s.records.lock(d) // a push has both, once it lets go
+	defer unlock()
+	r, err := sd.s.records.get(d)
+	if err != nil {
+		log.G(ctx).WithError(err).Error("a blob cannot be served")
+		return // and stays pinned, if it is
+	}
+	switch p := sd.s.store.Presence(id); {
+	case p < content.Cached:
+		return
+	case r == nil:
+		sd.s.unpin(ctx, d)
+		return
+	case r.Size != id.Size:
+		return
+	case r.pinned() && p == content.Cached:
+		if _, err := sd.s.store.Info(ctx, d); err != nil { // which pins it
+			log.G(ctx).WithError(err).WithField("digest", d).Error("cannot pin a blob")
+		}
+	case !r.pinned() && p == content.Committed:
+		sd.s.unpin(ctx, d)
+	}
+	if r.pending() {
+		sd.s.queue.remember(d)
+	}
+	sd.announce(ctx, id)
+}
+
+// Peers, PeersGone, SumsHash and Verdict implement tracker.Handler. An origin wants
+// nothing from the swarm, so it is told none of it.
+func (sd *seeder) Peers(piece.ID, []tracker.Peer)    {}
+func (sd *seeder) PeersGone(piece.ID, []string)      {}
+func (sd *seeder) SumsHash(piece.ID, [32]byte)       {}
+func (sd *seeder) Verdict(piece.ID, tracker.Verdict) {}
+
+// Command does what a tracker asks for: Preheat reads blobs from their backends,
+// Report tells what is here. Drop is for nodes: an origin's cache empties itself.
+func (sd *seeder) Command(cmd *trackerpb.Command) {
+	r := &trackerpb.CommandResult{Id: cmd.GetId()}
+	switch k := cmd.GetKind().(type) {
+	case *trackerpb.Command_Preheat:
+		r.Supported = true
+		sd.s.spawn(func(ctx context.Context) {
+			sd.warm(ctx, k.Preheat.GetBlobs(), r)
+			sd.trackers.Result(r)
+		})
+		return
+	case *trackerpb.Command_Report:
+		r.Supported = true
+		for _, b := range k.Report.GetBlobs() {
+			id, err := b.ID()
+			if err != nil {
+				continue
+			}
+			st := trackerpb.State_STATE_GONE
+			switch p := sd.s.store.Presence(id); {
+			case p >= content.Cached:
+				st = trackerpb.State_STATE_COMPLETE
+			case p == content.Partial:
+				st = trackerpb.State_STATE_PARTIAL
+			}
+			r.Blobs = append(r.Blobs, &trackerpb.Announce{Blob: b, State: st})
+		}
+	}
+	sd.trackers.Result(r)
+}
+
+// warm has blobs here before anybody wants them.
+func (sd *seeder) warm(ctx context.Context, blobs []*trackerpb.Blob, r *trackerpb.CommandResult) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, b := range blobs {
+		id, err := b.ID()
+		if err != nil {
+			continue
+		}
+		select {
+		case sd.preheat <- struct{}{}:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		wg.Go(func() {
+			err := sd.bring(ctx, id)
+			<-sd.preheat
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				r.Bytes += id.Size
+				return
+			}
+			r.Error = err.Error()
+			if len(r.Blobs) < trackerpb.MaxBatch/2 {
+				r.Blobs = append(r.Blobs, &trackerpb.Announce{Blob: b, State: trackerpb.State_STATE_GONE})
+			}
+		})
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		r.Error = err.Error()
+	}
+}
+
+// bring reads a blob from its backend, unless it is here.
+func (sd *seeder) bring(ctx context.Context, id piece.ID) error {
+	at, err := sd.s.locate(ctx, origin.Ref{Digest: digest.Digest(id.Digest())})
+	if err != nil {
+		return err
+	}
+	if at.id != id {
+		return fmt.Errorf("%s has %d bytes: %w", id, at.id.Size, errdefs.ErrNotFound)
+	}
+	if at.place == nil {
+		return nil
+	}
+	c, release, err := sd.s.cold.join(ctx, *at.place)
+	if err != nil {
+		return err
+	}
+	defer release()
+	select {
+	case <-c.done:
+		return c.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// blobs is the store as the swarm needs it.
+type blobs struct{ *content.Store }
+
+// Open opens a blob for the swarm.
+func (d blobs) Open(ctx context.Context, id piece.ID, create bool) (swarm.Blob, error) {
+	b, err := d.Store.Blob(ctx, id, create)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
