@@ -63,6 +63,7 @@ func agentCommand() *cobra.Command {
 			return nil
 		},
 	})
+	cmd.AddCommand(agentInstallCommands(&path)...)
 	return cmd
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/capelin-io/capelin/control/config"
 	"github.com/capelin-io/capelin/plugin"
+	"github.com/capelin-io/capelin/plugin/install"
 )
 
 func init() { roles = append(roles, statusCommand) }
@@ -23,6 +24,9 @@ func statusCommand() *cobra.Command {
 		Short: "Show what the agent on this node does",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if m := install.Marker(install.Local{}); m != "" {
+				fmt.Fprintf(cmd.ErrOrStderr(), "FALLBACK: containerd is on its own content store, %s; see \"capelin agent doctor\"\n", m)
+			}
 			if admin == "" {
 				cfg, _, err := agentConfig(path)
 				if err != nil {
@@ -48,18 +52,20 @@ func statusCommand() *cobra.Command {
 	return cmd
 }
 
-func printStatus(w io.Writer, st plugin.Status, now time.Time) error {
-	size := func(n int64) string {
-		switch {
-		case n >= 1<<30:
-			return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30))
-		case n >= 1<<20:
-			return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-		case n >= 1<<10:
-			return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-		}
-		return config.Bytes(n).String()
+// size writes a number of bytes for people.
+func size(n int64) string {
+	switch {
+	case n >= 1<<30:
+		return fmt.Sprintf("%.2f GiB", float64(n)/(1<<30))
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
 	}
+	return config.Bytes(n).String()
+}
+
+func printStatus(w io.Writer, st plugin.Status, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	zone := ""
 	if st.Zone != "" {

@@ -20,8 +20,10 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/ops"
 	"github.com/capelin-io/capelin/control/version"
+	"github.com/capelin-io/capelin/plugin/shim"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
@@ -35,6 +37,7 @@ type agent struct {
 	started       time.Time
 	metrics       *metrics
 	registryBytes atomic.Int64
+	identity      *identity.Source // nil: none
 	ready         atomic.Bool
 
 	disk    *disk
@@ -64,6 +67,15 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	a := &agent{cfg: cfg, started: time.Now(), metrics: newMetrics()}
 	if a.name, err = cfg.node(); err != nil {
 		return fmt.Errorf("the name of this node: %w", err)
+	}
+	if cfg.Identity.Enabled() {
+		if a.identity, err = identity.Load(cfg.Identity, cfg.Cluster); err != nil {
+			return err
+		}
+		if id := a.identity.ID(); id.Name != a.name || !id.Has(identity.RoleNode) {
+			return fmt.Errorf("identity: the certificate %s is for %s, and this is node %q: issue one with that name and the role node, or set node", cfg.Identity.Cert, id, a.name)
+		}
+		ops.Watch(ctx, a.identity)
 	}
 
 	// What ctx ends is the agent's service; the work under it goes on until that
@@ -108,6 +120,18 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	svc := newService(visible, a.fetches, a.images)
 	svc.called = a.metrics.called
 	a.metrics.watch(a)
+	var mirror *shim.Mirror
+	if lis.shim != nil {
+		if cfg.Shim.CA == "" {
+			cfg.Shim.CA = cfg.Identity.CA
+		}
+		cfg.Shim.OnRelayed = func(n int) { a.registryBytes.Add(int64(n)) }
+		if mirror, err = shim.NewMirror(cfg.Shim, shimBlobs{a.fetches}); err != nil {
+			return fmt.Errorf("registry shim: %w", err)
+		}
+		defer mirror.Close()
+		a.metrics.reg.MustRegister(mirror)
+	}
 
 	srv := grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
@@ -140,6 +164,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}).Info("agent is ready")
 
 	run("content directory", func() error { return store.Run(work) })
+	if a.identity != nil {
+		run("identity", func() error { return a.identity.Run(work) })
+		a.metrics.reg.MustRegister(ops.Expiry(a.identity))
+	}
 	run("network", func() error { return a.runNetwork(work, lis.swarm) })
 	run("learning", func() error { a.images.run(work, svc.sessions.ids); return nil })
 	if lis.admin != nil {
@@ -149,6 +177,15 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		run("metrics", func() error {
 			return serveHTTP(work, lis.metrics, ops.Handler(a.metrics.reg, a.ready.Load, a.cfg.Pprof))
 		})
+	}
+	shimStopped := make(chan struct{})
+	if mirror != nil {
+		run("registry shim", func() error {
+			defer close(shimStopped)
+			return mirror.Serve(gctx, lis.shim, cfg.Wait.Stop.D())
+		})
+	} else {
+		close(shimStopped)
 	}
 	run("watchdog", func() error { watchdog(work); return nil })
 
@@ -172,6 +209,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			srv.Stop()
 			<-stopped
 		}
+		<-shimStopped // it gives its requests the same time
 		return nil
 	})
 	err = g.Wait()
@@ -184,12 +222,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 func (a *agent) runNetwork(ctx context.Context, l net.Listener) error {
 	cfg := a.cfg
 	n := &network{advertise: advertised(ctx, cfg, l.Addr())}
-	var err error
-	n.node, err = swarm.NewNode(swarm.NodeConfig{
+	nc := swarm.NodeConfig{
 		Cluster: cfg.Cluster, Node: a.name, Zone: cfg.Zone, Role: wire.RoleAgent, Software: version.Software(),
 		Advertise: n.advertise, Listener: l, Store: a.disk, Workers: cfg.Workers,
 		OnReport: a.report(ctx), OnWanted: a.seeder.blobWanted,
-	})
+	}
+	if a.identity != nil {
+		nc.TLS, nc.VerifyPeer = a.identity.PeerTLS(identity.RoleNode, identity.RoleOrigin), identity.VerifyNode
+	}
+	var err error
+	n.node, err = swarm.NewNode(nc)
 	if err != nil {
 		return err
 	}
@@ -210,6 +252,7 @@ func (a *agent) runNetwork(ctx context.Context, l net.Listener) error {
 	})
 	if n.trackers != nil {
 		g.Go(func() error { return n.trackers.client.Run(gctx) })
+		g.Go(func() error { n.trackers.commands.run(gctx); return nil })
 	}
 	a.network.Store(n)
 	a.fetches.connect(peers, find)
@@ -219,10 +262,10 @@ func (a *agent) runNetwork(ctx context.Context, l net.Listener) error {
 	return g.Wait()
 }
 
-// listeners are what the agent listens on; admin and metrics may be nil.
+// listeners are what the agent listens on; admin, metrics and shim may be nil.
 type listeners struct {
-	content, admin, swarm, metrics net.Listener
-	own                            []string // Unix sockets to be removed
+	content, admin, swarm, metrics, shim net.Listener
+	own                                  []string // Unix sockets to be removed
 }
 
 func (a *agent) listen(ctx context.Context) (_ *listeners, err error) {
@@ -268,11 +311,16 @@ func (a *agent) listen(ctx context.Context) (_ *listeners, err error) {
 		}
 		a.metricsAddr = l.metrics.Addr().String()
 	}
+	if a.cfg.Shim.Listen != "" {
+		if l.shim, err = listenTCP(ctx, "shim", a.cfg.Shim.Listen); err != nil {
+			return nil, err
+		}
+	}
 	return l, nil
 }
 
 func (l *listeners) close() {
-	for _, x := range []net.Listener{l.content, l.admin, l.swarm, l.metrics} {
+	for _, x := range []net.Listener{l.content, l.admin, l.swarm, l.metrics, l.shim} {
 		if x != nil {
 			x.Close()
 		}
@@ -386,9 +434,9 @@ func ContainerdConfig(cfg Config) string {
 }
 
 const containerdDropIn = `# containerd uses Capelin's agent as its content store. For
-# /etc/containerd/conf.d/capelin.toml (containerd 2.2 and later read that
-# directory by default; older ones need it in "imports"). Removing this file and
-# restarting containerd goes back; both use the same files.
+# /etc/containerd/conf.d/capelin.toml, which containerd reads only if "imports"
+# in its config.toml names that directory. Removing this file and restarting
+# containerd goes back; both use the same files.
 version = 3
 
 # Both parts are needed: containerd accepts one content store only.

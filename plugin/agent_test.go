@@ -53,6 +53,7 @@ func testConfig(t testing.TB) Config {
 	cfg.Root = filepath.Join(dir, "content")
 	cfg.Socket, cfg.Admin = filepath.Join(dir, "c.sock"), filepath.Join(dir, "a.sock")
 	cfg.Listen, cfg.Metrics, cfg.Node = "127.0.0.1:0", "", filepath.Base(dir)
+	cfg.Shim.Listen = ""
 	cfg.Cache.FreeFloor = -1
 	return cfg
 }
@@ -144,13 +145,16 @@ func (a *testAgent) status(t testing.TB) Status {
 }
 
 // startTracker runs a tracker and returns its address.
-func startTracker(t testing.TB) string {
+func startTracker(t testing.TB, options ...func(*trackerd.Config)) string {
 	t.Helper()
 	addr := make(chan net.Addr, 1)
 	cfg := trackerd.DefaultConfig()
 	cfg.Listen, cfg.Metrics = "127.0.0.1:0", ""
 	cfg.Lease.Warmup = 0
 	cfg.OnListen = func(a, _ net.Addr) { addr <- a }
+	for _, set := range options {
+		set(&cfg)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- trackerd.Run(ctx, cfg) }()
@@ -445,6 +449,10 @@ func TestConfig(t *testing.T) {
 		{`trackers = ["a"]`, "F:1:1: trackers: "},
 		{`trackers = ["dns+a:7470", "b:1"]`, ""},
 		{`listen = "7401"`, "F:1:1: listen: "},
+		{`listen = ":7401"`, "F:1:1: listen: "},
+		{"listen = \":7401\"\ninsecure = true", ""},
+		{"listen = \":7401\"\n[identity]\nca = \"/a\"\ncert = \"/b\"\nkey = \"/c\"", ""},
+		{"[identity]\nca = \"/a\"\ncert = \"/b\"", "F: identity.key: "},
 		{`advertise = ":7401"`, "F:1:1: advertise: "},
 		{`authorize = "no"`, "F:1:1: authorize: "},
 		{"[cache]\nfree_floor = 20.0", "F:2:1: cache.free_floor: "},

@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/ops"
+	"github.com/capelin-io/capelin/plugin/shim"
 )
 
 // Config configures the node agent. Its zero value is not usable; start from
@@ -33,7 +35,12 @@ type Config struct {
 	Limits LimitsConfig `toml:"limits" comment:"Bandwidth of the swarm, in bytes per second. SIGHUP reads this table again."`
 	Wait   WaitConfig   `toml:"wait" comment:"How long containerd waits for the swarm before it downloads a blob itself."`
 
+	Shim shim.MirrorConfig `toml:"shim" comment:"A registry on loopback to pull from, for clients that are not this containerd's."`
+
 	Unpack bool `toml:"unpack" comment:"Unpack layers in the agent, faster than containerd does, for containerd's transfer service (CRI) and diff service. The agent then writes to the snapshotters' directories: it must run as root in a mount namespace that has them where containerd sees them (see contrib/systemd/capelin-agent-unpack.conf). After a change, restart the agent, print the drop-in again, and restart containerd."`
+
+	Identity identity.Config `toml:"identity" comment:"Who this node is. With identity everything between nodes and servers is mutual TLS. The certificate needs the role node, and its name must be the node's."`
+	Insecure bool            `toml:"insecure" comment:"Listen beyond loopback without identity: everybody on that network may then take from this node whatever it can name."`
 
 	Metrics string `toml:"metrics" comment:"Address for Prometheus (/metrics), /healthz and /readyz. Empty: none."`
 	Pprof   bool   `toml:"pprof" comment:"Serve /debug/pprof on the metrics address, which then must be a loopback address."`
@@ -85,6 +92,7 @@ func DefaultConfig() Config {
 			Prefetch: config.Duration(time.Minute),
 			Stop:     config.Duration(10 * time.Second),
 		},
+		Shim:     shim.DefaultMirrorConfig(),
 		Metrics:  "127.0.0.1:7403",
 		LogLevel: "info",
 	}
@@ -127,7 +135,10 @@ func (c *Config) Validate() error {
 	}
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		bad("listen", "%q is not host:port", c.Listen)
+	} else {
+		errs = append(errs, c.Identity.CheckListen("listen", c.Listen, c.Insecure)...)
 	}
+	errs = append(errs, c.Identity.Check("identity.")...)
 	if c.Advertise != "" {
 		if host, port, err := net.SplitHostPort(c.Advertise); err != nil || host == "" || port == "" {
 			bad("advertise", "%q is not host:port", c.Advertise)
@@ -152,6 +163,7 @@ func (c *Config) Validate() error {
 			bad(key, "%v is not positive", d)
 		}
 	}
+	errs = append(errs, c.Shim.Check("shim.", c.Insecure)...)
 	errs = append(errs, ops.Check(c.Metrics, c.Pprof)...)
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":

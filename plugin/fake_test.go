@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -115,6 +116,18 @@ func (b *fakeBlob) Have() *piece.Bits {
 	b.f.mu.Lock()
 	defer b.f.mu.Unlock()
 	return b.have.Clone()
+}
+
+func (b *fakeBlob) ReadAt(p []byte, off int64) (int, error) {
+	b.f.mu.Lock()
+	defer b.f.mu.Unlock()
+	l := b.id.Length()
+	for i := off / l; i*l < off+int64(len(p)); i++ {
+		if !b.have.Has(int(i)) {
+			return 0, fmt.Errorf("piece %d: %w", i, content.ErrIncomplete)
+		}
+	}
+	return copy(p, b.data[off:]), nil
 }
 
 func (b *fakeBlob) Prefix() int64 {

@@ -22,6 +22,8 @@ type blob interface {
 	Have() *piece.Bits
 	Prefix() int64
 	Changed() <-chan struct{} // closed at the next change of Have or completeness
+	// ReadAt reads bytes of pieces that Have has.
+	ReadAt(p []byte, off int64) (int, error)
 	Complete(context.Context) error
 	Append(off int64) (appender, error)
 	Publish(context.Context) error
@@ -360,8 +362,9 @@ const (
 )
 
 type waiter struct {
-	since  time.Time
-	answer chan answer // 1-buffered
+	since      time.Time
+	authorized bool        // the registry has said that the blob may be had
+	answer     chan answer // 1-buffered
 }
 
 type answer struct {
@@ -399,9 +402,10 @@ func (f *fetch) open(ctx context.Context) (blob, error) {
 }
 
 // await returns where containerd is to continue, at f.id.Size if everything is
-// there. A session that gets another offset is a writer until endWriting.
-func (f *fetch) await(ctx context.Context) (answer, error) {
-	w := &waiter{since: time.Now(), answer: make(chan answer, 1)}
+// there. A session that gets another offset is a writer until endWriting. One that
+// is authorized is not sent to the registry only to be.
+func (f *fetch) await(ctx context.Context, authorized bool) (answer, error) {
+	w := &waiter{since: time.Now(), authorized: authorized, answer: make(chan answer, 1)}
 	f.mu.Lock()
 	f.waiting = append(f.waiting, w)
 	f.mu.Unlock()
@@ -784,8 +788,8 @@ func (f *fetch) answer(peers peers, finder finder, draining bool) time.Duration 
 		size: f.id.Size, prefix: prefix, complete: f.complete,
 		now: time.Now(), asked: f.asked, progress: f.progress,
 		verdict: f.verdict, peers: reachable && !f.noSwarm, draining: draining,
-		noRange: noRange, authorizeBlob: f.fs.cfg.AuthorizeBlob,
-		find: f.fs.cfg.Find, stall: f.fs.cfg.Stall,
+		noRange: noRange,
+		find:    f.fs.cfg.Find, stall: f.fs.cfg.Stall,
 	}
 	switch {
 	case finder == nil && up:
@@ -803,6 +807,7 @@ func (f *fetch) answer(peers peers, finder finder, draining bool) time.Duration 
 			continue
 		}
 		s.since, s.writing = w.since, f.writers > 0
+		s.authorizeBlob = f.fs.cfg.AuthorizeBlob && !w.authorized
 		s.lease = f.lease && !f.leaseHeld
 		d := decide(s)
 		if !d.answer {

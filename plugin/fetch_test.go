@@ -65,7 +65,7 @@ func (w *world) wait(ctx context.Context) <-chan got {
 	ch := make(chan got, 1)
 	f := w.fs.acquire(w.id)
 	go func() {
-		a, err := f.await(ctx)
+		a, err := f.await(ctx, false)
 		a.err = err
 		ch <- got{a, time.Since(w.start), f}
 	}()

@@ -113,7 +113,7 @@ func (m *metrics) watch(a *agent) {
 type swarmCollector struct{ a *agent }
 
 var (
-	bytesDesc     = prometheus.NewDesc("capelin_agent_bytes_total", "Bytes of blobs that came to this node's disk, by source: peer (verified pieces), registry (what containerd downloaded itself, manifests included).", []string{"source"}, nil)
+	bytesDesc     = prometheus.NewDesc("capelin_agent_bytes_total", "Bytes of blobs that came to this node's disk, by source: peer (verified pieces), registry (what containerd downloaded itself, manifests included, and what the shim took from registries, whether kept or relayed).", []string{"source"}, nil)
 	peerBytesDesc = prometheus.NewDesc("capelin_agent_peer_bytes_total", "Traffic with peers, in bytes of blobs; what was received twice or did not verify counts, too.", []string{"direction"}, nil)
 	connsDesc     = prometheus.NewDesc("capelin_agent_connections", "Connections to peers.", nil, nil)
 	joinedDesc    = prometheus.NewDesc("capelin_agent_swarms", "Blobs whose swarms this node takes part in now.", nil, nil)

@@ -2,10 +2,12 @@ package plugin
 
 import (
 	"context"
+	"crypto/tls"
 
 	"github.com/containerd/log"
 	lru "github.com/hashicorp/golang-lru/v2"
 
+	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/control/version"
@@ -20,7 +22,9 @@ type trackers struct {
 	a      *agent
 	node   *swarm.Node
 	client *tracker.Client
-	hashes *lru.Cache[piece.ID, [32]byte] // of sums, as trackers told them
+	// commands must be run.
+	commands *commands
+	hashes   *lru.Cache[piece.ID, [32]byte] // of sums, as trackers told them
 }
 
 func newTrackers(ctx context.Context, a *agent, node *swarm.Node, advertise string) *trackers {
@@ -30,8 +34,12 @@ func newTrackers(ctx context.Context, a *agent, node *swarm.Node, advertise stri
 	}
 	t := &trackers{a: a, node: node, hashes: hashes}
 	away := map[string]bool{} // OnStatus is called by one goroutine
+	var secure *tls.Config
+	if a.identity != nil {
+		secure = a.identity.ClientTLS(identity.RoleTracker)
+	}
 	t.client = tracker.New(tracker.Config{
-		Trackers: a.cfg.Trackers,
+		Trackers: a.cfg.Trackers, TLS: secure,
 		Hello: tracker.Hello{
 			Cluster: a.cfg.Cluster, Node: a.name, Zone: a.cfg.Zone, Addr: advertise,
 			Role: wire.RoleAgent, Software: version.Software(),
@@ -47,6 +55,7 @@ func newTrackers(ctx context.Context, a *agent, node *swarm.Node, advertise stri
 			away[st.Addr] = !st.Connected
 		},
 	}, t)
+	t.commands = newCommands(a.fetches, a.disk, t.client.Result)
 	return t
 }
 
@@ -89,39 +98,16 @@ func (t *trackers) SumsHash(id piece.ID, hash [32]byte) {
 	t.node.SumsHash(id, hash)
 }
 
+// Lookup asks origins only; this is none.
+func (t *trackers) Lookup(id piece.ID) { t.client.NotHere(id) }
+
 var verdicts = map[tracker.VerdictKind]verdict{
 	tracker.Sources: verdictSources, tracker.Lease: verdictLease, tracker.Nobody: verdictNobody,
 	tracker.Wait: verdictWait, tracker.Unreachable: verdictUnreachable,
 }
 
-// Command does what a tracker asks for. Preheat fetches from the swarm into the
-// cache; Report tells what is here of the named blobs.
-func (t *trackers) Command(cmd *trackerpb.Command) {
-	r := &trackerpb.CommandResult{Id: cmd.GetId()}
-	switch k := cmd.GetKind().(type) {
-	case *trackerpb.Command_Preheat:
-		r.Supported = true
-		for i, b := range k.Preheat.GetBlobs() {
-			if id, err := b.ID(); err == nil && !t.a.fetches.prefetch(id, i) {
-				r.Error = "some blobs were left out: too many are fetched already"
-			}
-		}
-	case *trackerpb.Command_Report:
-		r.Supported = len(k.Report.GetBlobs()) > 0
-		for _, b := range k.Report.GetBlobs() {
-			id, err := b.ID()
-			if err != nil {
-				continue
-			}
-			st := trackerpb.State_STATE_GONE
-			if t.a.disk.Whole(id) {
-				st = trackerpb.State_STATE_COMPLETE
-			}
-			r.Blobs = append(r.Blobs, &trackerpb.Announce{Blob: b, State: st})
-		}
-	}
-	t.client.Result(r)
-}
+// Command does what a tracker asks for.
+func (t *trackers) Command(cmd *trackerpb.Command) { t.commands.add(cmd) }
 
 func (a *agent) trackerStatus() []TrackerStatus {
 	out := []TrackerStatus{}

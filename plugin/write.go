@@ -238,7 +238,7 @@ func (s *session) handle(ctx context.Context, req *api.WriteContentRequest) (*ap
 			if err := s.fetch.fs.blobs.AdoptIngest(ctx, s.ref, s.id); err != nil {
 				s.fetch.log().WithError(err).Warn("cannot adopt what was downloaded before the switch")
 			}
-			a, err := s.fetch.await(ctx)
+			a, err := s.fetch.await(ctx, false)
 			if err != nil {
 				return nil, err
 			}

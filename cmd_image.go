@@ -1,0 +1,475 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/capelin-io/capelin/control/identity"
+	"github.com/capelin-io/capelin/control/image"
+	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/swarm/wire"
+)
+
+func init() { roles = append(roles, imageCommand, nodeCommand) }
+
+// access is how commands reach registries and trackers.
+type access struct {
+	registry image.Config
+	trackers []string
+	cluster  string
+	json     bool
+}
+
+// control returns a client of the trackers; with a certificate it speaks as an
+// admin of the cluster.
+func (a *access) control() (*tracker.Control, error) {
+	if len(a.trackers) == 0 {
+		return nil, errors.New("--tracker says which trackers to ask, as host:port")
+	}
+	var t *tls.Config
+	if a.registry.Cert != "" {
+		src, err := identity.Load(identity.Config{CA: a.registry.CA, Cert: a.registry.Cert, Key: a.registry.Key}, a.cluster)
+		if err != nil {
+			return nil, err
+		}
+		t = src.ClientTLS(identity.RoleTracker)
+	}
+	return tracker.Dial(a.trackers, t)
+}
+
+func (a *access) flags(cmd *cobra.Command) {
+	f := cmd.PersistentFlags()
+	f.StringVar(&a.registry.CA, "ca", "", "PEM file of authorities to trust: beside the system's for registries, instead of them for trackers")
+	f.StringVar(&a.registry.Cert, "cert", "", "PEM file of a client certificate, as \"capelin ca issue --role admin\" makes it")
+	f.StringVar(&a.registry.Key, "key", "", "PEM file of its key")
+	f.BoolVar(&a.json, "json", false, "print the result as JSON")
+}
+
+func (a *access) trackerFlags(cmd *cobra.Command, use string) {
+	cmd.Flags().StringArrayVar(&a.trackers, "tracker", nil, "tracker "+use+", host:port or dns+host:port as nodes have it; repeat for all of them")
+	cmd.Flags().StringVar(&a.cluster, "cluster", "default", "name of the cluster, if there is a certificate")
+}
+
+// print writes v as JSON if that is wanted, or else what text does.
+func (a *access) print(w io.Writer, v any, text func(io.Writer)) error {
+	if !a.json {
+		text(w)
+		return nil
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func imageCommand() *cobra.Command {
+	var a access
+	cmd := &cobra.Command{
+		Use:   "image",
+		Short: "Push, pull, list, inspect and preheat images",
+		Long: `Push, pull, list, inspect and preheat images.
+
+Credentials for registries are those of "docker login", or a client certificate.
+An image that is in no registry is an OCI layout directory (oci:DIR[:NAME]), an
+archive of one (oci-archive:FILE[:NAME]) or of docker save
+(docker-archive:FILE[:NAME]); the prefix can be left out where it is clear.`,
+	}
+	a.flags(cmd)
+	cmd.PersistentFlags().BoolVar(&a.registry.PlainHTTP, "plain-http", false, "speak to registries without TLS")
+	cmd.AddCommand(imageCopyCommand(&a, true), imageCopyCommand(&a, false), imageListCommand(&a), imageInspectCommand(&a), imagePreheatCommand(&a))
+	return cmd
+}
+
+func imageCopyCommand(a *access, push bool) *cobra.Command {
+	var platform string
+	cmd := &cobra.Command{
+		Use:   "pull REF DESTINATION",
+		Short: "Bring an image from a registry to a layout, an archive or another registry",
+		Args:  cobra.ExactArgs(2),
+	}
+	if push {
+		cmd.Use, cmd.Short = "push SOURCE REF", "Bring an image from a layout, an archive or another registry to a registry"
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := image.New(a.registry)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		source, target := c.Reference, c.Target
+		if push {
+			source, target = c.Source, c.Reference
+		}
+		from, err := source(args[0])
+		if err != nil {
+			return err
+		}
+		to, err := target(args[1])
+		if err != nil {
+			return err
+		}
+		var o image.Options
+		if platform != "" {
+			p, err := image.ParsePlatform(platform)
+			if err != nil {
+				return err
+			}
+			o.Platform = &p
+		}
+		bar := newBar(cmd.ErrOrStderr(), strings.Fields(cmd.Use)[0])
+		o.Progress = bar.set
+		r, err := c.Copy(cmd.Context(), from, to, o)
+		bar.end()
+		if err != nil {
+			return err
+		}
+		return a.print(cmd.OutOrStdout(), r, func(w io.Writer) {
+			fmt.Fprintf(w, "%s\n%s in %d blobs, %d of them were there; %s moved\n", r.Reference, size(r.Size), r.Blobs, r.Skipped, size(r.Bytes))
+			if !push {
+				fmt.Fprintln(w, r.Digest)
+			}
+		})
+	}
+	cmd.Flags().StringVar(&platform, "platform", "", "one image of an index, such as linux/arm64 (default: all of them)")
+	return cmd
+}
+
+func imageListCommand(a *access) *cobra.Command {
+	var limit int
+	cmd := &cobra.Command{
+		Use:   "ls REGISTRY[/REPOSITORY]",
+		Short: "List a registry's repositories, or a repository's tags with digests and sizes",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if limit < 1 {
+				return errors.New("--limit must be at least 1")
+			}
+			c, err := image.New(a.registry)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			out := cmd.OutOrStdout()
+			host, repo, _ := strings.Cut(strings.TrimPrefix(args[0], string(image.Registry)), "/")
+			var more bool
+			if repo == "" {
+				var names []string
+				if names, more, err = c.Repositories(cmd.Context(), host, limit); err != nil {
+					return err
+				}
+				err = a.print(out, append([]string{}, names...), func(w io.Writer) {
+					for _, n := range names {
+						fmt.Fprintln(w, host+"/"+n)
+					}
+				})
+			} else {
+				var tags []image.Tag
+				if tags, more, err = c.Tags(cmd.Context(), host+"/"+repo, limit); err != nil {
+					return err
+				}
+				err = a.print(out, append([]image.Tag{}, tags...), func(w io.Writer) { printTags(w, tags) })
+			}
+			if more {
+				fmt.Fprintf(cmd.ErrOrStderr(), "capelin: there are more than %d, see --limit\n", limit)
+			}
+			return err
+		},
+	}
+	cmd.Flags().IntVar(&limit, "limit", 1000, "how many are listed at most")
+	return cmd
+}
+
+func printTags(w io.Writer, tags []image.Tag) {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "TAG\tDIGEST\tSIZE\tPLATFORMS")
+	for _, tag := range tags {
+		if tag.Error != "" {
+			fmt.Fprintf(t, "%s\t-\t-\t%s\n", tag.Name, tag.Error)
+			continue
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", tag.Name, tag.Digest, size(tag.Size), strings.Join(tag.Platforms, " "))
+	}
+	t.Flush()
+}
+
+func imageInspectCommand(a *access) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "inspect REF",
+		Short: "Show an image's manifests, platforms and layers, and with --tracker which nodes have them",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := image.New(a.registry)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			from, err := c.Source(args[0])
+			if err != nil {
+				return err
+			}
+			m, err := c.Inspect(cmd.Context(), from)
+			if err != nil {
+				return err
+			}
+			if len(a.trackers) > 0 {
+				t, err := a.control()
+				if err != nil {
+					return err
+				}
+				defer t.Close()
+				if err := m.Locate(cmd.Context(), t); err != nil {
+					return err
+				}
+			}
+			return a.print(cmd.OutOrStdout(), m, func(w io.Writer) { printManifest(w, m, "", len(a.trackers) > 0) })
+		},
+	}
+	a.trackerFlags(cmd, "that is asked which nodes have each blob")
+	return cmd
+}
+
+func printManifest(w io.Writer, m *image.Manifest, indent string, located bool) {
+	fmt.Fprintf(w, "%s%s  %s", indent, m.Digest, m.MediaType)
+	for _, s := range []string{m.Platform, m.ArtifactType} {
+		if s != "" {
+			fmt.Fprintf(w, "  %s", s)
+		}
+	}
+	fmt.Fprintln(w)
+	blob := func(what string, b *image.Blob) {
+		fmt.Fprintf(w, "%s  %-6s %s  %s", indent, what, b.Digest, size(b.Size))
+		if located {
+			fmt.Fprintf(w, "  %d nodes", len(b.Nodes))
+			if n := len(b.Nodes); n > 0 {
+				fmt.Fprintf(w, ": %s", strings.Join(b.Nodes[:min(n, 8)], " "))
+				if n > 8 {
+					fmt.Fprint(w, " …")
+				}
+			}
+		}
+		fmt.Fprintln(w)
+	}
+	if m.Config != nil {
+		blob("config", m.Config)
+	}
+	for i := range m.Layers {
+		blob("layer", &m.Layers[i])
+	}
+	for i := range m.Manifests {
+		printManifest(w, &m.Manifests[i], indent+"  ", located)
+	}
+}
+
+func imagePreheatCommand(a *access) *cobra.Command {
+	var platforms, nodes, zones []string
+	var origins bool
+	var atOnce int
+	cmd := &cobra.Command{
+		Use:   "preheat REF",
+		Short: "Have nodes or origins fetch an image's config and layers before anybody pulls it",
+		Long: `Have nodes or origins fetch an image's config and layers before anybody pulls it.
+
+Without --node, --zone and --origins all connected nodes do. They take the blobs
+from each other and from origins, into their caches.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			picked, err := parsePlatforms(platforms)
+			if err != nil {
+				return err
+			}
+			c, err := image.New(a.registry)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			t, err := a.control()
+			if err != nil {
+				return err
+			}
+			defer t.Close()
+			from, err := c.Reference(args[0])
+			if err != nil {
+				return err
+			}
+			m, err := c.Inspect(cmd.Context(), from)
+			if err != nil {
+				return err
+			}
+			images, err := m.Select(picked...)
+			if err != nil {
+				return err
+			}
+			blobs, err := image.Blobs(images...)
+			if err != nil {
+				return err
+			}
+			r := tracker.PreheatRequest{Nodes: tracker.Selection{Nodes: nodes, Zones: zones}, AtOnce: atOnce}
+			if origins {
+				r.Nodes.Roles = []wire.Role{wire.RoleOrigin}
+			}
+			r.Nodes.All = len(nodes)+len(zones)+len(r.Nodes.Roles) == 0
+			bar := newBar(cmd.ErrOrStderr(), "preheat")
+			told := map[string]bool{}
+			p, err := image.Preheat(cmd.Context(), t, blobs, r, func(p image.Preheated) {
+				bar.set(p.Bytes, p.Total)
+				bar.say(fmt.Sprintf("preheat, %d of %d nodes", p.Done, p.Nodes))
+				for _, n := range slices.Sorted(maps.Keys(p.Failed)) {
+					if !told[n] {
+						told[n] = true
+						bar.clear()
+						fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", n, p.Failed[n])
+					}
+				}
+			})
+			bar.end()
+			if err != nil {
+				return err
+			}
+			if err := a.print(cmd.OutOrStdout(), p, func(w io.Writer) {
+				fmt.Fprintf(w, "%d blobs are on %d of %d nodes\n", p.Blobs, p.Done, p.Nodes)
+			}); err != nil {
+				return err
+			}
+			if len(p.Failed) > 0 {
+				return fmt.Errorf("%d of %d nodes do not have all of it", len(p.Failed), p.Nodes)
+			}
+			return nil
+		},
+	}
+	a.trackerFlags(cmd, "that is asked for it")
+	cmd.Flags().StringArrayVar(&platforms, "platform", []string{"linux/" + runtime.GOARCH}, "platform, such as linux/arm64, or all; repeat for several")
+	cmd.Flags().StringArrayVar(&nodes, "node", nil, "only this node; repeat for several")
+	cmd.Flags().StringArrayVar(&zones, "zone", nil, "only nodes of this zone; repeat for several")
+	cmd.Flags().BoolVar(&origins, "origins", false, "origins instead of nodes")
+	cmd.Flags().IntVar(&atOnce, "at-once", 0, "how many nodes work at the same time (0: all)")
+	return cmd
+}
+
+func parsePlatforms(names []string) (all []v1.Platform, err error) {
+	if slices.Equal(names, []string{"all"}) {
+		return nil, nil
+	}
+	for _, n := range names {
+		p, err := image.ParsePlatform(n)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+func nodeCommand() *cobra.Command {
+	var a access
+	cmd := &cobra.Command{Use: "node", Short: "Show a cluster's nodes"}
+	a.flags(cmd)
+	ls := &cobra.Command{
+		Use:   "ls",
+		Short: "List the nodes that are connected to trackers",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			t, err := a.control()
+			if err != nil {
+				return err
+			}
+			defer t.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
+			defer cancel()
+			nodes, err := t.Nodes(ctx)
+			if err != nil {
+				return err
+			}
+			return a.printNodes(cmd.OutOrStdout(), nodes, time.Now())
+		},
+	}
+	a.trackerFlags(ls, "that is asked")
+	cmd.AddCommand(ls)
+	return cmd
+}
+
+// node is a tracker.Node for JSON.
+type node struct {
+	Name     string    `json:"name"`
+	Zone     string    `json:"zone,omitempty"`
+	Role     string    `json:"role"`
+	Address  string    `json:"address,omitempty"`
+	Software string    `json:"software,omitempty"`
+	Since    time.Time `json:"since"`
+	Blobs    int       `json:"blobs"`
+	Wants    int       `json:"wants"`
+}
+
+func (a *access) printNodes(w io.Writer, from []tracker.Node, now time.Time) error {
+	nodes := make([]node, len(from))
+	for i, n := range from {
+		role := "agent"
+		if n.Role == wire.RoleOrigin {
+			role = "origin"
+		}
+		nodes[i] = node{n.Name, n.Zone, role, n.Addr, n.Software, n.Since, n.Blobs, n.Wants}
+	}
+	return a.print(w, nodes, func(w io.Writer) {
+		t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+		fmt.Fprintln(t, "NODE\tROLE\tZONE\tADDRESS\tSOFTWARE\tFOR\tBLOBS\tWANTS")
+		for _, n := range nodes {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\n", n.Name, n.Role, n.Zone, n.Address, n.Software, now.Sub(n.Since).Round(time.Second), n.Blobs, n.Wants)
+		}
+		t.Flush()
+	})
+}
+
+// bar is a progress bar on a terminal, and nothing elsewhere.
+type bar struct{ b *progressbar.ProgressBar }
+
+func newBar(w io.Writer, what string) *bar {
+	f, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return &bar{}
+	}
+	return &bar{progressbar.NewOptions64(-1,
+		progressbar.OptionSetWriter(f), progressbar.OptionSetDescription(what), progressbar.OptionShowBytes(true),
+		progressbar.OptionUseIECUnits(true), progressbar.OptionShowCount(), progressbar.OptionSetPredictTime(true),
+		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionFullWidth(),
+	)}
+}
+
+// set shows how much is done. What the bar cannot draw is lost, and no harm.
+func (b *bar) set(done, total int64) {
+	if b.b != nil && total > 0 {
+		b.b.ChangeMax64(total)
+		_ = b.b.Set64(done)
+	}
+}
+
+func (b *bar) say(what string) {
+	if b.b != nil {
+		b.b.Describe(what)
+	}
+}
+
+func (b *bar) clear() {
+	if b.b != nil {
+		_ = b.b.Clear()
+	}
+}
+
+func (b *bar) end() {
+	if b.b != nil {
+		_ = b.b.Finish()
+	}
+}

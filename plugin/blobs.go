@@ -1,0 +1,305 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/plugin/shim"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// shimBlobs gives the registry shim what is on disk and what the swarm delivers.
+type shimBlobs struct{ *fetches }
+
+var _ shim.Blobs = shimBlobs{}
+
+// Open implements shim.Blobs.
+func (fs shimBlobs) Open(ctx context.Context, id piece.ID, upstream shim.Upstream) (io.ReadSeekCloser, error) {
+	f := fs.acquire(id)
+	b, err := f.open(ctx)
+	if err != nil {
+		f.release()
+		return nil, err
+	}
+	r := &blobReader{fetch: f, blob: b, upstream: upstream, ended: make(chan struct{})}
+	r.ctx, r.cancel = context.WithCancelCause(ctx)
+	return r, nil
+}
+
+// A blobReader reads a blob while it arrives: each byte as soon as its piece has been
+// verified, in whatever order pieces come. At the first byte that is not here it
+// starts a goroutine that waits in the fetch as a session of containerd does, and
+// if it is sent to the registry, downloads from there for everybody (obtain). A
+// blobReader belongs to one goroutine at a time.
+//
+// A verified piece may still turn out to be false as long as the sums are not
+// proven: whoever reads checks the digest.
+type blobReader struct {
+	fetch    *fetch
+	upstream shim.Upstream
+	ctx      context.Context // until Close
+	cancel   context.CancelCauseFunc
+
+	blob blob
+	own  bool  // blob is a handle of this reader's, not the fetch's
+	pos  int64 // of the next byte
+	// until is where the bytes end that were here when it was last looked, from pos on.
+	until  int64
+	direct io.ReadCloser // the registry's own bytes from pos on; nil: none
+
+	closed  bool
+	started bool
+	ended   chan struct{} // obtain is over
+	err     error         // why it failed; valid once it is over
+}
+
+const (
+	// maxAhead is how far beyond what is here a reader may begin and still have
+	// the blob downloaded from there on. Whoever wants a few bytes of a blob's end
+	// that nobody has gets them from the registry, and the cluster nothing.
+	maxAhead = 16 << 20
+	// maxFailures of the registry in a row, none of which brought a byte.
+	maxFailures = 3
+	retryAfter  = 200 * time.Millisecond // times the failures so far
+)
+
+var (
+	errClosed    = fmt.Errorf("the client is gone: %w", context.Canceled)
+	errElsewhere = errors.New("what is wanted is far from what would be downloaded")
+)
+
+// Seek implements io.Seeker.
+func (r *blobReader) Seek(off int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		off += r.pos
+	case io.SeekEnd:
+		off += r.fetch.id.Size
+	}
+	if off < 0 || off > r.fetch.id.Size {
+		return 0, fmt.Errorf("offset %d of %s: %w", off, r.fetch.id, errdefs.ErrOutOfRange)
+	}
+	if off != r.pos {
+		r.closeDirect()
+		r.pos, r.until = off, 0
+	}
+	return off, nil
+}
+
+// Read implements io.Reader.
+func (r *blobReader) Read(p []byte) (int, error) {
+	if r.pos >= r.fetch.id.Size {
+		return 0, io.EOF
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for over := false; ; {
+		changed := r.blob.Changed() // before looking, so that nothing is missed
+		if n, err := r.readHere(p); n > 0 || err != nil {
+			return n, err
+		}
+		if over {
+			switch {
+			case r.err == nil && !r.own:
+				// It came whole by another way than this handle's.
+				if err := r.reopen(); err != nil {
+					return 0, err
+				}
+				continue
+			case r.err == nil:
+				return 0, fmt.Errorf("reading %s at %d: %w", r.fetch.id, r.pos, content.ErrIncomplete)
+			case errors.Is(r.err, errElsewhere):
+				return r.readDirect(p)
+			}
+			return 0, r.err
+		}
+		if !r.started {
+			r.started = true
+			go r.obtain(r.pos)
+		}
+		select {
+		case <-changed:
+		case <-r.ended:
+			over = true
+		case <-r.ctx.Done():
+			return 0, context.Cause(r.ctx)
+		}
+	}
+}
+
+// readHere reads what is on disk at pos; 0 if the byte there is not.
+func (r *blobReader) readHere(p []byte) (int, error) {
+	id := r.fetch.id
+	if r.until <= r.pos {
+		have, i := r.blob.Have(), int(r.pos/id.Length())
+		switch next := have.NextClear(i); {
+		case next == i:
+			return 0, nil
+		case next < 0:
+			r.until = id.Size
+		default:
+			r.until = id.Offset(next)
+		}
+	}
+	n, err := r.blob.ReadAt(p[:min(int64(len(p)), r.until-r.pos)], r.pos)
+	switch {
+	case err == nil:
+		r.pos += int64(n)
+		return n, nil
+	case errors.Is(err, content.ErrIncomplete), errors.Is(err, content.ErrDropped):
+		r.until = 0 // it was taken back
+		return 0, nil
+	}
+	return 0, err
+}
+
+// reopen takes a handle of the whole blob.
+func (r *blobReader) reopen() error {
+	b, err := r.fetch.fs.blobs.OpenBlob(r.ctx, r.fetch.id)
+	if err == nil {
+		r.blob, r.own, r.until = b, true, 0
+	}
+	return err
+}
+
+// readDirect reads the registry's bytes, unverified, for this client alone.
+func (r *blobReader) readDirect(p []byte) (int, error) {
+	if r.direct == nil {
+		var err error
+		if r.direct, err = r.upstream(r.ctx, r.pos); err != nil {
+			return 0, err
+		}
+	}
+	n, err := io.ReadAtLeast(r.direct, p[:min(int64(len(p)), r.fetch.id.Size-r.pos)], 1)
+	r.pos += int64(n)
+	r.fetch.fs.cfg.OnRegistry(n)
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+func (r *blobReader) closeDirect() {
+	if r.direct != nil {
+		r.direct.Close()
+		r.direct = nil
+	}
+}
+
+// Close implements io.Closer. It ends the download that this reader made, and
+// waits for that.
+func (r *blobReader) Close() error {
+	if r.closed {
+		return nil
+	}
+	r.closed = true
+	r.cancel(errClosed)
+	if r.started {
+		<-r.ended
+	}
+	r.closeDirect()
+	var err error
+	if r.own {
+		err = r.blob.Close()
+	}
+	r.fetch.release()
+	return err
+}
+
+// obtain makes the blob whole: it waits for the swarm, and downloads if it is told
+// to. from is where it is read.
+func (r *blobReader) obtain(from int64) {
+	defer close(r.ended)
+	fs, id := r.fetch.fs, r.fetch.id
+	for failures := 0; ; {
+		a, err := r.fetch.await(r.ctx, true)
+		switch {
+		case err != nil:
+			r.err = err
+			return
+		case a.offset == id.Size:
+			return
+		case from > a.offset+maxAhead:
+			r.fetch.endWriting(a.lease, false, errClosed)
+			r.err = errElsewhere
+			return
+		}
+		n, err := r.download(a.offset)
+		r.fetch.endWriting(a.lease, n > 0, err)
+		switch {
+		case err == nil:
+			fs.distrusted.Remove(id)
+			fs.noRange.Remove(id)
+			return
+		case errors.Is(err, piece.ErrMismatch):
+			// Either the registry's bytes are false or the swarm's were: next time
+			// all of it comes from the registry.
+			fs.distrusted.Add(id, struct{}{})
+		case isFull(err):
+			r.fetch.fail(err)
+		}
+		if n > 0 {
+			failures = 0
+		}
+		if failures++; failures >= maxFailures || r.ctx.Err() != nil || !errdefs.IsUnavailable(err) {
+			r.err = err
+			return
+		}
+		select {
+		case <-time.After(time.Duration(failures) * retryAfter):
+		case <-r.ctx.Done():
+		}
+	}
+}
+
+// download appends what the registry has from off on to the blob, and returns how
+// many bytes it brought. What is worth another try is errdefs.ErrUnavailable.
+func (r *blobReader) download(off int64) (n int64, err error) {
+	id := r.fetch.id
+	defer func() {
+		if err != nil && r.ctx.Err() != nil {
+			err = context.Cause(r.ctx)
+		}
+	}()
+	body, err := r.upstream(r.ctx, off)
+	if err != nil {
+		return 0, err
+	}
+	defer body.Close()
+	app, err := r.blob.Append(off)
+	if err != nil {
+		return 0, err
+	}
+	defer app.Close()
+	buf := make([]byte, 64<<10)
+	for off+n < id.Size {
+		if r.ctx.Err() != nil {
+			return n, context.Cause(r.ctx)
+		}
+		got, err := body.Read(buf[:min(int64(len(buf)), id.Size-off-n)])
+		if got > 0 {
+			wrote, err := app.Write(buf[:got])
+			if n += int64(wrote); wrote > 0 {
+				r.fetch.wrote(wrote, off+n)
+			}
+			if err != nil {
+				return n, err
+			}
+			continue // an error comes again
+		}
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return n, fmt.Errorf("the registry's answer ended at %d of %s: %w: %w", off+n, id, err, errdefs.ErrUnavailable)
+		}
+	}
+	return n, app.Finish(r.ctx)
+}

@@ -1,0 +1,323 @@
+package plugin
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/capelin-io/capelin/plugin/shim"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// shimRegistry is an upstream that notes from where it was read.
+type shimRegistry struct {
+	data  []byte
+	asked []int64
+	// dies is after how many bytes each answer ends; 0: never.
+	dies int
+	slow time.Duration // per 64 KiB
+	err  error
+}
+
+func (u *shimRegistry) open(_ context.Context, off int64) (io.ReadCloser, error) {
+	u.asked = append(u.asked, off)
+	if u.err != nil {
+		return nil, u.err
+	}
+	data := u.data[off:]
+	var end io.Reader
+	if u.dies > 0 && u.dies < len(data) {
+		data, end = data[:u.dies], iotest.ErrReader(errors.New("connection reset"))
+	} else {
+		end = bytes.NewReader(nil)
+	}
+	return io.NopCloser(io.MultiReader(&slowly{bytes.NewReader(data), u.slow}, end)), nil
+}
+
+type slowly struct {
+	io.Reader
+	wait time.Duration
+}
+
+func (s *slowly) Read(p []byte) (int, error) {
+	time.Sleep(s.wait)
+	return s.Reader.Read(p[:min(len(p), 64<<10)])
+}
+
+func (w *world) openBlob(up shim.Upstream) io.ReadSeekCloser {
+	w.Helper()
+	r, err := shimBlobs{w.fs}.Open(w.Context(), w.id, up)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return r
+}
+
+func (w *world) wantAsked(u *shimRegistry, want ...int64) {
+	w.Helper()
+	if !slices.Equal(u.asked, want) {
+		w.Errorf("the registry was read from %d on, want %d", u.asked, want)
+	}
+}
+
+// wantAll reads r to its end.
+func (w *world) wantAll(r io.Reader) {
+	w.Helper()
+	got, err := io.ReadAll(r)
+	if err != nil || !bytes.Equal(got, w.data) {
+		w.Errorf("read %d bytes (%v), not the blob's %d", len(got), err, len(w.data))
+	}
+}
+
+func (w *world) pieces(from, to int) (all []int) {
+	for i := from; i < to; i++ {
+		all = append(all, i)
+	}
+	return all
+}
+
+func TestShimBlobHere(t *testing.T) {
+	bubble(t, func(c *fetchConfig) { c.AuthorizeBlob = true }, func(w *world) {
+		w.blobs.deliver(w.id, w.data, w.pieces(0, w.id.Pieces())...)
+		u := &shimRegistry{data: w.data}
+		r := w.openBlob(u.open)
+		w.wantAll(r)
+		for _, tt := range []struct{ from, n int64 }{{0, 1}, {65535, 2}, {w.id.Size - 1, 1}, {w.id.Size, 0}, {70000, 100000}} {
+			if _, err := r.Seek(tt.from, io.SeekStart); err != nil {
+				w.Fatal(err)
+			}
+			got, err := io.ReadAll(io.LimitReader(r, tt.n))
+			if err != nil || !bytes.Equal(got, w.data[tt.from:tt.from+tt.n]) {
+				w.Errorf("%d bytes from %d: %d (%v)", tt.n, tt.from, len(got), err)
+			}
+		}
+		for _, off := range []int64{-1, w.id.Size + 1} {
+			if _, err := r.Seek(off, io.SeekStart); err == nil {
+				w.Errorf("seeking to %d was no error", off)
+			}
+		}
+		if err := errors.Join(r.Close(), r.Close()); err != nil {
+			w.Error(err)
+		}
+		w.wantAsked(u)
+		w.wantEvents()
+	})
+}
+
+// Bytes are read as soon as their pieces are here, in whatever order these come.
+func TestShimBlobStreams(t *testing.T) {
+	bubble(t, func(c *fetchConfig) { c.AuthorizeBlob = true }, func(w *world) {
+		w.finder.answers[w.id] = verdictSources
+		u := &shimRegistry{data: w.data}
+		r := w.openBlob(u.open)
+		defer r.Close()
+		go func() {
+			for _, i := range []int{3, 0, 2, 1} {
+				time.Sleep(time.Second)
+				w.blobs.deliver(w.id, w.data, i)
+			}
+			time.Sleep(time.Second)
+			w.blobs.deliver(w.id, w.data, w.pieces(4, w.id.Pieces())...)
+		}()
+		l := w.id.Length()
+		buf := make([]byte, w.id.Size)
+		for _, want := range []struct {
+			n     int64
+			after time.Duration
+		}{{l, 2 * time.Second}, {3 * l, 4 * time.Second}, {w.id.Size - 4*l, 5 * time.Second}} {
+			n, err := r.Read(buf)
+			if after := time.Since(w.start); int64(n) != want.n || err != nil || after != want.after {
+				w.Errorf("%d bytes (%v) after %v, want %d after %v", n, err, after, want.n, want.after)
+			}
+		}
+		if _, err := r.Read(buf); err != io.EOF {
+			w.Errorf("at the end: %v", err)
+		}
+		w.wantAsked(u)
+	})
+}
+
+// What nobody has is downloaded once, however many read it, and told to the trackers.
+func TestShimBlobLease(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		w.finder.answers[w.id] = verdictLease
+		u := &shimRegistry{data: w.data, slow: time.Second}
+		done := make(chan struct{})
+		for range 3 {
+			go func() {
+				r := w.openBlob(u.open)
+				w.wantAll(r)
+				r.Close()
+				done <- struct{}{}
+			}()
+		}
+		for range 3 {
+			<-done
+		}
+		w.wantAsked(u, 0)
+		if ev := w.finder.events(); !slices.Contains(ev, "done true") {
+			w.Errorf("the trackers heard %v, not of the end of the lease", ev)
+		}
+		if !w.blobs.Whole(w.id) || w.blobs.Committed(w.id) {
+			w.Error("the blob is not just in the cache")
+		}
+	})
+}
+
+// A client that goes away ends its download; another one goes on with it.
+func TestShimBlobClientGone(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		w.finder.answers[w.id] = verdictLease
+		u := &shimRegistry{data: w.data, slow: time.Second}
+		first, second := w.openBlob(u.open), w.openBlob(u.open)
+		if _, err := first.Read(make([]byte, 10)); err != nil {
+			w.Error(err)
+		}
+		go func() {
+			time.Sleep(2500 * time.Millisecond)
+			first.Close()
+		}()
+		w.wantAll(second)
+		second.Close()
+		w.wantAsked(u, 0, 4<<16)
+	})
+}
+
+func TestShimBlobRegistryDies(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		w.finder.answers[w.id] = verdictNobody
+		u := &shimRegistry{data: w.data, dies: 4<<16 + 100}
+		r := w.openBlob(u.open)
+		w.wantAll(r)
+		r.Close()
+		w.wantAsked(u, 0, 4<<16, 8<<16)
+	})
+	for name, tt := range map[string]struct {
+		err   error
+		tries int
+	}{
+		"unreachable": {fmt.Errorf("no route: %w", errdefs.ErrUnavailable), maxFailures},
+		"refuses":     {fmt.Errorf("status 403: %w", errdefs.ErrPermissionDenied), 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, nil, func(w *world) {
+				w.finder.answers[w.id] = verdictLease
+				u := &shimRegistry{err: tt.err}
+				r := w.openBlob(u.open)
+				if n, err := r.Read(make([]byte, 10)); n != 0 || !errors.Is(err, tt.err) {
+					w.Errorf("%d bytes, %v", n, err)
+				}
+				r.Close()
+				if len(u.asked) != tt.tries {
+					w.Errorf("the registry was asked %d times, want %d", len(u.asked), tt.tries)
+				}
+				synctest.Wait()
+				if n := w.fs.count(); n != 0 {
+					w.Errorf("%d fetches are left", n)
+				}
+			})
+		})
+	}
+}
+
+// Bytes that make another digest end the reading with an error, and the next
+// reader gets all from the registry.
+func TestShimBlobMismatch(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		w.finder.answers[w.id] = verdictNobody
+		w.blobs.deliver(w.id, make([]byte, w.id.Size), 0, 1)
+		u := &shimRegistry{data: w.data}
+		r := w.openBlob(u.open)
+		if _, err := io.ReadAll(r); !errors.Is(err, piece.ErrMismatch) {
+			w.Errorf("error %v", err)
+		}
+		r.Close()
+		r = w.openBlob(u.open)
+		w.wantAll(r)
+		r.Close()
+		w.wantAsked(u, 2<<16, 0)
+	})
+}
+
+// A disk that is full fails the reading; what was downloaded is dropped.
+func TestShimBlobDiskFull(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		w.finder.answers[w.id] = verdictNobody
+		w.blobs.state(w.id).writeErr = errFull
+		r := w.openBlob((&shimRegistry{data: w.data}).open)
+		if _, err := r.Read(make([]byte, 1)); !errdefs.IsResourceExhausted(err) {
+			w.Errorf("error %v", err)
+		}
+		r.Close()
+		synctest.Wait()
+		if w.blobs.get(w.id).dropped == 0 {
+			w.Error("nothing was dropped")
+		}
+	})
+}
+
+// A few bytes far behind what is here are the registry's, without a download of
+// all that is before them.
+func TestShimBlobFarRange(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		w.id, w.data = testBlob(t, maxAhead+10<<16, 7)
+		w.finder.answers[w.id] = verdictLease
+		u := &shimRegistry{data: w.data}
+		r := w.openBlob(u.open)
+		at := w.id.Size - 70000
+		if _, err := r.Seek(at, io.SeekStart); err != nil {
+			w.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		if err != nil || !bytes.Equal(got, w.data[at:]) {
+			w.Errorf("%d bytes, %v", len(got), err)
+		}
+		r.Close()
+		w.wantAsked(u, at)
+		if ev := w.finder.events(); !slices.Contains(ev, "done false") {
+			w.Errorf("the trackers heard %v, not that the lease is free", ev)
+		}
+	})
+}
+
+func TestShimBlobEnds(t *testing.T) {
+	for name, end := range map[string]func(w *world, cancel func(), r io.Closer){
+		"the client goes":  func(_ *world, cancel func(), _ io.Closer) { cancel() },
+		"the agent stops":  func(w *world, _ func(), _ io.Closer) { w.cancel() },
+		"the agent drains": func(w *world, _ func(), _ io.Closer) { w.fs.drain() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, nil, func(w *world) {
+				w.finder.answers[w.id] = verdictSources
+				ctx, cancel := context.WithCancel(w.Context())
+				defer cancel()
+				u := &shimRegistry{data: w.data}
+				r, err := shimBlobs{w.fs}.Open(ctx, w.id, u.open)
+				if err != nil {
+					w.Fatal(err)
+				}
+				go func() {
+					time.Sleep(time.Second)
+					end(w, cancel, r)
+				}()
+				n, err := r.Read(make([]byte, 10))
+				if drained := len(u.asked) > 0; drained != (err == nil) || (n > 0) != drained {
+					w.Errorf("%d bytes, %v; the registry was asked %d times", n, err, len(u.asked))
+				}
+				if after := time.Since(w.start); after != time.Second {
+					w.Errorf("it took %v", after)
+				}
+				r.Close()
+			})
+		})
+	}
+}

@@ -1,0 +1,376 @@
+package install
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/control/identity"
+)
+
+// checkRoot compares the agent's content directory with containerd's.
+func checkRoot(_ context.Context, p *patient, add report) {
+	if p.survey == nil {
+		return
+	}
+	root, theirs := p.agent.Root, p.survey.ContentRoot
+	if root != theirs {
+		add(Fail, fmt.Sprintf("root is %s, but containerd's content is in %s", root, theirs),
+			"The agent would not have the blobs that containerd knows of: images would be broken.",
+			fmt.Sprintf("Set root = %q in %s and restart the agent.", theirs, p.agent.file()))
+		return
+	}
+	if !exists(p, root) {
+		add(Warn, root+" does not exist yet", "The agent makes it, but on a containerd that has run it should be there.", "Check that containerd's root is mounted.")
+		return
+	}
+	top, err := p.Disk(root)
+	if err != nil {
+		add(Fail, err.Error(), "The agent cannot work without its directory.", "Check the disk.")
+		return
+	}
+	for _, dir := range []string{"blobs", "blobs/sha256", "ingest", "cache", "swarm", "swarm/partial"} {
+		path := filepath.Join(root, dir)
+		if d, err := p.Disk(path); err == nil && d.Device != top.Device {
+			add(Fail, fmt.Sprintf("%s is on another file system than %s", path, root),
+				"Blobs move between these directories by renaming, which works on one file system only.",
+				"Mount one file system for the whole content directory.")
+			return
+		} else if err != nil && !errors.Is(err, os.ErrNotExist) {
+			add(Fail, err.Error(), "The agent cannot work without its directories.", "Check the disk.")
+			return
+		}
+	}
+	add(OK, root+", on one file system", "", "")
+}
+
+// kubeletThreshold is kubelet's default for imagefs.available.
+const kubeletThreshold = 0.15
+
+// imagefs returns the fraction of the image file system at which kubelet begins
+// to evict, as its configuration has it.
+func imagefs(h Host, size int64) float64 {
+	data, err := read(h, "/var/lib/kubelet/config.yaml")
+	if err != nil {
+		return kubeletThreshold
+	}
+	for line := range strings.Lines(string(data)) {
+		value, ok := strings.CutPrefix(strings.TrimSpace(line), "imagefs.available:")
+		if !ok {
+			continue
+		}
+		value = strings.Trim(strings.TrimSpace(value), `"'`)
+		if percent, ok := strings.CutSuffix(value, "%"); ok {
+			if f, err := strconv.ParseFloat(percent, 64); err == nil {
+				return f / 100
+			}
+			continue
+		}
+		// Kubernetes' quantities: 10Gi is our 10GiB.
+		var n config.Bytes
+		if n.UnmarshalText([]byte(strings.TrimSuffix(value, "i")+suffix(value))) == nil && size > 0 {
+			return float64(n) / float64(size)
+		}
+	}
+	return kubeletThreshold
+}
+
+func suffix(quantity string) string {
+	if strings.HasSuffix(quantity, "i") {
+		return "iB"
+	}
+	return ""
+}
+
+// checkDisk looks at free space.
+func checkDisk(_ context.Context, p *patient, add report) {
+	d, err := p.Disk(p.agent.Root)
+	if err != nil || d.Size == 0 {
+		return // checkRoot says so
+	}
+	free, floor, evict := float64(d.Free)/float64(d.Size), p.agent.Cache.FreeFloor, imagefs(p, d.Size)
+	space := fmt.Sprintf("%.0f%% of %.0f GiB are free", 100*free, float64(d.Size)/(1<<30))
+	switch {
+	case free < 0.02:
+		add(Fail, space, "Pulls fail when the disk is full.", "Remove images or enlarge the disk.")
+	case free < evict:
+		add(Warn, fmt.Sprintf("%s, and kubelet evicts below %.0f%%", space, 100*evict), "kubelet removes images and evicts pods.", "Remove images or enlarge the disk.")
+	case free < floor:
+		add(Warn, fmt.Sprintf("%s, less than cache.free_floor (%.0f%%)", space, 100*floor),
+			"The cache is kept empty: what containerd deletes is not seeded any more.", "Enlarge the disk, or lower cache.free_floor, but not below kubelet's threshold.")
+	default:
+		add(OK, space, "", "")
+	}
+	if size := int64(p.agent.Cache.Size); size > 0 && floor <= evict {
+		add(Warn, fmt.Sprintf("cache.free_floor is %.0f%%, and kubelet evicts below %.0f%%", 100*floor, 100*evict),
+			"The cache may fill the disk up to where kubelet begins to remove images and pods.",
+			fmt.Sprintf("Set cache.free_floor above %.2f in %s.", evict, p.agent.file()))
+	}
+}
+
+// checkKernel looks at what unpacking needs.
+func checkKernel(_ context.Context, p *patient, add report) {
+	k, err := p.Kernel()
+	switch {
+	case err != nil:
+		add(Warn, err.Error(), "The kernel's version is not known.", "")
+	case atLeast(k, 5, 6):
+		add(OK, "Linux "+k, "", "")
+	case p.agent.Unpack:
+		add(Warn, "Linux "+k+", and unpack = true", "The agent's own unpacking needs openat2, of Linux 5.6; without it containerd's slower code is used.", "Update the kernel, or set unpack = false.")
+	default:
+		add(Warn, "Linux "+k, "It works, but not with unpack = true, which needs Linux 5.6.", "Update the kernel.")
+	}
+}
+
+// checkOverlay looks for overlayfs.
+func checkOverlay(_ context.Context, p *patient, add report) {
+	data, err := read(p, "/proc/filesystems")
+	if err != nil {
+		return
+	}
+	for line := range strings.Lines(string(data)) {
+		if strings.TrimSpace(strings.TrimPrefix(line, "nodev")) == "overlay" {
+			add(OK, "available", "", "")
+			return
+		}
+	}
+	add(Warn, "the kernel does not have it loaded", "containerd's default snapshotter needs it, and unpacking in the agent supports no other.", "Load the module: modprobe overlay.")
+}
+
+// wantFiles is LimitNOFILE of the agent's unit.
+const wantFiles = 1 << 20
+
+// checkFiles looks at limits of open files.
+func checkFiles(ctx context.Context, p *patient, add report) {
+	if data, err := read(p, "/proc/sys/fs/nr_open"); err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && n < wantFiles {
+			add(Fail, fmt.Sprintf("fs.nr_open is %d", n), fmt.Sprintf("The agent's unit asks for %d open files, and cannot be started with more than fs.nr_open.", wantFiles),
+				fmt.Sprintf("sysctl fs.nr_open=%d, or lower LimitNOFILE in a drop-in of %s.", wantFiles, agentUnit))
+			return
+		}
+	}
+	if p.survey == nil || !p.survey.SystemdRuns {
+		return
+	}
+	st, err := unitState(ctx, p, agentUnit)
+	if err != nil || st["LoadState"] != "loaded" {
+		return
+	}
+	if n, err := strconv.Atoi(st["LimitNOFILE"]); err == nil && n < 16384 {
+		add(Warn, fmt.Sprintf("the agent may have %d files open", n), "Blobs and peers' connections are open files: it may run out of them.", fmt.Sprintf("Raise LimitNOFILE of %s.", agentUnit))
+		return
+	}
+	add(OK, "the agent may have "+st["LimitNOFILE"]+" files open", "", "")
+}
+
+// checkClock looks at the time.
+func checkClock(_ context.Context, p *patient, add report) {
+	now, synced, err := p.Clock()
+	switch {
+	case err != nil:
+		add(Warn, err.Error(), "Whether the clock is synchronised is not known.", "")
+	case now.Year() < 2025:
+		add(Fail, "it is "+now.UTC().Format(time.RFC3339), "Registries' and Capelin's certificates are not valid at this time.", "Set the clock; run chrony or systemd-timesyncd.")
+	case !synced:
+		add(Warn, "it is not synchronised", "Certificates are refused by a clock that is wrong, and logs of nodes cannot be compared.", "Run chrony or systemd-timesyncd.")
+	default:
+		add(OK, "synchronised", "", "")
+	}
+}
+
+// checkIdentity looks at the agent's certificate.
+func checkIdentity(_ context.Context, p *patient, add report) {
+	c := p.certificates()
+	switch {
+	case !c.Enabled() && p.agent.Insecure:
+		add(Warn, "there is none, and insecure = true", "Everybody on that network can take blobs from this node and tell it about others.", "Make certificates with \"capelin ca\" and configure [identity].")
+		return
+	case !c.Enabled():
+		add(OK, "there is none, and none is needed on loopback", "", "")
+		return
+	}
+	const why = "The agent does not start without a certificate that the others accept."
+	const issue = "Issue one with \"capelin ca issue\"."
+	cert, id, err := identity.ReadCert(c.Cert)
+	now, _, cerr := p.Clock()
+	switch {
+	case cert == nil:
+		add(Fail, err.Error(), why, issue)
+		return
+	case cerr == nil && now.Before(cert.NotBefore):
+		add(Fail, fmt.Sprintf("the certificate is valid from %s, and it is %s here", cert.NotBefore.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339)), why, "Check the clock of this node, and of the machine that issued it.")
+		return
+	case cerr == nil && now.After(cert.NotAfter):
+		add(Fail, "the certificate has ended on "+cert.NotAfter.UTC().Format(time.RFC3339), why, issue)
+		return
+	case err != nil:
+		add(Fail, err.Error(), why, issue)
+		return
+	case p.identity == nil:
+		_, err := identity.Load(c, p.agent.Cluster)
+		add(Fail, errText(err), why, "Check the files below [identity]; the CA must be the one that issued the certificate.")
+		return
+	}
+	name := p.agent.Node
+	if name == "" {
+		host, err := read(p, "/proc/sys/kernel/hostname")
+		if err != nil {
+			add(Warn, "the name of this node is not known: "+err.Error(), "The certificate must have it.", "")
+			return
+		}
+		name = strings.TrimSpace(string(host))
+	}
+	switch left := cert.NotAfter.Sub(now); {
+	case id.Name != name:
+		add(Fail, fmt.Sprintf("the certificate is for %q, and this is node %q", id.Name, name), "A node may speak for itself only.", "Issue one with that name, or set node in "+p.agent.file()+".")
+	case !id.Has(identity.RoleNode):
+		add(Fail, fmt.Sprintf("the certificate is for %s", id), "It lacks the role node: no peer and no tracker speaks with it.", "Issue one with --role node.")
+	case left < 30*24*time.Hour:
+		add(Warn, fmt.Sprintf("the certificate ends on %s, in %d days", cert.NotAfter.UTC().Format(time.RFC3339), int(left.Hours()/24)), "After that the node is alone.", "Issue a new one: files are read again without a restart.")
+	default:
+		add(OK, fmt.Sprintf("%s, until %s", id, cert.NotAfter.UTC().Format(time.DateOnly)), "", "")
+	}
+	if fi, err := os.Stat(c.Key); err == nil && fi.Mode().Perm()&0o077 != 0 {
+		add(Warn, fmt.Sprintf("%s can be read by others (%04o)", p.agent.Identity.Key, fi.Mode().Perm()), "Who has the key is this node.", "chmod 600 "+p.agent.Identity.Key)
+	}
+}
+
+// checkTrackers connects to each tracker.
+func checkTrackers(ctx context.Context, p *patient, add report) {
+	if len(p.agent.Trackers) == 0 {
+		add(Warn, "none are configured", "Nodes do not find each other: each pulls from the registry by itself.", fmt.Sprintf("Set trackers in %s.", p.agent.file()))
+		return
+	}
+	up := 0
+	var down []string
+	for _, t := range p.agent.Trackers {
+		if err := reach(ctx, p, t); err != nil {
+			down = append(down, fmt.Sprintf("%s: %v", t, err))
+		} else {
+			up++
+		}
+	}
+	if up > 0 {
+		add(OK, fmt.Sprintf("%d of %d can be connected to", up, len(p.agent.Trackers)), "", "")
+	}
+	if len(down) == 0 {
+		return
+	}
+	s, why := Warn, "The others do its work, until they fail as well."
+	if up == 0 {
+		s, why = Fail, "Nodes do not find each other: each pulls from the registry by itself."
+	}
+	add(s, strings.Join(down, "; "), why, "Check that capelin trackerd runs there, listens on more than loopback, that no firewall is between, and that both have certificates of one CA, or none.")
+}
+
+// reach connects to one address of a tracker.
+func reach(ctx context.Context, p *patient, tracker string) error {
+	name, dns := strings.CutPrefix(tracker, "dns+")
+	addrs := []string{name}
+	if dns {
+		host, port, err := net.SplitHostPort(name)
+		if err != nil {
+			return err
+		}
+		found, err := p.Lookup(ctx, host)
+		if err != nil {
+			return err
+		}
+		addrs = addrs[:0]
+		for _, a := range found[:min(len(found), 8)] {
+			addrs = append(addrs, net.JoinHostPort(a, port))
+		}
+	}
+	err := fmt.Errorf("%s has no address", name)
+	for _, a := range addrs {
+		if err = p.greet(ctx, a); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// greet connects to a tracker. With an identity both sides must accept the other's
+// certificate, which the client knows when it hears the first byte.
+func (p *patient) greet(ctx context.Context, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	conn, err := p.Dial(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if p.identity == nil {
+		return nil
+	}
+	cfg := p.identity.ClientTLS(identity.RoleTracker)
+	cfg.NextProtos = []string{"h2"}
+	c := tls.Client(conn, cfg)
+	if err := c.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(3 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := c.Read(make([]byte, 1)); err != nil {
+		return fmt.Errorf("it refuses this node's certificate: %w", err)
+	}
+	return nil
+}
+
+// checkAdvertise looks whether others can reach what they are told.
+func checkAdvertise(_ context.Context, p *patient, add report) {
+	listen, _, err := net.SplitHostPort(p.agent.Listen)
+	if err != nil {
+		return // the configuration is refused anyway
+	}
+	remote := slices.ContainsFunc(p.agent.Trackers, func(t string) bool { return !identity.IsLoopback(strings.TrimPrefix(t, "dns+")) })
+	told := p.agent.Advertise
+	if told == "" {
+		told = p.agent.Listen
+	}
+	switch {
+	case remote && identity.IsLoopback(p.agent.Listen):
+		add(Fail, fmt.Sprintf("listen is %s, but trackers are elsewhere", p.agent.Listen), "No other node can connect to this one: it takes from the swarm and gives nothing.",
+			fmt.Sprintf("Set listen in %s to an address that other nodes reach, such as \":7401\".", p.agent.file()))
+	case remote && identity.IsLoopback(told):
+		add(Fail, fmt.Sprintf("advertise is %s, but trackers are elsewhere", told), "Other nodes are told an address on which they find themselves.",
+			fmt.Sprintf("Set advertise in %s to an address that other nodes reach, or leave it empty.", p.agent.file()))
+	case p.agent.Advertise != "" && !ownAddress(p, p.agent.Advertise):
+		add(Warn, fmt.Sprintf("advertise is %s, which is no address of this host", p.agent.Advertise), "Unless it is translated on the way, other nodes connect to another host.", "Check advertise, or leave it empty.")
+	case !remote && identity.IsLoopback(told):
+		add(OK, "loopback only, like its trackers", "", "")
+	case listen == "" || told == p.agent.Listen:
+		add(OK, "listens on "+p.agent.Listen, "", "")
+	default:
+		add(OK, told, "", "")
+	}
+}
+
+// ownAddress reports whether the host of host:port is one of this machine's, or
+// a name, which may be.
+func ownAddress(h Host, addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	own, err := h.Addresses()
+	if ip == nil || err != nil || len(own) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(own, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.IP.Equal(ip)
+	})
+}

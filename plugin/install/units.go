@@ -1,0 +1,80 @@
+package install
+
+import (
+	"embed"
+	"path/filepath"
+	"strings"
+	"text/template"
+
+	"github.com/capelin-io/capelin/plugin"
+)
+
+// Paths of an installation.
+const (
+	ConfigPath = "/etc/capelin/agent.toml"
+	BinaryPath = "/usr/local/bin/capelin"
+	UnitDir    = "/etc/systemd/system"
+	StateDir   = "/var/lib/capelin"
+	MarkerPath = StateDir + "/fallback"     // exists: containerd is on its stock store
+	receipt    = StateDir + "/install.json" // what was written
+)
+
+// Names of the units.
+const (
+	agentUnit    = "capelin-agent.service"
+	socketUnit   = "capelin-agent.socket"
+	fallbackUnit = "capelin-agent-fallback.service"
+	unpackConf   = agentUnit + ".d/unpack.conf"
+)
+
+//go:embed units
+var unitFiles embed.FS
+
+var unitTemplates = template.Must(template.ParseFS(unitFiles, "units/*"))
+
+// unitValues are what differs between installations.
+type unitValues struct {
+	Binary, Config   string // the agent's program and configuration
+	Socket, Admin    string // Admin may be empty
+	Unit             string // that runs containerd
+	DropIn           string
+	Marker, StateDir string
+}
+
+// Units returns the units of an agent and the drop-in of its unit, by their paths
+// below systemd's directory. unit runs containerd, which finds the agent by the
+// file dropIn.
+func Units(cfg plugin.Config, binary, config, unit, dropIn string) map[string]string {
+	v := unitValues{
+		Binary: binary, Config: config, Socket: cfg.Socket, Admin: cfg.Admin,
+		Unit: unit, DropIn: dropIn, Marker: MarkerPath, StateDir: StateDir,
+	}
+	files := map[string]string{}
+	names := map[string]string{agentUnit: agentUnit, socketUnit: socketUnit, fallbackUnit: fallbackUnit}
+	if cfg.Unpack {
+		names["capelin-agent-unpack.conf"] = unpackConf
+	}
+	for from, to := range names {
+		var b strings.Builder
+		if err := unitTemplates.ExecuteTemplate(&b, from, v); err != nil {
+			panic(err) // the templates are ours, and tested
+		}
+		files[filepath.Join(UnitDir, to)] = b.String()
+	}
+	return files
+}
+
+// dropIn returns the drop-in's text in a form.
+func dropIn(cfg plugin.Config, form Form) string {
+	text := plugin.ContainerdConfig(cfg)
+	if form != FormTemplate {
+		return text
+	}
+	// The base has a version, and tables: plain keys go before it, tables after.
+	keys, tables, _ := strings.Cut(text, "\n[")
+	keys = strings.Replace(keys, "version = 3\n", "", 1)
+	return templateHead + keys + "\n{{ template \"base\" . }}\n\n[" + tables
+}
+
+const templateHead = `{{- /* Written by "capelin agent install": what the node makes of this is containerd's configuration. */ -}}
+`

@@ -1,0 +1,210 @@
+package install
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/capelin-io/capelin/plugin"
+)
+
+var update = flag.Bool("update", false, "write contrib/systemd anew")
+
+// defaultUnits are the units of an agent with defaults on a plain containerd.
+func defaultUnits() map[string]string {
+	cfg := plugin.DefaultConfig()
+	cfg.Unpack = true
+	return Units(cfg, BinaryPath, ConfigPath, "containerd.service", "/etc/containerd/conf.d/capelin.toml")
+}
+
+// What operators copy is what install writes.
+func TestContrib(t *testing.T) {
+	for path, want := range defaultUnits() {
+		name := filepath.Base(path)
+		if strings.HasSuffix(path, unpackConf) {
+			name = "capelin-agent-unpack.conf"
+		}
+		file := filepath.Join("../../contrib/systemd", name)
+		if *update {
+			if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := os.ReadFile(file); err != nil || string(got) != want {
+			t.Errorf("%s differs from what is installed (%v); go test -run TestContrib -update writes it", file, err)
+		}
+	}
+}
+
+func TestUnitValues(t *testing.T) {
+	cfg := plugin.DefaultConfig()
+	cfg.Admin, cfg.Socket = "", "/run/other/content.sock"
+	units := Units(cfg, "/opt/capelin", "/srv/agent.toml", "k3s.service", "/d/capelin.toml")
+	for name, want := range map[string][]string{
+		agentUnit:    {"ExecStart=/opt/capelin agent --config /srv/agent.toml\n", "Before=k3s.service\n", "WantedBy=multi-user.target k3s.service\n", "OnFailure=" + fallbackUnit},
+		socketUnit:   {"ListenStream=/run/other/content.sock\nSocketMode"},
+		fallbackUnit: {"ExecStart=-/opt/capelin agent fallback\n", "mv -f /d/capelin.toml /d/capelin.toml.disabled", "systemctl restart k3s.service"},
+	} {
+		for _, w := range want {
+			if text := units[filepath.Join(UnitDir, name)]; !strings.Contains(text, w) {
+				t.Errorf("%s lacks %q:\n%s", name, w, text)
+			}
+		}
+	}
+}
+
+// systemd finds nothing to complain of.
+func TestVerify(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("no systemd-analyze here")
+	}
+	dir := t.TempDir()
+	files := map[string]string{"containerd.service": "[Service]\nExecStart=/bin/true\n"}
+	for path, text := range defaultUnits() {
+		// The program need not be there.
+		files[strings.TrimPrefix(path, UnitDir+"/")] = strings.ReplaceAll(text, BinaryPath, "/bin/true")
+	}
+	for name, text := range files {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, unit := range []string{agentUnit, socketUnit, fallbackUnit} {
+		cmd := exec.CommandContext(t.Context(), analyze, "verify", "--man=no", "--recursive-errors=no", unit)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":")
+		if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
+			t.Errorf("%s: %v: %s", unit, err, out)
+		}
+	}
+}
+
+// The fallback's second line does by itself what "capelin agent fallback" does,
+// if the agent has failed and the drop-in is there, and else nothing.
+func TestFallbackWithoutCapelin(t *testing.T) {
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skip("no sh here")
+	}
+	for _, tt := range []struct {
+		name           string
+		failed, dropIn bool
+		acts           bool
+	}{
+		{"failed", true, true, true},
+		{"running", false, true, false},
+		{"already done", true, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			units := Units(plugin.DefaultConfig(), BinaryPath, ConfigPath, "containerd.service", dir+"/capelin.toml")
+			_, script, ok := strings.Cut(units[filepath.Join(UnitDir, fallbackUnit)], "ExecStart=/bin/sh -c '")
+			script, _, ok2 := strings.Cut(script, "'\n")
+			if !ok || !ok2 {
+				t.Fatal("the unit has no script")
+			}
+			// As systemd reads it, and not in this machine's directories.
+			script = strings.NewReplacer("$$", "$", "%%", "%", StateDir, dir+"/state").Replace(script)
+			systemctl := "#!/bin/sh\necho \"$@\" >> " + dir + "/ran\n"
+			if !tt.failed {
+				systemctl += "[ $1 != is-failed ]\n"
+			}
+			if err := os.WriteFile(dir+"/systemctl", []byte(systemctl), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if tt.dropIn {
+				if err := os.WriteFile(dir+"/capelin.toml", nil, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd := exec.CommandContext(t.Context(), sh, "-c", script)
+			cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH")}
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			ran, err := os.ReadFile(dir + "/ran")
+			if err != nil {
+				t.Fatal(err)
+			}
+			marker, _ := os.ReadFile(dir + "/state/fallback")
+			_, gone := os.Stat(dir + "/capelin.toml.disabled")
+			if acted := strings.Contains(string(ran), "restart containerd.service"); acted != tt.acts || (gone == nil) != tt.acts || strings.HasPrefix(string(marker), "since 2") != tt.acts {
+				t.Errorf("ran %q, marker %q, moved: %v", ran, marker, gone == nil)
+			}
+		})
+	}
+}
+
+// The template of k3s and RKE2 is TOML around what the base makes.
+func TestTemplate(t *testing.T) {
+	cfg := plugin.DefaultConfig()
+	cfg.Unpack = true
+	text := strings.TrimPrefix(dropIn(cfg, FormTemplate), templateHead)
+	text = strings.Replace(text, `{{ template "base" . }}`, "version = 3\nimports = ['/x/*.toml']\nroot = '/r'\n[plugins.'io.containerd.cri.v1.images']\n  snapshotter = 'overlayfs'", 1)
+	var f file
+	if err := toml.Unmarshal([]byte(text), &f); err != nil {
+		t.Fatalf("%v:\n%s", err, text)
+	}
+	e := Effective{}
+	e.merge(&f)
+	if !e.uses(cfg.Socket) || e.Root != "/r" || f.Version != 3 {
+		t.Errorf("%+v of\n%s", e, text)
+	}
+}
+
+// Real containerds agree with us about what they would load, if they have been
+// built (make tools).
+func TestRealContainerd(t *testing.T) {
+	found := false
+	for _, version := range []string{"2.1", "2.2", "2.3", "2.4"} {
+		binary, err := filepath.Abs("../../integration/bin/" + version + "/containerd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(binary); err != nil {
+			continue
+		}
+		found = true
+		for name, config := range map[string]string{
+			"no imports": "version = 3\nroot = '/srv/c'\n",
+			"imports":    "version = 2\nimports = ['conf.d/*.toml']\nroot = '/srv/c'\n[plugins.'io.containerd.grpc.v1.cri']\n  max_concurrent_downloads = 7\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\n  discard_unpacked_layers = true\n",
+		} {
+			h := Local{}
+			dir := t.TempDir()
+			main := filepath.Join(dir, "config.toml")
+			if err := write(h, main, []byte(config), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			cfg := plugin.DefaultConfig()
+			if err := write(h, filepath.Join(dir, "conf.d", "capelin.toml"), []byte(dropIn(cfg, FormImport)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			theirs, err := effective(t.Context(), h, binary, main)
+			if err != nil || theirs.From != "containerd config dump" {
+				t.Fatalf("%s, %s: %v, from %s", version, name, err, theirs.From)
+			}
+			ours, err := fromFiles(h, main)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wants := name == "imports"
+			if theirs.uses(cfg.Socket) != wants || ours.uses(cfg.Socket) != wants || theirs.Root != "/srv/c" || ours.Root != "/srv/c" || theirs.Discard != wants || wants && theirs.MaxDownloads != 7 {
+				t.Errorf("%s, %s: theirs %+v, ours %+v", version, name, theirs, ours)
+			}
+		}
+	}
+	if !found {
+		t.Skip("no containerd has been built")
+	}
+}

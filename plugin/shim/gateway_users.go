@@ -1,0 +1,209 @@
+package shim
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2/expirable"
+	"golang.org/x/crypto/bcrypt"
+
+	"github.com/capelin-io/capelin/control/config"
+)
+
+// users knows passwords and tokens, from files that are read again when they
+// change. It is safe for concurrent use.
+type users struct {
+	passwords, tokens string // paths; empty: none
+
+	// verified remembers for a minute which passwords were right, because bcrypt is
+	// meant to be slow, and a push has many requests. Keys are hashes of all that
+	// decides, the stored hash included.
+	verified *lru.LRU[[32]byte, struct{}]
+	// slots bounds how many passwords are hashed at once.
+	slots chan struct{}
+
+	mu     sync.Mutex
+	looked time.Time
+	stamps [2]fileStamp
+	hashes map[string][]byte // bcrypt, by user
+	bearer map[[32]byte]token
+}
+
+type fileStamp struct {
+	modified time.Time
+	size     int64
+}
+
+// token is a bearer token.
+type token struct {
+	user    string
+	expires time.Time // zero: never
+}
+
+// tokenFile is the file of tokens.
+type tokenFile struct {
+	Token []struct {
+		User    string    `toml:"user" comment:"Whose it is."`
+		SHA256  string    `toml:"sha256" comment:"SHA-256 of the token, hexadecimal."`
+		Expires time.Time `toml:"expires" comment:"Until when it is valid; absent: for ever."`
+	} `toml:"token" comment:"Bearer tokens."`
+}
+
+const (
+	lookAgain    = 2 * time.Second // at files
+	maxUserFile  = 4 << 20         // bytes
+	verifiedFor  = time.Minute
+	bcryptAtOnce = 4
+)
+
+// nobody's hash takes as long to compare with as anybody's.
+var nobody, _ = bcrypt.GenerateFromPassword([]byte("capelin"), bcrypt.DefaultCost)
+
+func newUsers(passwords, tokens string) (*users, error) {
+	u := &users{passwords: passwords, tokens: tokens, verified: lru.NewLRU[[32]byte, struct{}](4096, nil, verifiedFor), slots: make(chan struct{}, bcryptAtOnce)}
+	u.looked, u.stamps = time.Now(), u.stat()
+	return u, u.read()
+}
+
+// enabled reports whether anybody can log in.
+func (u *users) enabled() bool { return u.passwords != "" || u.tokens != "" }
+
+func (u *users) stat() (s [2]fileStamp) {
+	for i, path := range []string{u.passwords, u.tokens} {
+		if info, err := os.Stat(path); path != "" && err == nil {
+			s[i] = fileStamp{info.ModTime(), info.Size()}
+		}
+	}
+	return s
+}
+
+// read reads both files; on an error what was read before stays.
+func (u *users) read() error {
+	hashes, bearer := map[string][]byte{}, map[[32]byte]token{}
+	if u.passwords != "" {
+		data, err := readFile(u.passwords)
+		if err != nil {
+			return err
+		}
+		sc := bufio.NewScanner(bytes.NewReader(data))
+		for n := 1; sc.Scan(); n++ {
+			line := strings.TrimSpace(sc.Text())
+			if line == "" || strings.HasPrefix(line, "#") {
+				continue
+			}
+			name, hash, ok := strings.Cut(line, ":")
+			if _, err := bcrypt.Cost([]byte(hash)); !ok || name == "" || name == Anonymous || err != nil {
+				return fmt.Errorf("%s:%d: not a user's name and bcrypt hash (htpasswd -nB NAME makes such lines)", u.passwords, n)
+			}
+			hashes[name] = []byte(hash)
+		}
+		if err := sc.Err(); err != nil {
+			return fmt.Errorf("%s: %w", u.passwords, err)
+		}
+	}
+	if u.tokens != "" {
+		data, err := readFile(u.tokens)
+		if err != nil {
+			return err
+		}
+		var f tokenFile
+		if err := config.Parse(u.tokens, data, &f); err != nil {
+			return err
+		}
+		for i, t := range f.Token {
+			sum, err := hex.DecodeString(t.SHA256)
+			if err != nil || len(sum) != sha256.Size || t.User == "" || t.User == Anonymous {
+				return fmt.Errorf("%s: token %d needs a user and the SHA-256 of the token in hexadecimal", u.tokens, i+1)
+			}
+			bearer[[32]byte(sum)] = token{t.User, t.Expires}
+		}
+	}
+	u.mu.Lock()
+	u.hashes, u.bearer = hashes, bearer
+	u.mu.Unlock()
+	return nil
+}
+
+func readFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > maxUserFile {
+		return nil, fmt.Errorf("%s has %d bytes, more than %d", path, info.Size(), maxUserFile)
+	}
+	return os.ReadFile(path)
+}
+
+// refresh reads files that changed; the error is worth a line in the log.
+func (u *users) refresh() error {
+	u.mu.Lock()
+	due := time.Since(u.looked) > lookAgain
+	if due {
+		u.looked = time.Now()
+	}
+	old := u.stamps
+	u.mu.Unlock()
+	if !due {
+		return nil
+	}
+	now := u.stat()
+	if now == old {
+		return nil
+	}
+	u.mu.Lock()
+	u.stamps = now
+	u.mu.Unlock()
+	if err := u.read(); err != nil {
+		return fmt.Errorf("users as they were before stay: %w", err)
+	}
+	return nil
+}
+
+// password reports whether it is the user's. It takes as long for a user that there
+// is not.
+func (u *users) password(user, password string) error {
+	u.mu.Lock()
+	hash, known := u.hashes[user]
+	u.mu.Unlock()
+	if !known {
+		hash = nobody
+	}
+	if len(password) > 72 { // bcrypt's own limit
+		return errWrong
+	}
+	key := sha256.Sum256([]byte(user + "\x00" + string(hash) + "\x00" + password))
+	if _, ok := u.verified.Get(key); ok && known {
+		return nil
+	}
+	u.slots <- struct{}{}
+	err := bcrypt.CompareHashAndPassword(hash, []byte(password))
+	<-u.slots
+	if err != nil || !known {
+		return errWrong
+	}
+	u.verified.Add(key, struct{}{})
+	return nil
+}
+
+// who returns whose token it is.
+func (u *users) who(secret string) (string, error) {
+	u.mu.Lock()
+	t, ok := u.bearer[sha256.Sum256([]byte(secret))] // equal hashes are equal secrets; how long it takes tells nothing of them
+	u.mu.Unlock()
+	switch {
+	case !ok:
+		return "", errWrong
+	case !t.expires.IsZero() && time.Now().After(t.expires):
+		return "", errors.Join(errWrong, fmt.Errorf("the token of %s expired %s", t.user, t.expires.Format(time.RFC3339)))
+	}
+	return t.user, nil
+}

@@ -1,0 +1,327 @@
+package shim
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"crypto/sha512"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// blob serves the GET of a blob.
+func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, req request) {
+	s := source{m: m, url: url.URL{Scheme: req.upstream.Scheme, Host: req.upstream.Host, Path: r.URL.Path, RawQuery: req.query}, header: http.Header{}}
+	for _, k := range []string{"Authorization", "User-Agent", "Accept"} {
+		if v := r.Header[k]; v != nil {
+			s.header[k] = v
+		}
+	}
+	relay := func(why error) {
+		log.G(r.Context()).WithError(why).WithFields(log.Fields{"digest": req.digest, "registry": req.upstream.Host}).Debug("mirror: blob relayed")
+		m.count(kindBlobRelayed)
+		m.proxy.ServeHTTP(w, r)
+	}
+	id, err := s.stat(r.Context(), req.digest)
+	if err != nil {
+		relay(err)
+		return
+	}
+	rd, err := m.blobs.Open(r.Context(), id, s.open)
+	if err != nil {
+		relay(err)
+		return
+	}
+	body := &body{r: rd, id: id, hash: newHash(id.Alg)}
+	late := &lateWriter{w: w, rc: http.NewResponseController(w), header: http.Header{}}
+	late.header.Set("Content-Type", "application/octet-stream")
+	late.header.Set("Docker-Content-Digest", req.digest)
+	late.header.Set("Etag", strconv.Quote(req.digest))
+	in := r.Clone(r.Context())
+	if strings.Contains(in.Header.Get("Range"), ",") {
+		in.Header.Del("Range") // several: a server may send everything instead
+	}
+	func() {
+		defer rd.Close()
+		http.ServeContent(late, in, "", time.Time{}, body)
+	}()
+	switch {
+	case body.err == nil:
+		m.count(kindBlob)
+	case !late.begun && r.Context().Err() == nil:
+		relay(body.err)
+	default:
+		m.count(kindBlob)
+		log.G(r.Context()).WithError(body.err).WithField("digest", req.digest).Debug("mirror: blob broken off")
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// source is a blob at a registry, as one client may have it.
+type source struct {
+	m      *Mirror
+	url    url.URL
+	header http.Header
+	size   int64 // known after stat
+}
+
+func (s *source) do(ctx context.Context, method string, off int64) (*http.Response, error) {
+	r, err := http.NewRequestWithContext(ctx, method, s.url.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	r.Header = s.header.Clone()
+	r.Header.Set("Accept-Encoding", "identity")
+	r.Header.Set("Via", s.m.via)
+	if r.Header.Get("User-Agent") == "" {
+		r.Header.Set("User-Agent", "")
+	}
+	if off > 0 {
+		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", off))
+	}
+	return s.m.client.Do(r)
+}
+
+// stat asks the registry whether the client may have the blob, and how long it
+// is. It fails for blobs that the swarm cannot have, too.
+func (s *source) stat(ctx context.Context, dgst string) (piece.ID, error) {
+	if _, err := piece.ParseID(dgst, 1); err != nil {
+		return piece.ID{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
+	defer cancel()
+	resp, err := s.do(ctx, http.MethodHead, 0)
+	if err != nil {
+		return piece.ID{}, err
+	}
+	resp.Body.Close()
+	switch enc := resp.Header.Get("Content-Encoding"); {
+	case resp.StatusCode != http.StatusOK:
+		return piece.ID{}, fmt.Errorf("the registry answers %s", resp.Status)
+	case enc != "" && enc != "identity":
+		return piece.ID{}, fmt.Errorf("the registry encodes it as %q", enc)
+	}
+	s.size = resp.ContentLength
+	return piece.ParseID(dgst, s.size) // refuses sizes below 1
+}
+
+// open is the blob's Upstream.
+func (s *source) open(ctx context.Context, off int64) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(upstreamStall, func() {
+		cancel(fmt.Errorf("registry %s: nothing came for %v: %w", s.url.Host, upstreamStall, errdefs.ErrUnavailable))
+	})
+	fail := func(err error) (io.ReadCloser, error) {
+		timer.Stop()
+		cancel(nil)
+		return nil, fmt.Errorf("registry %s: %w", s.url.Host, err)
+	}
+	resp, err := s.do(ctx, http.MethodGet, off)
+	if err != nil {
+		return fail(fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable))
+	}
+	b := &upstreamBody{body: resp.Body, ctx: ctx, cancel: cancel, timer: timer}
+	skip, err := s.check(resp, off)
+	if err == nil && skip > 0 {
+		_, err = io.CopyN(io.Discard, b, skip)
+	}
+	if err != nil {
+		resp.Body.Close()
+		return fail(err)
+	}
+	return b, nil
+}
+
+// check checks the answer to a GET from off on, and returns how many bytes come
+// before that.
+func (s *source) check(resp *http.Response, off int64) (skip int64, err error) {
+	switch resp.StatusCode {
+	case http.StatusOK:
+		if n := resp.ContentLength; n >= 0 && n != s.size {
+			return 0, fmt.Errorf("sends %d bytes of a blob that has %d: %w", n, s.size, errdefs.ErrUnavailable)
+		}
+		return off, nil
+	case http.StatusPartialContent:
+		var from, to, total int64
+		cr := resp.Header.Get("Content-Range")
+		_, err := fmt.Sscanf(cr, "bytes %d-%d/%d", &from, &to, &total)
+		if off == 0 || err != nil || from != off || to != s.size-1 || total != s.size {
+			return 0, fmt.Errorf("sends %.100q of the bytes from %d to %d: %w", cr, off, s.size-1, errdefs.ErrUnavailable)
+		}
+		return 0, nil
+	case http.StatusUnauthorized:
+		return 0, fmt.Errorf("%s: %w", resp.Status, errdefs.ErrUnauthenticated)
+	case http.StatusForbidden:
+		return 0, fmt.Errorf("%s: %w", resp.Status, errdefs.ErrPermissionDenied)
+	case http.StatusNotFound:
+		return 0, fmt.Errorf("%s: %w", resp.Status, errdefs.ErrNotFound)
+	}
+	return 0, fmt.Errorf("%s: %w", resp.Status, errdefs.ErrUnavailable)
+}
+
+// upstreamBody is a registry's answer, given up when it stalls.
+type upstreamBody struct {
+	body   io.ReadCloser
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+}
+
+func (b *upstreamBody) Read(p []byte) (int, error) {
+	b.timer.Reset(upstreamStall) // not while nobody reads: the disk may be slow
+	n, err := b.body.Read(p)
+	b.timer.Stop()
+	if err != nil && !errors.Is(err, io.EOF) {
+		if cause := context.Cause(b.ctx); cause != nil {
+			err = cause
+		}
+	}
+	return n, err
+}
+
+func (b *upstreamBody) Close() error {
+	b.timer.Stop()
+	b.cancel(nil)
+	return b.body.Close()
+}
+
+func newHash(a piece.Algorithm) hash.Hash {
+	if a == piece.SHA512 {
+		return sha512.New()
+	}
+	return sha256.New()
+}
+
+// body is a blob as http.ServeContent reads it.
+type body struct {
+	r   io.ReadSeeker
+	id  piece.ID
+	off int64 // of the next byte
+	at  int64 // r's
+	err error // the first one
+
+	// What was read from 0 on without a gap, as it is sent.
+	hash   hash.Hash
+	hashed int64
+}
+
+func (b *body) Seek(off int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		off += b.off
+	case io.SeekEnd:
+		off += b.id.Size
+	}
+	if off < 0 || off > b.id.Size {
+		return 0, fmt.Errorf("seeking to %d of %s", off, b.id)
+	}
+	b.off = off
+	return off, nil
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	if b.err != nil {
+		return 0, b.err
+	}
+	if b.off == b.id.Size {
+		return 0, io.EOF
+	}
+	n, err := 0, error(nil)
+	if b.at != b.off {
+		b.at, err = b.r.Seek(b.off, io.SeekStart)
+	}
+	if err == nil {
+		n, err = b.r.Read(p)
+		b.at += int64(n)
+	}
+	if n == 0 {
+		b.err = fmt.Errorf("reading %s at %d: %w", b.id, b.off, cmp.Or(err, io.ErrUnexpectedEOF))
+		return 0, b.err
+	}
+	if b.off == b.hashed {
+		b.hash.Write(p[:n])
+		b.hashed += int64(n)
+		if b.hashed == b.id.Size && string(b.hash.Sum(nil)) != string(b.id.Sum[:b.id.Alg.Size()]) {
+			b.err = fmt.Errorf("what was read of %s, part of it before it was all here, is something else: %w", b.id, piece.ErrMismatch)
+			return 0, b.err
+		}
+	}
+	b.off += int64(n)
+	return n, nil
+}
+
+// lateWriter sends nothing before the first bytes of the body are there, so that
+// another can still answer.
+type lateWriter struct {
+	w      http.ResponseWriter
+	rc     *http.ResponseController
+	header http.Header
+	status int
+	begun  bool
+}
+
+func (l *lateWriter) Header() http.Header { return l.header }
+
+func (l *lateWriter) WriteHeader(status int) {
+	l.status = status
+	if status != http.StatusOK && status != http.StatusPartialContent {
+		l.begin()
+	}
+}
+
+func (l *lateWriter) begin() {
+	if l.begun {
+		return
+	}
+	l.begun = true
+	h := l.w.Header()
+	for k, v := range l.header {
+		h[k] = v
+	}
+	l.w.WriteHeader(l.status)
+}
+
+func (l *lateWriter) Write(p []byte) (int, error) {
+	l.begin()
+	return l.w.Write(p)
+}
+
+var bodyBuf = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
+
+// ReadFrom sends what r gives as soon as it gives it.
+func (l *lateWriter) ReadFrom(r io.Reader) (total int64, err error) {
+	buf := bodyBuf.Get().(*[]byte)
+	defer bodyBuf.Put(buf)
+	for {
+		n, err := r.Read(*buf)
+		if n > 0 {
+			m, werr := l.Write((*buf)[:n])
+			total += int64(m)
+			if werr == nil {
+				werr = l.rc.Flush()
+			}
+			if werr != nil {
+				return total, werr
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return total, nil
+		case err != nil:
+			return total, err
+		}
+	}
+}
