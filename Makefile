@@ -78,7 +78,7 @@ proto: ## regenerate control/trackerpb (needs protoc)
 CTRTAGS := no_btrfs no_zfs no_devmapper
 
 .PHONY: tools
-tools: $(B)/2.1/containerd $(B)/2.2/containerd $(B)/2.3/containerd $(B)/2.4/containerd $(B)/registry ## pinned containerds, ctr, shim and registry into integration/bin
+tools: $(B)/2.1/containerd $(B)/2.2/containerd $(B)/2.3/containerd $(B)/2.4/containerd $(B)/registry $(B)/conformance ## pinned containerds, ctr, shim, registry and OCI's conformance test into integration/bin
 
 $(B)/%/containerd: $(I)/tools/containerd-%/go.mod
 	@echo "building containerd $$(sed -n 's,.*containerd/containerd/v2 v\([0-9.]*\).*,\1,p' $<) (once, a minute or two)"
@@ -90,6 +90,11 @@ $(B)/%/containerd: $(I)/tools/containerd-%/go.mod
 $(B)/registry: $(I)/tools/registry/go.mod
 	@echo "building the registry (once)"
 	@cd $(<D) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/registry github.com/distribution/distribution/v3/cmd/registry
+	@touch $@
+
+$(B)/conformance: $(I)/tools/conformance/go.mod
+	@echo "building the OCI distribution conformance test (once)"
+	@cd $(<D) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/conformance github.com/opencontainers/distribution-spec/conformance
 	@touch $@
 
 $(B)/golangci-lint: $(I)/tools/lint/go.mod

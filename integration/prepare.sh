@@ -1,21 +1,33 @@
 #!/bin/sh
-# Checks what `make demo` and `make test` need, and installs Debian's runc if it
-# is missing. Usage: prepare.sh demo|test
+# Checks what `make demo` and `make test` need, and installs Debian's packages
+# that are missing. Usage: prepare.sh demo|test
 set -eu
 if [ "$(uname -s)" != Linux ] || [ "$(id -u)" != 0 ]; then
 	echo "make $1 needs root on Linux: it makes network namespaces and runs containerd with overlayfs and runc" >&2
 	exit 1
 fi
-command -v runc >/dev/null && exit 0
+missing=
+command -v runc >/dev/null || missing="$missing runc"
+[ -x /usr/sbin/dockerd ] || [ -x /usr/bin/dockerd ] || missing="$missing docker.io"
+[ "$1" = demo ] || command -v skopeo >/dev/null || missing="$missing skopeo"
+[ -n "$missing" ] || exit 0
 if ! command -v apt-get >/dev/null; then
-	echo "make $1 needs runc in PATH (this is not Debian: install it, then run this again)" >&2
+	echo "make $1 needs$missing (this is not Debian: install them, then run this again)" >&2
 	exit 1
 fi
-echo "installing runc"
+echo "installing$missing"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-if ! { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends runc; } >"$log" 2>&1; then
+# Nothing that comes with them is to be started: the tests start it themselves.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+	printf '#!/bin/sh\nexit 101\n' >$policy
+	chmod 755 $policy
+	trap 'rm -f "$log" $policy' EXIT
+fi
+# shellcheck disable=SC2086
+if ! { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing; } >"$log" 2>&1; then
 	tail -n 5 "$log" >&2
-	echo "could not install Debian's runc, which make $1 needs" >&2
+	echo "could not install Debian's$missing, which make $1 needs" >&2
 	exit 1
 fi

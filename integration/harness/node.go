@@ -307,6 +307,7 @@ func (n *Node) writeAgentConfig() error {
 		"node":      fmt.Sprintf("%q", n.Name),
 		"trackers":  "[" + strings.Join(trackers, ", ") + "]",
 		"log_level": `"debug"`,
+		"insecure":  "true",
 		// Tests must not depend on how full this machine's disk is.
 		"cache.free_floor": "-1.0",
 	}

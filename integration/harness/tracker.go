@@ -38,8 +38,9 @@ func (t *Tracker) Start(ctx context.Context) error {
 		return err
 	}
 	keys := map[string]string{
-		"listen":  fmt.Sprintf("%q", t.Listen),
-		"metrics": fmt.Sprintf("%q", t.Addr+":7471"),
+		"listen":   fmt.Sprintf("%q", t.Listen),
+		"metrics":  fmt.Sprintf("%q", t.Addr+":7471"),
+		"insecure": "true",
 		// No other agents are about to reconnect to a tracker that was just started.
 		"lease.warmup": `"0s"`,
 	}

@@ -1,6 +1,9 @@
-// Command demo shows Capelin at work on one machine: a tracker, a registry
-// behind a slow line, and three nodes, each with an unmodified containerd and a
-// capelin agent, that pull one image at the same time through the CRI API.
+// Command demo shows Capelin at work on one machine: a capelin server (tracker,
+// origin, index and gateway), a registry behind a slow line, and three nodes, each
+// with an unmodified containerd and a capelin agent, all of them with certificates.
+// The nodes pull one image from the registry at the same time through the CRI API.
+// Then one is pushed through the gateway, and pulled by its name there by all nodes,
+// and by a Docker engine through an agent's shim.
 //
 // It ends with 0 only if everything that it says at the end is true.
 package main
@@ -79,22 +82,32 @@ func run(ctx context.Context) (err error) {
 	if img.Bytes() < atLeast {
 		return fmt.Errorf("the image has only %s", mb(img.Bytes()))
 	}
-	step("starting a registry (%s/s), a tracker and %d nodes", mb(upstream), nodes)
+	step("starting a registry (%s/s), a capelin server and %d nodes, with identity", mb(upstream), nodes)
 	reg, err := c.NewRegistry(ctx, harness.Distribution)
 	if err != nil {
 		return err
 	}
-	tracker, err := c.NewTracker(ctx, "tracker", nil)
+	pki, err := c.NewPKI(ctx)
+	if err != nil {
+		return err
+	}
+	server, err := c.NewServer(ctx, "server", harness.ServerOptions{PKI: pki, Users: []harness.User{publisher, reader}})
 	if err != nil {
 		return err
 	}
 	all := make([]*harness.Node, nodes)
 	for i := range all {
-		all[i], err = c.NewNode(fmt.Sprintf("node-%d", i+1), harness.NodeOptions{
-			Registries: []string{reg.Addr},
-			Trackers:   []string{tracker.Listen},
-		})
+		name := fmt.Sprintf("node-%d", i+1)
+		agent, err := pki.Issue(ctx, name, "node")
 		if err != nil {
+			return err
+		}
+		agent["shim.upstream"] = fmt.Sprintf("%q", "https://"+server.Gateway)
+		all[i], err = c.NewNode(name, harness.NodeOptions{Registries: []string{reg.Addr}, Trackers: []string{server.Tracker}, Agent: agent})
+		if err != nil {
+			return err
+		}
+		if err := all[i].TrustGateway(server); err != nil {
 			return err
 		}
 		if err := all[i].Start(ctx); err != nil {
@@ -120,7 +133,10 @@ func run(ctx context.Context) (err error) {
 		}
 	}
 	step("")
-	return p.report(ctx)
+	if err := p.report(ctx); err != nil {
+		return err
+	}
+	return gateway(ctx, c, server, all)
 }
 
 // steps returns a function that prints what begins, and how long what went before took.

@@ -1,0 +1,280 @@
+package harness
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"golang.org/x/crypto/bcrypt"
+)
+
+// PKI is a cluster's certificate authority, as `capelin ca` makes it.
+type PKI struct {
+	Dir string
+
+	host *Host
+}
+
+// NewPKI makes an authority for the cluster "default" with the command line that
+// operators use.
+func (c *Cluster) NewPKI(ctx context.Context) (*PKI, error) {
+	bin, err := Built("capelin")
+	if err != nil {
+		return nil, err
+	}
+	p := &PKI{Dir: filepath.Join(c.Dir, "pki"), host: c.Switch}
+	if _, err := p.host.Command(ctx, nil, bin, "ca", "init", "--dir", p.Dir, "--cluster", "default"); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// CA is the authority's certificate, a PEM file.
+func (p *PKI) CA() string { return filepath.Join(p.Dir, "ca.crt") }
+
+// Issue makes a certificate, and returns the keys of a role's configuration that
+// use it, as TOML values.
+func (p *PKI) Issue(ctx context.Context, name, roles string, hosts ...string) (map[string]string, error) {
+	bin, err := Built("capelin")
+	if err != nil {
+		return nil, err
+	}
+	out := filepath.Join(p.Dir, "issued", name)
+	args := []string{"ca", "issue", "--dir", p.Dir, "--role", roles, "--name", name, "--out", out}
+	for _, h := range hosts {
+		args = append(args, "--host", h)
+	}
+	if _, err := p.host.Command(ctx, nil, bin, args...); err != nil {
+		return nil, err
+	}
+	return map[string]string{
+		"identity.ca": fmt.Sprintf("%q", filepath.Join(out, "ca.crt")), "identity.cert": fmt.Sprintf("%q", filepath.Join(out, "tls.crt")),
+		"identity.key": fmt.Sprintf("%q", filepath.Join(out, "tls.key")), "insecure": "false",
+	}, nil
+}
+
+// ClientTLS is what a client of TLS servers needs to trust them, and no more.
+func (p *PKI) ClientTLS() (*tls.Config, error) {
+	pem, err := os.ReadFile(p.CA())
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s has no certificate", p.CA())
+	}
+	return &tls.Config{RootCAs: pool}, nil
+}
+
+// Server is a `capelin server` on a host of its own.
+type Server struct {
+	*Host
+	Gateway string // host:port of the registry API
+	Tracker string // host:port that agents use
+
+	pki    *PKI
+	config string
+	proc   *Process
+}
+
+// User is somebody who may use the gateway.
+type User struct {
+	Name, Password string
+	Namespaces     string   // regular expression
+	Actions        []string // pull, push, delete
+}
+
+// ServerOptions say how a server is set up.
+type ServerOptions struct {
+	PKI   *PKI // nil: without identity
+	Users []User
+	TOML  string // appended to its configuration
+}
+
+// NewServer makes a host and starts a server on it.
+func (c *Cluster) NewServer(ctx context.Context, name string, o ServerOptions) (*Server, error) {
+	h, err := c.NewHost(name)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{Host: h, Gateway: h.Addr + ":7500", Tracker: h.Addr + ":7470", pki: o.PKI, config: filepath.Join(h.Dir, "server.toml")}
+	keys := map[string]string{
+		"data":      fmt.Sprintf("%q", filepath.Join(h.Dir, "data")),
+		"address":   fmt.Sprintf("%q", h.Addr),
+		"name":      fmt.Sprintf("%q", name),
+		"insecure":  "true",
+		"log_level": `"debug"`,
+		// No other agents are about to reconnect to a tracker that was just started.
+		"tracker.lease.warmup":    `"0s"`,
+		"origin.cache.free_floor": "-1.0",
+	}
+	if o.PKI != nil {
+		id, err := o.PKI.Issue(ctx, name, "tracker,origin,index,gateway", h.Addr)
+		if err != nil {
+			return nil, err
+		}
+		for k, v := range id {
+			keys[k] = v
+		}
+	}
+	rules := ""
+	if len(o.Users) > 0 {
+		var users strings.Builder
+		for _, u := range o.Users {
+			hash, err := bcrypt.GenerateFromPassword([]byte(u.Password), bcrypt.MinCost)
+			if err != nil {
+				return nil, err
+			}
+			fmt.Fprintf(&users, "%s:%s\n", u.Name, hash)
+			rules += fmt.Sprintf("\n[[gateway.rule]]\nusers = [%q]\nnamespaces = [%q]\nactions = [\"%s\"]\n", u.Name, u.Namespaces, strings.Join(u.Actions, `", "`))
+		}
+		file := filepath.Join(h.Dir, "users")
+		if err := os.WriteFile(file, []byte(users.String()), 0o600); err != nil {
+			return nil, err
+		}
+		keys["gateway.users"] = fmt.Sprintf("%q", file)
+	}
+	var lines []string
+	for k, v := range keys {
+		lines = append(lines, k+" = "+v+"\n")
+	}
+	slices.Sort(lines)
+	if err := os.WriteFile(s.config, []byte(strings.Join(lines, "")+rules+o.TOML), 0o644); err != nil {
+		return nil, err
+	}
+	return s, s.Start(ctx)
+}
+
+// Start starts it, again after a Kill or Stop, and waits until it is ready.
+func (s *Server) Start(ctx context.Context) error {
+	bin, err := Built("capelin")
+	if err != nil {
+		return err
+	}
+	if s.proc, err = s.Host.Start("server", nil, nil, bin, "server", "--config", s.config); err != nil {
+		return err
+	}
+	t, err := s.transport()
+	if err != nil {
+		return err
+	}
+	defer t.CloseIdleConnections()
+	return s.proc.await(ctx, func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.scheme()+"://"+s.Gateway+"/v2/", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := (&http.Client{Transport: t}).Do(req)
+		if err != nil {
+			return err
+		}
+		resp.Body.Close()
+		if resp.StatusCode >= 500 {
+			return errors.New(resp.Status)
+		}
+		conn, err := s.DialContext(ctx, "tcp", s.Tracker)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+}
+
+// Kill ends it with SIGKILL.
+func (s *Server) Kill() { s.proc.Kill() }
+
+// Stop ends it with SIGTERM.
+func (s *Server) Stop() error { return s.proc.Stop(15 * time.Second) }
+
+func (s *Server) scheme() string {
+	if s.pki != nil {
+		return "https"
+	}
+	return "http"
+}
+
+// transport speaks to the gateway from within its host, as a client that trusts the CA.
+func (s *Server) transport() (*http.Transport, error) {
+	t := &http.Transport{DialContext: s.DialContext, ResponseHeaderTimeout: time.Minute}
+	if s.pki != nil {
+		conf, err := s.pki.ClientTLS()
+		if err != nil {
+			return nil, err
+		}
+		t.TLSClientConfig = conf
+	}
+	return t, nil
+}
+
+// Reference returns the name by which clients know repo:tag at the gateway.
+func (s *Server) Reference(repoTag string) string { return s.Gateway + "/" + repoTag }
+
+// Remote returns what go-containerregistry's client needs to speak to the
+// gateway as a user; the zero User: as nobody. close ends its connections.
+func (s *Server) Remote(ctx context.Context, u User) (o []remote.Option, close func(), err error) {
+	t, err := s.transport()
+	if err != nil {
+		return nil, nil, err
+	}
+	o = []remote.Option{remote.WithTransport(t), remote.WithContext(ctx), remote.WithRetryBackoff(remote.Backoff{Steps: 1})}
+	if u.Name != "" {
+		o = append(o, remote.WithAuth(&authn.Basic{Username: u.Name, Password: u.Password}))
+	}
+	return o, t.CloseIdleConnections, nil
+}
+
+// Push pushes an image through the gateway as a user.
+func (s *Server) Push(ctx context.Context, img *Image, repoTag string, u User) (string, error) {
+	var opts []name.Option
+	if s.pki == nil {
+		opts = append(opts, name.Insecure)
+	}
+	ref, err := name.ParseReference(s.Reference(repoTag), opts...)
+	if err != nil {
+		return "", err
+	}
+	o, done, err := s.Remote(ctx, u)
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	if err := remote.Write(ref, img.V1, o...); err != nil {
+		return "", fmt.Errorf("pushing %s: %w", repoTag, err)
+	}
+	return s.Reference(repoTag), nil
+}
+
+// TrustGateway makes a node's containerd trust the gateway's certificate.
+func (n *Node) TrustGateway(s *Server) error {
+	d := filepath.Join(n.CertsDir(), s.Gateway)
+	if err := os.MkdirAll(d, 0o755); err != nil {
+		return err
+	}
+	toml := fmt.Sprintf("server = \"%s://%s\"\n", s.scheme(), s.Gateway)
+	if s.pki != nil {
+		toml += fmt.Sprintf("ca = %q\n", s.pki.CA())
+	}
+	return os.WriteFile(filepath.Join(d, "hosts.toml"), []byte(toml), 0o644)
+}
+
+// dialable reports whether something listens on an address of the host.
+func (h *Host) dialable(ctx context.Context, addr string) error {
+	var conn net.Conn
+	conn, err := h.DialContext(ctx, "tcp", addr)
+	if err == nil {
+		conn.Close()
+	}
+	return err
+}

@@ -1,0 +1,137 @@
+package integration
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/capelin-io/capelin/control/identity"
+	"github.com/capelin-io/capelin/integration/harness"
+)
+
+// Who may connect where: every port of a server and a node, for every role, and
+// for certificates that prove nothing.
+func TestWhoMayConnect(t *testing.T) {
+	s := newServed(t, 2*time.Minute, "")
+	n := s.node(t, "node", nil)
+
+	ours := get(identity.OpenCA(s.pki.Dir))(t)
+	other := get(identity.InitCA(filepath.Join(s.c.Dir, "other"), "default"))(t)
+	foreign := get(identity.InitCA(filepath.Join(s.c.Dir, "foreign"), "another"))(t)
+	client := func(ca *identity.CA, name string, valid time.Duration, roles ...identity.Role) *tls.Config {
+		dir := filepath.Join(t.TempDir(), name)
+		must(t, ca.Issue(dir, identity.ID{Name: name, Roles: roles}, nil, valid))
+		cert := get(tls.LoadX509KeyPair(filepath.Join(dir, identity.Cert), filepath.Join(dir, identity.Key)))(t)
+		return &tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true} //nolint:gosec // what the server says of us is the question
+	}
+	nobody := map[string]*tls.Config{
+		"no certificate":    {InsecureSkipVerify: true}, //nolint:gosec // as above
+		"another authority": client(other, "node", time.Hour, identity.RoleNode),
+		"another cluster":   client(foreign, "node", time.Hour, identity.RoleNode),
+		"expired":           client(ours, "node", -time.Minute, identity.RoleNode),
+	}
+	all := identity.Roles
+	for _, p := range []struct {
+		name, addr string
+		allowed    []identity.Role
+		anybody    bool // without a certificate, too
+	}{
+		{"tracker", s.server.Addr + ":7470", []identity.Role{identity.RoleNode, identity.RoleOrigin, identity.RoleTracker, identity.RoleGateway, identity.RoleAdmin}, false},
+		{"origin", s.server.Addr + ":7480", []identity.Role{identity.RoleNode, identity.RoleOrigin, identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin}, false},
+		{"origin's swarm", s.server.Addr + ":7481", []identity.Role{identity.RoleNode, identity.RoleOrigin}, false},
+		{"index", s.server.Addr + ":7490", []identity.Role{identity.RoleNode, identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin}, false},
+		{"gateway", s.server.Addr + ":7500", all, true},
+		{"node's swarm", n.Addr + ":7401", []identity.Role{identity.RoleNode, identity.RoleOrigin}, false},
+	} {
+		for who, conf := range nobody {
+			want := p.anybody && who == "no certificate"
+			if err := connects(s, p.addr, conf); (err == nil) != want {
+				t.Errorf("%s at the %s: %v", who, p.name, err)
+			}
+		}
+		for _, role := range all {
+			if err := connects(s, p.addr, client(ours, "somebody", time.Hour, role)); (err == nil) != slices.Contains(p.allowed, role) {
+				t.Errorf("a certificate for %s at the %s: %v", role, p.name, err)
+			}
+		}
+	}
+
+	// What those who may connect may do.
+	const digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+	for _, tt := range []struct {
+		port, method, path string
+		allowed            []identity.Role
+	}{
+		{":7480", "GET", "/v1/blobs/" + digest, []identity.Role{identity.RoleNode, identity.RoleOrigin, identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin}},
+		{":7480", "POST", "/v1/uploads?namespace=team/app", []identity.Role{identity.RoleOrigin, identity.RoleGateway, identity.RoleAdmin}},
+		{":7480", "DELETE", "/v1/blobs/" + digest, []identity.Role{identity.RoleOrigin, identity.RoleGateway, identity.RoleAdmin}},
+		{":7490", "GET", "/v1/repositories", []identity.Role{identity.RoleNode, identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin}},
+		{":7490", "DELETE", "/v1/tag?repository=team/app&name=x", []identity.Role{identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin}},
+	} {
+		for _, role := range all {
+			tr := &http.Transport{DialContext: s.c.Switch.DialContext, TLSClientConfig: client(ours, "somebody", time.Hour, role)}
+			req := get(http.NewRequestWithContext(s.ctx, tt.method, "https://"+s.server.Addr+tt.port+tt.path, http.NoBody))(t)
+			resp, err := (&http.Client{Transport: tr}).Do(req)
+			may := err == nil && resp.StatusCode != http.StatusForbidden && resp.StatusCode != http.StatusUnauthorized
+			if err == nil {
+				resp.Body.Close()
+			}
+			tr.CloseIdleConnections()
+			if may != slices.Contains(tt.allowed, role) {
+				t.Errorf("%s %s by %s: %v, %v", tt.method, tt.path, role, may, err)
+			}
+		}
+	}
+
+	// Health is for everybody who reaches it, which with these addresses is the host.
+	for _, port := range []string{"7471", "7482", "7491", "7501"} {
+		for _, path := range []string{"/healthz", "/readyz"} {
+			if text, err := s.server.HTTP(s.ctx, "http://127.0.0.1:"+port+path); err != nil || !strings.HasPrefix(text, "ok") {
+				t.Errorf("%s of port %s: %q, %v", path, port, text, err)
+			}
+		}
+	}
+}
+
+// connects makes a TLS connection and sends something, which is when a TLS 1.3
+// client hears of a refusal. Silence is no refusal.
+func connects(s *served, addr string, conf *tls.Config) error {
+	c, err := s.c.Switch.DialContext(s.ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	t := tls.Client(c, conf)
+	if err := t.HandshakeContext(s.ctx); err != nil {
+		return err
+	}
+	_ = c.SetDeadline(time.Now().Add(400 * time.Millisecond))
+	if _, err := fmt.Fprintf(t, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		return err
+	}
+	_, err = t.Read(make([]byte, 1))
+	var timeout interface{ Timeout() bool }
+	if err == nil || errors.Is(err, io.EOF) || errors.As(err, &timeout) && timeout.Timeout() {
+		return nil
+	}
+	return err
+}
+
+// A node whose certificate is another node's does not take part, and says why.
+func TestWrongName(t *testing.T) {
+	s := newServed(t, time.Minute, "")
+	keys := get(s.pki.Issue(s.ctx, "somebody", "node"))(t)
+	n := get(s.c.NewNode("node", harness.NodeOptions{Trackers: []string{s.server.Tracker}, Agent: keys}))(t)
+	err := n.StartAgent(s.ctx)
+	if err == nil || !strings.Contains(err.Error(), "somebody") || !strings.Contains(err.Error(), "node") {
+		t.Errorf("the agent with another's certificate: %v", err)
+	}
+}
