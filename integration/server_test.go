@@ -276,3 +276,55 @@ func TestMirror(t *testing.T) {
 	must(t, n.CheckImage(s.ctx, harness.K8s, ref, img))
 	fromPeers(s.ctx, t, n, img)
 }
+
+// An operator has nodes of one zone fetch an image before anybody pulls it.
+func TestPreheat(t *testing.T) {
+	s := newServed(t, 2*time.Minute, "")
+	near, far := s.node(t, "near", map[string]string{"zone": `"a"`}), s.node(t, "far", map[string]string{"zone": `"b"`})
+	img := s.image(t, harness.ImageOptions{Layers: 5, LayerBytes: 2 << 20})
+	ref := get(s.server.Push(s.ctx, img, "team/soon:1", alice))(t)
+
+	operator := get(s.pki.Issue(s.ctx, "operator", "admin"))(t)
+	files := []string{"--ca", operator["identity.ca"], "--cert", operator["identity.cert"], "--key", operator["identity.key"]}
+	for i, f := range files {
+		files[i] = strings.Trim(f, `"`)
+	}
+	bin := get(harness.Built("capelin"))(t)
+	run := func(args ...string) string {
+		t.Helper()
+		env := []string{"HTTPS_PROXY=", "https_proxy="}
+		return get(s.c.Switch.Command(s.ctx, env, bin, append(args, files...)...))(t)
+	}
+	run("image", "preheat", ref, "--tracker", s.server.Tracker, "--zone", "a", "--json")
+	before := get(near.Status(s.ctx))(t).Bytes
+	if before.FromPeers < img.Bytes() {
+		t.Errorf("the node took %d bytes of an image of %d", before.FromPeers, img.Bytes())
+	}
+	if b := get(far.Status(s.ctx))(t).Bytes; b.FromPeers != 0 {
+		t.Errorf("a node of another zone took %d bytes", b.FromPeers)
+	}
+	if out := run("image", "inspect", ref, "--tracker", s.server.Tracker); !strings.Contains(out, "near") || strings.Contains(out, "far") {
+		t.Errorf("who has it:\n%s", out)
+	}
+	for _, want := range []string{"near", "far", "server"} {
+		if out := run("node", "ls", "--tracker", s.server.Tracker); !strings.Contains(out, want) {
+			t.Errorf("no %s among the nodes:\n%s", want, out)
+		}
+	}
+	if out := run("image", "ls", s.server.Reference("team/soon")); !strings.Contains(out, "1") {
+		t.Errorf("no tag:\n%s", out)
+	}
+	must(t, near.PullCRI(s.ctx, ref, secret(bob)))
+	must(t, near.CheckImage(s.ctx, harness.K8s, ref, img))
+	if after := get(near.Status(s.ctx))(t).Bytes; after.FromPeers != before.FromPeers {
+		t.Errorf("after the preheat a pull took another %d bytes", after.FromPeers-before.FromPeers)
+	}
+
+	// A node's certificate is not an operator's.
+	node := get(s.pki.Issue(s.ctx, "impostor", "node"))(t)
+	_, err := s.c.Switch.Command(s.ctx, nil, bin, "node", "ls", "--tracker", s.server.Tracker,
+		"--ca", strings.Trim(node["identity.ca"], `"`), "--cert", strings.Trim(node["identity.cert"], `"`), "--key", strings.Trim(node["identity.key"], `"`))
+	if err == nil || !strings.Contains(err.Error(), "admin") {
+		t.Errorf("a node lists nodes: %v", err)
+	}
+}

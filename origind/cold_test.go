@@ -78,12 +78,12 @@ type peer struct {
 	store *content.Store
 }
 
-func newPeer(t *testing.T) *peer {
+func newPeer(t testing.TB) *peer {
 	t.Helper()
 	return newPeerWith(t, func(*swarm.NodeConfig) {})
 }
 
-func newPeerWith(t *testing.T, change func(*swarm.NodeConfig)) *peer {
+func newPeerWith(t testing.TB, change func(*swarm.NodeConfig)) *peer {
 	t.Helper()
 	store, err := content.Open(t.Context(), content.Config{Root: t.TempDir(), FreeFloor: -1})
 	if err != nil {
@@ -109,7 +109,7 @@ func newPeerWith(t *testing.T, change func(*swarm.NodeConfig)) *peer {
 }
 
 // want takes part in a blob's swarm, with the origin as the only other peer.
-func (p *peer) want(t *testing.T, o *running, id piece.ID) {
+func (p *peer) want(t testing.TB, o *running, id piece.ID) {
 	t.Helper()
 	if err := p.node.Join(t.Context(), id, swarm.JoinOptions{Want: true}); err != nil {
 		t.Fatal(err)

@@ -24,6 +24,7 @@ type Status struct {
 	Zone      string    `json:"zone,omitempty"`
 	Advertise string    `json:"advertise"`         // where peers connect
 	Metrics   string    `json:"metrics,omitempty"` // where /metrics is
+	Shim      string    `json:"shim,omitempty"`    // where the registry API for other clients is
 	Started   time.Time `json:"started"`
 	Stopping  bool      `json:"stopping,omitempty"`
 	Root      string    `json:"root"`
@@ -96,7 +97,7 @@ func (a *agent) status() Status {
 	_, _, draining := a.fetches.env()
 	st := Status{
 		Version: version.Version(), Node: a.name, Cluster: a.cfg.Cluster, Zone: a.cfg.Zone,
-		Advertise: advertise, Metrics: a.metricsAddr, Started: a.started, Stopping: draining,
+		Advertise: advertise, Metrics: a.metricsAddr, Shim: a.shimAddr, Started: a.started, Stopping: draining,
 		Root: a.cfg.Root, Socket: a.cfg.Socket, Authorize: a.cfg.Authorize,
 		Store:    StoreStatus{Committed: u.Committed, Cached: u.Cached, CacheBytes: u.CacheBytes},
 		Bytes:    BytesStatus{FromPeers: n.Total.Stored, FromRegistry: a.registryBytes.Load(), ToPeers: n.Total.BytesOut},

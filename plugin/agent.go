@@ -34,6 +34,7 @@ type agent struct {
 	cfg           Config
 	name          string // of the node
 	metricsAddr   string // of the listener; empty: none
+	shimAddr      string // the same
 	started       time.Time
 	metrics       *metrics
 	registryBytes atomic.Int64
@@ -315,6 +316,7 @@ func (a *agent) listen(ctx context.Context) (_ *listeners, err error) {
 		if l.shim, err = listenTCP(ctx, "shim", a.cfg.Shim.Listen); err != nil {
 			return nil, err
 		}
+		a.shimAddr = l.shim.Addr().String()
 	}
 	return l, nil
 }

@@ -323,6 +323,7 @@ func TestAgentRefuses(t *testing.T) {
 		{"admin socket", func(c *Config) { c.Admin = cfg.Admin }, ErrInUse, cfg.Admin},
 		{"swarm port", func(c *Config) { c.Listen = taken.Addr().String() }, ErrInUse, "listen address " + taken.Addr().String()},
 		{"metrics port", func(c *Config) { c.Metrics = taken.Addr().String() }, ErrInUse, "metrics address " + taken.Addr().String()},
+		{"shim's port", func(c *Config) { c.Shim.Listen = taken.Addr().String() }, ErrInUse, "shim address " + taken.Addr().String()},
 		{"socket's place", func(c *Config) {
 			c.Socket += ".txt"
 			os.WriteFile(c.Socket, []byte("precious"), 0o600)
@@ -462,6 +463,12 @@ func TestConfig(t *testing.T) {
 		{"pprof = true\nmetrics = \"0.0.0.0:1\"", "F:1:1: pprof: "},
 		{"pprof = true\nmetrics = \"\"", "F:1:1: pprof: "},
 		{"metrics = \"x\"", "F:1:1: metrics: "},
+		{"[shim]\nlisten = \"0.0.0.0:7405\"", "F:2:1: shim.listen: "},
+		{"insecure = true\n[shim]\nlisten = \"0.0.0.0:7405\"", ""},
+		{"[shim]\nlisten = \"\"", ""},
+		{"[shim]\nupstream = \"docker.io\"", "F:2:1: shim.upstream: "},
+		{"[shim]\nupstream = \"https://gw:7500/v2\"", "F:2:1: shim.upstream: "},
+		{"[shim]\nplain_http = [\"http://gw\"]", "F:2:1: shim.plain_http: "},
 		{`log_level = "loud"`, "F:1:1: log_level: "},
 		{`nope = 1`, "F:1:1: nope: "},
 	} {

@@ -27,7 +27,7 @@ func (fs shimBlobs) Open(ctx context.Context, id piece.ID, upstream shim.Upstrea
 		f.release()
 		return nil, err
 	}
-	r := &blobReader{fetch: f, blob: b, upstream: upstream, ended: make(chan struct{})}
+	r := &blobReader{fetch: f, blob: b, whole: fs.blobs.Whole(id), upstream: upstream, ended: make(chan struct{})}
 	r.ctx, r.cancel = context.WithCancelCause(ctx)
 	return r, nil
 }
@@ -46,9 +46,10 @@ type blobReader struct {
 	ctx      context.Context // until Close
 	cancel   context.CancelCauseFunc
 
-	blob blob
-	own  bool  // blob is a handle of this reader's, not the fetch's
-	pos  int64 // of the next byte
+	blob  blob
+	whole bool  // it was all here, and known to be right, from the beginning
+	own   bool  // blob is a handle of this reader's, not the fetch's
+	pos   int64 // of the next byte
 	// until is where the bytes end that were here when it was last looked, from pos on.
 	until  int64
 	direct io.ReadCloser // the registry's own bytes from pos on; nil: none
@@ -66,13 +67,16 @@ const (
 	maxAhead = 16 << 20
 	// maxFailures of the registry in a row, none of which brought a byte.
 	maxFailures = 3
-	retryAfter  = 200 * time.Millisecond // times the failures so far
+	retryAfter  = 200 * time.Millisecond // before the third try; the second comes at once
 )
 
 var (
 	errClosed    = fmt.Errorf("the client is gone: %w", context.Canceled)
 	errElsewhere = errors.New("what is wanted is far from what would be downloaded")
 )
+
+// Proven reports whether the bytes are known to be the digest's.
+func (r *blobReader) Proven() bool { return r.whole }
 
 // Seek implements io.Seeker.
 func (r *blobReader) Seek(off int64, whence int) (int64, error) {
@@ -253,7 +257,7 @@ func (r *blobReader) obtain(from int64) {
 			return
 		}
 		select {
-		case <-time.After(time.Duration(failures) * retryAfter):
+		case <-time.After(time.Duration(failures-1) * retryAfter):
 		case <-r.ctx.Done():
 		}
 	}

@@ -24,6 +24,7 @@ type fakeOrigin struct {
 	refuse  string // a namespace that no storage takes
 	err     error  // of everything
 	opens   int
+	started int
 }
 
 func newFakeOrigin() *fakeOrigin {
@@ -55,7 +56,8 @@ func (o *fakeOrigin) StartUpload(_ context.Context, namespace string) (string, e
 	if namespace == o.refuse {
 		return "", fmt.Errorf("no backend takes namespace %q: %w", namespace, errdefs.ErrFailedPrecondition)
 	}
-	id := fmt.Sprintf("upload-%d", len(o.uploads))
+	o.started++
+	id := fmt.Sprintf("upload-%d", o.started)
 	o.uploads[id] = []byte{}
 	return id, nil
 }

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"cuelabs.dev/go/oci/ociregistry"
 	"cuelabs.dev/go/oci/ociregistry/ociref"
 	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
@@ -40,7 +41,7 @@ const (
 // MirrorConfig configures a [Mirror]. The comments are those of the agent's
 // configuration file, where it is the table shim.
 type MirrorConfig struct {
-	Listen    string   `toml:"listen" comment:"Address of the registry API, host:port. It speaks plain HTTP, and whoever reaches it reaches registries through it: beyond loopback only with insecure = true. Empty: none."`
+	Listen    string   `toml:"listen" comment:"Address of the registry API, host:port. It speaks plain HTTP, and whoever reaches it reaches registries through it: beyond loopback only with insecure = true. On loopback it answers to localhost and loopback addresses, to no other name. Empty: none."`
 	Upstream  string   `toml:"upstream" comment:"Registry of requests that name none, http(s)://host[:port]: those of Docker, and pulls by the shim's own name. containerd's name theirs (?ns=)."`
 	CA        string   `toml:"ca" comment:"PEM file of CAs that are trusted besides the system's when registries are spoken to. A changed file is read again. Empty: identity.ca, if there is one."`
 	PlainHTTP []string `toml:"plain_http" comment:"Registries, as host or host:port, that are spoken to over HTTP when requests name them. All others over HTTPS."`
@@ -282,6 +283,14 @@ type request struct {
 	digest   string   // of kindBlob
 }
 
+// url is where the registry has path.
+func (r request) url(path string) *url.URL {
+	if path == "/v2" {
+		path = "/v2/"
+	}
+	return &url.URL{Scheme: r.upstream.Scheme, Host: r.upstream.Host, Path: path, RawQuery: r.query}
+}
+
 type requestKey struct{}
 
 func requestOf(ctx context.Context) request { return ctx.Value(requestKey{}).(request) }
@@ -293,7 +302,7 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req, err := m.parse(r)
 	if err != nil {
 		m.count(kindRefused)
-		writeError(w, r, err)
+		fail(w, err)
 		return
 	}
 	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, req))
@@ -309,6 +318,17 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // refusal is an error with which a request is refused.
 func refusal(status int, code, format string, args ...any) error {
 	return withStatus(status, code, fmt.Errorf(format, args...))
+}
+
+// fail answers with an error and its own status, whatever its code's is.
+func fail(w http.ResponseWriter, err error) {
+	body, status := ociregistry.MarshalError(err)
+	if e, ok := errors.AsType[ociregistry.HTTPError](err); ok {
+		status = e.StatusCode()
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
 }
 
 // parse checks a request.
@@ -337,6 +357,10 @@ func (m *Mirror) parse(r *http.Request) (req request, err error) {
 		req.upstream = m.upstream
 		return req, nil
 	}
+	if len(ns) == 1 && ns[0] == r.Host { // a pull by this mirror's own name
+		req.upstream = m.upstream
+		return req, nil
+	}
 	if len(ns) != 1 || !validHost(ns[0]) {
 		return req, refusal(http.StatusBadRequest, "NAME_INVALID", "ns=%q does not name one registry as host or host:port", strings.Join(ns, ","))
 	}
@@ -346,7 +370,7 @@ func (m *Mirror) parse(r *http.Request) (req request, err error) {
 
 // registry returns where the registry is that images call host.
 func (m *Mirror) registry(host string) *url.URL {
-	if host = strings.ToLower(host); host == "docker.io" {
+	if host = strings.ToLower(host); host == "docker.io" || host == "index.docker.io" {
 		host = "registry-1.docker.io"
 	}
 	if m.plain[host] {
@@ -371,6 +395,8 @@ func classify(r *http.Request) (kind, dgst string) {
 	}
 	rest, ok := strings.CutPrefix(r.URL.Path, "/v2/")
 	switch {
+	case r.URL.Path == "/v2":
+		return kindPing, ""
 	case !ok:
 		return "", ""
 	case rest == "":
@@ -402,8 +428,7 @@ func classify(r *http.Request) (kind, dgst string) {
 
 // rewrite directs a request to its registry.
 func (m *Mirror) rewrite(p *httputil.ProxyRequest) {
-	req := requestOf(p.In.Context())
-	p.Out.URL = &url.URL{Scheme: req.upstream.Scheme, Host: req.upstream.Host, Path: p.In.URL.Path, RawQuery: req.query}
+	p.Out.URL = requestOf(p.In.Context()).url(p.In.URL.Path)
 	p.Out.Host = ""
 	p.Out.Header.Del("Cookie")
 	p.Out.Header.Add("Via", m.via)
@@ -412,9 +437,12 @@ func (m *Mirror) rewrite(p *httputil.ProxyRequest) {
 	}
 }
 
-// relayed counts the bytes of a registry's answer.
+// relayed completes a registry's answer, and counts its bytes.
 func (m *Mirror) relayed(resp *http.Response) error {
 	resp.Header.Del("Set-Cookie")
+	if at, err := resp.Location(); err == nil { // a relative one would lead here, without ns
+		resp.Header.Set("Location", at.String())
+	}
 	if m.cfg.OnRelayed != nil {
 		resp.Body = &countedBody{resp.Body, m.cfg.OnRelayed}
 	}
@@ -442,7 +470,7 @@ func unreachable(w http.ResponseWriter, r *http.Request, err error) {
 	req := requestOf(r.Context())
 	err = fmt.Errorf("registry %s: %w", req.upstream.Host, err)
 	log.G(r.Context()).WithError(err).Debug("mirror: registry not reached")
-	writeError(w, r, withStatus(http.StatusBadGateway, "UNAVAILABLE", err))
+	fail(w, withStatus(http.StatusBadGateway, "UNAVAILABLE", err))
 }
 
 // checkRedirect follows redirects as net/http does, which sends credentials only

@@ -24,7 +24,7 @@ import (
 
 // blob serves the GET of a blob.
 func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, req request) {
-	s := source{m: m, url: url.URL{Scheme: req.upstream.Scheme, Host: req.upstream.Host, Path: r.URL.Path, RawQuery: req.query}, header: http.Header{}}
+	s := source{m: m, url: req.url(r.URL.Path), header: http.Header{}}
 	for _, k := range []string{"Authorization", "User-Agent", "Accept"} {
 		if v := r.Header[k]; v != nil {
 			s.header[k] = v
@@ -73,12 +73,13 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, req request) {
 // source is a blob at a registry, as one client may have it.
 type source struct {
 	m      *Mirror
-	url    url.URL
+	url    *url.URL
 	header http.Header
 	size   int64 // known after stat
 }
 
-func (s *source) do(ctx context.Context, method string, off int64) (*http.Response, error) {
+// do asks for the bytes rng, "" for all.
+func (s *source) do(ctx context.Context, method, rng string) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, method, s.url.String(), nil)
 	if err != nil {
 		return nil, err
@@ -89,8 +90,8 @@ func (s *source) do(ctx context.Context, method string, off int64) (*http.Respon
 	if r.Header.Get("User-Agent") == "" {
 		r.Header.Set("User-Agent", "")
 	}
-	if off > 0 {
-		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", off))
+	if rng != "" {
+		r.Header.Set("Range", rng)
 	}
 	return s.m.client.Do(r)
 }
@@ -103,19 +104,39 @@ func (s *source) stat(ctx context.Context, dgst string) (piece.ID, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
 	defer cancel()
-	resp, err := s.do(ctx, http.MethodHead, 0)
+	resp, err := s.do(ctx, http.MethodHead, "")
 	if err != nil {
 		return piece.ID{}, err
 	}
 	resp.Body.Close()
+	s.size = resp.ContentLength
+	if resp.StatusCode != http.StatusOK && resp.Request.URL.Host != s.url.Host {
+		// The registry has allowed it, and sent us to a store that signs GETs only.
+		if resp, err = s.do(ctx, http.MethodGet, "bytes=0-0"); err != nil {
+			return piece.ID{}, err
+		}
+		resp.Body.Close()
+		s.size = resp.ContentLength
+		if resp.StatusCode == http.StatusPartialContent {
+			_, _, s.size = contentRange(resp)
+		}
+	}
 	switch enc := resp.Header.Get("Content-Encoding"); {
-	case resp.StatusCode != http.StatusOK:
+	case resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent:
 		return piece.ID{}, fmt.Errorf("the registry answers %s", resp.Status)
 	case enc != "" && enc != "identity":
 		return piece.ID{}, fmt.Errorf("the registry encodes it as %q", enc)
 	}
-	s.size = resp.ContentLength
 	return piece.ParseID(dgst, s.size) // refuses sizes below 1
+}
+
+// contentRange returns a 206's first and last byte and the whole size, -1 each
+// if it does not say.
+func contentRange(resp *http.Response) (from, to, size int64) {
+	if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &size); err != nil {
+		return -1, -1, -1
+	}
+	return from, to, size
 }
 
 // open is the blob's Upstream.
@@ -129,7 +150,11 @@ func (s *source) open(ctx context.Context, off int64) (io.ReadCloser, error) {
 		cancel(nil)
 		return nil, fmt.Errorf("registry %s: %w", s.url.Host, err)
 	}
-	resp, err := s.do(ctx, http.MethodGet, off)
+	rng := ""
+	if off > 0 {
+		rng = fmt.Sprintf("bytes=%d-%d", off, s.size-1)
+	}
+	resp, err := s.do(ctx, http.MethodGet, rng)
 	if err != nil {
 		return fail(fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable))
 	}
@@ -155,11 +180,8 @@ func (s *source) check(resp *http.Response, off int64) (skip int64, err error) {
 		}
 		return off, nil
 	case http.StatusPartialContent:
-		var from, to, total int64
-		cr := resp.Header.Get("Content-Range")
-		_, err := fmt.Sscanf(cr, "bytes %d-%d/%d", &from, &to, &total)
-		if off == 0 || err != nil || from != off || to != s.size-1 || total != s.size {
-			return 0, fmt.Errorf("sends %.100q of the bytes from %d to %d: %w", cr, off, s.size-1, errdefs.ErrUnavailable)
+		if from, to, size := contentRange(resp); off == 0 || from != off || to != s.size-1 || size != s.size {
+			return 0, fmt.Errorf("sends %.100q of the bytes from %d to %d: %w", resp.Header.Get("Content-Range"), off, s.size-1, errdefs.ErrUnavailable)
 		}
 		return 0, nil
 	case http.StatusUnauthorized:
