@@ -71,7 +71,7 @@ func TestComplete(t *testing.T) {
 		{name: "foreign and inline", push: func(w *world) ocispec.Descriptor {
 			inline := ocispec.DescriptorEmptyJSON
 			foreign := nowhere("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
-			other := nowhere(ocispec.MediaTypeImageLayerNonDistributableZstd)
+			other := nowhere(ocispec.MediaTypeImageLayerNonDistributableZstd) //nolint:staticcheck // there are some
 			return w.bytes(ocispec.MediaTypeImageManifest, image(inline, foreign, other))
 		}},
 		{"size wrong", func(w *world) ocispec.Descriptor {
@@ -149,7 +149,7 @@ func TestComplete(t *testing.T) {
 			for i := range 2 {
 				m := image(config(w))
 				for j := range maxReached/2 + 1 {
-					m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerNonDistributable, Digest: digest.FromString(fmt.Sprint(i, j))})
+					m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerNonDistributable, Digest: digest.FromString(fmt.Sprint(i, j))}) //nolint:staticcheck // there are some
 				}
 				m.Layers = append(m.Layers, layer(w))
 				children = append(children, w.put(repo, w.bytes(m.MediaType, m)))

@@ -114,7 +114,7 @@ func (x *Index) manifestBytes(ctx context.Context, repo string, d digest.Digest)
 
 // originError says that the origins gave no answer about a blob.
 func originError(d digest.Digest, err error) error {
-	return fmt.Errorf("asking the origins for %s: %v: %w", d, err, errdefs.ErrUnavailable)
+	return fmt.Errorf("asking the origins for %s: %v: %w", d, err, errdefs.ErrUnavailable) //nolint:errorlint // its class must not show
 }
 
 // DeleteManifest removes a manifest, all tags that name it, and its entry among the

@@ -134,8 +134,7 @@ func (s *uploads) start(namespace string) (id string, err error) {
 		err = os.WriteFile(filepath.Join(u.dir, "upload.json"), meta, 0o600)
 	}
 	if err != nil {
-		s.forget(u)
-		return "", fmt.Errorf("starting an upload: %w", noSpace(err))
+		return "", fmt.Errorf("starting an upload: %w", errors.Join(noSpace(err), s.forget(u)))
 	}
 	return u.id, nil
 }

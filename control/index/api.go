@@ -89,7 +89,7 @@ func WriteJSON(w http.ResponseWriter, status int, v any) {
 func readError(index string, body []byte) (err error, ok bool) {
 	var b errorBody
 	if json.Unmarshal(body, &b) != nil {
-		return nil, false
+		return nil, false //nolint:nilerr // something else than an index's error
 	}
 	e := &b.Error
 	class := classOf(e.Class)

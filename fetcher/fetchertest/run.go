@@ -535,7 +535,7 @@ func testOverwrite(t *testing.T, s suite) {
 	s.holds(t, key, b)
 	// A reader from before goes on with the old bytes, or fails.
 	rest, err := io.ReadAll(rc)
-	if all := append(head, rest...); err == nil && !bytes.Equal(all, a) || bytes.ContainsRune(all, 'b') {
+	if all := slices.Concat(head, rest); err == nil && !bytes.Equal(all, a) || bytes.ContainsRune(all, 'b') {
 		t.Errorf("a reader got bytes of two versions: %d, %v", len(all), err)
 	}
 

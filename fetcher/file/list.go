@@ -108,7 +108,7 @@ func (l *lister) file(key string) error {
 	}
 	info, err := infoOf(key, fi)
 	if err != nil {
-		return nil // replaced by something else
+		return nil //nolint:nilerr // replaced by something else
 	}
 	if len(l.page) == l.limit {
 		return errFull

@@ -119,7 +119,7 @@ func (b *Backend) current(key string, want *string) (os.FileInfo, error) {
 	if fi != nil {
 		info, err := infoOf(key, fi)
 		if err != nil {
-			return nil, fmt.Errorf("%v: %w", err, errdefs.ErrConflict)
+			return nil, fmt.Errorf("%w: %w", errdefs.ErrConflict, err)
 		}
 		have = info.Version
 	}

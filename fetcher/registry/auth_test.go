@@ -56,7 +56,7 @@ func (a *tokens) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_ = r.ParseForm()
-	ok := false
+	var ok bool
 	if r.Method == http.MethodPost {
 		ok = r.Form.Get("grant_type") == "refresh_token" && r.Form.Get("refresh_token") == a.refresh ||
 			r.Form.Get("grant_type") == "password" && r.Form.Get("username") == "me" && r.Form.Get("password") == a.password

@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -267,14 +266,4 @@ func (n *Node) TrustGateway(s *Server) error {
 		toml += fmt.Sprintf("ca = %q\n", s.pki.CA())
 	}
 	return os.WriteFile(filepath.Join(d, "hosts.toml"), []byte(toml), 0o644)
-}
-
-// dialable reports whether something listens on an address of the host.
-func (h *Host) dialable(ctx context.Context, addr string) error {
-	var conn net.Conn
-	conn, err := h.DialContext(ctx, "tcp", addr)
-	if err == nil {
-		conn.Close()
-	}
-	return err
 }

@@ -244,7 +244,7 @@ func (g *Gateway) suffixRange(r *http.Request) error {
 	d := digest.Digest(ref)
 	n, err := strconv.ParseInt(strings.TrimPrefix(r.Header.Get("Range"), "bytes=-"), 10, 64)
 	if !ok || err != nil || n <= 0 || index.CheckDigest(d) != nil {
-		return nil // for ociserver to refuse
+		return nil //nolint:nilerr // for ociserver to refuse
 	}
 	desc, err := g.store.ResolveBlob(r.Context(), strings.TrimPrefix(path, "/v2/"), d)
 	if err != nil {
@@ -273,7 +273,7 @@ func (g *Gateway) mountOrUpload(r *http.Request) {
 
 // cancel ends an upload, which ociserver has no request for.
 func (g *Gateway) cancel(w http.ResponseWriter, r *http.Request) {
-	repo, id, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/uploads/")
+	repo, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/uploads/")
 	err := allow(r.Context(), Push, repo)
 	if err == nil {
 		// ociserver writes upload IDs in base64; only it can read them back.
@@ -281,10 +281,10 @@ func (g *Gateway) cancel(w http.ResponseWriter, r *http.Request) {
 		probe.Method = http.MethodGet
 		catch := &uploadID{Funcs: g.store.Funcs}
 		ociserver.New(catch, nil).ServeHTTP(discard{http.Header{}}, probe)
-		if id = catch.id; id == "" {
+		if catch.id == "" {
 			err = ociregistry.ErrBlobUploadUnknown
 		} else {
-			err = translate(g.store.origin.Cancel(r.Context(), id), ociregistry.ErrBlobUploadUnknown)
+			err = translate(g.store.origin.Cancel(r.Context(), catch.id), ociregistry.ErrBlobUploadUnknown)
 		}
 	}
 	if err != nil {
