@@ -65,7 +65,7 @@ const (
 	// the blob downloaded from there on. Whoever wants a few bytes of a blob's end
 	// that nobody has gets them from the registry, and the cluster nothing.
 	maxAhead = 16 << 20
-	// maxFailures of the registry in a row, none of which brought a byte.
+	// maxFailures of the registry in a row, none of which brought a whole piece.
 	maxFailures = 3
 	retryAfter  = 200 * time.Millisecond // before the third try; the second comes at once
 )
@@ -222,7 +222,8 @@ func (r *blobReader) Close() error {
 func (r *blobReader) obtain(from int64) {
 	defer close(r.ended)
 	fs, id := r.fetch.fs, r.fetch.id
-	for failures := 0; ; {
+	var best int64 // from where it was downloaded last
+	for failures, disproved := 0, 0; ; {
 		a, err := r.fetch.await(r.ctx, true)
 		switch {
 		case err != nil:
@@ -235,24 +236,28 @@ func (r *blobReader) obtain(from int64) {
 			r.err = errElsewhere
 			return
 		}
+		if a.offset > best {
+			best, failures = a.offset, 0
+		}
 		n, err := r.download(a.offset)
 		r.fetch.endWriting(a.lease, n > 0, err)
+		again := errdefs.IsUnavailable(err)
 		switch {
 		case err == nil:
 			fs.distrusted.Remove(id)
 			fs.noRange.Remove(id)
 			return
 		case errors.Is(err, piece.ErrMismatch):
-			// Either the registry's bytes are false or the swarm's were: next time
-			// all of it comes from the registry.
+			// If the registry's bytes were right but for the digest at the end, they are
+			// false; else those that were here may be. From now on the registry's alone
+			// count; what contradicts them is dropped, which takes two more tries at most.
 			fs.distrusted.Add(id, struct{}{})
+			disproved++
+			again = disproved <= 2 && (a.offset > 0 || n < id.Offset(id.Pieces()-1))
 		case isFull(err):
 			r.fetch.fail(err)
 		}
-		if n > 0 {
-			failures = 0
-		}
-		if failures++; failures >= maxFailures || r.ctx.Err() != nil || !errdefs.IsUnavailable(err) {
+		if failures++; failures >= maxFailures || r.ctx.Err() != nil || !again {
 			r.err = err
 			return
 		}

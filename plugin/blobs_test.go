@@ -12,8 +12,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	ctrdcontent "github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 
+	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/plugin/shim"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -201,6 +204,16 @@ func TestShimBlobRegistryDies(t *testing.T) {
 		r.Close()
 		w.wantAsked(u, 0, 4<<16, 8<<16)
 	})
+	bubble(t, nil, func(w *world) {
+		w.finder.answers[w.id] = verdictNobody
+		u := &shimRegistry{data: w.data, dies: 1000} // never a whole piece
+		r := w.openBlob(u.open)
+		if n, err := r.Read(make([]byte, 10)); n != 0 || err == nil {
+			w.Errorf("%d bytes, %v", n, err)
+		}
+		r.Close()
+		w.wantAsked(u, 0, 0, 0)
+	})
 	for name, tt := range map[string]struct {
 		err   error
 		tries int
@@ -229,16 +242,16 @@ func TestShimBlobRegistryDies(t *testing.T) {
 	}
 }
 
-// Bytes that make another digest end the reading with an error, and the next
-// reader gets all from the registry.
+// What the swarm delivered and the registry contradicts is replaced; a registry whose
+// own bytes make another digest is believed no more than once.
 func TestShimBlobMismatch(t *testing.T) {
 	bubble(t, nil, func(w *world) {
 		w.finder.answers[w.id] = verdictNobody
 		w.blobs.deliver(w.id, make([]byte, w.id.Size), 0, 1)
 		u := &shimRegistry{data: w.data}
 		r := w.openBlob(u.open)
-		if _, err := io.ReadAll(r); !errors.Is(err, piece.ErrMismatch) {
-			w.Errorf("error %v", err)
+		if got, err := io.ReadAll(r); err != nil || bytes.Equal(got, w.data) {
+			w.Errorf("bytes that had been read were taken back: %v", err)
 		}
 		r.Close()
 		r = w.openBlob(u.open)
@@ -246,6 +259,75 @@ func TestShimBlobMismatch(t *testing.T) {
 		r.Close()
 		w.wantAsked(u, 2<<16, 0)
 	})
+	bubble(t, nil, func(w *world) {
+		w.finder.answers[w.id] = verdictNobody
+		u := &shimRegistry{data: make([]byte, w.id.Size), slow: time.Second}
+		r := w.openBlob(u.open)
+		if _, err := io.ReadAll(r); !errors.Is(err, piece.ErrMismatch) {
+			w.Errorf("error %v", err)
+		}
+		r.Close()
+		w.wantAsked(u, 0)
+	})
+}
+
+// The same with a real store, and sums that are as false as the bytes.
+func TestShimBlobLies(t *testing.T) {
+	s := newServer(t, serverOptions{})
+	id, data := testBlob(t, 21<<16+3, 40)
+	lies := slices.Clone(data)
+	lies[5<<16+7] ^= 1
+	s.swarm.has(id, lies, 10, nil)
+	for i := range 2 {
+		r, err := shimBlobs{s.fs}.Open(t.Context(), id, (&shimRegistry{data: data}).open)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		if i == 1 && (err != nil || !bytes.Equal(got, data)) {
+			t.Errorf("%d bytes of %d: %v", len(got), id.Size, err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		if p := s.store.Presence(id); p != content.Cached {
+			t.Errorf("after it was read the blob is %v", p)
+		}
+	}
+}
+
+// A reader that waits is served when the blob comes by another way.
+func TestShimBlobImported(t *testing.T) {
+	s := newServer(t, serverOptions{})
+	id, data := testBlob(t, 5<<16+3, 41)
+	hold := make(chan struct{})
+	s.swarm.has(id, data, -1, hold)
+	defer close(hold)
+	r, err := shimBlobs{s.fs}.Open(t.Context(), id, (&shimRegistry{err: errors.New("not needed")}).open)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan []byte)
+	go func() {
+		got, err := io.ReadAll(r)
+		if err != nil {
+			t.Error(err)
+		}
+		read <- got
+	}()
+	for len(s.swarm.wanted()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	ctx := namespaces.WithNamespace(t.Context(), "ns")
+	if err := ctrdcontent.WriteBlob(ctx, s.contents(), "import-1", bytes.NewReader(data), layer(id)); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-read; !bytes.Equal(got, data) {
+		t.Errorf("read %d bytes of %d", len(got), id.Size)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // A disk that is full fails the reading; what was downloaded is dropped.

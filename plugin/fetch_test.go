@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,9 +35,14 @@ func bubble(t *testing.T, change func(*fetchConfig), f func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		w := &world{T: t, blobs: newFakeBlobs(), peers: newFakePeers(), start: time.Now(), cancel: cancel}
+		var mu sync.Mutex
 		cfg := fetchConfig{
 			Find: 200 * time.Millisecond, Stall: 5 * time.Second, Prefetch: time.Minute, MaxPrefetch: 4,
-			OnAnswer: func(o outcome, _ time.Duration) { w.outcomes = append(w.outcomes, o) },
+			OnAnswer: func(o outcome, _ time.Duration) {
+				mu.Lock()
+				defer mu.Unlock()
+				w.outcomes = append(w.outcomes, o)
+			},
 		}
 		if change != nil {
 			change(&cfg)

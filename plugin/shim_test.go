@@ -221,6 +221,7 @@ func TestShim(t *testing.T) {
 	if resp, _ := ask("HEAD", "", "letmein"); resp.StatusCode != http.StatusOK || resp.ContentLength != int64(len(data)) {
 		t.Errorf("HEAD: %s, %d bytes", resp.Status, resp.ContentLength)
 	}
+	agents[0].until(t, func(st Status) bool { return st.Store.Cached == 8 }) // the last one of before, at its own time
 	if got := up.downloads(); len(got) != 0 || agents[0].status(t).Store.Cached != 8 {
 		t.Errorf("HEAD downloaded %v; in the cache are %d", got, agents[0].status(t).Store.Cached)
 	}
@@ -356,6 +357,9 @@ func TestShimFalseBlob(t *testing.T) {
 	defer body.Close()
 	if got, err := io.ReadAll(body); err == nil && !bytes.Equal(got, s.data) || err != nil && len(got) >= len(right) {
 		t.Errorf("%d bytes that are neither's: %v", len(got), err)
+	}
+	if n := s.gets.Load(); n > 2 {
+		t.Errorf("the registry was asked %d times", n)
 	}
 	a.until(t, func(st Status) bool { return len(st.Blobs) == 0 })
 	if st := a.status(t); st.Store.Cached+st.Store.Committed > 0 {

@@ -96,6 +96,8 @@ type Blobs interface {
 	// Open returns a reader of the blob's bytes that waits for each until it is
 	// verified. If this node is to download the blob, upstream is called, for the
 	// bytes from an offset on, maybe several times. ctx is the reader's until Close.
+	// A reader may have a method Proven() bool, which reports that the bytes are known
+	// to be the digest's: they are not hashed again then.
 	Open(ctx context.Context, id piece.ID, upstream Upstream) (io.ReadSeekCloser, error)
 }
 
@@ -113,8 +115,8 @@ type Upstream func(ctx context.Context, off int64) (io.ReadCloser, error)
 // GET of a blob is preceded by a HEAD with the client's credentials: if the
 // registry does not answer that with 200 and a size, the GET is relayed like
 // anything else. The blob's bytes are sent as they are verified. A whole blob's
-// are hashed on their way, too, and its last ones are held back until that hash
-// is the digest. If the rest cannot be had, or is false, the connection is
+// are hashed on their way, too, unless all of it was here before, and its last
+// ones are held back until that hash is the digest. If the rest cannot be had, or is false, the connection is
 // broken off, so that the client sees that something is missing.
 //
 // A Mirror that listens on loopback answers only requests that call it by a

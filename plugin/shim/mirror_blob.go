@@ -46,6 +46,9 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, req request) {
 		return
 	}
 	body := &body{r: rd, id: id, hash: newHash(id.Alg)}
+	if p, ok := rd.(interface{ Proven() bool }); ok && p.Proven() {
+		body.hashed = -1 // it was hashed when it came
+	}
 	late := &lateWriter{w: w, rc: http.NewResponseController(w), header: http.Header{}}
 	late.header.Set("Content-Type", "application/octet-stream")
 	late.header.Set("Docker-Content-Digest", req.digest)
@@ -237,7 +240,7 @@ type body struct {
 
 	// What was read from 0 on without a gap, as it is sent.
 	hash   hash.Hash
-	hashed int64
+	hashed int64 // negative: no need to
 }
 
 func (b *body) Seek(off int64, whence int) (int64, error) {
