@@ -291,6 +291,7 @@ type fakeFinder struct {
 	mu      sync.Mutex
 	answers map[piece.ID]verdict // to a waiting want; others get none
 	asks    map[piece.ID]uint64  // the last one's
+	partial func()               // called by Partial, unless nil
 	log     []string
 }
 
@@ -332,7 +333,12 @@ func (f *fakeFinder) tell(id piece.ID, v verdict) {
 	f.fs.verdict(id, ask, v)
 }
 func (f *fakeFinder) Unwant(piece.ID)               { f.say("unwant") }
-func (f *fakeFinder) Partial(piece.ID)              { f.say("partial") }
+func (f *fakeFinder) Partial(piece.ID) {
+	f.say("partial")
+	if f.partial != nil {
+		f.partial()
+	}
+}
 func (f *fakeFinder) Gone(piece.ID)                 { f.say("gone") }
 func (f *fakeFinder) LeaseProgress(piece.ID, int64) { f.say("progress") }
 func (f *fakeFinder) LeaseDone(_ piece.ID, err error) {

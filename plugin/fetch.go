@@ -794,6 +794,10 @@ func (f *fetch) answer(peers peers, finder finder, draining bool) time.Duration 
 	switch {
 	case finder == nil && up:
 		s.verdict = verdictUnreachable
+	case f.wants == wantSome && s.verdict != verdictSources && s.verdict != verdictLease:
+		// A session has begun to wait since step looked, and the trackers have
+		// not heard of it: what they said of a prefetch is no answer to it.
+		s.verdict = verdictUnknown
 	case distrusted, f.noSwarm && s.verdict == verdictSources:
 		s.verdict, s.peers = verdictNobody, false
 	}

@@ -300,6 +300,38 @@ func TestFetchAnswersCross(t *testing.T) {
 	})
 }
 
+// A session begins to wait just after the fetch has looked who waits, and before it
+// answers them: «nobody», which the trackers said of a prefetch, is no answer to it.
+func TestFetchWaiterComesInBetween(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		if !w.fs.prefetch(w.id, 0) {
+			t.Fatal("not prefetched")
+		}
+		synctest.Wait()
+		w.finder.tell(w.id, verdictNobody)
+		synctest.Wait()
+		var ch <-chan got
+		w.finder.partial = func() {
+			ch = w.wait(w.Context())
+			for w.fs.status()[0].Waiting == 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		w.blobs.deliver(w.id, w.data, 1)
+		synctest.Wait()
+		time.Sleep(100 * time.Millisecond)
+		w.finder.tell(w.id, verdictSources)
+		time.Sleep(time.Second)
+		w.finder.tell(w.id, verdictNobody)
+		g := <-ch
+		if g.after < time.Second {
+			t.Errorf("the session was answered after %v", g.after)
+		}
+		g.f.endWriting(false, false, errNotWritten)
+		g.f.release()
+	})
+}
+
 func TestFetchSwarmFails(t *testing.T) {
 	for _, tt := range []struct {
 		err  error

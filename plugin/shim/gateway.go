@@ -188,6 +188,10 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			writeError(w, r, err)
 			return
 		}
+	case r.Header.Get("Content-Range") == "0-0" && r.ContentLength == 1:
+		// ociserver takes it for a range of nothing; the caller knows that there was one.
+		r.Header = r.Header.Clone()
+		r.Header.Del("Content-Range")
 	case r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/blobs/uploads/"):
 		g.mountOrUpload(r)
 	case r.Method == http.MethodDelete && strings.Contains(r.URL.Path, "/blobs/uploads/"):
@@ -328,7 +332,15 @@ func (g *Gateway) caller(r *http.Request) (*caller, error) {
 			if err != nil {
 				return nil, err
 			}
-			c.user, c.all = string(id.Roles[0])+":"+id.Name, id.Has(identity.RoleAdmin)
+			c.all = id.Has(identity.RoleAdmin)
+			for i, role := range id.Roles {
+				name := string(role) + ":" + id.Name
+				if i == 0 {
+					c.user = name
+				} else {
+					c.also = append(c.also, name)
+				}
+			}
 		}
 		return c, nil
 	case strings.EqualFold(scheme, "Bearer"):
@@ -343,7 +355,7 @@ func (g *Gateway) caller(r *http.Request) (*caller, error) {
 	if !ok {
 		return nil, errWrong
 	}
-	if err := g.users.password(user, password); err != nil {
+	if err := g.users.password(r.Context(), user, password); err != nil {
 		return nil, fmt.Errorf("user %q: %w", user, err)
 	}
 	c.user = user

@@ -32,7 +32,7 @@ const Anonymous = "anonymous"
 // RuleConfig allows users something. What no rule allows is refused; the order of
 // rules does not matter.
 type RuleConfig struct {
-	Users      []string `toml:"users" comment:"Names of users; * stands for any characters. \"anonymous\": whoever shows no credentials. Owners of certificates are \"<role>:<name>\", such as \"node:worker-*\"; an admin's certificate may do everything without a rule."`
+	Users      []string `toml:"users" comment:"Names of users; * stands for any characters. \"anonymous\": whoever shows no credentials (containerd, skopeo and others; Docker's engine asks a registry that has users for nothing without a login). Owners of certificates are \"<role>:<name>\", such as \"node:worker-*\"; an admin's certificate may do everything without a rule."`
 	Namespaces []string `toml:"namespaces" comment:"Regular expressions that match a repository's whole name, such as \"team/.*\"."`
 	Actions    []string `toml:"actions" comment:"Any of \"pull\", \"push\" and \"delete\"."`
 }
@@ -104,6 +104,7 @@ func (r *rule) allows(user string, a Action, repo string) bool {
 // caller is who a request comes from, and what it may do.
 type caller struct {
 	user     string
+	also     []string // other names of the same owner of a certificate, one per role
 	all      bool // may do everything
 	rules    []rule
 	remote   string
@@ -132,12 +133,14 @@ func permitted(ctx context.Context, a Action, repo string) bool {
 	if c.all {
 		return true
 	}
-	for i := range c.rules {
-		switch {
-		case a == List && c.user != Anonymous, a == List && c.rules[i].allowsAny(c.user):
-			return true
-		case c.rules[i].allows(c.user, a, repo):
-			return true
+	if a == List && c.user != Anonymous {
+		return true
+	}
+	for _, user := range append([]string{c.user}, c.also...) {
+		for i := range c.rules {
+			if r := &c.rules[i]; a == List && r.allowsAny(user) || r.allows(user, a, repo) {
+				return true
+			}
 		}
 	}
 	return false

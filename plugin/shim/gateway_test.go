@@ -254,6 +254,13 @@ func TestUploads(t *testing.T) {
 	if resp, _ := g.do("alice", "PATCH", at, "01234", "Content-Range", "0-4"); resp.StatusCode != 416 {
 		t.Errorf("a chunk again: %s", resp.Status)
 	}
+	one := start()
+	if resp, body := g.do("alice", "PATCH", one, "x", "Content-Range", "0-0"); resp.StatusCode != 202 {
+		t.Errorf("a chunk of one byte: %s %s", resp.Status, body)
+	}
+	if resp, _ := g.do("alice", "PATCH", one, "x", "Content-Range", "0-0"); resp.StatusCode != 416 {
+		t.Errorf("and again: %s", resp.Status)
+	}
 	if resp, _ := g.do("alice", "GET", at, ""); resp.StatusCode != 204 || resp.Header.Get("Range") != "0-4" {
 		t.Errorf("where it stands: %s %s", resp.Status, resp.Header.Get("Range"))
 	}
@@ -361,8 +368,8 @@ func TestUsersChange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	may := func(user string) bool { return u.password(user, "pw-"+user) == nil }
-	if !may("alice") || may("bob") || !may("alice") || u.password("alice", "pw-bob") == nil || u.password("alice", strings.Repeat("x", 100)) == nil {
+	may := func(user string) bool { return u.password(t.Context(), user, "pw-"+user) == nil }
+	if !may("alice") || may("bob") || !may("alice") || u.password(t.Context(), "alice", "pw-bob") == nil || u.password(t.Context(), "alice", strings.Repeat("x", 100)) == nil {
 		t.Error("wrong at the start")
 	}
 	again := func() error {

@@ -3,6 +3,7 @@ package shim
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -170,7 +171,7 @@ func (u *users) refresh() error {
 
 // password reports whether it is the user's. It takes as long for a user that there
 // is not.
-func (u *users) password(user, password string) error {
+func (u *users) password(ctx context.Context, user, password string) error {
 	u.mu.Lock()
 	hash, known := u.hashes[user]
 	u.mu.Unlock()
@@ -184,7 +185,11 @@ func (u *users) password(user, password string) error {
 	if _, ok := u.verified.Get(key); ok && known {
 		return nil
 	}
-	u.slots <- struct{}{}
+	select {
+	case u.slots <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	err := bcrypt.CompareHashAndPassword(hash, []byte(password))
 	<-u.slots
 	if err != nil || !known {
