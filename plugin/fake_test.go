@@ -332,7 +332,7 @@ func (f *fakeFinder) tell(id piece.ID, v verdict) {
 	f.mu.Unlock()
 	f.fs.verdict(id, ask, v)
 }
-func (f *fakeFinder) Unwant(piece.ID)               { f.say("unwant") }
+func (f *fakeFinder) Unwant(piece.ID) { f.say("unwant") }
 func (f *fakeFinder) Partial(piece.ID) {
 	f.say("partial")
 	if f.partial != nil {

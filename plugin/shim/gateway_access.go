@@ -105,7 +105,7 @@ func (r *rule) allows(user string, a Action, repo string) bool {
 type caller struct {
 	user     string
 	also     []string // other names of the same owner of a certificate, one per role
-	all      bool // may do everything
+	all      bool     // may do everything
 	rules    []rule
 	remote   string
 	hasRange bool // the request has a Content-Range
