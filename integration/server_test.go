@@ -252,6 +252,25 @@ func TestDocker(t *testing.T) {
 	must(t, d.Stop())
 }
 
+// Docker engines on two nodes have their agents' shims as mirrors of Docker Hub: each
+// layer leaves the registry once.
+func TestDockerMirror(t *testing.T) {
+	e := newEnv(t, 2*time.Minute)
+	img, _ := e.image(t, "team/hub", harness.ImageOptions{Layers: 3, LayerBytes: 4 << 20})
+	for _, name := range []string{"a", "b"} {
+		n := e.node(t, name, harness.NodeOptions{Agent: map[string]string{
+			"shim.upstream": quote("http://" + e.reg.Addr), "shim.plain_http": "[" + quote(e.reg.Addr) + "]",
+		}})
+		d := get(n.StartDocker(e.ctx, harness.DockerOptions{Mirrors: []string{"http://127.0.0.1:7405"}}))(t)
+		get(d.Run(e.ctx, "pull", "team/hub:1"))(t) // docker.io's, which nobody here reaches
+		if id := get(d.ImageID(e.ctx, "team/hub:1"))(t); id != img.Config {
+			t.Errorf("docker on %s has image %s, want %s", name, id, img.Config)
+		}
+		must(t, d.Stop())
+	}
+	e.once(t, img)
+}
+
 // A stock containerd pulls through the shim of the agent beside it, by hosts.toml.
 func TestMirror(t *testing.T) {
 	s := newServed(t, 2*time.Minute, "")

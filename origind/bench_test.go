@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"testing"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
 
+	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
@@ -18,10 +20,38 @@ import (
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
-// How fast one client pushes and reads on loopback.
+// How fast one client pushes on loopback, plain and with mutual TLS.
 func BenchmarkPush(b *testing.B) {
-	cfg := testConfig(b, b.TempDir(), nil)
-	o := start(b, cfg)
+	b.Run("plain", func(b *testing.B) { benchPush(b, start(b, testConfig(b, b.TempDir(), nil))) })
+	b.Run("TLS", func(b *testing.B) {
+		ca, err := identity.InitCA(filepath.Join(b.TempDir(), "ca"), "default")
+		if err != nil {
+			b.Fatal(err)
+		}
+		issue := func(name string, role identity.Role) identity.Config {
+			dir := filepath.Join(b.TempDir(), name)
+			if err := ca.Issue(dir, identity.ID{Name: name, Roles: []identity.Role{role}}, nil, time.Hour); err != nil {
+				b.Fatal(err)
+			}
+			return identity.Config{CA: filepath.Join(dir, identity.CACert), Cert: filepath.Join(dir, identity.Cert), Key: filepath.Join(dir, identity.Key)}
+		}
+		cfg := testConfig(b, b.TempDir(), nil)
+		cfg.Identity = issue("origin", identity.RoleOrigin)
+		o := start(b, cfg)
+		me, err := identity.Load(issue("gateway", identity.RoleGateway), "default")
+		if err != nil {
+			b.Fatal(err)
+		}
+		o.client.Close()
+		if o.client, err = origin.New(origin.Config{Origins: []string{o.addr}, TLS: me.ClientTLS(identity.RoleOrigin)}); err != nil {
+			b.Fatal(err)
+		}
+		defer o.client.Close()
+		benchPush(b, o)
+	})
+}
+
+func benchPush(b *testing.B, o *running) {
 	const size = 64 << 20
 	b.SetBytes(size)
 	seed := uint64(0)
