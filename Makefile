@@ -41,6 +41,7 @@ unit: ## unit tests of the module
 integration: ## tests against real containerds and a real registry (root); RUN=regexp chooses
 	@$(I)/prepare.sh test
 	@$(MAKE) -s --no-print-directory tools $(B)/capelin
+	CAPELIN_TEST_TOOLS=1 $(GO) test -count 1 -run TestRealContainerd ./plugin/install
 	cd $(I) && $(GO) vet ./... && $(GO) test -timeout 20m -count 1 -run '$(RUN)' ./...
 
 .PHONY: race

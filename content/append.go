@@ -337,7 +337,7 @@ func (st *state) takeFile(path string) (bool, error) {
 	s := st.s
 	st.ck <- struct{}{} // nobody syncs the old file
 	defer func() { <-st.ck }()
-	unlock := s.places.lock(st.dgst)
+	unlock := s.places.Lock(st.dgst)
 	defer unlock()
 	s.mu.Lock()
 	p := s.parts[st.id]

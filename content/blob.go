@@ -198,7 +198,7 @@ func (st *state) load(ctx context.Context, complete bool) {
 
 func (st *state) loadComplete() error {
 	s := st.s
-	unlock := s.places.lock(st.dgst)
+	unlock := s.places.Lock(st.dgst)
 	defer unlock()
 	s.mu.Lock()
 	e := s.index[st.dgst]
@@ -247,7 +247,7 @@ func (st *state) loadComplete() error {
 
 func (st *state) loadPartial(ctx context.Context) error {
 	s := st.s
-	unlock := s.places.lock(st.dgst)
+	unlock := s.places.Lock(st.dgst)
 	f, err := os.OpenFile(s.partialPath(st.id, ".data"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err == nil {
 		err = f.Truncate(st.id.Size) // a hole, if it is new
@@ -410,7 +410,7 @@ func (s *Store) idle(st *state) func() {
 // removeEmpty removes a partial blob without pieces, unless somebody has opened
 // it meanwhile, or it only could not be opened.
 func (s *Store) removeEmpty(p *partial, st *state) {
-	unlock := s.places.lock(st.dgst)
+	unlock := s.places.Lock(st.dgst)
 	s.mu.Lock()
 	st.refs--
 	st.mu.Lock()
@@ -851,7 +851,7 @@ func (b *Blob) Recheck(i int) error {
 // quarantine takes a complete blob whose bytes are wrong out of the swarm.
 func (st *state) quarantine() error {
 	s := st.s
-	unlock := s.places.lock(st.dgst)
+	unlock := s.places.Lock(st.dgst)
 	s.mu.Lock()
 	e := s.index[st.dgst]
 	if e == nil || e.open != st {
@@ -947,7 +947,7 @@ func (st *state) finish() error {
 	}
 	st.ck <- struct{}{} // no map is written any more
 	defer func() { <-st.ck }()
-	unlock := s.places.lock(st.dgst)
+	unlock := s.places.Lock(st.dgst)
 	defer unlock()
 	s.mu.Lock()
 	p, other := s.parts[st.id], s.index[st.dgst]
@@ -1100,7 +1100,7 @@ func (b *Blob) ComputeSums(ctx context.Context) error {
 
 func (st *state) storeSums(sums *piece.Sums) error {
 	s := st.s
-	unlock := s.places.lock(st.dgst)
+	unlock := s.places.Lock(st.dgst)
 	defer unlock()
 	s.mu.Lock()
 	e := s.index[st.dgst]
@@ -1200,7 +1200,7 @@ func (b *Blob) Drop() error {
 	s := st.s
 	st.ck <- struct{}{} // no map may be written after we removed it
 	defer func() { <-st.ck }()
-	unlock := s.places.lock(st.dgst)
+	unlock := s.places.Lock(st.dgst)
 	defer unlock()
 	s.mu.Lock()
 	p := s.parts[st.id]
@@ -1233,7 +1233,7 @@ func (s *Store) trashPartial(id piece.ID) error {
 // dropPartials removes partials of a digest that is now complete and that
 // nobody has open: they can never be of use, whatever size they claim.
 func (s *Store) dropPartials(d digest.Digest) {
-	unlock := s.places.lock(d)
+	unlock := s.places.Lock(d)
 	defer unlock()
 	s.mu.Lock()
 	var idle []piece.ID

@@ -82,7 +82,7 @@ func (s *Store) Info(ctx context.Context, d digest.Digest) (ctrdcontent.Info, er
 
 // publish makes a complete blob containerd's, durably, and returns its info.
 func (s *Store) publish(d digest.Digest) (ctrdcontent.Info, error) {
-	unlock := s.places.lock(d)
+	unlock := s.places.Lock(d)
 	info, gone, err := s.publishLocked(d)
 	unlock()
 	if gone > 0 {
@@ -174,7 +174,7 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 // delete is Delete with a lock. If the blob is gone for good it returns its size,
 // otherwise -1.
 func (s *Store) delete(d digest.Digest) (int64, error) {
-	unlock := s.places.lock(d)
+	unlock := s.places.Lock(d)
 	defer unlock()
 	s.mu.Lock()
 	e := s.index[d]
@@ -254,7 +254,7 @@ func (s *Store) Update(ctx context.Context, info ctrdcontent.Info, fieldpaths ..
 		}
 	}
 	d := info.Digest
-	unlock := s.places.lock(d)
+	unlock := s.places.Lock(d)
 	defer unlock()
 	s.mu.Lock()
 	e := s.index[d]

@@ -17,7 +17,7 @@ func (s *Store) DropCached(id piece.ID) error {
 	if _, err := s.learn(d); err != nil {
 		return fmt.Errorf("dropping %s: %w", id, err)
 	}
-	unlock := s.places.lock(d)
+	unlock := s.places.Lock(d)
 	s.mu.Lock()
 	e := s.index[d]
 	if e == nil || e.place != Cached || e.bad || e.size != id.Size {

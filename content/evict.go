@@ -255,7 +255,7 @@ func (s *Store) unlink(p string, trash bool) error {
 	// Sums and quarantine marks are written under their digest's lock.
 	name, bad := strings.CutSuffix(filepath.Base(p), ".bad")
 	if d, ok := blobDigest(filepath.Base(filepath.Dir(p)), name); ok {
-		defer s.places.lock(d)()
+		defer s.places.Lock(d)()
 		s.mu.Lock()
 		e := s.index[d]
 		used := e != nil && (bad && e.bad || !bad && e.sums)
@@ -335,7 +335,7 @@ func (s *Store) evictOne(young time.Duration) (int64, bool) {
 		}
 		s.unkeep(v)
 		s.mu.Unlock()
-		unlock := s.places.lock(v.dgst)
+		unlock := s.places.Lock(v.dgst)
 		s.mu.Lock()
 		if s.index[v.dgst] != v || v.place != Cached || v.open != nil {
 			s.mu.Unlock()
@@ -356,7 +356,7 @@ func (s *Store) evictOne(young time.Duration) (int64, bool) {
 		}
 		s.unkeep(v)
 		s.mu.Unlock()
-		unlock := s.places.lock(digest.Digest(v.id.Digest()))
+		unlock := s.places.Lock(digest.Digest(v.id.Digest()))
 		defer unlock()
 		s.mu.Lock()
 		if s.parts[v.id] != v || v.open != nil {

@@ -81,7 +81,7 @@ func (s *Store) checkImport(path string, sums *piece.Sums) error {
 func (s *Store) importFile(path string, sums *piece.Sums) (added bool, err error) {
 	id := sums.ID()
 	d := digest.Digest(id.Digest())
-	unlock := s.places.lock(d)
+	unlock := s.places.Lock(d)
 	defer unlock()
 	s.mu.Lock()
 	closed, e := s.closed, s.index[d]
@@ -172,7 +172,7 @@ func (b *Blob) Reopen() (*os.File, error) {
 		return nil, fmt.Errorf("opening %w", err)
 	}
 	s := st.s
-	unlock := s.places.lock(st.dgst)
+	unlock := s.places.Lock(st.dgst)
 	defer unlock()
 	s.mu.Lock()
 	e := s.index[st.dgst]

@@ -260,7 +260,7 @@ func (w *seqWriter) Commit(ctx context.Context, size int64, expected digest.Dige
 		return fmt.Errorf("syncing ref %q: %w", w.ref, err)
 	}
 	s := w.s
-	unlock := s.places.lock(d)
+	unlock := s.places.Lock(d)
 	err := w.Writer.Commit(ctx, size, expected, opts...)
 	w.closed = true
 	// The stock store keeps the ingest after most errors.

@@ -109,7 +109,7 @@ func (s *Store) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (ctrdcont
 	}
 	// Under the digest's lock, so that a Delete that comes now takes the file out
 	// of the cache after we have put it in.
-	unlock := s.places.lock(d)
+	unlock := s.places.Lock(d)
 	f, err := os.Open(s.blobPath(d, Committed))
 	if errors.Is(err, fs.ErrNotExist) {
 		s.mu.Lock()

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/capelin-io/capelin/internal/durable"
+	"github.com/capelin-io/capelin/internal/keylock"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -92,7 +93,7 @@ type Store struct {
 	lock   *os.File
 	stock  ctrdcontent.Store // containerd's own, for sequential writers
 	labels *labelStore
-	places keyedLocks // held while a digest's files are renamed or opened
+	places keylock.Locks[digest.Digest] // held while a digest's files are renamed or opened
 	files  fileCache
 	syncs  sync.Map // directory → *dirSync
 	dirs   sync.Map // directories known to exist
@@ -594,41 +595,6 @@ func (s *Store) blobGone(d digest.Digest, size int64) {
 func (s *Store) report(err error) {
 	if err != nil && s.cfg.Report != nil {
 		s.cfg.Report(err)
-	}
-}
-
-// keyedLocks is a lock per digest. The zero value is ready.
-type keyedLocks struct {
-	mu sync.Mutex
-	m  map[digest.Digest]*keyedLock
-}
-
-type keyedLock struct {
-	ch    chan struct{} // holds a token while locked
-	users int
-}
-
-// lock locks d until the function it returns is called.
-func (k *keyedLocks) lock(d digest.Digest) (unlock func()) {
-	k.mu.Lock()
-	if k.m == nil {
-		k.m = make(map[digest.Digest]*keyedLock)
-	}
-	l := k.m[d]
-	if l == nil {
-		l = &keyedLock{ch: make(chan struct{}, 1)}
-		k.m[d] = l
-	}
-	l.users++
-	k.mu.Unlock()
-	l.ch <- struct{}{}
-	return func() {
-		<-l.ch
-		k.mu.Lock()
-		if l.users--; l.users == 0 {
-			delete(k.m, d)
-		}
-		k.mu.Unlock()
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
@@ -17,6 +16,7 @@ import (
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/internal/durable"
+	"github.com/capelin-io/capelin/internal/keylock"
 )
 
 // record says where a blob lives.
@@ -122,7 +122,7 @@ const maxRecord = 1 << 20
 // records keeps them on disk, as records/<alg>/<2 hex>/<hex>.json.
 type records struct {
 	dir   string
-	locks keyedLocks
+	locks keylock.Locks[digest.Digest]
 }
 
 func openRecords(dir string) (*records, error) {
@@ -145,7 +145,7 @@ func (s *records) path(d digest.Digest) string {
 }
 
 // lock gives d's record and pin to the caller until it calls unlock.
-func (s *records) lock(d digest.Digest) (unlock func()) { return s.locks.lock(d) }
+func (s *records) lock(d digest.Digest) (unlock func()) { return s.locks.Lock(d) }
 
 // get returns a blob's record, or nil if there is none. It reads a small file.
 func (s *records) get(d digest.Digest) (*record, error) {
@@ -214,38 +214,4 @@ func (s *records) remove(d digest.Digest) error {
 		return fmt.Errorf("removing the record of %s: %w", d, err)
 	}
 	return nil
-}
-
-// keyedLocks is a lock per digest. The zero value is ready.
-type keyedLocks struct {
-	mu sync.Mutex
-	m  map[digest.Digest]*keyedLock
-}
-
-type keyedLock struct {
-	ch    chan struct{} // holds a token while locked
-	users int
-}
-
-func (k *keyedLocks) lock(d digest.Digest) (unlock func()) {
-	k.mu.Lock()
-	if k.m == nil {
-		k.m = make(map[digest.Digest]*keyedLock)
-	}
-	l := k.m[d]
-	if l == nil {
-		l = &keyedLock{ch: make(chan struct{}, 1)}
-		k.m[d] = l
-	}
-	l.users++
-	k.mu.Unlock()
-	l.ch <- struct{}{}
-	return func() {
-		<-l.ch
-		k.mu.Lock()
-		if l.users--; l.users == 0 {
-			delete(k.m, d)
-		}
-		k.mu.Unlock()
-	}
 }

@@ -107,11 +107,11 @@ func read(c *Client, off, n int64) ([]byte, error) {
 // A class comes back as it went out, and nothing else is taken for one.
 func TestClasses(t *testing.T) {
 	for _, c := range classes {
-		name, status := Class(fmt.Errorf("something: %w", c.err))
+		name, status := Class(fmt.Errorf("something: %w", c.Err))
 		if ClassOf(name) == nil || status < 400 {
-			t.Errorf("%v: %s, %d", c.err, name, status)
+			t.Errorf("%v: %s, %d", c.Err, name, status)
 		}
-		client := newClient(t, newFake(t, refuse(fmt.Errorf("reading sha256:…\n: %w", c.err))))
+		client := newClient(t, newFake(t, refuse(fmt.Errorf("reading sha256:…\n: %w", c.Err))))
 		_, err := client.Stat(t.Context(), ref)
 		if !errors.Is(err, ClassOf(name)) || !strings.Contains(err.Error(), "reading sha256") {
 			t.Errorf("%s came back as %v", name, err)
