@@ -34,6 +34,10 @@ func running(t *testing.T, s *Source) (told func() []string) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.Run(ctx) }()
+	// From here on the test acts between two looks of Run's, which would otherwise be
+	// at the same instant, in the middle of the files that a test writes.
+	synctest.Wait()
+	time.Sleep(pollInterval / 2)
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
