@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/capelin-io/capelin/internal/reload"
 )
 
 // running starts Run and returns what it told since the last call.
@@ -37,7 +39,7 @@ func running(t *testing.T, s *Source) (told func() []string) {
 	// From here on the test acts between two looks of Run's, which would otherwise be
 	// at the same instant, in the middle of the files that a test writes.
 	synctest.Wait()
-	time.Sleep(pollInterval / 2)
+	time.Sleep(reload.Every / 2)
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -45,7 +47,7 @@ func running(t *testing.T, s *Source) (told func() []string) {
 		}
 	})
 	return func() []string {
-		time.Sleep(2 * pollInterval)
+		time.Sleep(2 * reload.Every)
 		synctest.Wait()
 		mu.Lock()
 		defer mu.Unlock()

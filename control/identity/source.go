@@ -10,10 +10,10 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/internal/reload"
 )
 
 // Config says where a role's certificate is.
@@ -75,7 +75,7 @@ type Source struct {
 
 	cfg     Config
 	cluster string
-	now     atomic.Pointer[material]
+	files   *reload.Files[*material]
 }
 
 // material is what the files held together.
@@ -83,7 +83,6 @@ type material struct {
 	cert  tls.Certificate
 	roots *x509.CertPool
 	id    ID
-	stamp [3]stamp
 }
 
 // Load reads an identity of a cluster. The error says which file is wrong, and how.
@@ -91,16 +90,23 @@ type material struct {
 // long as that is so, but a node must start while its clock is still wrong.
 func Load(c Config, cluster string) (*Source, error) {
 	s := &Source{cfg: c, cluster: cluster}
-	m, err := s.read()
+	var err error
+	s.files, err = reload.Open(s.read, func(err error) {
+		if err != nil {
+			err = fmt.Errorf("the identity's files changed and cannot be used, the former ones stay in use: %w", err)
+		}
+		if s.Report != nil {
+			s.Report(err)
+		}
+	}, c.CA, c.Cert, c.Key)
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
-	s.now.Store(m)
 	return s, nil
 }
 
 func (s *Source) read() (*material, error) {
-	m := &material{stamp: s.stamps(), roots: x509.NewCertPool()}
+	m := &material{roots: x509.NewCertPool()}
 	pem, err := os.ReadFile(s.cfg.CA)
 	if err != nil {
 		return nil, err
@@ -136,41 +142,13 @@ func (s *Source) read() (*material, error) {
 	return m, nil
 }
 
-// stamp tells whether a file changed. Secrets in Kubernetes change by a rename of
-// a directory that the path leads through.
-type stamp struct {
-	modified time.Time
-	size     int64
-	info     os.FileInfo
-}
-
-func (s *Source) stamps() (st [3]stamp) {
-	for i, f := range []string{s.cfg.CA, s.cfg.Cert, s.cfg.Key} {
-		if info, err := os.Stat(f); err == nil {
-			st[i] = stamp{info.ModTime(), info.Size(), info}
-		}
-	}
-	return st
-}
-
-func (a stamp) same(b stamp) bool {
-	return a.size == b.size && a.modified.Equal(b.modified) && (a.info == nil) == (b.info == nil) && (a.info == nil || os.SameFile(a.info, b.info))
-}
-
-func (s *Source) changed(st, since [3]stamp) bool {
-	return !st[0].same(since[0]) || !st[1].same(since[1]) || !st[2].same(since[2])
-}
-
-// pollInterval is how often files are looked at.
-const pollInterval = 2 * time.Second
-
 // Run reads the files again when they change, until ctx is done; it returns nil.
 func (s *Source) Run(ctx context.Context) error {
-	t := time.NewTicker(pollInterval)
+	t := time.NewTicker(reload.Every)
 	defer t.Stop()
-	seen, warned := s.now.Load().stamp, ""
+	warned := ""
 	for {
-		if w := s.now.Load().warning(time.Now()); w != warned {
+		if w := s.files.Now().warning(time.Now()); w != warned {
 			if warned = w; w != "" && s.Warn != nil {
 				s.Warn(w)
 			}
@@ -180,22 +158,7 @@ func (s *Source) Run(ctx context.Context) error {
 			return nil
 		case <-t.C:
 		}
-		st := s.stamps()
-		if !s.changed(st, seen) {
-			continue
-		}
-		seen = st
-		m, err := s.read()
-		if err == nil {
-			// What changed while it was read differs from seen and is read again.
-			s.now.Store(m)
-		} else {
-			// Perhaps only one of them was written yet: the next change is read again.
-			err = fmt.Errorf("the identity's files changed and cannot be used, the former ones stay in use: %w", err)
-		}
-		if s.Report != nil {
-			s.Report(err)
-		}
+		s.files.Look()
 	}
 }
 
@@ -224,10 +187,10 @@ func (m *material) warning(now time.Time) string {
 }
 
 // ID returns whose identity it is.
-func (s *Source) ID() ID { return s.now.Load().id }
+func (s *Source) ID() ID { return s.files.Now().id }
 
 // NotAfter returns when the certificate expires.
-func (s *Source) NotAfter() time.Time { return s.now.Load().cert.Leaf.NotAfter }
+func (s *Source) NotAfter() time.Time { return s.files.Now().cert.Leaf.NotAfter }
 
 // ServerTLS returns what a server needs to accept those who have one of the roles,
 // and nobody else. It fits gRPC, HTTP and plain connections.
@@ -286,10 +249,10 @@ func (s *Source) server(allow []Role) *tls.Config {
 func (s *Source) base(usage x509.ExtKeyUsage, roles []Role) *tls.Config {
 	return &tls.Config{
 		MinVersion:           tls.VersionTLS13,
-		GetCertificate:       func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &s.now.Load().cert, nil },
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &s.now.Load().cert, nil },
+		GetCertificate:       func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &s.files.Now().cert, nil },
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &s.files.Now().cert, nil },
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			_, err := s.verify(cs.PeerCertificates, s.now.Load().roots, time.Now(), usage, roles)
+			_, err := s.verify(cs.PeerCertificates, s.files.Now().roots, time.Now(), usage, roles)
 			return err
 		},
 	}

@@ -8,10 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +27,7 @@ import (
 	"github.com/capelin-io/capelin/control/index"
 	"github.com/capelin-io/capelin/control/ops"
 	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/internal/reload"
 )
 
 // GatewayConfig is the configuration of `capelin gateway`; [DefaultGatewayConfig]
@@ -318,9 +317,6 @@ func (d discard) WriteHeader(int)             {}
 // caller finds out who a request comes from. An error: the credentials are wrong.
 func (g *Gateway) caller(r *http.Request) (*caller, error) {
 	c := &caller{user: Anonymous, rules: g.rules, remote: r.RemoteAddr, hasRange: r.Header.Get("Content-Range") != "", all: !g.guarded}
-	if err := g.users.refresh(); err != nil {
-		log.G(r.Context()).Error(err.Error())
-	}
 	auth := r.Header.Get("Authorization")
 	scheme, secret, _ := strings.Cut(auth, " ")
 	switch {
@@ -422,14 +418,20 @@ func RunGateway(ctx context.Context, cfg GatewayConfig) error {
 		secure = id.ServerTLSOptional(identity.Roles...)
 	}
 	if cfg.Cert != "" {
-		pair := &keyPair{cert: cfg.Cert, key: cfg.Key}
-		if _, err := pair.get(nil); err != nil {
+		pair, err := reload.Open(func() (*tls.Certificate, error) {
+			c, err := tls.LoadX509KeyPair(cfg.Cert, cfg.Key)
+			if err != nil {
+				return nil, fmt.Errorf("%s with %s: %w", cfg.Cert, cfg.Key, err)
+			}
+			return &c, nil
+		}, reread("certificate and key"), cfg.Cert, cfg.Key)
+		if err != nil {
 			return fmt.Errorf("gateway: %w", err)
 		}
 		if secure == nil {
 			secure = &tls.Config{MinVersion: tls.VersionTLS12}
 		}
-		secure.GetCertificate = pair.get
+		secure.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair.Get(), nil }
 	}
 	if secure != nil {
 		secure.MinVersion = tls.VersionTLS12 // clients of all kinds
@@ -524,41 +526,4 @@ func RunGateway(ctx context.Context, cfg GatewayConfig) error {
 		return nil
 	})
 	return group.Wait()
-}
-
-// keyPair is a certificate in files that may change.
-type keyPair struct {
-	cert, key string
-
-	mu     sync.Mutex
-	looked time.Time
-	stamp  [2]fileStamp
-	now    *tls.Certificate
-}
-
-func (k *keyPair) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.now != nil && time.Since(k.looked) < lookAgain {
-		return k.now, nil
-	}
-	k.looked = time.Now()
-	var stamp [2]fileStamp
-	for i, path := range []string{k.cert, k.key} {
-		if info, err := os.Stat(path); err == nil {
-			stamp[i] = fileStamp{info.ModTime(), info.Size()}
-		}
-	}
-	if k.now != nil && stamp == k.stamp {
-		return k.now, nil
-	}
-	pair, err := tls.LoadX509KeyPair(k.cert, k.key)
-	if err != nil {
-		if k.now != nil {
-			return k.now, nil // perhaps only one of them was written yet
-		}
-		return nil, fmt.Errorf("%s with %s: %w", k.cert, k.key, err)
-	}
-	k.now, k.stamp = &pair, stamp
-	return k.now, nil
 }

@@ -10,13 +10,13 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2/expirable"
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/internal/reload"
 )
 
 // users knows passwords and tokens, from files that are read again when they
@@ -31,16 +31,13 @@ type users struct {
 	// slots bounds how many passwords are hashed at once.
 	slots chan struct{}
 
-	mu     sync.Mutex
-	looked time.Time
-	stamps [2]fileStamp
-	hashes map[string][]byte // bcrypt, by user
-	bearer map[[32]byte]token
+	files *reload.Files[credentials]
 }
 
-type fileStamp struct {
-	modified time.Time
-	size     int64
+// credentials are what the files hold.
+type credentials struct {
+	hashes map[string][]byte // bcrypt, by user
+	bearer map[[32]byte]token
 }
 
 // token is a bearer token.
@@ -59,8 +56,7 @@ type tokenFile struct {
 }
 
 const (
-	lookAgain    = 2 * time.Second // at files
-	maxUserFile  = 4 << 20         // bytes
+	maxUserFile  = 4 << 20 // bytes
 	verifiedFor  = time.Minute
 	bcryptAtOnce = 4
 )
@@ -70,29 +66,21 @@ var nobody, _ = bcrypt.GenerateFromPassword([]byte("capelin"), bcrypt.DefaultCos
 
 func newUsers(passwords, tokens string) (*users, error) {
 	u := &users{passwords: passwords, tokens: tokens, verified: lru.NewLRU[[32]byte, struct{}](4096, nil, verifiedFor), slots: make(chan struct{}, bcryptAtOnce)}
-	u.looked, u.stamps = time.Now(), u.stat()
-	return u, u.read()
+	var err error
+	u.files, err = reload.Open(u.read, reread("users"), passwords, tokens)
+	return u, err
 }
 
 // enabled reports whether anybody can log in.
 func (u *users) enabled() bool { return u.passwords != "" || u.tokens != "" }
 
-func (u *users) stat() (s [2]fileStamp) {
-	for i, path := range []string{u.passwords, u.tokens} {
-		if info, err := os.Stat(path); path != "" && err == nil {
-			s[i] = fileStamp{info.ModTime(), info.Size()}
-		}
-	}
-	return s
-}
-
-// read reads both files; on an error what was read before stays.
-func (u *users) read() error {
-	hashes, bearer := map[string][]byte{}, map[[32]byte]token{}
+// read reads both files.
+func (u *users) read() (credentials, error) {
+	c := credentials{map[string][]byte{}, map[[32]byte]token{}}
 	if u.passwords != "" {
 		data, err := readFile(u.passwords)
 		if err != nil {
-			return err
+			return c, err
 		}
 		sc := bufio.NewScanner(bytes.NewReader(data))
 		for n := 1; sc.Scan(); n++ {
@@ -102,35 +90,32 @@ func (u *users) read() error {
 			}
 			name, hash, ok := strings.Cut(line, ":")
 			if _, err := bcrypt.Cost([]byte(hash)); !ok || name == "" || name == Anonymous || err != nil {
-				return fmt.Errorf("%s:%d: not a user's name and bcrypt hash (htpasswd -nB NAME makes such lines)", u.passwords, n)
+				return c, fmt.Errorf("%s:%d: not a user's name and bcrypt hash (htpasswd -nB NAME makes such lines)", u.passwords, n)
 			}
-			hashes[name] = []byte(hash)
+			c.hashes[name] = []byte(hash)
 		}
 		if err := sc.Err(); err != nil {
-			return fmt.Errorf("%s: %w", u.passwords, err)
+			return c, fmt.Errorf("%s: %w", u.passwords, err)
 		}
 	}
 	if u.tokens != "" {
 		data, err := readFile(u.tokens)
 		if err != nil {
-			return err
+			return c, err
 		}
 		var f tokenFile
 		if err := config.Parse(u.tokens, data, &f); err != nil {
-			return err
+			return c, err
 		}
 		for i, t := range f.Token {
 			sum, err := hex.DecodeString(t.SHA256)
 			if err != nil || len(sum) != sha256.Size || t.User == "" || t.User == Anonymous {
-				return fmt.Errorf("%s: token %d needs a user and the SHA-256 of the token in hexadecimal", u.tokens, i+1)
+				return c, fmt.Errorf("%s: token %d needs a user and the SHA-256 of the token in hexadecimal", u.tokens, i+1)
 			}
-			bearer[[32]byte(sum)] = token{t.User, t.Expires}
+			c.bearer[[32]byte(sum)] = token{t.User, t.Expires}
 		}
 	}
-	u.mu.Lock()
-	u.hashes, u.bearer = hashes, bearer
-	u.mu.Unlock()
-	return nil
+	return c, nil
 }
 
 func readFile(path string) ([]byte, error) {
@@ -144,37 +129,10 @@ func readFile(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// refresh reads files that changed; the error is worth a line in the log.
-func (u *users) refresh() error {
-	u.mu.Lock()
-	due := time.Since(u.looked) > lookAgain
-	if due {
-		u.looked = time.Now()
-	}
-	old := u.stamps
-	u.mu.Unlock()
-	if !due {
-		return nil
-	}
-	now := u.stat()
-	if now == old {
-		return nil
-	}
-	u.mu.Lock()
-	u.stamps = now
-	u.mu.Unlock()
-	if err := u.read(); err != nil {
-		return fmt.Errorf("users as they were before stay: %w", err)
-	}
-	return nil
-}
-
 // password reports whether it is the user's. It takes as long for a user that there
 // is not.
 func (u *users) password(ctx context.Context, user, password string) error {
-	u.mu.Lock()
-	hash, known := u.hashes[user]
-	u.mu.Unlock()
+	hash, known := u.files.Get().hashes[user]
 	if !known {
 		hash = nobody
 	}
@@ -201,9 +159,7 @@ func (u *users) password(ctx context.Context, user, password string) error {
 
 // who returns whose token it is.
 func (u *users) who(secret string) (string, error) {
-	u.mu.Lock()
-	t, ok := u.bearer[sha256.Sum256([]byte(secret))] // equal hashes are equal secrets; how long it takes tells nothing of them
-	u.mu.Unlock()
+	t, ok := u.files.Get().bearer[sha256.Sum256([]byte(secret))] // equal hashes are equal secrets; how long it takes tells nothing of them
 	switch {
 	case !ok:
 		return "", errWrong

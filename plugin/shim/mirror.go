@@ -141,8 +141,8 @@ var (
 
 // NewMirror returns a Mirror, or what is wrong with cfg.
 func NewMirror(cfg MirrorConfig, blobs Blobs) (*Mirror, error) {
-	t := &trusting{ca: cfg.CA}
-	if err := t.load(); err != nil {
+	t, err := newTrusting(cfg.CA)
+	if err != nil {
 		return nil, fmt.Errorf("CAs of registries: %w", err)
 	}
 	return newMirror(cfg, blobs, t)

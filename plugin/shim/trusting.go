@@ -7,75 +7,66 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"sync"
 	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/capelin-io/capelin/internal/reload"
 )
 
 // trusting is a transport that trusts the CAs of a file besides the system's, and
 // reads it again when it changes. It is safe for concurrent use.
-type trusting struct {
-	ca string // path; empty: the system's only
+type trusting struct{ *reload.Files[*http.Transport] }
 
-	mu     sync.Mutex
-	looked time.Time
-	stamp  fileStamp
-	now    *http.Transport
+// newTrusting reads the file; ca is its path, or empty: the system's CAs only.
+func newTrusting(ca string) (trusting, error) {
+	f, err := reload.Open(func() (*http.Transport, error) { return trustingNow(ca) }, reread("CAs of registries"), ca)
+	return trusting{f}, err
 }
 
-// load reads the file.
-func (t *trusting) load() error {
+func trustingNow(ca string) (*http.Transport, error) {
 	tr := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: upstreamTimeout,
-		IdleConnTimeout:       time.Minute,
+		IdleConnTimeout:       time.Minute, // of one that is replaced, too
 		MaxIdleConnsPerHost:   16,
 		DisableCompression:    true, // blobs come as they are
 		// HTTP/1.1: blobs are large, and a connection for each moves them faster.
 		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12},
 	}
-	if t.ca != "" {
-		if info, err := os.Stat(t.ca); err == nil {
-			t.stamp = fileStamp{info.ModTime(), info.Size()}
-		}
-		pem, err := os.ReadFile(t.ca)
-		if err != nil {
-			return err
-		}
-		roots, err := x509.SystemCertPool()
-		if err != nil {
-			roots = x509.NewCertPool()
-		}
-		if !roots.AppendCertsFromPEM(pem) {
-			return fmt.Errorf("%s holds no certificate", t.ca)
-		}
-		tr.TLSClientConfig.RootCAs = roots
+	if ca == "" {
+		return tr, nil
 	}
-	t.now, t.looked = tr, time.Now()
-	return nil
-}
-
-func (t *trusting) get() *http.Transport {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.ca == "" || time.Since(t.looked) < lookAgain {
-		return t.now
+	pem, err := os.ReadFile(ca)
+	if err != nil {
+		return nil, err
 	}
-	t.looked = time.Now()
-	info, err := os.Stat(t.ca)
-	if err != nil || t.stamp == (fileStamp{info.ModTime(), info.Size()}) {
-		return t.now
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
 	}
-	old := t.now
-	if t.load() == nil { // else it is being written, and is read when it has changed again
-		old.CloseIdleConnections()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", ca)
 	}
-	return t.now
+	tr.TLSClientConfig.RootCAs = roots
+	return tr, nil
 }
 
 // RoundTrip implements http.RoundTripper.
-func (t *trusting) RoundTrip(r *http.Request) (*http.Response, error) { return t.get().RoundTrip(r) }
+func (t trusting) RoundTrip(r *http.Request) (*http.Response, error) { return t.Get().RoundTrip(r) }
 
 // CloseIdleConnections is for http.Client.
-func (t *trusting) CloseIdleConnections() { t.get().CloseIdleConnections() }
+func (t trusting) CloseIdleConnections() { t.Now().CloseIdleConnections() }
+
+// reread returns what tells the log that files were read again, or cannot be.
+func reread(what string) func(error) {
+	return func(err error) {
+		if err != nil {
+			log.L.WithError(err).Errorf("%s changed and cannot be used, what was there before stays in use", what)
+			return
+		}
+		log.L.Infof("%s were read again", what)
+	}
+}

@@ -48,14 +48,14 @@ func TestTrusting(t *testing.T) {
 		}
 	}
 	write(oneCA)
-	tr := &trusting{ca: path}
-	if err := tr.load(); err != nil {
+	tr, err := newTrusting(path)
+	if err != nil {
 		t.Fatal(err)
 	}
 	defer tr.CloseIdleConnections()
 	want := func(when string, oneOK, twoOK bool) {
 		t.Helper()
-		tr.looked = time.Time{} // as if it had been long ago
+		tr.Look()
 		for url, ok := range map[string]bool{one: oneOK, two: twoOK} {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 			if err != nil {
@@ -81,9 +81,9 @@ func TestTrusting(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("no file", false, true)
-	for _, tr := range []*trusting{{ca: path}, {ca: os.DevNull}} {
-		if err := tr.load(); err == nil {
-			t.Errorf("CAs of %s", tr.ca)
+	for _, bad := range []string{path, os.DevNull} {
+		if _, err := newTrusting(bad); err == nil {
+			t.Errorf("CAs of %s", bad)
 		}
 	}
 }
