@@ -2,7 +2,6 @@ package indexd
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -62,11 +61,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		reg.MustRegister(ops.Expiry(w.source))
 		group.Go(func() error { return w.source.Run(gctx) })
 	}
-	https := []*http.Server{serve(group, gctx, ln, w.tls, s.handler(), writeTimeout+10*time.Second)}
+	group.Go(func() error {
+		defer s.drain()
+		return ops.Serve(gctx, ln, &http.Server{
+			Handler: s.handler(), TLSConfig: w.tls.Clone(), ReadTimeout: 10 * time.Second, WriteTimeout: writeTimeout + 10*time.Second,
+		}, shutdownTimeout)
+	})
 	fields := log.Fields{"listen": ln.Addr().String(), "cluster": cfg.Cluster, "storage": w.backend.Name(), "tls": w.tls != nil}
 	var metricsAddr net.Addr
 	if metricsLn != nil {
-		https = append(https, serve(group, gctx, metricsLn, nil, ops.Handler(reg, ready.Load, cfg.Pprof), 10*time.Minute))
+		group.Go(func() error { return ops.ServeMetrics(gctx, metricsLn, reg, ready.Load, cfg.Pprof) })
 		metricsAddr = metricsLn.Addr()
 		fields["metrics"] = metricsAddr.String()
 	}
@@ -77,43 +81,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	group.Go(func() error {
 		<-gctx.Done()
 		ready.Store(false)
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-		defer cancel()
-		for _, h := range https {
-			if err := h.Shutdown(end); err != nil {
-				_ = h.Close()
-			}
-		}
-		s.drain()
 		return nil
 	})
 	return group.Wait()
-}
-
-// serve serves HTTP; over TLS if conf is not nil. Requests keep ctx's values, and
-// go on when it is cancelled, until the server is shut down.
-func serve(group *errgroup.Group, ctx context.Context, ln net.Listener, conf *tls.Config, h http.Handler, write time.Duration) *http.Server {
-	s := &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      write,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    16 << 10,
-		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
-	}
-	group.Go(func() error {
-		var err error
-		if conf != nil {
-			s.TLSConfig = conf.Clone()
-			err = s.ServeTLS(ln, "", "")
-		} else {
-			err = s.Serve(ln)
-		}
-		if err != nil && !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("indexd: serving %s: %w", ln.Addr(), err)
-		}
-		return nil
-	})
-	return s
 }

@@ -22,16 +22,13 @@ import (
 
 // Limits of the API (control/ORIGIN.md section 5).
 const (
-	headerTimeout = 10 * time.Second
-	idleTimeout   = 2 * time.Minute
-	maxHeader     = 16 << 10
-	maxRequests   = 4096             // at once
-	moveTimeout   = 30 * time.Second // for a body to move at all, either way
-	sendChunk     = 4 << 20          // bytes of a whole blob between two deadlines
-	copyChunk     = 256 << 10        // bytes of an arriving blob read at once
-	farAhead      = 32 << 20         // bytes: a range that is so far beyond what has arrived,
-	farBytes      = 8 << 20          // and so short, is read from the backend by itself
-	commitWait    = 20 * time.Second // then the answer is "not yet"
+	maxRequests = 4096             // at once
+	moveTimeout = 30 * time.Second // for a body to move at all, either way
+	sendChunk   = 4 << 20          // bytes of a whole blob between two deadlines
+	copyChunk   = 256 << 10        // bytes of an arriving blob read at once
+	farAhead    = 32 << 20         // bytes: a range that is so far beyond what has arrived,
+	farBytes    = 8 << 20          // and so short, is read from the backend by itself
+	commitWait  = 20 * time.Second // then the answer is "not yet"
 )
 
 // Who may do what.

@@ -1,12 +1,9 @@
 package origind
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
-	stdlog "log"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -94,20 +91,19 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			return nil
 		})
 	}
-	api := httpServer(gctx, s.handler())
+	// Bodies and answers have deadlines of their own (moving, sendFile, follow).
+	api := &http.Server{Handler: s.handler()}
 	if id != nil {
 		run("identity", func() error { return id.Run(work) })
 		api.TLSConfig = id.ServerTLS(readers...) // writers are among them
-		run("API", func() error { return served(api.ServeTLS(l.api, "", "")) })
-	} else {
-		run("API", func() error { return served(api.Serve(l.api)) })
 	}
-	servers := []*http.Server{api}
+	served := make(chan struct{})
+	run("API", func() error {
+		defer close(served)
+		return ops.Serve(gctx, l.api, api, shutdownTimeout)
+	})
 	if l.metrics != nil {
-		m := httpServer(gctx, http.MaxBytesHandler(ops.Handler(s.metrics.reg, ready.Load, cfg.Pprof), 1<<10))
-		m.ReadTimeout, m.WriteTimeout = 10*time.Second, 10*time.Minute
-		run("metrics", func() error { return served(m.Serve(l.metrics)) })
-		servers = append(servers, m)
+		run("metrics", func() error { return ops.ServeMetrics(gctx, l.metrics, s.metrics.reg, ready.Load, cfg.Pprof) })
 	}
 	run("content directory", func() error { return s.store.Run(work) })
 	run("swarm", func() error { return node.Run(work) })
@@ -131,16 +127,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	g.Go(func() error {
 		<-gctx.Done()
-		defer stopWork()
 		ready.Store(false)
 		log.G(work).Info("origin is stopping")
-		end, cancel := context.WithTimeout(work, shutdownTimeout)
-		defer cancel()
-		for _, h := range servers {
-			if err := h.Shutdown(end); err != nil {
-				_ = h.Close()
-			}
-		}
+		<-served
+		stopWork()
 		return nil
 	})
 	return g.Wait()
@@ -250,34 +240,6 @@ func (s *server) sweepUploads(ctx context.Context) {
 			return
 		}
 	}
-}
-
-func served(err error) error {
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return err
-}
-
-// httpServer bounds what a client may do to the server. Requests' bodies and
-// answers have deadlines of their own (moving, sendFile, follow).
-func httpServer(ctx context.Context, h http.Handler) *http.Server {
-	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeader,
-		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
-		ErrorLog:          stdlog.New(debugLog{ctx}, "", 0),
-	}
-}
-
-// debugLog takes what net/http complains about, which is clients.
-type debugLog struct{ ctx context.Context }
-
-func (l debugLog) Write(p []byte) (int, error) {
-	log.G(l.ctx).WithField("message", string(bytes.TrimSpace(p))).Debug("http")
-	return len(p), nil
 }
 
 // listeners are what the origin listens on; metrics may be nil.

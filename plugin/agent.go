@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"sync/atomic"
 	"time"
@@ -172,11 +173,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	run("network", func() error { return a.runNetwork(work, lis.swarm) })
 	run("learning", func() error { a.images.run(work, svc.sessions.ids); return nil })
 	if lis.admin != nil {
-		run("admin socket", func() error { return serveHTTP(work, lis.admin, a.adminHandler()) })
+		run("admin socket", func() error {
+			return ops.Serve(work, lis.admin, &http.Server{Handler: a.adminHandler(), ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second}, time.Second)
+		})
 	}
 	if lis.metrics != nil {
 		run("metrics", func() error {
-			return serveHTTP(work, lis.metrics, ops.Handler(a.metrics.reg, a.ready.Load, a.cfg.Pprof))
+			return ops.ServeMetrics(work, lis.metrics, a.metrics.reg, a.ready.Load, a.cfg.Pprof)
 		})
 	}
 	shimStopped := make(chan struct{})

@@ -2,10 +2,8 @@ package trackerd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -25,9 +23,6 @@ import (
 	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/control/version"
 )
-
-// shutdownTimeout is how long streams and requests have to end by themselves.
-const shutdownTimeout = 2 * time.Second
 
 // Run is the tracker. It returns nil after ctx is cancelled and all streams and
 // goroutines have ended, or an error if it cannot listen.
@@ -95,14 +90,13 @@ func Run(ctx context.Context, cfg Config) error {
 	if id != nil {
 		group.Go(func() error { return id.Run(gctx) })
 	}
-	var https []*http.Server
 	if metricsLn != nil {
 		reg := prometheus.NewRegistry()
 		reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &collector{srv})
 		if id != nil {
 			reg.MustRegister(ops.Expiry(id))
 		}
-		https = append(https, serve(group, metricsLn, ops.Handler(reg, ready.Load, cfg.Pprof), 10*time.Minute))
+		group.Go(func() error { return ops.ServeMetrics(gctx, metricsLn, reg, ready.Load, cfg.Pprof) })
 	}
 	ready.Store(true)
 	fields := log.Fields{"listen": ln.Addr().String(), "cluster": cfg.Cluster}
@@ -121,34 +115,9 @@ func Run(ctx context.Context, cfg Config) error {
 		ready.Store(false)
 		hs.Shutdown()
 		g.Stop() // agents have another tracker, or fall back; there is nothing to finish
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-		defer cancel()
-		for _, h := range https {
-			if err := h.Shutdown(end); err != nil {
-				_ = h.Close()
-			}
-		}
 		return nil
 	})
 	err := group.Wait()
 	srv.wg.Wait()
 	return err
-}
-
-func serve(group *errgroup.Group, ln net.Listener, h http.Handler, write time.Duration) *http.Server {
-	s := &http.Server{
-		Handler:           http.MaxBytesHandler(h, 1<<10),
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      write,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    16 << 10,
-	}
-	group.Go(func() error {
-		if err := s.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("trackerd: serving %s: %w", ln.Addr(), err)
-		}
-		return nil
-	})
-	return s
 }

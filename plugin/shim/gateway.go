@@ -478,30 +478,15 @@ func RunGateway(ctx context.Context, cfg GatewayConfig) error {
 
 	var ready atomic.Bool
 	group, gctx := errgroup.WithContext(ctx)
-	serve := func(ln net.Listener, secure *tls.Config, h http.Handler) *http.Server {
-		s := &http.Server{
-			Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10, TLSConfig: secure, ErrorLog: ops.ErrorLog(ctx),
-			BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
-		}
-		group.Go(func() error {
-			var err error
-			if secure != nil {
-				err = s.ServeTLS(ln, "", "")
-			} else {
-				err = s.Serve(ln)
-			}
-			if err != nil && !errors.Is(err, http.ErrServerClosed) {
-				return fmt.Errorf("gateway: serving %s: %w", ln.Addr(), err)
-			}
-			return nil
-		})
-		return s
-	}
-	servers := []*http.Server{serve(ln, secure, patient(promhttp.InstrumentHandlerDuration(seconds, gw)))}
+	group.Go(func() error {
+		return ops.Serve(gctx, ln, &http.Server{
+			Handler: patient(promhttp.InstrumentHandlerDuration(seconds, gw)), TLSConfig: secure, MaxHeaderBytes: 32 << 10,
+		}, shutdownTimeout)
+	})
 	f := log.Fields{"listen": ln.Addr().String(), "cluster": cfg.Cluster, "tls": secure != nil, "guarded": cfg.guarded()}
 	var metricsAddr net.Addr
 	if metricsLn != nil {
-		servers = append(servers, serve(metricsLn, nil, ops.Handler(reg, ready.Load, cfg.Pprof)))
+		group.Go(func() error { return ops.ServeMetrics(gctx, metricsLn, reg, ready.Load, cfg.Pprof) })
 		metricsAddr = metricsLn.Addr()
 		f["metrics"] = metricsAddr.String()
 	}
@@ -516,13 +501,6 @@ func RunGateway(ctx context.Context, cfg GatewayConfig) error {
 	group.Go(func() error {
 		<-gctx.Done()
 		ready.Store(false)
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-		defer cancel()
-		for _, s := range servers {
-			if err := s.Shutdown(end); err != nil {
-				_ = s.Close()
-			}
-		}
 		return nil
 	})
 	return group.Wait()

@@ -188,35 +188,12 @@ func (m *Mirror) Close() { m.client.CloseIdleConnections() }
 // Serve serves on l until ctx is done. Then requests have stop to end before they
 // are broken off; Serve returns when none is left. l is closed.
 func (m *Mirror) Serve(ctx context.Context, l net.Listener, stop time.Duration) error {
-	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
 	running := &running{h: m}
-	srv := &http.Server{
-		Handler:           patient(running), // a blob takes as long as its client does
-		BaseContext:       func(net.Listener) context.Context { return requests },
-		ReadHeaderTimeout: 10 * time.Second, // a body is never read
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          ops.ErrorLog(ctx),
-	}
-	stopped := make(chan struct{})
-	end := context.AfterFunc(ctx, func() {
-		defer close(stopped)
-		sctx, done := context.WithTimeout(requests, stop)
-		defer done()
-		_ = srv.Shutdown(sctx)
-	})
-	err := srv.Serve(l)
-	if !end() {
-		<-stopped
-	}
-	cancel()
-	srv.Close()
-	running.wait()
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return fmt.Errorf("serving the registry API on %s: %w", l.Addr(), err)
+	defer running.wait()
+	return ops.Serve(ctx, l, &http.Server{
+		Handler:        patient(running), // a blob takes as long as its client does
+		MaxHeaderBytes: maxHeader,
+	}, stop)
 }
 
 // running counts the requests under way.
