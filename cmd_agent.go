@@ -59,7 +59,7 @@ func agentCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprint(cmd.OutOrStdout(), plugin.ContainerdConfig(cfg))
+			fmt.Fprint(cmd.OutOrStdout(), plugin.ContainerdConfig(cfg, plugin.Unpacking{}))
 			return nil
 		},
 	})

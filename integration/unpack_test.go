@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"maps"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -11,8 +10,6 @@ import (
 
 	"github.com/capelin-io/capelin/integration/harness"
 )
-
-var unpackOn = map[string]string{"unpack": "true"}
 
 var unpackedLine = regexp.MustCompile(`(?m)^capelin_agent_unpacked_layers_total\{by="(.*)",format="(.*)"\} (.*)$`)
 
@@ -44,7 +41,7 @@ func (e *env) noMounts(t *testing.T, n *harness.Node) {
 // four layers included.
 func TestUnpack(t *testing.T) {
 	e := newEnv(t, 4*time.Minute)
-	seed := e.node(t, "seed", harness.NodeOptions{})
+	seed := e.node(t, "seed", harness.NodeOptions{Agent: map[string]string{"unpack": "false"}})
 	type image struct {
 		img *harness.Image
 		ref string
@@ -89,9 +86,7 @@ func TestUnpack(t *testing.T) {
 			name += "-blob"
 		}
 		t.Run(name, func(t *testing.T) {
-			keys := maps.Clone(unpackOn)
-			maps.Copy(keys, tt.opts.Agent)
-			tt.opts.Containerd, tt.opts.Agent = tt.version, keys
+			tt.opts.Containerd = tt.version
 			n := e.node(t, strings.ReplaceAll(name, ".", ""), tt.opts)
 			for _, f := range tt.formats {
 				img := images[f]
@@ -148,7 +143,7 @@ func TestUnpackInterrupted(t *testing.T) {
 		{"containerd", func(n *harness.Node) error { n.KillContainerd(); return n.StartContainerd(e.ctx) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			n := e.node(t, tt.name, harness.NodeOptions{Agent: unpackOn})
+			n := e.node(t, tt.name, harness.NodeOptions{})
 			wait := do(func() error { return n.PullCRI(e.ctx, ref, nil) })
 			file := filepath.Join(n.Root, "io.containerd.snapshotter.v1.overlayfs", "snapshots", "*", "fs", "data", "layer-1", "*", "file-1000")
 			e.poll(t, "a part of a layer", 30*time.Second, func() bool { return len(get(filepath.Glob(file))(t)) > 0 })

@@ -13,7 +13,6 @@ import (
 	ctrdcontent "github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/log"
-	"github.com/containerd/platforms"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -428,12 +427,12 @@ func watchdog(ctx context.Context) {
 	}
 }
 
-// ContainerdConfig returns the drop-in that makes containerd use the agent
-// (DESIGN 6.1).
-func ContainerdConfig(cfg Config) string {
+// ContainerdConfig returns the drop-in that makes a containerd use the agent that
+// unpacks in that way without it (DESIGN 6.1).
+func ContainerdConfig(cfg Config, unpacking Unpacking) string {
 	s := fmt.Sprintf(containerdDropIn, cfg.Socket)
 	if cfg.Unpack {
-		s += fmt.Sprintf(unpackDropIn, cfg.Socket, platforms.Format(platforms.DefaultSpec()))
+		s += unpacking.dropIn(cfg.Socket, cfg.UnpackLayers)
 	}
 	return s
 }

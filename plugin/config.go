@@ -37,7 +37,8 @@ type Config struct {
 
 	Shim shim.MirrorConfig `toml:"shim" comment:"A registry on loopback to pull from, for clients that are not this containerd's."`
 
-	Unpack bool `toml:"unpack" comment:"Unpack layers in the agent, faster than containerd does, for containerd's transfer service (CRI) and diff service. The agent then writes to the snapshotters' directories: it must run as root in a mount namespace that has them where containerd sees them (see contrib/systemd/capelin-agent-unpack.conf). After a change, restart the agent, print the drop-in again, and restart containerd."`
+	Unpack       bool `toml:"unpack" comment:"Unpack layers in the agent, faster than containerd does, for containerd's transfer service (CRI) and diff service. The agent then writes to the snapshotters' directories: it must run as root in a mount namespace that has them where containerd sees them (see contrib/systemd/capelin-agent-unpack.conf). After a change run \"capelin agent install\" again, and restart both. Default true."`
+	UnpackLayers int  `toml:"unpack_layers" comment:"How many layers of an image are unpacked at once: containerd's max_concurrent_unpacks, which takes effect with snapshotters that can rebase (overlayfs). One layer keeps several processors busy, so 1, the default, is rarely slower; and with more, directories that a layer does not mention no longer inherit owner and mode from the layers below. Needs containerd 2.2.9, 2.3.7, 2.4.2 or newer: some before them forget what a layer deletes. After a change as with unpack."`
 
 	Identity identity.Config `toml:"identity" comment:"Who this node is. With identity everything between nodes and servers is mutual TLS. The certificate needs the role node, and its name must be the node's."`
 	Insecure bool            `toml:"insecure" comment:"Listen beyond loopback without identity: everybody on that network may then take from this node whatever it can name."`
@@ -92,7 +93,8 @@ func DefaultConfig() Config {
 			Prefetch: config.Duration(time.Minute),
 			Stop:     config.Duration(10 * time.Second),
 		},
-		Shim:     shim.DefaultMirrorConfig(),
+		Shim:   shim.DefaultMirrorConfig(),
+		Unpack: true, UnpackLayers: 1,
 		Metrics:  "127.0.0.1:7403",
 		LogLevel: "info",
 	}
@@ -120,6 +122,9 @@ func (c *Config) Validate() error {
 	}
 	if len(c.Cluster) < 1 || len(c.Cluster) > 64 {
 		bad("cluster", "%q has %d bytes, not 1 to 64", c.Cluster, len(c.Cluster))
+	}
+	if c.UnpackLayers < 1 || c.UnpackLayers > 64 {
+		bad("unpack_layers", "%d is not 1 to 64", c.UnpackLayers)
 	}
 	if len(c.Node) > 253 {
 		bad("node", "%q has more than 253 bytes", c.Node)

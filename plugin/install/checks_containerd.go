@@ -104,9 +104,14 @@ func checkDropIn(_ context.Context, p *patient, add report) {
 			fmt.Sprintf("Put imports = [%q] at the top of %s, and restart containerd.", filepath.Join(filepath.Dir(path), "*.toml"), s.Config))
 		return
 	}
-	if p.agent.Err == nil && !strings.HasSuffix(path, ".tmpl") && string(text) != plugin.ContainerdConfig(p.agent.Config) {
-		add(Warn, fmt.Sprintf("%s is not what %s would have", path, p.agent.file()), "The agent's socket, or whether it unpacks, may be another than containerd thinks; or somebody has merged more into it.",
-			"Compare it with \"capelin agent containerd-config\".")
+	u, err := s.unpacking(p, path)
+	if err != nil {
+		add(Fail, err.Error(), "containerd cannot read it either.", "")
+		return
+	}
+	if p.agent.Err == nil && !strings.HasSuffix(path, ".tmpl") && string(text) != plugin.ContainerdConfig(p.agent.Config, u) {
+		add(Warn, fmt.Sprintf("%s is not what %s would have", path, p.agent.file()), "The agent's socket, or whether it unpacks, may be another than containerd thinks; or there are snapshotters to which it does not unpack yet; or somebody has merged more into it.",
+			"See what would change: capelin agent install --dry-run")
 		return
 	}
 	add(OK, fmt.Sprintf("%s, found by %s", path, s.Effective.From), "", "")

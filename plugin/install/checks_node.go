@@ -144,7 +144,7 @@ func checkOverlay(_ context.Context, p *patient, add report) {
 			return
 		}
 	}
-	add(Warn, "the kernel does not have it loaded", "containerd's default snapshotter needs it, and unpacking in the agent supports no other.", "Load the module: modprobe overlay.")
+	add(Warn, "the kernel does not have it loaded", "containerd's default snapshotter needs it.", "Load the module: modprobe overlay.")
 }
 
 // wantFiles is LimitNOFILE of the agent's unit.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -161,7 +162,10 @@ func TestDoctorFinds(t *testing.T) {
 			h.put(t, drop+disabledSuffix, "")
 		}, "drop-in", Fail, "moved aside"},
 		{"the drop-in is not imported", func(t *testing.T, h *fakeHost, _ *Agent) { h.put(t, "/etc/containerd/config.toml", "version = 3\n") }, "drop-in", Fail, "does not import"},
-		{"the drop-in is another's", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Unpack = true }, "drop-in", Warn, "is not what"},
+		{"the drop-in is another's", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Unpack = false }, "drop-in", Warn, "is not what"},
+		{"a snapshotter that came later", func(_ *testing.T, h *fakeHost, _ *Agent) {
+			containerd(h, Containerd{Version: "2.4.2", Plugins: []Plugin{{Type: typeContent, ID: proxyName}, {Type: typeSnapshots, ID: "stargz"}}})
+		}, "drop-in", Warn, "is not what"},
 		{"the sockets differ", func(_ *testing.T, h *fakeHost, a *Agent) { a.Socket = "/run/x"; h.healthy["/run/x"] = nil }, "content store", Fail, "the agent is on /run/x"},
 		{"the stock store is enabled", func(t *testing.T, h *fakeHost, a *Agent) {
 			h.put(t, drop, strings.Replace(h.get(t, drop), "disabled_plugins", "required_plugins", 1))
@@ -186,7 +190,11 @@ func TestDoctorFinds(t *testing.T) {
 		{"the agent is down", func(_ *testing.T, h *fakeHost, _ *Agent) {
 			h.run = systemctl(agentUnit, "LoadState=loaded\nUnitFileState=enabled\nActiveState=failed\nResult=exit-code\n")
 		}, "units", Fail, "failed (exit-code)"},
-		{"unpacking without its drop-in", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Unpack = true }, "units", Fail, "unpack = true"},
+		{"unpacking without its drop-in", func(t *testing.T, h *fakeHost, _ *Agent) {
+			if err := os.Remove(h.Path(filepath.Join(UnitDir, unpackConf))); err != nil {
+				t.Fatal(err)
+			}
+		}, "units", Fail, "unpack = true"},
 		{"the agent does not answer", func(_ *testing.T, h *fakeHost, a *Agent) { h.healthy = nil }, "socket", Fail, "does not answer"},
 		{"another directory", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Root = "/elsewhere" }, "content directory", Fail, "/elsewhere"},
 		{"two file systems", func(_ *testing.T, h *fakeHost, _ *Agent) {

@@ -7,10 +7,13 @@ import (
 	"io/fs"
 	"maps"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/capelin-io/capelin/plugin"
 )
 
 // Types and names of containerd's plugins.
@@ -34,6 +37,7 @@ type Effective struct {
 	Discard      bool   // discard_unpacked_layers
 	MaxDownloads int    // layers of an image at once; 0: unknown
 	Sharing      string // content_sharing_policy; "": the default, shared
+	Unpacking    plugin.Unpacking
 }
 
 // Proxy is a plugin that another process serves.
@@ -65,7 +69,7 @@ func effective(ctx context.Context, h Host, binary, config string) (Effective, e
 				e := Effective{From: "containerd config dump"}
 				e.merge(&f)
 				// Before 2.3 the dump does not migrate what a file of version 2 says.
-				if ours, err := fromFiles(h, config); err == nil {
+				if ours, err := fromFiles(h, config, ""); err == nil {
 					e.Discard = e.Discard || ours.Discard
 					e.MaxDownloads = max(e.MaxDownloads, ours.MaxDownloads)
 				}
@@ -73,15 +77,15 @@ func effective(ctx context.Context, h Host, binary, config string) (Effective, e
 			}
 		}
 	}
-	return fromFiles(h, config)
+	return fromFiles(h, config, "")
 }
 
-// fromFiles merges the files as containerd does: breadth first, later ones win,
-// disabled plugins add up. It does not read containerd's default imports, because
-// containerd does not either.
-func fromFiles(h Host, config string) (Effective, error) {
+// fromFiles merges the files as containerd does, but for the one at except: breadth
+// first, later ones win, disabled plugins add up. It does not read containerd's
+// default imports, because containerd does not either.
+func fromFiles(h Host, config, except string) (Effective, error) {
 	e := Effective{From: config}
-	seen := map[string]bool{}
+	seen := map[string]bool{except: true}
 	pending := []string{config}
 	for len(pending) > 0 {
 		path := pending[0]
@@ -181,6 +185,57 @@ func (e *Effective) merge(f *file) {
 	if s, ok := get("io.containerd.metadata.v1.bolt", "content_sharing_policy").(string); ok {
 		e.Sharing = s
 	}
+	// Whatever of it is not as it should be is for containerd to complain about.
+	decodeInto(&e.Unpacking.Differs, get("io.containerd.service.v1.diff-service", "default"))
+	decodeInto(&e.Unpacking.UnpackTo, get("io.containerd.transfer.v1.local", "unpack_config"))
+}
+
+// decodeInto decodes a value that was decoded to maps and slices; nil changes nothing.
+func decodeInto[T any](to *T, v any) {
+	if v == nil {
+		return
+	}
+	var d struct{ V T }
+	if text, err := toml.Marshal(map[string]any{"V": v}); err == nil && toml.Unmarshal(text, &d) == nil {
+		*to = d.V
+	}
+}
+
+// unpacking tells how containerd unpacks without what the file at dropIn says, and
+// to which snapshotters it could.
+func (s *Survey) unpacking(h Host, dropIn string) (plugin.Unpacking, error) {
+	e, err := fromFiles(h, s.Config, dropIn)
+	if err != nil {
+		return plugin.Unpacking{}, err
+	}
+	u := e.Unpacking
+	usable := func(kind string) (ids []string) {
+		if s.Running != nil {
+			for _, p := range s.Running.Plugins {
+				if p.Type == kind && p.Err == "" {
+					ids = append(ids, p.ID)
+				}
+			}
+		}
+		slices.Sort(ids)
+		return ids
+	}
+	erofs := slices.Contains(usable(typeSnapshots), "erofs") && slices.Contains(usable(typeDiff), "erofs")
+	if len(u.UnpackTo) == 0 { // containerd's defaults
+		u.UnpackTo = []plugin.UnpackTo{{Platform: "linux", Snapshotter: "overlayfs"}}
+		if erofs && atLeast(s.Version, 2, 3) {
+			u.UnpackTo = append(u.UnpackTo, plugin.UnpackTo{Platform: "linux(+erofs)/" + runtime.GOARCH, Snapshotter: "erofs", Differ: "erofs", Optional: true})
+		}
+	}
+	// An entry for a snapshotter that cannot be used keeps a containerd before 2.3, which
+	// does not know "optional", from pulling. Native can always be used.
+	optional := atLeast(s.Version, 2, 3)
+	for _, id := range usable(typeSnapshots) {
+		if id != "erofs" && (optional || id == "native") && !slices.ContainsFunc(u.UnpackTo, func(t plugin.UnpackTo) bool { return t.Snapshotter == id }) {
+			u.UnpackTo = append(u.UnpackTo, plugin.UnpackTo{Platform: "linux", Snapshotter: id, Optional: optional})
+		}
+	}
+	return u, nil
 }
 
 // uses reports whether containerd takes the socket for its content store, and

@@ -115,7 +115,11 @@ func NewPlan(h Host, s *Survey, o Options) (*Plan, error) {
 		at = path + disabledSuffix
 		old.Files[at] = old.Files[path]
 	}
-	if err := p.file(h, old, at, dropIn(p.Agent, form)); err != nil {
+	u, err := s.unpacking(h, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.file(h, old, at, dropIn(p.Agent, u, form)); err != nil {
 		return nil, err
 	}
 	if p.Fallen {
@@ -262,6 +266,9 @@ func (p *Plan) note(h Host, o Options, form Form) {
 	}
 	if form == FormTemplate {
 		add("%s does not import drop-ins, so its template is written; a newer %s imports %s by itself", s.Config, s.Flavor, s.DropIns)
+	}
+	if p.Agent.Unpack && p.Agent.UnpackLayers > 1 && !atLeast(s.Version, 2, 2) {
+		add("unpack_layers is %d, but containerd %s unpacks one layer of an image after the other", p.Agent.UnpackLayers, s.Version)
 	}
 	for _, other := range s.Effective.otherStores() {
 		add("containerd has another content store, the proxy plugin %s: it accepts one only, remove the other", other)

@@ -65,8 +65,8 @@ func Units(cfg plugin.Config, binary, config, unit, dropIn string) map[string]st
 }
 
 // dropIn returns the drop-in's text in a form.
-func dropIn(cfg plugin.Config, form Form) string {
-	text := plugin.ContainerdConfig(cfg)
+func dropIn(cfg plugin.Config, u plugin.Unpacking, form Form) string {
+	text := plugin.ContainerdConfig(cfg, u)
 	if form != FormTemplate {
 		return text
 	}

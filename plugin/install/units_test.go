@@ -2,10 +2,13 @@ package install
 
 import (
 	"bytes"
+	"cmp"
 	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,7 +22,6 @@ var update = flag.Bool("update", false, "write contrib/systemd anew")
 // defaultUnits are the units of an agent with defaults on a plain containerd.
 func defaultUnits() map[string]string {
 	cfg := plugin.DefaultConfig()
-	cfg.Unpack = true
 	return Units(cfg, BinaryPath, ConfigPath, "containerd.service", "/etc/containerd/conf.d/capelin.toml")
 }
 
@@ -149,8 +151,7 @@ func TestFallbackWithoutCapelin(t *testing.T) {
 // The template of k3s and RKE2 is TOML around what the base makes.
 func TestTemplate(t *testing.T) {
 	cfg := plugin.DefaultConfig()
-	cfg.Unpack = true
-	text := strings.TrimPrefix(dropIn(cfg, FormTemplate), templateHead)
+	text := strings.TrimPrefix(dropIn(cfg, plugin.Unpacking{}, FormTemplate), templateHead)
 	text = strings.Replace(text, `{{ template "base" . }}`, "version = 3\nimports = ['/x/*.toml']\nroot = '/r'\n[plugins.'io.containerd.cri.v1.images']\n  snapshotter = 'overlayfs'", 1)
 	var f file
 	if err := toml.Unmarshal([]byte(text), &f); err != nil {
@@ -178,7 +179,8 @@ func TestRealContainerd(t *testing.T) {
 		found = true
 		for name, config := range map[string]string{
 			"no imports": "version = 3\nroot = '/srv/c'\n",
-			"imports":    "version = 2\nimports = ['conf.d/*.toml']\nroot = '/srv/c'\n[plugins.'io.containerd.grpc.v1.cri']\n  max_concurrent_downloads = 7\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\n  discard_unpacked_layers = true\n",
+			"imports": "version = 2\nimports = ['conf.d/*.toml']\nroot = '/srv/c'\n[plugins.'io.containerd.grpc.v1.cri']\n  max_concurrent_downloads = 7\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\n  discard_unpacked_layers = true\n" +
+				"[plugins.'io.containerd.service.v1.diff-service']\n  default = ['walking']\n[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  snapshotter = 'overlayfs'\n",
 		} {
 			h := Local{}
 			dir := t.TempDir()
@@ -187,20 +189,30 @@ func TestRealContainerd(t *testing.T) {
 				t.Fatal(err)
 			}
 			cfg := plugin.DefaultConfig()
-			if err := write(h, filepath.Join(dir, "conf.d", "capelin.toml"), []byte(dropIn(cfg, FormImport)), 0o644); err != nil {
+			if err := write(h, filepath.Join(dir, "conf.d", "capelin.toml"), []byte(dropIn(cfg, plugin.Unpacking{Differs: []string{"erofs", "walking"}, UnpackTo: []plugin.UnpackTo{
+				{Platform: "linux", Snapshotter: "native", Differ: "walking", ConfigType: "x/y", LayerTypes: []string{"a/b"}}, {Platform: "linux", Snapshotter: "erofs", Differ: "erofs"},
+			}}, FormImport)), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			theirs, err := effective(t.Context(), h, binary, main)
 			if err != nil || theirs.From != "containerd config dump" {
 				t.Fatalf("%s, %s: %v, from %s", version, name, err, theirs.From)
 			}
-			ours, err := fromFiles(h, main)
+			ours, err := fromFiles(h, main, "")
 			if err != nil {
 				t.Fatal(err)
 			}
 			wants := name == "imports"
 			if theirs.uses(cfg.Socket) != wants || ours.uses(cfg.Socket) != wants || theirs.Root != "/srv/c" || ours.Root != "/srv/c" || theirs.Discard != wants || wants && theirs.MaxDownloads != 7 {
 				t.Errorf("%s, %s: theirs %+v, ours %+v", version, name, theirs, ours)
+			}
+			// containerd takes our lists instead of others'.
+			want := plugin.Unpacking{Differs: []string{"erofs", "capelin-diff", "walking"}, UnpackTo: []plugin.UnpackTo{
+				{Platform: "linux", Snapshotter: "native", Differ: "capelin-diff", ConfigType: "x/y", LayerTypes: []string{"a/b"}},
+				{Platform: "linux", Snapshotter: "erofs", Differ: "erofs", LayerTypes: []string{}},
+			}}
+			if wants && !reflect.DeepEqual(theirs.Unpacking, want) {
+				t.Errorf("%s unpacks by %+v", version, theirs.Unpacking)
 			}
 		}
 	}
@@ -209,5 +221,90 @@ func TestRealContainerd(t *testing.T) {
 			t.Fatal("no containerd has been built")
 		}
 		t.Skip("no containerd has been built; make integration runs this again when there are some")
+	}
+}
+
+// The drop-in changes who unpacks where containerd's own differ would, and nothing
+// else.
+func TestUnpacking(t *testing.T) {
+	const main, mine = "/etc/containerd/config.toml", "/etc/containerd/conf.d/capelin.toml"
+	imports := "imports = ['/etc/containerd/conf.d/*.toml']\n"
+	entry := func(snapshotter, differ string) string {
+		return "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = 'linux'\n  snapshotter = '" + snapshotter + "'\n  differ = '" + differ + "'\n"
+	}
+	plugins := []Plugin{
+		{Type: typeSnapshots, ID: "overlayfs"}, {Type: typeSnapshots, ID: "native"}, {Type: typeSnapshots, ID: "stargz"},
+		{Type: typeSnapshots, ID: "zfs", Err: "skip"}, {Type: typeSnapshots, ID: "erofs"}, {Type: typeDiff, ID: "erofs"}, {Type: typeDiff, ID: "walking"},
+	}
+	for _, tt := range []struct {
+		name    string
+		version string // ""; it does not run
+		config  string
+		want    []string // snapshotter, differ and whether it is optional
+		differs string
+	}{
+		{name: "not running", want: []string{"overlayfs capelin-diff"}},
+		{name: "2.4", version: "2.4.2", want: []string{"overlayfs capelin-diff", "erofs erofs optional", "native capelin-diff optional", "stargz capelin-diff optional"}},
+		{name: "2.2", version: "2.2.9", want: []string{"overlayfs capelin-diff", "native capelin-diff"}},
+		{
+			name: "a list of one's own", version: "2.3.7", config: entry("erofs", "walking") + entry("native", "special"),
+			want: []string{"erofs walking", "native special", "overlayfs capelin-diff optional", "stargz capelin-diff optional"},
+		},
+		{name: "differs", config: "[plugins.'io.containerd.service.v1.diff-service']\n  default = ['erofs', 'walking']\n", want: []string{"overlayfs capelin-diff"}, differs: "erofs capelin-diff walking"},
+		{name: "others only", config: "[plugins.'io.containerd.service.v1.diff-service']\n  default = ['erofs']\n", want: []string{"overlayfs capelin-diff"}, differs: "erofs capelin-diff"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newFake(t, map[string]string{main: imports + tt.config})
+			if tt.version != "" {
+				h.running = map[string]Containerd{"/run/containerd/containerd.sock": {Version: tt.version, Plugins: plugins}}
+			}
+			var first string
+			for range 2 { // what it wrote itself does not count
+				s, err := Look(t.Context(), h, Where{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				u, err := s.unpacking(h, mine)
+				if err != nil {
+					t.Fatal(err)
+				}
+				text := dropIn(plugin.DefaultConfig(), u, FormImport)
+				if first != "" && text != first {
+					t.Errorf("the second time:\n%s", text)
+				}
+				first = text
+				if err := write(h, mine, []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			e, err := fromFiles(h, main, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, u := range e.Unpacking.UnpackTo {
+				line := u.Snapshotter + " " + u.Differ
+				if u.Optional {
+					line += " optional"
+				}
+				got = append(got, line)
+			}
+			if !slices.Equal(got, tt.want) || strings.Join(e.Unpacking.Differs, " ") != cmp.Or(tt.differs, "capelin-diff walking") {
+				t.Errorf("%q, %q", got, e.Unpacking.Differs)
+			}
+		})
+	}
+}
+
+func TestUnpackLayers(t *testing.T) {
+	cfg := plugin.DefaultConfig()
+	cfg.UnpackLayers = 3
+	var f file
+	if err := toml.Unmarshal([]byte(dropIn(cfg, plugin.Unpacking{}, FormImport)), &f); err != nil {
+		t.Fatal(err)
+	}
+	transfer, _ := f.Plugins["io.containerd.transfer.v1.local"].(map[string]any)
+	if transfer["max_concurrent_unpacks"] != int64(3) || transfer["unpack_config"] == nil {
+		t.Errorf("%v", transfer)
 	}
 }
