@@ -10,6 +10,7 @@ missing=
 command -v runc >/dev/null || missing="$missing runc"
 [ -x /usr/sbin/dockerd ] || [ -x /usr/bin/dockerd ] || missing="$missing docker.io"
 [ "$1" = demo ] || command -v skopeo >/dev/null || missing="$missing skopeo"
+[ "$1" = demo ] || command -v mkfs.erofs >/dev/null || missing="$missing erofs-utils"
 [ -n "$missing" ] || exit 0
 if ! command -v apt-get >/dev/null; then
 	echo "make $1 needs$missing (this is not Debian: install them, then run this again)" >&2

@@ -1,12 +1,15 @@
 package integration
 
 import (
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 
 	"github.com/capelin-io/capelin/integration/harness"
 )
@@ -165,4 +168,36 @@ func TestUnpackInterrupted(t *testing.T) {
 			e.noMounts(t, n)
 		})
 	}
+}
+
+// A layer that is not what the image's config says leaves nothing behind, and does not
+// keep the right image from being pulled.
+func TestUnpackWrongDiffID(t *testing.T) {
+	e := newEnv(t, 2*time.Minute)
+	n := e.node(t, "node", harness.NodeOptions{})
+	mk := &trees{T: t, dir: t.TempDir()}
+	bottom, top := mk.gzip(mk.archive(file("a", "1"))), mk.gzip(mk.archive(file("b", "2")))
+	lie := top
+	lie.DiffID = "sha256:" + strings.Repeat("5", 64)
+	wrong := get(e.reg.Push(e.ctx, get(harness.ImageOf(bottom, lie))(t), "wrong:1"))(t)
+	right := get(e.reg.Push(e.ctx, get(harness.ImageOf(bottom, top))(t), "right:1"))(t)
+	if err := n.PullCRI(e.ctx, wrong, nil); err == nil || !strings.Contains(err.Error(), "diff id") {
+		t.Errorf("pulling the wrong one: %v", err)
+	}
+	if c := e.unpacked(t, n)["capelin gzip"]; c != 2 {
+		t.Errorf("the agent unpacked %d layers", c)
+	}
+	out := get(n.Ctr(e.ctx, harness.K8s, "snapshots", "list"))(t)
+	if committed := strings.Count(out, "Committed"); committed != 1 || strings.Contains(out, "Active") {
+		t.Errorf("snapshots are left:\n%s", out)
+	}
+	must(t, n.PullCRI(e.ctx, right, nil))
+	must(t, n.Mounted(namespaces.WithNamespace(e.ctx, harness.K8s), "overlayfs", right, func(root string) error {
+		b, err := os.ReadFile(filepath.Join(root, "b"))
+		if string(b) != "2" {
+			t.Errorf("the right image has %q, %v", b, err)
+		}
+		return nil
+	}))
+	e.noMounts(t, n)
 }

@@ -36,6 +36,11 @@ const (
 	Uncompressed
 )
 
+// mediaType returns OCI's.
+func (c Compression) mediaType() types.MediaType {
+	return [...]types.MediaType{types.OCILayer, types.OCILayerZStd, types.OCIUncompressedLayer}[c]
+}
+
 // ImageOptions say what to make. The same options make the same image.
 type ImageOptions struct {
 	Seed        uint64
@@ -129,34 +134,93 @@ func MakeImage(dir string, o ImageOptions) (*Image, error) {
 		}
 	}
 	delete(img.Files, "/checksums")
+	cfg := v1.Config{}
+	if o.Runnable {
+		cfg.Entrypoint = []string{"/probe"}
+		cfg.Cmd = []string{cmp.Or(o.Command, "check")}
+	}
+	return img, img.assemble(base, adds, o.Seed, cfg)
+}
+
+// assemble makes the manifest and the config.
+func (img *Image) assemble(base v1.Image, adds []mutate.Addendum, seed uint64, c v1.Config) error {
 	m, err := mutate.Append(base, adds...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	cf, err := m.ConfigFile()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	cf = cf.DeepCopy()
-	cf.OS, cf.Architecture = "linux", runtime.GOARCH
-	cf.Created = v1.Time{Time: time.Unix(int64(o.Seed), 0).UTC()}
-	if o.Runnable {
-		cf.Config.Entrypoint = []string{"/probe"}
-		cf.Config.Cmd = []string{cmp.Or(o.Command, "check")}
-	}
+	cf.OS, cf.Architecture, cf.Config = "linux", runtime.GOARCH, c
+	cf.Created = v1.Time{Time: time.Unix(int64(seed), 0).UTC()}
 	if img.V1, err = mutate.ConfigFile(m, cf); err != nil {
-		return nil, err
+		return err
 	}
-	d, err := img.V1.Digest()
+	manifest, err := img.V1.Digest()
+	if err != nil {
+		return err
+	}
+	config, err := img.V1.ConfigName()
+	if err != nil {
+		return err
+	}
+	img.Manifest, img.Config = manifest.String(), config.String()
+	return nil
+}
+
+// A LayerBlob is a layer that was made elsewhere.
+type LayerBlob struct {
+	Path        string // of the blob
+	Compression Compression
+	DiffID      string // in the image's config; "": the right one
+}
+
+// ImageOf makes an image of layers, bottom first; its Files are not known.
+func ImageOf(layers ...LayerBlob) (*Image, error) {
+	base := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
+	base = mutate.ConfigMediaType(base, types.OCIConfigJSON)
+	img := &Image{}
+	var adds []mutate.Addendum
+	for _, b := range layers {
+		l, err := layerOf(b)
+		if err != nil {
+			return nil, fmt.Errorf("layer %s: %w", b.Path, err)
+		}
+		adds = append(adds, mutate.Addendum{Layer: l, MediaType: l.mediaType})
+		img.Layers = append(img.Layers, l.digest.String())
+		img.Sizes = append(img.Sizes, l.size)
+	}
+	return img, img.assemble(base, adds, 0, v1.Config{})
+}
+
+func layerOf(b LayerBlob) (*layerFile, error) {
+	l := &layerFile{path: b.Path, mediaType: b.Compression.mediaType()}
+	f, err := os.Open(b.Path)
 	if err != nil {
 		return nil, err
 	}
-	c, err := img.V1.ConfigName()
+	defer f.Close()
+	h := sha256.New()
+	if l.size, err = io.Copy(h, f); err != nil {
+		return nil, err
+	}
+	l.digest = toHash(h)
+	u, err := l.Uncompressed()
 	if err != nil {
 		return nil, err
 	}
-	img.Manifest, img.Config = d.String(), c.String()
-	return img, nil
+	defer u.Close()
+	h.Reset()
+	if _, err := io.Copy(h, u); err != nil {
+		return nil, err
+	}
+	l.diffID = toHash(h)
+	if b.DiffID != "" {
+		l.diffID, err = v1.NewHash(b.DiffID)
+	}
+	return l, err
 }
 
 // checksums is what the probe reads in the container.
@@ -352,13 +416,12 @@ func writeLayer(dir string, o ImageOptions, files map[string]string, fill func(*
 		return nil, err
 	}
 	defer f.Close()
-	l := &layerFile{path: f.Name()}
+	l := &layerFile{path: f.Name(), mediaType: o.Compression.mediaType()}
 	digest, diffID := sha256.New(), sha256.New()
 	blob := io.MultiWriter(f, digest)
 	var z io.WriteCloser
 	switch o.Compression {
 	case Gzip:
-		l.mediaType = types.OCILayer
 		if o.Docker {
 			l.mediaType = types.DockerLayer
 		}
@@ -366,12 +429,10 @@ func writeLayer(dir string, o ImageOptions, files map[string]string, fill func(*
 			return nil, err
 		}
 	case Zstd:
-		l.mediaType = types.OCILayerZStd
 		if z, err = zstd.NewWriter(blob, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1)); err != nil {
 			return nil, err
 		}
 	case Uncompressed:
-		l.mediaType = types.OCIUncompressedLayer
 		z = nopCloser{blob}
 	}
 	w := &layerWriter{tar: tar.NewWriter(io.MultiWriter(z, diffID)), files: files, dirs: map[string]bool{}}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -100,12 +101,12 @@ func (n *Node) resolver(ctx context.Context, auth *Auth) remotes.Resolver {
 
 // PullClient pulls and unpacks with containerd's Go client, as nerdctl does, in
 // the context's namespace.
-func (n *Node) PullClient(ctx context.Context, ref string, auth *Auth) (containerd.Image, error) {
+func (n *Node) PullClient(ctx context.Context, ref string, auth *Auth, opts ...containerd.RemoteOpt) (containerd.Image, error) {
 	c, err := n.Client()
 	if err != nil {
 		return nil, err
 	}
-	return c.Pull(ctx, ref, containerd.WithPullUnpack, containerd.WithResolver(n.resolver(ctx, auth)))
+	return c.Pull(ctx, ref, append(opts, containerd.WithPullUnpack, containerd.WithResolver(n.resolver(ctx, auth)))...)
 }
 
 // Ctr runs ctr on the node.
@@ -140,7 +141,14 @@ func (n *Node) RemoveImage(ctx context.Context, ref string) error {
 // CheckImage mounts the unpacked image read-only and compares every file with
 // what the image was made of.
 func (n *Node) CheckImage(ctx context.Context, namespace, ref string, img *Image) error {
-	ctx = namespaces.WithNamespace(ctx, namespace)
+	return n.Mounted(namespaces.WithNamespace(ctx, namespace), "overlayfs", ref, func(root string) error {
+		return compare(root, img.Files)
+	})
+}
+
+// Mounted calls f with the image that was unpacked to a snapshotter, mounted read-only
+// for the thread of f alone: f starts no goroutines that look at it.
+func (n *Node) Mounted(ctx context.Context, snapshotter, ref string, f func(root string) error) error {
 	c, err := n.Client()
 	if err != nil {
 		return err
@@ -153,13 +161,22 @@ func (n *Node) CheckImage(ctx context.Context, namespace, ref string, img *Image
 	if err != nil {
 		return fmt.Errorf("reading the config of %s: %w", ref, err)
 	}
-	sn := c.SnapshotService("overlayfs")
+	sn := c.SnapshotService(snapshotter)
 	key := fmt.Sprintf("check-%d", time.Now().UnixNano())
 	mounts, err := sn.View(ctx, key, identity.ChainID(diffIDs).String())
 	if err != nil {
 		return fmt.Errorf("looking at the snapshot of %s: %w", ref, err)
 	}
-	defer sn.Remove(context.WithoutCancel(ctx), key) //nolint:errcheck // the node's containerd goes with the test
+	defer sn.Remove(context.WithoutCancel(ctx), key)                                                    //nolint:errcheck // the node's containerd goes with the test
+	if slices.ContainsFunc(mounts, func(m mount.Mount) bool { return strings.Contains(m.Type, "/") }) { // erofs
+		mm := c.MountManager()
+		active, err := mm.Activate(ctx, key, mounts, mount.WithTemporary)
+		if err != nil {
+			return fmt.Errorf("mounting %s: %w", ref, err)
+		}
+		defer mm.Deactivate(context.WithoutCancel(ctx), key) //nolint:errcheck // as above
+		mounts = active.System
+	}
 	target := filepath.Join(n.Dir, key)
 	if err := os.Mkdir(target, 0o755); err != nil {
 		return err
@@ -167,14 +184,25 @@ func (n *Node) CheckImage(ctx context.Context, namespace, ref string, img *Image
 	defer os.Remove(target)
 	// In a mount namespace of this thread alone, below the host's.
 	return n.in(enterMount, func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 			return err
+		}
+		// The paths of many layers do not fit into one option, and what containerd does
+		// about that, it does on another thread.
+		dir := filepath.Join(n.Root, "io.containerd.snapshotter.v1."+snapshotter, "snapshots")
+		if err := unix.Chdir(dir); err != nil {
+			return err
+		}
+		for _, m := range mounts {
+			for i := range m.Options {
+				m.Options[i] = strings.ReplaceAll(m.Options[i], dir+"/", "")
+			}
 		}
 		if err := mount.All(mounts, target); err != nil {
 			return fmt.Errorf("mounting %s: %w", ref, err)
 		}
 		defer unix.Unmount(target, unix.MNT_DETACH) //nolint:errcheck // it goes with the thread
-		return compare(target, img.Files)
+		return f(target)
 	})
 }
 

@@ -22,6 +22,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/capelin-io/capelin/plugin/unpack/treetest"
 )
 
 // memProvider serves blobs from memory.
@@ -165,7 +167,7 @@ func TestService(t *testing.T) {
 			got := describe(t, dir, since)
 			if want == nil {
 				want = got
-			} else if d := diffTrees(want, got); d != "" {
+			} else if d := treetest.Diff(want, got); d != "" {
 				t.Error(d)
 			}
 		})

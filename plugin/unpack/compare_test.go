@@ -5,22 +5,17 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"crypto/sha256"
 	"fmt"
-	"io"
-	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
-	"github.com/containerd/continuity/sysx"
 	digest "github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
+
+	"github.com/capelin-io/capelin/plugin/unpack/treetest"
 )
 
 func needRoot(tb testing.TB) {
@@ -86,90 +81,13 @@ func gzipped(b []byte) []byte {
 	return buf.Bytes()
 }
 
-// describe returns a line for everything below root, and for root itself. Times
-// after since are "now": nobody set them.
 func describe(tb testing.TB, root string, since time.Time) map[string]string {
 	tb.Helper()
-	m := make(map[string]string)
-	first := make(map[uint64]string)
-	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, _ := filepath.Rel(root, path)
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			return err
-		}
-		when := func(ts unix.Timespec) string {
-			t := time.Unix(ts.Unix())
-			if t.After(since) {
-				return "now"
-			}
-			return t.UTC().Format(time.RFC3339Nano)
-		}
-		var b strings.Builder
-		fmt.Fprintf(&b, "%o %d:%d mtime %s", st.Mode, st.Uid, st.Gid, when(st.Mtim))
-		switch st.Mode & unix.S_IFMT {
-		case unix.S_IFREG:
-			f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOATIME, 0)
-			if err != nil {
-				return err
-			}
-			c, err := io.ReadAll(f)
-			f.Close()
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(&b, " atime %s size %d sha256 %x", when(st.Atim), st.Size, sha256.Sum256(c))
-		case unix.S_IFLNK:
-			to, err := os.Readlink(path)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(&b, " -> %q", to)
-		case unix.S_IFCHR, unix.S_IFBLK:
-			fmt.Fprintf(&b, " device %d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			fmt.Fprintf(&b, " links %d", st.Nlink)
-			if f, ok := first[st.Ino]; ok {
-				fmt.Fprintf(&b, " same as %q", f)
-			} else {
-				first[st.Ino] = rel
-			}
-		}
-		keys, err := sysx.LListxattr(path)
-		if err != nil && err != unix.ENOTSUP {
-			return err
-		}
-		slices.Sort(keys)
-		for _, k := range keys {
-			v, err := sysx.LGetxattr(path, k)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(&b, " %s=%x", k, v)
-		}
-		m[rel] = b.String()
-		return nil
-	})
+	m, err := treetest.Describe(root, since)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return m
-}
-
-func diffTrees(want, got map[string]string) string {
-	var b strings.Builder
-	all := maps.Clone(want)
-	maps.Copy(all, got)
-	for _, p := range slices.Sorted(maps.Keys(all)) {
-		if want[p] != got[p] {
-			fmt.Fprintf(&b, "%q:\n  want %s\n  got  %s\n", p, want[p], got[p])
-		}
-	}
-	return b.String()
 }
 
 // kind is where layers are applied to.
@@ -220,7 +138,7 @@ func applyBoth(tb testing.TB, k kind, layers [][]byte) (difference string, stock
 		if want := digest.FromBytes(l); res.DiffID != want || res.Size != int64(len(l)) {
 			return fmt.Sprintf("layer %d: diff ID %s, %d bytes; want %s, %d bytes", i, res.DiffID, res.Size, want, len(l)), nil, nil
 		}
-		if d := diffTrees(describe(tb, stock, since), describe(tb, ours, since)); d != "" {
+		if d := treetest.Diff(describe(tb, stock, since), describe(tb, ours, since)); d != "" {
 			return fmt.Sprintf("layer %d:\n%s", i, d), nil, nil
 		}
 		stockLower = append([]string{stock}, stockLower...)

@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/klauspost/compress/zstd"
 	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/plugin/unpack/treetest"
 )
 
 func applyBytes(ctx context.Context, root string, blob []byte, o Options) (Result, error) {
@@ -77,7 +79,7 @@ func TestConfined(t *testing.T) {
 						}
 					}
 				}
-				if d := diffTrees(before, after); d != "" {
+				if d := treetest.Diff(before, after); d != "" {
 					t.Errorf("outside the root:\n%s", d)
 				}
 			})

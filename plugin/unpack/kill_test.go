@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/capelin-io/capelin/plugin/unpack/treetest"
 )
 
 // TestKill kills a process in the middle of an Apply, at several places, and
@@ -70,7 +72,7 @@ func TestKill(t *testing.T) {
 		if _, err := applyBytes(t.Context(), dir, blob, Options{Overlay: true}); err != nil {
 			t.Fatal(err)
 		}
-		if d := diffTrees(want, describe(t, dir, since)); d != "" {
+		if d := treetest.Diff(want, describe(t, dir, since)); d != "" {
 			t.Errorf("after %d reads:\n%s", reads, d)
 		}
 	}
