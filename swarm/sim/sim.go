@@ -85,6 +85,7 @@ type Result struct {
 
 // HostResult is what became of one host.
 type HostResult struct {
+	Seed      bool // as configured
 	Done      bool
 	Took      time.Duration // from joining until it had proven everything
 	BlobDone  []time.Duration
@@ -251,7 +252,7 @@ func Run(cfg Config) Result {
 			Host: hc, r: r, index: k, conns: make(map[swarm.ConnID]*conn), tick: math.MaxInt64,
 			have: make(map[piece.ID]*piece.Bits), done: make(map[piece.ID]bool), res: &res.Hosts[k],
 		}
-		h.res.BlobDone = make([]time.Duration, len(r.blobs))
+		h.res.Seed, h.res.BlobDone = h.Seed, make([]time.Duration, len(r.blobs))
 		pc := hc.Peer
 		pc.Node, pc.Zone, pc.Role, pc.Seed = hc.Name, hc.Zone, hc.Role, cfg.Seed
 		h.peer = swarm.NewPeer(pc)

@@ -13,19 +13,6 @@ import (
 
 var full = flag.Bool("sim.full", false, "run the cases at the size of a cluster, too: minutes and gigabytes")
 
-// fanOut is n hosts that all want one blob at once, and origins that have it,
-// with links of rate bytes per second each way.
-func fanOut(n, origins int, size int64, rate float64) Config {
-	cfg := Config{Seed: 1, Blobs: []Blob{{Size: size, Hash: true}}}
-	for k := range origins {
-		cfg.Hosts = append(cfg.Hosts, Host{Name: fmt.Sprintf("o%d", k), Role: wire.RoleOrigin, Seed: true, Up: rate, Down: rate})
-	}
-	for range n {
-		cfg.Hosts = append(cfg.Hosts, Host{Up: rate, Down: rate})
-	}
-	return cfg
-}
-
 // with returns cfg changed by f.
 func with(cfg Config, f func(*Config)) Config {
 	f(&cfg)
@@ -54,15 +41,15 @@ func table() []tableCase {
 	const mb = 1_000_000
 	usual := goal{p50: 1.06, p99: 1.10, origins: 1.10, redundant: 0.005}
 	return []tableCase{
-		{"1 host", fanOut(1, 1, 200*mb, 20*mb), 20 * mb, goal{p50: 1.01, p99: 1.01, origins: 1.01, redundant: 0.005}},
-		{"1 host, a fast link", fanOut(1, 1, 1000*mb, 1<<30), 1 << 30, goal{p50: 1.05, p99: 1.05, origins: 1.01, redundant: 0.005}},
-		{"16 hosts", fanOut(16, 1, 100*mb, 20*mb), 20 * mb, usual},
-		{"32 hosts", fanOut(32, 1, 200*mb, 20*mb), 20 * mb, goal{p50: 1.03, p99: 1.05, origins: 1.03, redundant: 0.005}},
-		{"16 hosts, large pieces", fanOut(16, 1, 600*mb, 300*mb), 300 * mb, usual},
-		{"100 hosts", fanOut(100, 1, 30*mb, 20*mb), 20 * mb, goal{p50: 1.08, p99: 1.15, origins: 1.15, redundant: 0.005}},
-		{"a long way", with(fanOut(16, 1, 100*mb, 20*mb), func(c *Config) { c.Latency = 3 * time.Millisecond }), 20 * mb,
+		{"1 host", FanOut(1, 1, 200*mb, 20*mb, 0), 20 * mb, goal{p50: 1.01, p99: 1.01, origins: 1.01, redundant: 0.005}},
+		{"1 host, a fast link", FanOut(1, 1, 1000*mb, 1<<30, 0), 1 << 30, goal{p50: 1.05, p99: 1.05, origins: 1.01, redundant: 0.005}},
+		{"16 hosts", FanOut(16, 1, 100*mb, 20*mb, 0), 20 * mb, usual},
+		{"32 hosts", FanOut(32, 1, 200*mb, 20*mb, 0), 20 * mb, goal{p50: 1.03, p99: 1.05, origins: 1.03, redundant: 0.005}},
+		{"16 hosts, large pieces", FanOut(16, 1, 600*mb, 300*mb, 0), 300 * mb, usual},
+		{"100 hosts", FanOut(100, 1, 30*mb, 20*mb, 0), 20 * mb, goal{p50: 1.08, p99: 1.15, origins: 1.15, redundant: 0.005}},
+		{"a long way", with(FanOut(16, 1, 100*mb, 20*mb, 0), func(c *Config) { c.Latency = 3 * time.Millisecond }), 20 * mb,
 			goal{p50: 1.10, p99: 1.15, origins: 1.10, redundant: 0.005}},
-		{"two layers, one after the other", with(fanOut(16, 1, 100*mb, 20*mb), func(c *Config) {
+		{"two layers, one after the other", with(FanOut(16, 1, 100*mb, 20*mb, 0), func(c *Config) {
 			c.Blobs = append(c.Blobs, Blob{Size: 60 * mb, Hash: true})
 		}), 20 * mb, goal{p50: 1.06, p99: 1.10, origins: 1.10, redundant: 0.005, check: func(t *testing.T, c Config, r Result) {
 			for k, h := range r.Hosts[1:] {
@@ -71,27 +58,27 @@ func table() []tableCase {
 				}
 			}
 		}}},
-		{"one by one", with(fanOut(24, 1, 60*mb, 20*mb), func(c *Config) {
+		{"one by one", with(FanOut(24, 1, 60*mb, 20*mb, 0), func(c *Config) {
 			for k := range c.Hosts[1:] {
 				c.Hosts[1+k].Join = time.Duration(k) * 200 * time.Millisecond
 			}
 		}), 20 * mb, goal{p50: 1.10, p99: 1.25, redundant: 0.01}},
-		{"a late joiner among many", with(fanOut(40, 1, 40*mb, 20*mb), func(c *Config) {
+		{"a late joiner among many", with(FanOut(40, 1, 40*mb, 20*mb, 0), func(c *Config) {
 			c.Hosts[40].Join = time.Second
 			c.Hosts[39].Join = 3 * time.Second
 		}), 20 * mb, goal{p50: 1.10, p99: 1.25, redundant: 0.01}},
-		{"a small blob", fanOut(16, 1, 10_000, 20*mb), 20 * mb, goal{check: func(t *testing.T, _ Config, r Result) {
+		{"a small blob", FanOut(16, 1, 10_000, 20*mb, 0), 20 * mb, goal{check: func(t *testing.T, _ Config, r Result) {
 			if ts := took(r); ts[len(ts)-1] > 100*time.Millisecond {
 				t.Errorf("10 kB took %v", ts[len(ts)-1])
 			}
 		}}},
-		{"two zones", with(fanOut(32, 1, 60*mb, 20*mb), func(c *Config) {
+		{"two zones", with(FanOut(32, 1, 60*mb, 20*mb, 0), func(c *Config) {
 			c.ZoneLatency = 5 * time.Millisecond
 			for k := range c.Hosts {
 				c.Hosts[k].Zone = fmt.Sprint(k % 2)
 			}
 		}), 20 * mb, goal{p50: 1.12, p99: 1.25, origins: 1.20, redundant: 0.005}},
-		{"limits, set on the way", with(fanOut(8, 1, 60*mb, 200*mb), func(c *Config) {
+		{"limits, set on the way", with(FanOut(8, 1, 60*mb, 200*mb, 0), func(c *Config) {
 			for k := range c.Hosts {
 				c.Hosts[k].Limits = []Limit{{At: 1, Up: 20 * mb, Down: 20 * mb}}
 			}
@@ -102,19 +89,19 @@ func table() []tableCase {
 				}
 			}
 		}}},
-		{"a slow source", with(fanOut(16, 1, 100*mb, 20*mb), func(c *Config) {
+		{"a slow source", with(FanOut(16, 1, 100*mb, 20*mb, 0), func(c *Config) {
 			c.Blobs[0].Hash, c.Blobs[0].SourceRate = false, 10*mb
 		}), 10 * mb, goal{p50: 1.02, p99: 1.02, redundant: 0.005}},
 		{"a slow source behind a relay", relay(), 10 * mb, goal{p50: 1.02, p99: 1.10, redundant: 0.005}},
-		{"a slow link", fanOut(4, 1, 10*mb, 100_000), 100_000, goal{p50: 1.25, p99: 1.25, redundant: 0.03}},
-		{"a stall", with(fanOut(16, 1, 100*mb, 20*mb), func(c *Config) {
+		{"a slow link", FanOut(4, 1, 10*mb, 100_000, 0), 100_000, goal{p50: 1.25, p99: 1.25, redundant: 0.03}},
+		{"a stall", with(FanOut(16, 1, 100*mb, 20*mb, 0), func(c *Config) {
 			c.Hosts[5].Freeze, c.Hosts[5].Thaw = time.Second, 20*time.Second
 		}), 20 * mb, goal{p50: 1.06, redundant: 0.005, check: func(t *testing.T, _ Config, r Result) {
 			if ts := took(r); ts[len(ts)-2] > 6500*time.Millisecond {
 				t.Errorf("one frozen host made another take %v", ts[len(ts)-2])
 			}
 		}}},
-		{"crashes", with(fanOut(32, 1, 100*mb, 20*mb), func(c *Config) {
+		{"crashes", with(FanOut(32, 1, 100*mb, 20*mb, 0), func(c *Config) {
 			for k := 1; k <= 12; k++ {
 				at := time.Duration(k) * 300 * time.Millisecond
 				switch k % 3 {
@@ -127,10 +114,10 @@ func table() []tableCase {
 				}
 			}
 		}), 20 * mb, goal{p50: 1.15, p99: 1.4, redundant: 0.01, done: 20}},
-		{"the origin goes away when all is out", with(fanOut(16, 1, 60*mb, 20*mb), func(c *Config) {
+		{"the origin goes away when all is out", with(FanOut(16, 1, 60*mb, 20*mb, 0), func(c *Config) {
 			c.Hosts[0].Crash = 3150 * time.Millisecond
 		}), 20 * mb, goal{p50: 1.2, p99: 1.3, redundant: 0.005}},
-		{"liars", with(fanOut(24, 1, 60*mb, 20*mb), func(c *Config) {
+		{"liars", with(FanOut(24, 1, 60*mb, 20*mb, 0), func(c *Config) {
 			c.Hosts[3].Lie, c.Hosts[4].Lie, c.Hosts[5].Lie = LieBytes, LieAll, LieHaves
 		}), 20 * mb, goal{p50: 1.25, done: 22, check: func(t *testing.T, c Config, r Result) {
 			caught := 0
@@ -146,7 +133,7 @@ func table() []tableCase {
 				t.Errorf("%d convictions of two liars by 22 hosts", caught)
 			}
 		}}},
-		{"wrong sums", with(fanOut(16, 1, 60*mb, 20*mb), func(c *Config) {
+		{"wrong sums", with(FanOut(16, 1, 60*mb, 20*mb, 0), func(c *Config) {
 			c.Blobs[0].Hash = false
 			c.Hosts[0].Role = wire.RoleAgent
 			c.Hosts[2] = Host{Name: "liar", Seed: true, Lie: LieSums, Up: 20 * mb, Down: 20 * mb}
@@ -165,7 +152,7 @@ func table() []tableCase {
 // relay is a host whose only neighbour is another that is itself still
 // downloading from a slow source.
 func relay() Config {
-	cfg := fanOut(2, 1, 100_000_000, 20e6)
+	cfg := FanOut(2, 1, 100_000_000, 20e6, 0)
 	cfg.Blobs[0].Hash, cfg.Blobs[0].SourceRate = false, 10e6
 	cfg.Hosts[0].Peer = swarm.PeerConfig{MaxConns: 1}
 	cfg.Hosts[2].Join = 500 * time.Millisecond
@@ -176,10 +163,10 @@ func relay() Config {
 func fullTable() []tableCase {
 	g := goal{p50: 1.08, p99: 1.15, origins: 1.15, redundant: 0.005}
 	return []tableCase{
-		{"32 hosts, 3 GB at 300 MB/s", fanOut(32, 1, 3e9, 300e6), 300e6, g},
-		{"300 hosts, 200 MB at 20 MB/s", fanOut(300, 1, 200e6, 20e6), 20e6, g},
-		{"the same, 3 ms away", with(fanOut(300, 1, 200e6, 20e6), func(c *Config) { c.Latency = 3 * time.Millisecond }), 20e6, g},
-		{"2,600 hosts, 5 origins, 100 MB at 20 MB/s", fanOut(2600, 5, 100e6, 20e6), 20e6, goal{p50: 1.10, p99: 1.2, origins: 5.75, redundant: 0.005}},
+		{"32 hosts, 3 GB at 300 MB/s", FanOut(32, 1, 3e9, 300e6, 0), 300e6, g},
+		{"300 hosts, 200 MB at 20 MB/s", FanOut(300, 1, 200e6, 20e6, 0), 20e6, g},
+		{"the same, 3 ms away", with(FanOut(300, 1, 200e6, 20e6, 0), func(c *Config) { c.Latency = 3 * time.Millisecond }), 20e6, g},
+		{"2,600 hosts, 5 origins, 100 MB at 20 MB/s", FanOut(2600, 5, 100e6, 20e6, 0), 20e6, goal{p50: 1.10, p99: 1.2, origins: 5.75, redundant: 0.005}},
 	}
 }
 
@@ -194,13 +181,6 @@ func took(r Result) []time.Duration {
 	return ts
 }
 
-func quantile(ts []time.Duration, q float64) time.Duration {
-	if len(ts) == 0 {
-		return 0
-	}
-	return ts[min(len(ts)-1, int(q*float64(len(ts))))]
-}
-
 func (c tableCase) run(t *testing.T) {
 	start := time.Now()
 	r := Run(c.cfg)
@@ -208,33 +188,26 @@ func (c tableCase) run(t *testing.T) {
 	for _, b := range c.cfg.Blobs {
 		size += b.Size
 	}
-	var seeds, twice int64
-	want, stalled, bad, convicted, dials := 0, 0, 0, 0, 0
-	for k, h := range r.Hosts {
-		if c.cfg.Hosts[k].Seed {
-			seeds += h.Up
-		} else {
-			want++
-		}
-		twice += h.Redundant
+	f := r.Figures()
+	stalled, bad, convicted, dials := 0, 0, 0, 0
+	for _, h := range r.Hosts {
 		stalled += h.Stalled
 		bad += h.Bad
 		convicted += len(h.Convicted)
 		dials += h.Dials
 	}
-	ts := took(r)
 	over := func(d time.Duration) float64 { return d.Seconds() / (float64(size) / c.rate) }
-	p50, p99, p999 := over(quantile(ts, .5)), over(quantile(ts, .99)), over(quantile(ts, .999))
-	origins := float64(seeds) / float64(size)
-	redundant := float64(twice) / float64(size) / float64(want)
+	p50, p99, p999 := over(f.P50), over(f.P99), over(f.P999)
+	origins := float64(f.Origins) / float64(size)
+	redundant := float64(f.Twice) / float64(size) / float64(f.Want)
 	t.Logf("%d of %d done; p50 %.3f p99 %.3f p99.9 %.3f; origins sent %.3f ×; twice %.3f %%; %d stalls, %d bad pieces, %d convictions, %.1f dials each; %d events in %v",
-		len(ts), want, p50, p99, p999, origins, 100*redundant, stalled, bad, convicted, float64(dials)/float64(want), r.Events, time.Since(start).Round(time.Millisecond))
+		f.Done, f.Want, p50, p99, p999, origins, 100*redundant, stalled, bad, convicted, float64(dials)/float64(f.Want), r.Events, time.Since(start).Round(time.Millisecond))
 	g := c.goal
 	if g.done == 0 {
-		g.done = want
+		g.done = f.Want
 	}
-	if len(ts) < g.done {
-		t.Errorf("%d hosts have finished, want %d", len(ts), g.done)
+	if f.Done < g.done {
+		t.Errorf("%d hosts have finished, want %d", f.Done, g.done)
 	}
 	for _, x := range []struct {
 		name      string
@@ -265,7 +238,7 @@ func TestTable(t *testing.T) {
 // The same Config yields the same run, event by event.
 func TestDeterministic(t *testing.T) {
 	run := func(seed uint64) (events int, log string) {
-		cfg := fanOut(12, 1, 10e6, 20e6)
+		cfg := FanOut(12, 1, 10e6, 20e6, 0)
 		cfg.Seed = seed
 		cfg.Hosts[3].Lie, cfg.Hosts[4].Crash = LieBytes, 300*time.Millisecond
 		h := uint64(14695981039346656037)
