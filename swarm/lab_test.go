@@ -453,13 +453,13 @@ func (p *Peer) check() error {
 	var outstanding, active, inflight, attempts, inDriver, requests, uploads int
 	var memory, left int64
 	for _, c := range p.list {
-		if p.conns[c.id] != c || c.closed || c.node.conn != c || p.nodes[c.node.name] != c.node {
+		if p.conn(c.id) != c || c.closed || c.node.conn != c || p.nodes[c.node.name] != c.node {
 			return fmt.Errorf("connection %d is not where it belongs", c.id)
 		}
 		open, part, reqs := 0, 0, 0
 		for _, a := range c.attempts {
 			open += a.open
-			if a.next < a.size {
+			if a.next < a.size && !a.busy {
 				part++
 			}
 			if a.l.c != c || a.l.blob != a.b || a.b.attempts == nil || a.b.attempts[a.i].from(a.l) != a {
@@ -490,7 +490,7 @@ func (p *Peer) check() error {
 				}
 				n := 0
 				for _, i := range b.pick.order {
-					if b.pick.mask[i]&(1<<l.slot) != 0 {
+					if b.pick.at[i].mask&(1<<l.slot) != 0 {
 						n++
 					}
 				}
@@ -512,7 +512,7 @@ func (p *Peer) check() error {
 		requests += c.requests
 	}
 	active += attempts
-	if len(p.list) != len(p.conns) || len(p.list) > p.cfg.MaxConns {
+	if len(p.list) != len(p.ids) || len(p.list) > p.cfg.MaxConns {
 		return fmt.Errorf("%d connections of %d", len(p.list), p.cfg.MaxConns)
 	}
 	for _, b := range p.blobs {
@@ -575,7 +575,8 @@ func (b *blob) countAnys() (n int) {
 }
 
 func (k *picker) check() error {
-	for i, at := range k.pos {
+	for i, h := range k.at {
+		at := h.pos
 		if at >= 0 && (int(at) >= len(k.order) || k.order[at] != int32(i)) {
 			return fmt.Errorf("picker: piece %d is not at %d", i, at)
 		}
@@ -585,7 +586,7 @@ func (k *picker) check() error {
 	}
 	for a := range maxSlots + 1 {
 		for at := k.start[a]; at < k.start[a+1]; at++ {
-			if got := int(k.avail[k.order[at]]); got != a {
+			if got := int(k.at[k.order[at]].avail); got != a {
 				return fmt.Errorf("picker: a piece with %d holders is among those with %d", got, a)
 			}
 		}

@@ -27,7 +27,7 @@ type PeerConfig struct {
 	DialConns int
 	// Window is how many pieces are downloaded at once, over all blobs, at
 	// moderate speed; it grows with the bandwidth when pieces are small.
-	// Default 8.
+	// Default 6.
 	Window int
 	// BlobMemory and Memory bound the bytes of unfinished pieces of one blob and
 	// of all. Default 32 MiB and 64 MiB; two pieces of a blob always fit.
@@ -70,7 +70,7 @@ func (c PeerConfig) withDefaults() PeerConfig {
 	}
 	def(&c.MaxConns, 24)
 	def(&c.DialConns, max(1, min(10, c.MaxConns/2)))
-	def(&c.Window, 8)
+	def(&c.Window, 6)
 	def(&c.UpQueue, 4)
 	if c.BlobMemory <= 0 {
 		c.BlobMemory = 32 << 20
@@ -124,13 +124,14 @@ type Peer struct {
 	acts  []Action
 
 	blobs map[piece.ID]*blob
-	order []*blob // those that are wanted, by priority, then by time of joining
-	dirty []*blob // those with pieces to announce
-	conns map[ConnID]*conn
-	list  []*conn // the same, oldest first
+	order []*blob  // those that are wanted, by priority, then by time of joining
+	dirty []*blob  // those with pieces to announce
+	list  []*conn  // connections, oldest first
+	ids   []ConnID // theirs, in the same order: few enough to be searched
 	nodes map[string]*node
 
 	up        uplink
+	begun     []*attempt // whose blocks are not all requested, in order of their beginning
 	down      downlink
 	upCap     bucket
 	dnCap     bucket
@@ -143,6 +144,7 @@ type Peer struct {
 	impatient time.Duration // when one of them is taken back
 	pumps     uint64        // rounds of pump
 	joins     uint64        // blobs ever joined
+	doubts    int           // the sum of node.doubt
 	memory    int64         // bytes of unfinished pieces and of those being stored
 }
 
@@ -166,7 +168,6 @@ func NewPeer(cfg PeerConfig) *Peer {
 		chores: never,
 		pumpAt: never,
 		blobs:  make(map[piece.ID]*blob),
-		conns:  make(map[ConnID]*conn),
 		nodes:  make(map[string]*node),
 	}
 	p.up.due, p.up.meter.since, p.down.meter.since = never, never, never
@@ -318,7 +319,7 @@ func (p *Peer) housekeeping() {
 	p.tendBlobs()
 	p.dial()
 	p.pump()
-	if len(p.conns) > 0 || p.wanting() || p.dialed > 0 || len(p.banned) > 0 {
+	if len(p.list) > 0 || p.wanting() || p.dialed > 0 || len(p.banned) > 0 {
 		p.arm(&p.chores, p.now+choreEvery)
 	}
 }

@@ -108,7 +108,7 @@ func (b *blob) removeWanted(i int) {
 
 // count adjusts the useful counters of the neighbours that have i.
 func (b *blob) count(i, d int) {
-	for m := b.pick.mask[i]; m != 0; m &= m - 1 {
+	for m := b.pick.at[i].mask; m != 0; m &= m - 1 {
 		b.slots[trailingZeros(m)].useful += d
 	}
 }
@@ -259,6 +259,14 @@ func (b *blob) seeder(l *link) {
 func (b *blob) unseed(l *link) {
 	b.seeds &^= 1 << l.slot
 	b.common &^= 1 << l.slot
+}
+
+// has reports whether a partial neighbour has i.
+func (b *blob) has(l *link, i int) bool {
+	if l.slot >= 0 {
+		return b.pick.at[i].mask>>l.slot&1 != 0 // nearer than its own set
+	}
+	return l.have.Has(i)
 }
 
 // gain counts a piece that a partial neighbour has.
@@ -492,20 +500,15 @@ func (p *Peer) flushHaves(b *blob) {
 		}
 		ps := haves
 		if !l.complete {
-			known := 0
-			for _, i := range haves {
-				if l.have.Has(int(i)) {
-					known++
-				}
-			}
-			if known > 0 {
-				ps = make([]uint32, 0, len(haves)-known)
-				for _, i := range haves {
-					if !l.have.Has(int(i)) {
-						ps = append(ps, i)
-					} else {
-						l.muted = append(l.muted, i)
-					}
+			for k, i := range haves {
+				switch has := b.has(l, int(i)); {
+				case has && len(ps) == len(haves):
+					ps = append(make([]uint32, 0, len(haves)), haves[:k]...)
+					l.muted = append(l.muted, i)
+				case has:
+					l.muted = append(l.muted, i)
+				case len(ps) < len(haves):
+					ps = append(ps, i)
 				}
 			}
 		}
@@ -572,7 +575,7 @@ func (p *Peer) tendBlobs() {
 // Messages about a blob's swarm.
 
 func (p *Peer) onMessage(id ConnID, m wire.Message) {
-	c := p.conns[id]
+	c := p.conn(id)
 	if c == nil || c.closed {
 		return
 	}
@@ -741,7 +744,7 @@ func (p *Peer) onHave(c *conn, m *wire.Have) {
 	if !l.complete && l.have.Full() {
 		p.completed(l)
 	}
-	if b := l.blob; b != nil && b.pick != nil && (l.useful > 0 || l.complete) {
+	if b := l.blob; b != nil && b.pick != nil && (l.useful > 0 || l.complete) && p.mayStart(b, p.window()) {
 		p.pump()
 	}
 }

@@ -44,6 +44,21 @@ type node struct {
 
 // conn is a connection.
 type conn struct {
+	// Downloading from this peer. What choose looks at comes first.
+	outstanding int // blocks requested here and not arrived, AnyPiece included
+	depth       int // how many blocks may be outstanding
+	part        int // attempts whose blocks are not all requested
+	queue       int // the last reported load, when, without our own
+	queueAt     time.Duration
+	busy        time.Duration // not asked before
+	snubbed     time.Duration // until then it is asked nothing; 0: it is not
+	claimed     uint64        // the round of pump in which a blob could use more of it,
+	claimant    *blob         // and which; those after it stay away
+	attempts    []*attempt    // in order of their beginning
+	ghosts      int           // blocks that may still come although we took the request back
+	owed        time.Duration // since when it owes us something and was silent
+	stalls      int           // in a row
+
 	id      ConnID
 	node    *node
 	hello   wire.Hello
@@ -62,21 +77,6 @@ type conn struct {
 	heard, spoke time.Duration
 	idle         time.Duration // since when nobody wants anything here; never if somebody does
 
-	// Downloading from this peer.
-	attempts    []*attempt // in order of their beginning
-	outstanding int        // blocks requested here and not arrived, AnyPiece included
-	ghosts      int        // blocks that may still come although we took the request back
-	part        int        // attempts whose blocks are not all requested
-	depth       int        // how many blocks may be outstanding
-	queue       int        // the last reported load, when, without our own
-	queueAt     time.Duration
-	busy        time.Duration // not asked before
-	claimed     uint64        // the round of pump in which a blob could use more of it,
-	claimant    *blob         // and which; those after it stay away
-	owed        time.Duration // since when it owes us something and was silent
-	stalls      int           // in a row
-	snubbed     time.Duration // until then it is asked nothing; 0: it is not
-
 	// Uploading to this peer.
 	requests int           // of this peer waiting here
 	inDriver int           // blocks given to the driver and not sent
@@ -90,27 +90,28 @@ type conn struct {
 // link is a swarm on a connection: what the peer opened, and what we did.
 type link struct {
 	c    *conn
-	id   piece.ID
 	blob *blob // nil while we have not joined
 
 	mine   wire.Handle // ours, if opened
 	opened bool        // we have sent Open
 	behind bool        // and pieces have come or gone since that the peer was not told of
 
-	since    time.Duration // when we opened it, or the tracker named the peer
 	his      wire.Handle
 	open     bool // the peer has sent Open
 	want     bool
 	complete bool
+	source   bool        // the tracker says so
 	have     *piece.Bits // nil if complete
 
 	// Downloading.
 	slot    int           // in blob.slots, or -1
-	source  bool          // the tracker says so
 	useful  int           // wanted pieces that a partial peer has
 	any     int           // AnyPiece requests outstanding
 	nothing time.Duration // until then it is not asked for AnyPiece: it said Lost
 	sums    sumsState
+
+	id    piece.ID
+	since time.Duration // when we opened it, or the tracker named the peer
 
 	// Uploading.
 	muted     []uint32 // pieces we have not announced since the peer has them
@@ -120,6 +121,14 @@ type link struct {
 	given     map[int32]bool // pieces sent, or being sent, and not yet announced by the peer
 	pushed    int            // states of our list that we have sent, without a gap
 	asked     bool           // the peer has asked for sums, and is told as they grow
+}
+
+// conn returns the connection of that number, or nil.
+func (p *Peer) conn(id ConnID) *conn {
+	if k := slices.Index(p.ids, id); k >= 0 {
+		return p.list[k]
+	}
+	return nil
 }
 
 func (p *Peer) node(name string) *node {
@@ -167,8 +176,9 @@ func (p *Peer) drop(c *conn) {
 		p.up.meter.stop(p.now)
 	}
 	c.inDriver = 0
-	delete(p.conns, c.id)
-	p.list = slices.DeleteFunc(p.list, func(o *conn) bool { return o == c })
+	if k := slices.Index(p.ids, c.id); k >= 0 {
+		p.list, p.ids = slices.Delete(p.list, k, k+1), slices.Delete(p.ids, k, k+1)
+	}
 	if c.node.conn == c {
 		c.node.conn = nil
 		p.backoff(c)
@@ -212,7 +222,7 @@ func (p *Peer) onDialFailed(ev EvDialFailed) {
 }
 
 func (p *Peer) onConnected(ev EvConnected) {
-	if p.conns[ev.Conn] != nil {
+	if p.conn(ev.Conn) != nil {
 		return
 	}
 	n := p.node(ev.Peer.Node)
@@ -271,8 +281,7 @@ func (p *Peer) onConnected(ev EvConnected) {
 	if ev.Peer.Addr != "" {
 		n.addr = ev.Peer.Addr
 	}
-	p.conns[c.id] = c
-	p.list = append(p.list, c)
+	p.list, p.ids = append(p.list, c), append(p.ids, c.id)
 	for _, b := range p.order {
 		if b.downloading() && b.known[n.name] != nil {
 			p.link(c, b.id)
@@ -311,7 +320,7 @@ func (p *Peer) surplus(c *conn) *conn {
 }
 
 func (p *Peer) onDisconnected(id ConnID) {
-	if c := p.conns[id]; c != nil {
+	if c := p.conn(id); c != nil {
 		p.drop(c)
 	}
 }

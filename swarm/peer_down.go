@@ -45,6 +45,7 @@ type attempt struct {
 	next  int // what has been requested
 	got   int
 	open  int      // blocks outstanding
+	busy  bool     // one was refused: over when the others are answered, too
 	data  [][]byte // by block
 	last  time.Duration
 	other *attempt // the second attempt at the same piece, in the end game
@@ -108,11 +109,7 @@ func (p *Peer) pump() {
 		p.arm(&p.pumpAt, t)
 		return
 	}
-	for _, c := range p.list {
-		if c.part > 0 {
-			p.fill(c, window)
-		}
-	}
+	p.fill(window)
 	p.pumps++
 	for _, b := range p.order {
 		if !b.downloading() {
@@ -140,19 +137,19 @@ func (p *Peer) pump() {
 	}
 }
 
-// fill requests further blocks of the attempts on c.
-func (p *Peer) fill(c *conn, window int) {
-	for _, a := range c.attempts {
-		for a.next < a.size {
-			if c.outstanding >= c.depth || p.down.inflight >= window {
-				return
-			}
-			if t := p.dnCap.ready(p.now); t > p.now {
-				p.arm(&p.pumpAt, t)
-				return
-			}
-			p.request(a)
+// fill requests further blocks of the attempts that were begun.
+func (p *Peer) fill(window int) {
+	for k := 0; k < len(p.begun) && p.down.inflight < window; {
+		a := p.begun[k]
+		if c := a.l.c; c.outstanding >= c.depth {
+			k++
+			continue
 		}
+		if t := p.dnCap.ready(p.now); t > p.now {
+			p.arm(&p.pumpAt, t)
+			return
+		}
+		p.request(a) // takes it out with the last
 	}
 }
 
@@ -164,8 +161,15 @@ func (p *Peer) request(a *attempt) {
 	a.open++
 	p.tell(a.l.c, &wire.Request{Blob: a.l.mine, Piece: uint32(a.i), Offset: uint32(a.next), Length: uint32(n)})
 	if a.next += n; a.next >= a.size {
-		a.l.c.part--
+		p.whole(a)
 	}
+}
+
+// whole notes that no block of an attempt is left to be requested.
+func (p *Peer) whole(a *attempt) {
+	a.l.c.part--
+	k := slices.Index(p.begun, a)
+	p.begun = slices.Delete(p.begun, k, k+1)
 }
 
 // owe counts a block of n bytes that c now owes us.
@@ -226,7 +230,7 @@ func (p *Peer) chooseAmong(b *blob, last bool) (best *link, doubted bool) {
 			c.claimed, c.claimant = p.pumps, b
 			continue
 		}
-		if c.node.doubt > 0 && !last {
+		if p.doubts > 0 && c.node.doubt > 0 && !last {
 			doubted = true
 			continue
 		}
@@ -324,7 +328,7 @@ func (p *Peer) rescue(b *blob, l *link) int {
 // nobody else we know.
 func (p *Peer) only(b *blob, l *link) bool {
 	i := b.pick.pick(l.slot, false, nil)
-	return i >= 0 && b.pick.avail[i] <= 1
+	return i >= 0 && b.pick.at[i].avail <= 1
 }
 
 // begin makes an attempt.
@@ -336,6 +340,7 @@ func (p *Peer) begin(b *blob, l *link, i int) *attempt {
 	}
 	l.c.attempts = append(l.c.attempts, a)
 	l.c.part++
+	p.begun = append(p.begun, a)
 	b.active++
 	p.down.active++
 	p.memory += b.id.Length()
@@ -346,8 +351,8 @@ func (p *Peer) begin(b *blob, l *link, i int) *attempt {
 func (p *Peer) end(a *attempt) {
 	c := a.l.c
 	c.attempts = slices.DeleteFunc(c.attempts, func(o *attempt) bool { return o == a })
-	if a.next < a.size {
-		c.part--
+	if a.next < a.size && !a.busy {
+		p.whole(a)
 	}
 	p.settle(c, a.open)
 	a.b.inflight -= a.open
@@ -480,8 +485,11 @@ func (p *Peer) onBlock(c *conn, m *wire.Block) {
 		a.data[off/piece.MaxBlock] = m.Data
 		a.got += len(m.Data)
 		a.last = p.now
-		if a.got == a.size {
+		switch {
+		case a.got == a.size:
 			p.finish(a)
+		case a.busy && a.open == 0:
+			p.abort(a, false)
 		}
 	}
 	p.pump()
@@ -507,7 +515,7 @@ func (p *Peer) adoptAny(l *link, i int) *attempt {
 	b.attempts[i] = a
 	a.next = min(piece.MaxBlock, a.size)
 	if a.next == a.size {
-		l.c.part--
+		p.whole(a)
 	}
 	return a
 }
@@ -573,7 +581,13 @@ func (p *Peer) onBusy(c *conn, m *wire.Busy) {
 			b.inflight--
 			p.settle(c, 1)
 			p.dnCap.give(b.block())
-			p.abort(a, true)
+			if !a.busy && a.next < a.size {
+				p.whole(a)
+			}
+			a.busy = true
+			if a.open == 0 {
+				p.abort(a, false)
+			}
 		}
 	}
 	p.pump()
@@ -713,6 +727,7 @@ func (p *Peer) clearSuspect(b *blob, i int) {
 	for _, s := range b.suspects[i] {
 		if n := p.nodes[s.name]; n != nil && n.doubt > 0 {
 			n.doubt--
+			p.doubts--
 			p.forget(n)
 		}
 	}
@@ -752,6 +767,7 @@ func (p *Peer) mismatch(b *blob, a *attempt, ev EvStored) {
 	if len(ss) < maxSuspects {
 		b.suspects[i] = append(ss, s)
 		p.node(s.name).doubt++
+		p.doubts++
 	}
 	if equal < 2 {
 		return

@@ -297,7 +297,7 @@ func (p *Peer) send() {
 }
 
 func (p *Peer) onBlockSent(ev EvBlockSent) {
-	c := p.conns[ev.Conn]
+	c := p.conn(ev.Conn)
 	if c == nil || c.inDriver == 0 {
 		return
 	}

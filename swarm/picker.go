@@ -12,10 +12,8 @@ import "math/rand/v2"
 // mostly O(1); a pick scans from the rarest until it finds a piece that the
 // neighbour has.
 type picker struct {
-	mask  []uint64 // by piece: slots of the partial neighbours that have it
-	avail []uint8  // by piece: how many those are
-	pos   []int32  // by piece: its index in order, or -1 if not wanted
-	order []int32  // wanted pieces, rarest first
+	at    []holding // by piece
+	order []int32   // wanted pieces, rarest first
 	start [maxSlots + 2]int32
 	rng   *rand.Rand
 }
@@ -23,13 +21,20 @@ type picker struct {
 // start[k] is where the pieces with k holders begin in order; start[k+1] is
 // where they end.
 
+// holding is who has a piece.
+type holding struct {
+	mask  uint64 // slots of the partial neighbours that have it
+	pos   int32  // its index in order, or -1 if not wanted
+	avail uint8  // how many bits mask has
+}
+
 // maxSlots bounds the neighbours of one blob from which is downloaded.
 const maxSlots = 64
 
 func newPicker(n int, rng *rand.Rand) *picker {
-	k := &picker{mask: make([]uint64, n), avail: make([]uint8, n), pos: make([]int32, n), rng: rng}
-	for i := range k.pos {
-		k.pos[i] = -1
+	k := &picker{at: make([]holding, n), rng: rng}
+	for i := range k.at {
+		k.at[i].pos = -1
 	}
 	return k
 }
@@ -37,11 +42,11 @@ func newPicker(n int, rng *rand.Rand) *picker {
 // wanted returns how many pieces are wanted.
 func (k *picker) wanted() int { return len(k.order) }
 
-func (k *picker) has(i int) bool { return k.pos[i] >= 0 }
+func (k *picker) has(i int) bool { return k.at[i].pos >= 0 }
 
 func (k *picker) put(i int32, at int32) {
 	k.order[at] = i
-	k.pos[i] = at
+	k.at[i].pos = at
 }
 
 func (k *picker) swap(a, b int32) {
@@ -59,8 +64,8 @@ func (k *picker) add(i int) {
 	// goes to its end.
 	at := int32(len(k.order))
 	k.order = append(k.order, int32(i))
-	k.pos[i] = at
-	a := int(k.avail[i])
+	k.at[i].pos = at
+	a := int(k.at[i].avail)
 	for b := maxSlots; b > a; b-- {
 		if first := k.start[b]; first != at {
 			k.swap(first, at)
@@ -81,11 +86,11 @@ func (k *picker) shuffle(at int32, a int) {
 
 // remove makes i not wanted.
 func (k *picker) remove(i int) {
-	at := k.pos[i]
+	at := k.at[i].pos
 	if at < 0 {
 		return
 	}
-	for b := int(k.avail[i]); b <= maxSlots; b++ {
+	for b := int(k.at[i].avail); b <= maxSlots; b++ {
 		last := k.start[b+1] - 1
 		if last != at {
 			k.swap(at, last)
@@ -94,20 +99,21 @@ func (k *picker) remove(i int) {
 		k.start[b+1]--
 	}
 	k.order = k.order[:len(k.order)-1]
-	k.pos[i] = -1
+	k.at[i].pos = -1
 }
 
 // gain and lose record that the neighbour of a slot has i, or has it no more.
 // They report whether that is news.
 func (k *picker) gain(i, slot int) bool {
 	bit := uint64(1) << slot
-	if k.mask[i]&bit != 0 {
+	h := &k.at[i]
+	if h.mask&bit != 0 {
 		return false
 	}
-	k.mask[i] |= bit
-	a := int(k.avail[i])
-	k.avail[i]++
-	if at := k.pos[i]; at >= 0 {
+	h.mask |= bit
+	a := int(h.avail)
+	h.avail++
+	if at := h.pos; at >= 0 {
 		last := k.start[a+1] - 1
 		k.swap(at, last)
 		k.start[a+1]--
@@ -118,13 +124,14 @@ func (k *picker) gain(i, slot int) bool {
 
 func (k *picker) lose(i, slot int) bool {
 	bit := uint64(1) << slot
-	if k.mask[i]&bit == 0 {
+	h := &k.at[i]
+	if h.mask&bit == 0 {
 		return false
 	}
-	k.mask[i] &^= bit
-	a := int(k.avail[i])
-	k.avail[i]--
-	if at := k.pos[i]; at >= 0 {
+	h.mask &^= bit
+	a := int(h.avail)
+	h.avail--
+	if at := h.pos; at >= 0 {
 		first := k.start[a]
 		k.swap(at, first)
 		k.start[a]++
@@ -141,7 +148,7 @@ func (k *picker) rare() bool { return k.start[1] > 0 }
 func (k *picker) pick(slot int, complete bool, ok func(i int) bool) int {
 	bit := uint64(1) << slot
 	for _, i := range k.order {
-		if (complete || k.mask[i]&bit != 0) && (ok == nil || ok(int(i))) {
+		if (complete || k.at[i].mask&bit != 0) && (ok == nil || ok(int(i))) {
 			return int(i)
 		}
 	}

@@ -24,20 +24,20 @@ func TestPicker(t *testing.T) {
 		default:
 			k.lose(i, s)
 		}
-		if bits.OnesCount64(k.mask[i]) != int(k.avail[i]) {
-			t.Fatalf("step %d: piece %d has mask %b and %d holders", step, i, k.mask[i], k.avail[i])
+		if bits.OnesCount64(k.at[i].mask) != int(k.at[i].avail) {
+			t.Fatalf("step %d: piece %d has mask %b and %d holders", step, i, k.at[i].mask, k.at[i].avail)
 		}
 		if err := k.check(); err != nil {
 			t.Fatalf("step %d: %v", step, err)
 		}
 		best := 99
 		for j := range n {
-			if k.has(j) && k.mask[j]&(1<<s) != 0 {
-				best = min(best, int(k.avail[j]))
+			if k.has(j) && k.at[j].mask&(1<<s) != 0 {
+				best = min(best, int(k.at[j].avail))
 			}
 		}
 		got := k.pick(s, false, nil)
-		if (got < 0) != (best == 99) || got >= 0 && (int(k.avail[got]) != best || k.mask[got]&(1<<s) == 0) {
+		if (got < 0) != (best == 99) || got >= 0 && (int(k.at[got].avail) != best || k.at[got].mask&(1<<s) == 0) {
 			t.Fatalf("step %d: picked %d for slot %d, the rarest has %d holders", step, got, s, best)
 		}
 	}
