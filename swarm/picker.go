@@ -147,7 +147,11 @@ func (k *picker) rare() bool { return k.start[1] > 0 }
 // complete), and for which ok, if given, is true; or -1.
 func (k *picker) pick(slot int, complete bool, ok func(i int) bool) int {
 	bit := uint64(1) << slot
-	for _, i := range k.order {
+	from := k.start[1] // what no partial neighbour has, this one has not
+	if complete {
+		from = 0
+	}
+	for _, i := range k.order[from:] {
 		if (complete || k.at[i].mask&bit != 0) && (ok == nil || ok(int(i))) {
 			return int(i)
 		}

@@ -122,14 +122,13 @@ type event struct {
 type run struct {
 	cfg    Config
 	rng    *rand.Rand
-	heap   []event
-	seq    uint64
+	queue  queue
 	now    int64
 	hosts  []*host
 	byName map[string]*host
 	blobs  []*blobState
 	byID   map[piece.ID]*blobState
-	conns  uint64
+	conns  []*conn // by ID - 1
 	events int
 	open   int // hosts that are still downloading
 }
@@ -152,7 +151,7 @@ type host struct {
 	frozen bool
 	thaw   int64
 	tick   int64 // when the next tick is scheduled
-	conns  map[swarm.ConnID]*conn
+	conns  []*conn
 	have   map[piece.ID]*piece.Bits // what its disk has
 	lied   int
 
@@ -174,10 +173,25 @@ type txBlock struct {
 // conn is a connection; side 0 dialed it.
 type conn struct {
 	id     swarm.ConnID
+	live   [2]bool // the side has it
 	ends   [2]*host
 	last   [2]int64 // when the last message of the side arrives
 	queued [2]int   // its blocks in the uplink's queue
 	dead   bool
+}
+
+// conn returns h's connection of that number, or nil if it has it no more.
+func (h *host) conn(id swarm.ConnID) *conn {
+	if c := h.r.conns[id-1]; c.live[c.side(h)] {
+		return c
+	}
+	return nil
+}
+
+// drop takes c away from h.
+func (h *host) drop(c *conn) {
+	c.live[c.side(h)] = false
+	h.conns = slices.DeleteFunc(h.conns, func(o *conn) bool { return o == c })
 }
 
 func (c *conn) side(h *host) int {
@@ -249,7 +263,7 @@ func Run(cfg Config) Result {
 			hc.Down = 1e12
 		}
 		h := &host{
-			Host: hc, r: r, index: k, conns: make(map[swarm.ConnID]*conn), tick: math.MaxInt64,
+			Host: hc, r: r, index: k, tick: math.MaxInt64,
 			have: make(map[piece.ID]*piece.Bits), done: make(map[piece.ID]bool), res: &res.Hosts[k],
 		}
 		h.res.Seed, h.res.BlobDone = h.Seed, make([]time.Duration, len(r.blobs))
@@ -263,9 +277,9 @@ func Run(cfg Config) Result {
 		}
 		r.control(int64(hc.Join), h.join)
 	}
-	for len(r.heap) > 0 && r.open > 0 {
-		e := r.pop()
-		if e.at > int64(cfg.Limit) {
+	for r.open > 0 {
+		e, ok := r.queue.pop()
+		if !ok || e.at > int64(cfg.Limit) {
 			break
 		}
 		r.now = e.at
@@ -293,7 +307,7 @@ func (r *run) perform(e event) {
 	if h.frozen {
 		if h.thaw > 0 {
 			e.at = h.thaw
-			r.push(e)
+			r.queue.push(e)
 		}
 		return
 	}
@@ -311,11 +325,11 @@ func (r *run) perform(e event) {
 			if _, ok := e.ev.(swarm.EvDisconnected); !ok && e.conn.dead {
 				return
 			}
-			if h.conns[e.conn.id] == nil {
+			if !e.conn.live[e.conn.side(h)] {
 				return
 			}
 			if _, ok := e.ev.(swarm.EvDisconnected); ok {
-				delete(h.conns, e.conn.id)
+				h.drop(e.conn)
 			}
 		}
 		h.step(e.ev)
@@ -325,7 +339,7 @@ func (r *run) perform(e event) {
 func (r *run) at(t int64) time.Time { return base.Add(time.Duration(t)) }
 
 func (r *run) control(at int64, fn func()) {
-	r.push(event{at: at, kind: kControl, fn: fn})
+	r.queue.push(event{at: at, kind: kControl, fn: fn})
 }
 
 func (r *run) latency(a, b *host) int64 {
@@ -352,7 +366,7 @@ func (h *host) step(ev swarm.Event) {
 	if d := h.peer.Deadline(); !d.IsZero() {
 		if t := max(int64(d.Sub(base)), h.r.now); t < h.tick {
 			h.tick = t
-			h.r.push(event{at: t, kind: kTick, h: h})
+			h.r.queue.push(event{at: t, kind: kTick, h: h})
 		}
 	}
 }
@@ -361,11 +375,11 @@ func (h *host) act(a swarm.Action) {
 	r := h.r
 	switch a := a.(type) {
 	case swarm.ActSend:
-		if c := h.conns[a.Conn]; c != nil {
+		if c := h.conn(a.Conn); c != nil {
 			h.send(c, h.lie(a.Message))
 		}
 	case swarm.ActSendBlock:
-		c := h.conns[a.Conn]
+		c := h.conn(a.Conn)
 		if c == nil {
 			return
 		}
@@ -389,11 +403,11 @@ func (h *host) act(a swarm.Action) {
 	case swarm.ActDial:
 		h.dial(a)
 	case swarm.ActClose:
-		c := h.conns[a.Conn]
+		c := h.conn(a.Conn)
 		if c == nil {
 			return
 		}
-		delete(h.conns, c.id)
+		h.drop(c)
 		h.send(c, &wire.Error{Code: a.Code, Text: a.Text})
 		h.hangUp(c)
 		h.later(0, swarm.EvDisconnected{Conn: a.Conn})
@@ -478,11 +492,11 @@ func (h *host) store(a swarm.ActStore) {
 		h.have[a.ID].Set(a.Piece)
 	}
 	h.storeAt = max(h.storeAt, r.now) + int64(float64(size)/r.cfg.StoreRate*1e9)
-	r.push(event{at: h.storeAt + int64(r.cfg.StoreDelay), kind: kEvent, h: h, ev: ev})
+	r.queue.push(event{at: h.storeAt + int64(r.cfg.StoreDelay), kind: kEvent, h: h, ev: ev})
 }
 
 func (h *host) later(d time.Duration, ev swarm.Event) {
-	h.r.push(event{at: h.r.now + int64(d), kind: kEvent, h: h, ev: ev})
+	h.r.queue.push(event{at: h.r.now + int64(d), kind: kEvent, h: h, ev: ev})
 }
 
 // send delivers a small message after what was sent before it.
@@ -505,7 +519,7 @@ func (h *host) send(c *conn, m wire.Message) {
 func (h *host) deliver(c *conn, s int, at int64, m wire.Message) {
 	at = max(at, c.last[s])
 	c.last[s] = at
-	h.r.push(event{at: at, kind: kEvent, h: c.ends[1-s], conn: c, ev: swarm.EvMessage{Conn: c.id, Message: m}})
+	h.r.queue.push(event{at: at, kind: kEvent, h: c.ends[1-s], conn: c, ev: swarm.EvMessage{Conn: c.id, Message: m}})
 }
 
 // transmit begins to send the next block.
@@ -530,7 +544,7 @@ func (h *host) transmit() {
 		h.busy = true
 		h.res.Up += int64(n)
 		to.res.Down += int64(n)
-		r.push(event{at: r.now + up, kind: kSent, h: h, conn: c, n: int32(n)})
+		r.queue.push(event{at: r.now + up, kind: kSent, h: h, conn: c, n: int32(n)})
 		h.deliver(c, s, end, t.m)
 		for _, m := range t.after {
 			h.deliver(c, s, end, m)
@@ -541,7 +555,7 @@ func (h *host) transmit() {
 func (h *host) sent(c *conn, n int) {
 	h.busy = false
 	h.transmit()
-	if h.conns[c.id] != nil {
+	if c.live[c.side(h)] {
 		h.step(swarm.EvBlockSent{Conn: c.id, N: n})
 	}
 }
@@ -567,12 +581,12 @@ func (h *host) dial(a swarm.ActDial) {
 			h.later(d, swarm.EvDialFailed{Node: a.Node, Addr: a.Addr})
 			return
 		}
-		r.conns++
-		c := &conn{id: swarm.ConnID(r.conns), ends: [2]*host{h, to}}
-		h.conns[c.id], to.conns[c.id] = c, c
+		c := &conn{id: swarm.ConnID(len(r.conns) + 1), ends: [2]*host{h, to}, live: [2]bool{true, true}}
+		r.conns = append(r.conns, c)
+		h.conns, to.conns = append(h.conns, c), append(to.conns, c)
 		c.last[1] = r.now + lat // the acceptor's Hello comes first
-		r.push(event{at: r.now, kind: kEvent, h: to, conn: c, ev: swarm.EvConnected{Conn: c.id, Peer: h.hello(), Inbound: true}})
-		r.push(event{at: r.now + lat, kind: kEvent, h: h, conn: c, ev: swarm.EvConnected{Conn: c.id, Peer: to.hello()}})
+		r.queue.push(event{at: r.now, kind: kEvent, h: to, conn: c, ev: swarm.EvConnected{Conn: c.id, Peer: h.hello(), Inbound: true}})
+		r.queue.push(event{at: r.now + lat, kind: kEvent, h: h, conn: c, ev: swarm.EvConnected{Conn: c.id, Peer: to.hello()}})
 	})
 }
 
@@ -586,7 +600,7 @@ func (h *host) hangUp(c *conn) {
 	at := max(c.last[s], h.r.now+h.r.latency(c.ends[0], c.ends[1]))
 	to := c.ends[1-s]
 	h.r.control(at, func() { c.dead = true })
-	h.r.push(event{at: at, kind: kEvent, h: to, conn: c, ev: swarm.EvDisconnected{Conn: c.id}})
+	h.r.queue.push(event{at: at, kind: kEvent, h: to, conn: c, ev: swarm.EvDisconnected{Conn: c.id}})
 }
 
 // info is what the tracker says of h.
@@ -729,15 +743,11 @@ func (h *host) leave() {
 
 func (h *host) gone(end func(*conn)) {
 	r := h.r
-	var cs []*conn
-	for _, c := range h.conns {
-		cs = append(cs, c)
-	}
-	slices.SortFunc(cs, func(a, b *conn) int { return int(a.id) - int(b.id) })
-	for _, c := range cs {
+	for _, c := range slices.Clone(h.conns) {
 		end(c)
+		c.live[c.side(h)] = false
 	}
-	clear(h.conns)
+	h.conns = nil
 	h.up = false
 	for _, b := range r.blobs {
 		b.swarm = slices.DeleteFunc(b.swarm, func(o *host) bool { return o == h })
@@ -749,43 +759,101 @@ func (h *host) gone(end func(*conn)) {
 	}
 }
 
-// The heap, by time and then by order of scheduling.
+// Events wait in slots of time, unsorted, each of slotLen; those of the present
+// slot in a heap, by time and then by order of scheduling; those beyond the
+// horizon in another.
 
-func (r *run) push(e event) {
-	r.seq++
-	e.seq = r.seq
-	r.heap = append(r.heap, e)
-	k := len(r.heap) - 1
+const (
+	slotLen = 1 << 14 // ns
+	slots   = 1 << 15 // half a second in all
+)
+
+type queue struct {
+	near, far heap
+	slots     [slots][]event
+	at        int64 // the slot that near is for
+	n         int   // events in slots
+	seq       uint64
+}
+
+func (q *queue) push(e event) {
+	q.seq++
+	e.seq = q.seq
+	switch slot := e.at / slotLen; {
+	case slot <= q.at:
+		q.near.push(e)
+	case slot < q.at+slots:
+		k := slot % slots
+		q.slots[k] = append(q.slots[k], e)
+		q.n++
+	default:
+		q.far.push(e)
+	}
+}
+
+// pop returns the next event; ok is false if there is none.
+func (q *queue) pop() (e event, ok bool) {
+	for len(q.near) == 0 {
+		switch {
+		case q.n > 0:
+			q.at++
+		case len(q.far) > 0:
+			q.at = q.far[0].at / slotLen
+		default:
+			return event{}, false
+		}
+		k := q.at % slots
+		for _, e := range q.slots[k] {
+			q.near.push(e)
+		}
+		q.n -= len(q.slots[k])
+		clear(q.slots[k])
+		q.slots[k] = q.slots[k][:0]
+		for len(q.far) > 0 && q.far[0].at/slotLen <= q.at {
+			q.near.push(q.far.pop())
+		}
+	}
+	return q.near.pop(), true
+}
+
+type heap []event
+
+func (e *event) less(o *event) bool { return e.at < o.at || e.at == o.at && e.seq < o.seq }
+
+func (h *heap) push(e event) {
+	*h = append(*h, e)
+	q := *h
+	k := len(q) - 1
 	for k > 0 {
 		up := (k - 1) / 4
-		if !r.heap[k].less(&r.heap[up]) {
+		if !q[k].less(&q[up]) {
 			break
 		}
-		r.heap[k], r.heap[up] = r.heap[up], r.heap[k]
+		q[k], q[up] = q[up], q[k]
 		k = up
 	}
 }
 
-func (e *event) less(o *event) bool { return e.at < o.at || e.at == o.at && e.seq < o.seq }
-
-func (r *run) pop() event {
-	e := r.heap[0]
-	last := len(r.heap) - 1
-	r.heap[0] = r.heap[last]
-	r.heap[last] = event{}
-	r.heap = r.heap[:last]
+func (h *heap) pop() event {
+	q := *h
+	e := q[0]
+	last := len(q) - 1
+	q[0] = q[last]
+	q[last] = event{}
+	q = q[:last]
+	*h = q
 	k := 0
 	for {
 		best := k
 		for c := 4*k + 1; c <= 4*k+4 && c < last; c++ {
-			if r.heap[c].less(&r.heap[best]) {
+			if q[c].less(&q[best]) {
 				best = c
 			}
 		}
 		if best == k {
 			return e
 		}
-		r.heap[k], r.heap[best] = r.heap[best], r.heap[k]
+		q[k], q[best] = q[best], q[k]
 		k = best
 	}
 }
