@@ -28,6 +28,7 @@ type Figures struct {
 	Want, Done          int // downloaders, and those of them that have finished
 	P50, P99, P999, Max time.Duration
 	Origins             int64 // bytes that hosts with Seed sent
+	Early               int64 // of those, sent again before every piece was sent once
 	Received, Twice     int64 // bytes of blocks that downloaders received, and those of them that they had
 }
 
@@ -38,6 +39,10 @@ func (r Result) Figures() Figures {
 	for _, h := range r.Hosts {
 		if h.Seed {
 			f.Origins += h.Up
+			f.Early += h.Early
+			continue
+		}
+		if h.Aside {
 			continue
 		}
 		f.Want++

@@ -25,9 +25,28 @@ type Config struct {
 	StoreRate   float64       // bytes per second of verifying and writing; default 2 GB/s
 	Limit       time.Duration // the run ends then at the latest; default 1 h
 
+	// ZoneRate is what leaves each zone for the others in all, and what enters it
+	// from them in all, in bytes per second; 0: as much as its hosts can.
+	ZoneRate float64
+
+	// MessageBytes is how long each message other than a block is on the wire, in
+	// its sender's uplink; MessageCost is how long a host is busy with each
+	// message that it receives. Default 0.
+	MessageBytes int
+	MessageCost  time.Duration
+
 	// Sample is how many peers the tracker names to one that joins, and Push how
-	// many more to a downloader every second. Defaults 30 and 5.
-	Sample, Push int
+	// many more to a downloader every second. Defaults 30 and 5. The tracker
+	// answers nobody from TrackerDown on for TrackerFor; whoever asks then is
+	// answered within a second after its return.
+	Sample, Push            int
+	TrackerDown, TrackerFor time.Duration
+
+	// Coarse divides all sizes and rates of the run, and multiplies the bytes in
+	// its Result, so that a block stands for as many: an approximation that saves
+	// most of the events of pieces of several blocks. Blobs keep their numbers of
+	// pieces if it is no more than the blocks of a piece. 0 and 1: none.
+	Coarse int
 
 	Trace func(at time.Duration, host string, ev swarm.Event, acts []swarm.Action) // may be nil
 }
@@ -38,6 +57,8 @@ type Blob struct {
 	// SourceRate: hosts with Seed begin with nothing and receive the blob from
 	// upstream at this rate, in bytes per second; 0: they have it.
 	SourceRate float64
+	// Sources are the indices of the hosts with Seed that take part; nil: all.
+	Sources []int
 	// Hash: the tracker names the hash of the proven list from the beginning.
 	Hash bool
 }
@@ -56,8 +77,9 @@ type Host struct {
 	Thaw     time.Duration // after freezing; 0: never
 	Limits   []Limit       // bandwidth limits set on the way
 
-	Lie  Lie
-	Peer swarm.PeerConfig // Node, Zone, Role and Seed are set by the run
+	Aside bool // not waited for, and not counted by Figures
+	Lie   Lie
+	Peer  swarm.PeerConfig // Node, Zone, Role and Seed are set by the run
 }
 
 // Limit is a change of bandwidth limits (swarm.EvLimits).
@@ -74,23 +96,27 @@ const (
 	LieAll                   // sends wrong bytes for every block
 	LieSums                  // sends wrong sums, and says that they are proven
 	LieHaves                 // says that it has everything
+	LieSizes                 // says that the blob is one byte longer
 )
 
 // Result is what came out.
 type Result struct {
 	Hosts  []HostResult
-	Events int           // steps of all peers
-	Time   time.Duration // virtual, when the run ended
+	Zones  map[string]int64 // bytes of blocks that entered each zone from others
+	Events int              // steps of all peers
+	Time   time.Duration    // virtual, when the run ended
 }
 
 // HostResult is what became of one host.
 type HostResult struct {
 	Seed      bool // as configured
+	Aside     bool // as configured
 	Done      bool
 	Took      time.Duration // from joining until it had proven everything
 	BlobDone  []time.Duration
 	Up, Down  int64 // bytes of blocks sent and received
 	Redundant int64
+	Early     int64    // bytes of blocks that a host with Seed sent again before it had sent every piece once
 	Convicted []string // nodes that it convicted, in order
 	Stalled   int      // stalls that it reported
 	Bad       int      // pieces that did not verify
@@ -104,7 +130,8 @@ type kind uint8
 const (
 	kTick kind = iota
 	kEvent
-	kSent    // a block has left the uplink
+	kFree    // the uplink can begin with the next block; conn's has left the host, if given
+	kSent    // conn's block has left the host and the zone
 	kControl // the run's own
 )
 
@@ -131,6 +158,13 @@ type run struct {
 	conns  []*conn // by ID - 1
 	events int
 	open   int // hosts that are still downloading
+	zones  map[string]*zone
+}
+
+// zone is what a zone has in common: its links with the others.
+type zone struct {
+	outFree, inFree int64 // when the next block may go through
+	in              int64 // bytes
 }
 
 type blobState struct {
@@ -157,11 +191,15 @@ type host struct {
 
 	queue    []txBlock // given to the driver, not begun
 	busy     bool
+	small    int // bytes of messages to go before the next block
 	downFree int64
+	cpuFree  int64
+	zone     *zone
 	storeAt  int64
 
-	done map[piece.ID]bool
-	res  *HostResult
+	done    map[piece.ID]bool
+	sentAll map[piece.ID]*[2]*piece.Bits // pieces and blocks that a host with Seed has sent
+	res     *HostResult
 }
 
 type txBlock struct {
@@ -226,8 +264,12 @@ func Run(cfg Config) Result {
 	if cfg.Push == 0 {
 		cfg.Push = 5
 	}
+	if k := int64(cfg.Coarse); k > 1 {
+		cfg = cfg.divided(k)
+	}
 	r := &run{
-		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 1)),
+		zones: make(map[string]*zone),
+		cfg:   cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 1)),
 		byName: make(map[string]*host), byID: make(map[piece.ID]*blobState),
 	}
 	for k, b := range cfg.Blobs {
@@ -248,7 +290,7 @@ func Run(cfg Config) Result {
 		r.blobs = append(r.blobs, s)
 		r.byID[s.id] = s
 	}
-	res := Result{Hosts: make([]HostResult, len(cfg.Hosts))}
+	res := Result{Hosts: make([]HostResult, len(cfg.Hosts)), Zones: make(map[string]int64)}
 	for k, hc := range cfg.Hosts {
 		if hc.Name == "" {
 			hc.Name = fmt.Sprintf("h%d", k)
@@ -266,13 +308,18 @@ func Run(cfg Config) Result {
 			Host: hc, r: r, index: k, tick: math.MaxInt64,
 			have: make(map[piece.ID]*piece.Bits), done: make(map[piece.ID]bool), res: &res.Hosts[k],
 		}
-		h.res.Seed, h.res.BlobDone = h.Seed, make([]time.Duration, len(r.blobs))
+		if h.zone = r.zones[h.Zone]; h.zone == nil {
+			h.zone = &zone{}
+			r.zones[h.Zone] = h.zone
+		}
+		h.res.Seed, h.res.Aside = h.Seed, h.Aside
+		h.res.BlobDone = make([]time.Duration, len(r.blobs))
 		pc := hc.Peer
 		pc.Node, pc.Zone, pc.Role, pc.Seed = hc.Name, hc.Zone, hc.Role, cfg.Seed
 		h.peer = swarm.NewPeer(pc)
 		r.hosts = append(r.hosts, h)
 		r.byName[h.Name] = h
-		if !h.Seed && h.Crash == 0 && h.Leave == 0 && (h.Freeze == 0 || h.Thaw > 0) {
+		if h.expected() {
 			r.open++
 		}
 		r.control(int64(hc.Join), h.join)
@@ -294,8 +341,40 @@ func Run(cfg Config) Result {
 				h.res.Redundant += s.Redundant
 			}
 		}
+		k := int64(max(cfg.Coarse, 1))
+		h.res.Up, h.res.Down, h.res.Redundant, h.res.Early = k*h.res.Up, k*h.res.Down, k*h.res.Redundant, k*h.res.Early
+	}
+	for name, z := range r.zones {
+		res.Zones[name] = int64(max(cfg.Coarse, 1)) * z.in
 	}
 	return res
+}
+
+// divided returns cfg with all that is counted in bytes divided by k.
+func (cfg Config) divided(k int64) Config {
+	f := float64(k)
+	cfg.Blobs, cfg.Hosts = slices.Clone(cfg.Blobs), slices.Clone(cfg.Hosts)
+	for i := range cfg.Blobs {
+		cfg.Blobs[i].Size /= k
+		cfg.Blobs[i].SourceRate /= f
+	}
+	for i := range cfg.Hosts {
+		h := &cfg.Hosts[i]
+		h.Up, h.Down, h.Limits = h.Up/f, h.Down/f, slices.Clone(h.Limits)
+		for j := range h.Limits {
+			h.Limits[j].Up /= k
+			h.Limits[j].Down /= k
+		}
+	}
+	cfg.StoreRate /= f
+	cfg.ZoneRate /= f
+	cfg.MessageBytes /= int(k)
+	return cfg
+}
+
+// expected reports whether the run goes on until h has everything.
+func (h *host) expected() bool {
+	return !h.Seed && !h.Aside && h.Crash == 0 && h.Leave == 0 && (h.Freeze == 0 || h.Thaw > 0)
 }
 
 func (r *run) perform(e event) {
@@ -312,8 +391,14 @@ func (r *run) perform(e event) {
 		return
 	}
 	switch e.kind {
-	case kSent:
-		h.sent(e.conn, int(e.n))
+	case kFree, kSent:
+		if e.kind == kFree {
+			h.busy = false
+			h.transmit()
+		}
+		if e.conn != nil && h.conn(e.conn.id) != nil {
+			h.step(swarm.EvBlockSent{Conn: e.conn.id, N: int(e.n)})
+		}
 	case kTick:
 		if h.tick != e.at || !h.up {
 			return
@@ -328,8 +413,18 @@ func (r *run) perform(e event) {
 			if !e.conn.live[e.conn.side(h)] {
 				return
 			}
-			if _, ok := e.ev.(swarm.EvDisconnected); ok {
+			switch e.ev.(type) {
+			case swarm.EvDisconnected:
 				h.drop(e.conn)
+			case swarm.EvMessage:
+				if r.cfg.MessageCost > 0 {
+					if r.now < h.cpuFree { // in the order in which they came
+						e.at = h.cpuFree
+						r.queue.push(e)
+						return
+					}
+					h.cpuFree = r.now + int64(r.cfg.MessageCost)
+				}
 			}
 		}
 		h.step(e.ev)
@@ -389,6 +484,9 @@ func (h *host) act(a swarm.Action) {
 			return
 		}
 		m := &wire.Block{Blob: a.Handle, Piece: uint32(a.Piece), Offset: uint32(a.Offset), Queue: a.Queue, Data: h.data(a.Length)}
+		if h.Seed {
+			h.count(a)
+		}
 		c.queued[c.side(h)]++
 		h.queue = append(h.queue, txBlock{c: c, m: m})
 		h.transmit()
@@ -429,6 +527,24 @@ func (h *host) act(a swarm.Action) {
 	}
 }
 
+// count notes that a host with Seed sends a block.
+func (h *host) count(a swarm.ActSendBlock) {
+	if h.sentAll == nil {
+		h.sentAll = make(map[piece.ID]*[2]*piece.Bits)
+	}
+	n := h.sentAll[a.ID]
+	if n == nil {
+		per := int((a.ID.Length() + piece.MaxBlock - 1) / piece.MaxBlock)
+		n = &[2]*piece.Bits{piece.NewBits(a.ID.Pieces()), piece.NewBits(a.ID.Pieces() * per)}
+		h.sentAll[a.ID] = n
+	}
+	n[0].Set(a.Piece)
+	per := n[1].Len() / n[0].Len()
+	if !n[1].Set(a.Piece*per+a.Offset/piece.MaxBlock) && !n[0].Full() {
+		h.res.Early += int64(a.Length)
+	}
+}
+
 // The shared bytes. The first byte of a block's data says what it is.
 var bytesOf = [...][]byte{make([]byte, piece.MaxBlock), marked(1), marked(2)}
 
@@ -448,6 +564,9 @@ func (h *host) data(n int) []byte {
 
 // lie changes a message that a liar sends.
 func (h *host) lie(m wire.Message) wire.Message {
+	if h.Lie == 0 {
+		return m
+	}
 	switch m := m.(type) {
 	case *wire.Sums:
 		if h.Lie&LieSums != 0 && len(m.States) > 0 {
@@ -461,11 +580,14 @@ func (h *host) lie(m wire.Message) wire.Message {
 			return &wrong
 		}
 	case *wire.Open:
+		wrong := *m
 		if h.Lie&LieHaves != 0 {
-			wrong := *m
 			wrong.Complete, wrong.Bits = true, nil
-			return &wrong
 		}
+		if h.Lie&LieSizes != 0 {
+			wrong.ID.Size++
+		}
+		return &wrong
 	}
 	return m
 }
@@ -504,6 +626,7 @@ func (h *host) send(c *conn, m wire.Message) {
 	if c.dead {
 		return
 	}
+	h.small += h.r.cfg.MessageBytes
 	s := c.side(h)
 	if c.queued[s] > 0 {
 		for k := len(h.queue) - 1; k >= 0; k-- {
@@ -536,27 +659,35 @@ func (h *host) transmit() {
 		}
 		n := len(t.m.Data)
 		to := c.ends[1-s]
-		lat := r.latency(h, to)
-		up, down := int64(float64(n)/h.Up*1e9), int64(float64(n)/to.Down*1e9)
-		begin := max(r.now+lat, to.downFree)
-		end := max(r.now+up+lat, begin+down)
+		up := float64(n+h.small) / h.Up
+		h.small = 0
+		free := r.now + int64(up*1e9)
+		sent := free // when the last byte has left the zone, or the host
+		if h.zone != to.zone && r.cfg.ZoneRate > 0 {
+			d := int64(float64(n) / r.cfg.ZoneRate * 1e9)
+			h.zone.outFree = max(h.zone.outFree, r.now) + d
+			to.zone.inFree = max(to.zone.inFree, r.now) + d
+			sent = max(sent, h.zone.outFree, to.zone.inFree)
+		}
+		begin := max(sent-(free-r.now)+r.latency(h, to), to.downFree)
+		end := max(sent+r.latency(h, to), begin+int64(float64(n)/to.Down*1e9))
 		to.downFree = end
 		h.busy = true
 		h.res.Up += int64(n)
 		to.res.Down += int64(n)
-		r.queue.push(event{at: r.now + up, kind: kSent, h: h, conn: c, n: int32(n)})
+		if h.zone != to.zone {
+			to.zone.in += int64(n)
+		}
+		if sent == free {
+			r.queue.push(event{at: free, kind: kFree, h: h, conn: c, n: int32(n)})
+		} else {
+			r.queue.push(event{at: free, kind: kFree, h: h})
+			r.queue.push(event{at: sent, kind: kSent, h: h, conn: c, n: int32(n)})
+		}
 		h.deliver(c, s, end, t.m)
 		for _, m := range t.after {
 			h.deliver(c, s, end, m)
 		}
-	}
-}
-
-func (h *host) sent(c *conn, n int) {
-	h.busy = false
-	h.transmit()
-	if c.live[c.side(h)] {
-		h.step(swarm.EvBlockSent{Conn: c.id, N: n})
 	}
 }
 
@@ -616,6 +747,9 @@ func (h *host) join() {
 	r := h.r
 	h.up = true
 	for _, b := range r.blobs {
+		if h.Seed && b.Sources != nil && !slices.Contains(b.Sources, h.index) {
+			continue
+		}
 		ev := swarm.EvJoin{ID: b.id, Want: !h.Seed, Priority: b.index, Have: piece.NewBits(b.id.Pieces()), Sums: piece.NewSums(b.id)}
 		disk := piece.NewBits(b.id.Pieces())
 		if h.Seed && b.SourceRate == 0 {
@@ -655,10 +789,15 @@ func (h *host) join() {
 }
 
 // named has the tracker name n peers for each blob that h is downloading, with
-// all origins and sources the first time, and again every second.
+// all origins and sources the first time, and again every second. Half of them
+// are of its own zone if there are enough.
 func (h *host) named(n int, first bool) {
 	r := h.r
 	if !h.up || h.Seed {
+		return
+	}
+	if down := int64(r.cfg.TrackerDown); r.now >= down && r.now < down+int64(r.cfg.TrackerFor) {
+		r.control(down+int64(r.cfg.TrackerFor)+r.rng.Int64N(1e9), func() { h.named(n, first) })
 		return
 	}
 	more := false
@@ -675,8 +814,12 @@ func (h *host) named(n int, first bool) {
 				}
 			}
 		}
-		for k := 0; k < n && k < len(b.swarm); k++ {
-			if o := b.swarm[r.rng.IntN(len(b.swarm))]; o != h && o.up {
+		for k, tries := 0, 0; k < n && k < len(b.swarm) && tries < 8*n; tries++ {
+			o := b.swarm[r.rng.IntN(len(b.swarm))]
+			if len(r.zones) > 1 && k < n/2 && o.zone != h.zone && tries < 4*n {
+				continue
+			}
+			if k++; o != h && o.up {
 				infos = append(infos, o.info(b))
 			}
 		}
@@ -719,7 +862,7 @@ func (h *host) proven(id piece.ID) {
 	h.res.BlobDone[b.index] = time.Duration(r.now) - h.Join
 	if len(h.done) == len(r.blobs) {
 		h.res.Done, h.res.Took = true, time.Duration(r.now)-h.Join
-		if h.Crash == 0 && h.Leave == 0 && (h.Freeze == 0 || h.Thaw > 0) {
+		if h.expected() {
 			r.open--
 		}
 	}
