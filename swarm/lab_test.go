@@ -469,7 +469,11 @@ func (p *Peer) check() error {
 				return fmt.Errorf("piece %d is under way and had, being stored or wanted", a.i)
 			}
 		}
-		attempts += len(c.attempts)
+		for _, a := range c.attempts {
+			if !a.slow {
+				attempts++
+			}
+		}
 		anys := 0
 		for _, l := range c.links {
 			if c.byID[l.id] != l || l.open && c.theirs[l.his] != l {

@@ -54,6 +54,7 @@ type conn struct {
 	snubbed     time.Duration // until then it is asked nothing; 0: it is not
 	claimed     uint64        // the round of pump in which a blob could use more of it,
 	claimant    *blob         // and which; those after it stay away
+	took        time.Duration // how long its pieces take, smoothed; 0: none has come
 	attempts    []*attempt    // in order of their beginning
 	ghosts      int           // blocks that may still come although we took the request back
 	owed        time.Duration // since when it owes us something and was silent

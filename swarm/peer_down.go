@@ -31,8 +31,36 @@ const (
 // downlink is the part of the Peer that all downloads share.
 type downlink struct {
 	meter    meter
-	inflight int // blocks requested and not arrived
-	active   int // attempts and AnyPiece requests
+	inflight int           // blocks requested and not arrived
+	active   int           // attempts and AnyPiece requests, but for those at slow peers
+	took     time.Duration // how long a piece takes in the middle; 0: none has come
+}
+
+// slowFactor: a peer whose pieces take so many times as long as those of all is
+// slow. It gets one request at a time, which takes no place in the window: a few
+// slow neighbours would fill that, and leave the others idle.
+const slowFactor = 2
+
+func (p *Peer) slow(c *conn) bool { return c.took > slowFactor*p.down.took }
+
+// time notes how long a piece has taken.
+func (p *Peer) time(a *attempt) {
+	if a.began == never {
+		return
+	}
+	d, c := p.now-a.began, a.l.c
+	if c.took == 0 {
+		c.took = d
+	}
+	c.took += (d - c.took) / 2
+	switch t := &p.down.took; {
+	case *t == 0:
+		*t = d
+	case d > *t: // towards the median: a few slow ones do not count by how slow they are
+		*t += *t/16 + 1
+	default:
+		*t -= *t / 16
+	}
 }
 
 // attempt is a piece on its way from one peer.
@@ -44,9 +72,11 @@ type attempt struct {
 	size  int
 	next  int // what has been requested
 	got   int
-	open  int      // blocks outstanding
-	busy  bool     // one was refused: over when the others are answered, too
-	data  [][]byte // by block
+	open  int           // blocks outstanding
+	busy  bool          // one was refused: over when the others are answered, too
+	data  [][]byte      // by block
+	began time.Duration // never if its first block was of the seeder's choosing
+	slow  bool          // the peer was when it began
 	last  time.Duration
 	other *attempt // the second attempt at the same piece, in the end game
 
@@ -226,7 +256,7 @@ func (p *Peer) chooseAmong(b *blob, last bool) (best *link, doubted bool) {
 		if c.claimed == p.pumps && c.claimant != b {
 			continue // a blob with priority takes what it gives
 		}
-		if c.outstanding >= c.depth || c.part > 0 {
+		if c.outstanding >= c.depth || c.part > 0 || c.outstanding > 0 && p.slow(c) {
 			c.claimed, c.claimant = p.pumps, b
 			continue
 		}
@@ -335,14 +365,16 @@ func (p *Peer) only(b *blob, l *link) bool {
 func (p *Peer) begin(b *blob, l *link, i int) *attempt {
 	size := b.id.PieceSize(i)
 	a := &attempt{
-		b: b, l: l, node: l.c.node, i: i, size: size, last: p.now,
+		b: b, l: l, node: l.c.node, i: i, size: size, began: p.now, slow: p.slow(l.c), last: p.now,
 		data: make([][]byte, (size+piece.MaxBlock-1)/piece.MaxBlock),
 	}
 	l.c.attempts = append(l.c.attempts, a)
 	l.c.part++
 	p.begun = append(p.begun, a)
 	b.active++
-	p.down.active++
+	if !a.slow {
+		p.down.active++
+	}
 	p.memory += b.id.Length()
 	return a
 }
@@ -357,7 +389,9 @@ func (p *Peer) end(a *attempt) {
 	p.settle(c, a.open)
 	a.b.inflight -= a.open
 	a.b.active--
-	p.down.active--
+	if !a.slow {
+		p.down.active--
+	}
 	b := a.b
 	switch first := b.attempts[a.i]; {
 	case first == a:
@@ -513,7 +547,7 @@ func (p *Peer) adoptAny(l *link, i int) *attempt {
 	b.removeWanted(i)
 	a := p.begin(b, l, i)
 	b.attempts[i] = a
-	a.next = min(piece.MaxBlock, a.size)
+	a.next, a.began = min(piece.MaxBlock, a.size), never
 	if a.next == a.size {
 		p.whole(a)
 	}
@@ -537,6 +571,7 @@ func (p *Peer) depth(c *conn, queue int) {
 // finish hands a whole piece to the driver.
 func (p *Peer) finish(a *attempt) {
 	b, i := a.b, a.i
+	p.time(a)
 	p.end(a)
 	for b.attempts[i] != nil {
 		p.abort(b.attempts[i], true)

@@ -10,7 +10,6 @@ import (
 	"math"
 	"os"
 	"regexp"
-	"runtime/debug"
 	"runtime/pprof"
 	"strings"
 	"sync"
@@ -59,8 +58,6 @@ func run() error {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	debug.SetGCPercent(300)
-	debug.SetMemoryLimit(16 << 30)
 	begin := time.Now()
 	var scenarios []sim.Scenario
 	for _, s := range sim.Goals(*scale, *coarse) {
