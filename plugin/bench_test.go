@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -10,7 +11,11 @@ import (
 
 	api "github.com/containerd/containerd/api/services/content/v1"
 	ctrdcontent "github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/plugins/content/local"
+	"github.com/containerd/containerd/v2/plugins/services/content/contentserver"
 	digest "github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
 
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -98,27 +103,41 @@ func BenchmarkLockedCalls(b *testing.B) {
 }
 
 // BenchmarkRead measures containerd's way to read a layer: 32 KiB at a time, each
-// a stream of its own.
+// a stream of its own. Who serves it is the agent, or containerd's own content server and
+// store on a socket of the same kind.
 func BenchmarkRead(b *testing.B) {
 	s := newServer(b, serverOptions{})
 	id, data := testBlob(b, 16<<20, 1)
 	if err := s.put(b, id, data); err != nil {
 		b.Fatal(err)
 	}
-	ra, err := s.contents().ReaderAt(b.Context(), layer(id))
+	store, err := local.NewStore(b.TempDir())
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer ra.Close()
-	buf := make([]byte, 32<<10)
-	b.SetBytes(int64(len(buf)))
-	b.ReportAllocs()
-	off := int64(0)
-	for b.Loop() {
-		if _, err := ra.ReadAt(buf, off); err != nil {
-			b.Fatal(err)
-		}
-		off = (off + int64(len(buf))) % id.Size
+	if err := ctrdcontent.WriteBlob(b.Context(), store, "r", bytes.NewReader(data), layer(id)); err != nil {
+		b.Fatal(err)
+	}
+	stock := grpc.NewServer()
+	api.RegisterContentServer(stock, contentserver.New(store))
+	for name, cs := range map[string]ctrdcontent.Store{"agent": s.contents(), "containerd": proxy.NewContentStore(serve(b, stock))} {
+		b.Run(name, func(b *testing.B) {
+			ra, err := cs.ReaderAt(b.Context(), layer(id))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer ra.Close()
+			buf := make([]byte, 32<<10)
+			b.SetBytes(int64(len(buf)))
+			b.ReportAllocs()
+			off := int64(0)
+			for b.Loop() {
+				if _, err := ra.ReadAt(buf, off); err != nil {
+					b.Fatal(err)
+				}
+				off = (off + int64(len(buf))) % id.Size
+			}
+		})
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/mount"
+	kgzip "github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -199,32 +200,63 @@ func TestBench(t *testing.T) {
 	fmt.Println(strings.TrimSpace(line.String()))
 }
 
-// BenchmarkInflate is the decoder alone.
+// BenchmarkInflate is decoders alone: ours, and those of others beside it. UNPACK_BLOB may
+// name a layer in gzip that is read instead of files from GOROOT.
 func BenchmarkInflate(b *testing.B) {
-	tmp := b.TempDir()
-	tarOf(b, filepath.Join(build.Default.GOROOT, "src"), tmp)
-	raw, err := os.ReadFile(filepath.Join(tmp, "tar"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	for _, kind := range []string{"gzip", "zstd"} {
-		blob, err := os.ReadFile(filepath.Join(tmp, kind))
+	var blobs = map[string][]byte{}
+	if path := os.Getenv("UNPACK_BLOB"); path != "" {
+		blob, err := os.ReadFile(path)
 		if err != nil {
 			b.Fatal(err)
 		}
-		b.Run(kind, func(b *testing.B) {
-			b.SetBytes(int64(len(raw)))
+		blobs["gzip"] = blob
+	} else {
+		tmp := b.TempDir()
+		tarOf(b, filepath.Join(build.Default.GOROOT, "src"), tmp)
+		for _, kind := range []string{"gzip", "zstd"} {
+			blob, err := os.ReadFile(filepath.Join(tmp, kind))
+			if err != nil {
+				b.Fatal(err)
+			}
+			blobs[kind] = blob
+		}
+	}
+	ours := func(blob []byte) (io.Reader, error) {
+		d, err := decompress(bytes.NewReader(blob), int64(len(blob)), true)
+		return d, err
+	}
+	for _, d := range []struct {
+		kind, name string
+		open       func(blob []byte) (io.Reader, error)
+	}{
+		{"gzip", "ours", ours},
+		{"gzip", "klauspost", func(blob []byte) (io.Reader, error) { return kgzip.NewReader(bytes.NewReader(blob)) }},
+		{"gzip", "standard", func(blob []byte) (io.Reader, error) { return gzip.NewReader(bytes.NewReader(blob)) }},
+		{"zstd", "ours", ours},
+	} {
+		blob := blobs[d.kind]
+		if blob == nil {
+			continue
+		}
+		b.Run(d.kind+"/"+d.name, func(b *testing.B) {
 			buf := make([]byte, chunkSize)
+			var size int64
 			for b.Loop() {
-				d, err := decompress(bytes.NewReader(blob), int64(len(blob)), true)
+				r, err := d.open(blob)
 				if err != nil {
 					b.Fatal(err)
 				}
+				size = 0
 				for err == nil {
-					_, err = d.Read(buf)
+					var n int
+					n, err = r.Read(buf)
+					size += int64(n)
 				}
-				d.end()
+				if err != io.EOF {
+					b.Fatal(err)
+				}
 			}
+			b.SetBytes(size)
 		})
 	}
 }
