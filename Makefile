@@ -13,7 +13,7 @@ B := $(I)/bin
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 .DEFAULT_GOAL := help
 
 .PHONY: build
@@ -63,6 +63,36 @@ bench: ## benchmarks; BENCH=regexp chooses
 benchcmp: ## benchmarks of this tree against those of BASE (a commit), ten runs each
 	@test -n "$(BASE)" || { echo "usage: make benchcmp BASE=<commit> [BENCH=regexp]"; exit 2; }
 	$(I)/benchcmp.sh '$(BASE)' '$(BENCH)'
+
+# Whole clusters on this machine, which should do nothing else; each takes minutes.
+# ARGS are more flags: make bench-pull ARGS='-cases small -json pull.json'
+ARGS ?=
+
+$(B)/bench-%:
+	@cd $(I) && $(GO) build -trimpath -o bin/$(@F) ./cmd/$(@F)
+
+.PHONY: bench-pull bench-fanout bench-swarm calibrate $(B)/bench-pull $(B)/bench-fanout $(B)/bench-swarm
+bench-pull: $(B)/capelin $(B)/2.4/containerd $(B)/registry $(B)/bench-pull ## a pull by a stock containerd and by one with Capelin, in turn (root; half an hour)
+	@$(I)/prepare.sh bench
+	cd $(I) && bin/bench-pull $(ARGS)
+
+# The usual fan-outs, or N nodes, a blob of SIZE bytes and links of RATE bytes per second.
+N ?= 0
+SIZE ?= 134217728
+RATE ?= 10e6
+bench-fanout: $(B)/capelin $(B)/bench-fanout ## one blob from one origin to N agents over links of RATE (root; ten minutes)
+	cd $(I) && bin/bench-fanout -n $(N) -size $(SIZE) -rate $(RATE) $(ARGS)
+
+calibrate: $(B)/capelin $(B)/bench-fanout ## fan-outs by real agents and in the simulator, side by side (root)
+	cd $(I) && bin/bench-fanout -n 16 -size 128e6 -rate 20e6 -runs 3 -simulate $(ARGS)
+	cd $(I) && bin/bench-fanout -n 32 -size 128e6 -rate 10e6 -runs 3 -simulate $(ARGS)
+
+bench-swarm: $(B)/capelin $(B)/bench-swarm ## agents on one loopback interface, as fast as they can (root)
+	cd $(I) && bin/bench-swarm $(ARGS)
+
+.PHONY: sim
+sim: ## the table of goals in virtual time: thousands of hosts (an hour)
+	$(GO) run ./swarm/sim/cmd/sim $(ARGS)
 
 .PHONY: lint
 lint: $(B)/golangci-lint ## gofmt, go vet, staticcheck and others, on both modules

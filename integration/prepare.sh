@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks what `make demo` and `make test` need, and installs Debian's packages
-# that are missing. Usage: prepare.sh demo|test
+# Checks what `make demo`, `make test` and `make bench-pull` need, and installs
+# Debian's packages that are missing. Usage: prepare.sh demo|test|bench
 set -eu
 if [ "$(uname -s)" != Linux ] || [ "$(id -u)" != 0 ]; then
 	echo "make $1 needs root on Linux: it makes network namespaces and runs containerd with overlayfs and runc" >&2
@@ -9,8 +9,9 @@ fi
 missing=
 command -v runc >/dev/null || missing="$missing runc"
 [ -x /usr/sbin/dockerd ] || [ -x /usr/bin/dockerd ] || missing="$missing docker.io"
-[ "$1" = demo ] || command -v skopeo >/dev/null || missing="$missing skopeo"
-[ "$1" = demo ] || command -v mkfs.erofs >/dev/null || missing="$missing erofs-utils"
+[ "$1" != test ] || command -v skopeo >/dev/null || missing="$missing skopeo"
+[ "$1" != test ] || command -v mkfs.erofs >/dev/null || missing="$missing erofs-utils"
+[ "$1" != bench ] || command -v igzip >/dev/null || missing="$missing isal"
 [ -n "$missing" ] || exit 0
 if ! command -v apt-get >/dev/null; then
 	echo "make $1 needs$missing (this is not Debian: install them, then run this again)" >&2

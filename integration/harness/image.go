@@ -64,11 +64,14 @@ type Image struct {
 	Config   string   // its config's digest
 	Layers   []string // digests, bottom first
 	Sizes    []int64  // of the layers' blobs
+
+	Entries      int   // of all layers' archives, and
+	Uncompressed int64 // their bytes: of a Debian image
 }
 
 // Bytes is the size of all layers' blobs.
-func (i *Image) Bytes() (n int64) {
-	for _, s := range i.Sizes {
+func (img *Image) Bytes() (n int64) {
+	for _, s := range img.Sizes {
 		n += s
 	}
 	return n
@@ -311,6 +314,7 @@ type layerFile struct {
 	path           string
 	digest, diffID v1.Hash
 	size           int64
+	uncompressed   int64 // bytes of its archive
 	mediaType      types.MediaType
 }
 
@@ -410,40 +414,53 @@ func (w *layerWriter) link(p, target string) error {
 	return w.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: p[1:], Linkname: target, Mode: 0o777, ModTime: epoch})
 }
 
+// compressor is how a layer's blob is made from its archive.
+type compressor struct {
+	mediaType types.MediaType
+	writer    func(io.Writer) (io.WriteCloser, error)
+}
+
+// compressor returns the quickest, since tests wait for it.
+func (o *ImageOptions) compressor() compressor {
+	c := compressor{mediaType: o.Compression.mediaType()}
+	switch o.Compression {
+	case Zstd:
+		c.writer = func(w io.Writer) (io.WriteCloser, error) {
+			return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+		}
+	case Uncompressed:
+		c.writer = func(w io.Writer) (io.WriteCloser, error) { return nopCloser{w}, nil }
+	default:
+		if o.Docker {
+			c.mediaType = types.DockerLayer
+		}
+		c.writer = func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriterLevel(w, gzip.BestSpeed) }
+	}
+	return c
+}
+
 func writeLayer(dir string, o ImageOptions, files map[string]string, fill func(*layerWriter) error) (*layerFile, error) {
+	return compressLayer(dir, o.compressor(), func(t *tar.Writer) error {
+		return fill(&layerWriter{tar: t, files: files, dirs: map[string]bool{}})
+	})
+}
+
+// compressLayer makes a layer in a file of dir that is named by its digest.
+func compressLayer(dir string, c compressor, fill func(*tar.Writer) error) (*layerFile, error) {
 	f, err := os.CreateTemp(dir, "layer-*")
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	l := &layerFile{path: f.Name(), mediaType: o.Compression.mediaType()}
+	l := &layerFile{path: f.Name(), mediaType: c.mediaType}
 	digest, diffID := sha256.New(), sha256.New()
-	blob := io.MultiWriter(f, digest)
-	var z io.WriteCloser
-	switch o.Compression {
-	case Gzip:
-		if o.Docker {
-			l.mediaType = types.DockerLayer
-		}
-		if z, err = gzip.NewWriterLevel(blob, gzip.BestSpeed); err != nil {
-			return nil, err
-		}
-	case Zstd:
-		if z, err = zstd.NewWriter(blob, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1)); err != nil {
-			return nil, err
-		}
-	case Uncompressed:
-		z = nopCloser{blob}
-	}
-	w := &layerWriter{tar: tar.NewWriter(io.MultiWriter(z, diffID)), files: files, dirs: map[string]bool{}}
-	if err := fill(w); err != nil {
+	z, err := c.writer(io.MultiWriter(f, digest))
+	if err != nil {
 		return nil, err
 	}
-	if err := w.tar.Close(); err != nil {
-		return nil, err
-	}
-	if err := z.Close(); err != nil {
-		return nil, err
+	w := tar.NewWriter(io.MultiWriter(z, diffID, (*byteCount)(&l.uncompressed)))
+	if err := errors.Join(fill(w), w.Close(), z.Close()); err != nil {
+		return nil, errors.Join(err, os.Remove(f.Name()))
 	}
 	st, err := f.Stat()
 	if err != nil {
@@ -452,6 +469,14 @@ func writeLayer(dir string, o ImageOptions, files map[string]string, fill func(*
 	l.size, l.digest, l.diffID = st.Size(), toHash(digest), toHash(diffID)
 	l.path = filepath.Join(dir, l.digest.Hex)
 	return l, os.Rename(f.Name(), l.path)
+}
+
+// byteCount counts what is written to it.
+type byteCount int64
+
+func (n *byteCount) Write(p []byte) (int, error) {
+	*n += byteCount(len(p))
+	return len(p), nil
 }
 
 func toHash(h hash.Hash) v1.Hash {

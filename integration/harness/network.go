@@ -127,9 +127,9 @@ func tbf(h *netlink.Handle, link string, rate int64) error {
 		}
 		return nil
 	}
-	burst := max(rate/50, 128<<10) // 20 ms, and more than one segment of offloaded TCP
+	burst := max(rate/100, 66<<10) // 10 ms, and more than one segment of offloaded TCP
 	q.Rate = uint64(rate)
-	q.Limit = uint32(burst + rate/10)
+	q.Limit = uint32(burst + rate/50) // 20 ms of waiting, then packets are dropped
 	q.Buffer = netlink.Xmittime(uint64(rate), uint32(burst))
 	return h.QdiscReplace(q)
 }

@@ -25,12 +25,13 @@ type NodeOptions struct {
 	Containerd string   // series: "2.4" (the default), "2.3", "2.2", "2.1"
 	Registries []string // host:port spoken to in plain HTTP
 
-	LocalPull      bool   // CRI's use_local_image_pull
-	DiscardLayers  bool   // CRI's discard_unpacked_layers
-	SharingPolicy  string // content_sharing_policy of containerd's metadata; "" is shared
-	ContainerdTOML string // appended to containerd's configuration
-	Disk           int64  // if not 0, containerd's root is a file system of this size
-	Debug          bool   // containerd logs what it does
+	LocalPull      bool     // CRI's use_local_image_pull
+	DiscardLayers  bool     // CRI's discard_unpacked_layers
+	SharingPolicy  string   // content_sharing_policy of containerd's metadata; "" is shared
+	ContainerdTOML string   // appended to containerd's configuration
+	Disk           int64    // if not 0, containerd's root is a file system of this size
+	Debug          bool     // containerd logs what it does
+	Env            []string // of containerd and agent
 
 	Stock     bool              // without Capelin: see Node.UseCapelin
 	Agent     map[string]string // keys of agent.toml to values as TOML, instead of the harness's
@@ -58,14 +59,24 @@ type Node struct {
 	images  internalapi.ImageManagerService
 }
 
-// NewNode makes a node and starts nothing.
+// NewNode makes a node on a host of its own and starts nothing.
 func (c *Cluster) NewNode(name string, o NodeOptions) (*Node, error) {
-	if o.Containerd == "" {
-		o.Containerd = "2.4"
-	}
 	h, err := c.NewHost(name)
 	if err != nil {
 		return nil, err
+	}
+	return c.newNode(h, o)
+}
+
+// NewNodeOn makes a node on a host that others are on, too, so that they speak over its
+// loopback interface. It goes with the host, and its ports are for the caller to choose.
+func (c *Cluster) NewNodeOn(h *Host, name string, o NodeOptions) (*Node, error) {
+	return c.newNode(&Host{Name: name, Addr: h.Addr, Dir: filepath.Join(h.Dir, name), init: h.init, net: h.net, veth: h.veth}, o)
+}
+
+func (c *Cluster) newNode(h *Host, o NodeOptions) (*Node, error) {
+	if o.Containerd == "" {
+		o.Containerd = "2.4"
 	}
 	n := &Node{Host: h, Options: o, cluster: c, Root: filepath.Join(h.Dir, "root")}
 	n.Socket = filepath.Join(h.Dir, "state", "containerd.sock")
@@ -151,6 +162,7 @@ imports = [%[3]q]
 
 [debug]
   level = %[5]q
+  address = %[14]q
 
 [plugins."io.containerd.metadata.v1.bolt"]
   content_sharing_policy = %[6]q
@@ -179,12 +191,15 @@ imports = [%[3]q]
 [plugins."io.containerd.nri.v1.nri"]
   disable = true
 `, n.Root, filepath.Join(n.Dir, "state"), filepath.Join(n.Dir, "conf.d", "*.toml"), n.Socket, level, shared,
-		o.LocalPull, o.DiscardLayers, pause, n.CertsDir(), filepath.Join(n.Dir, "cni"), runc, "/run/runc")
+		o.LocalPull, o.DiscardLayers, pause, n.CertsDir(), filepath.Join(n.Dir, "cni"), runc, "/run/runc", n.DebugSocket())
 	if o.ContainerdTOML != "" {
 		b.WriteString("\n" + o.ContainerdTOML)
 	}
 	return os.WriteFile(filepath.Join(n.Dir, "containerd.toml"), []byte(b.String()), 0o644)
 }
+
+// DebugSocket is where containerd serves its profiler.
+func (n *Node) DebugSocket() string { return filepath.Join(n.Dir, "state", "debug.sock") }
 
 // StartContainerd starts it and waits until it and its CRI answer.
 func (n *Node) StartContainerd(ctx context.Context) error {
@@ -194,6 +209,7 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 	}
 	// Its own shim first; and no registry is reached by way of an HTTP proxy.
 	env := []string{"PATH=" + filepath.Dir(bin) + ":" + os.Getenv("PATH"), "HTTP_PROXY=", "http_proxy="}
+	env = append(env, n.Options.Env...)
 	n.containerd, err = n.Host.Start("containerd", env, nil, bin, "--config", filepath.Join(n.Dir, "containerd.toml"))
 	if err != nil {
 		return err
@@ -361,11 +377,11 @@ func (n *Node) StartAgent(ctx context.Context) error {
 		return err
 	}
 	if n.Options.OwnSocket {
-		n.agent, err = n.Host.Start("agent", nil, nil, bin, "agent", "--config", n.AgentConfig())
+		n.agent, err = n.Host.Start("agent", n.Options.Env, nil, bin, "agent", "--config", n.AgentConfig())
 	} else {
 		// As systemd does it; LISTEN_PID is the number within the host.
 		sh := `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`
-		n.agent, err = n.Host.Start("agent", nil, []*os.File{n.listener}, "/bin/sh", "-c", sh, bin, "agent", "--config", n.AgentConfig())
+		n.agent, err = n.Host.Start("agent", n.Options.Env, []*os.File{n.listener}, "/bin/sh", "-c", sh, bin, "agent", "--config", n.AgentConfig())
 	}
 	if err != nil {
 		return err
@@ -382,6 +398,22 @@ func (n *Node) AgentReady(ctx context.Context) error {
 		return err
 	}
 	return conn.Close()
+}
+
+// AwaitTrackers waits until the agent is connected to all its trackers.
+func (n *Node) AwaitTrackers(ctx context.Context) error {
+	return n.agent.await(ctx, func(ctx context.Context) error {
+		st, err := n.Status(ctx)
+		if err != nil {
+			return err
+		}
+		for _, t := range st.Trackers {
+			if !t.Connected {
+				return fmt.Errorf("no connection to tracker %s: %s", t.Address, t.Error)
+			}
+		}
+		return nil
+	})
 }
 
 // StopAgent sends SIGTERM and waits.

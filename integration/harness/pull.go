@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -25,6 +26,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/metadata"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -107,6 +109,15 @@ func (n *Node) PullClient(ctx context.Context, ref string, auth *Auth, opts ...c
 		return nil, err
 	}
 	return c.Pull(ctx, ref, append(opts, containerd.WithPullUnpack, containerd.WithResolver(n.resolver(ctx, auth)))...)
+}
+
+// FetchClient pulls like PullClient, without unpacking.
+func (n *Node) FetchClient(ctx context.Context, ref string, opts ...containerd.RemoteOpt) (images.Image, error) {
+	c, err := n.Client()
+	if err != nil {
+		return images.Image{}, err
+	}
+	return c.Fetch(ctx, ref, append(opts, containerd.WithResolver(n.resolver(ctx, nil)))...)
 }
 
 // Ctr runs ctr on the node.
@@ -334,6 +345,76 @@ func criLog(b []byte) string {
 		}
 	}
 	return strings.TrimSpace(s.String())
+}
+
+// FetchBlob has the node's agent get a blob from the swarm, as containerd does when it
+// opens a layer, and commits it. It fails if the swarm does not deliver all of it.
+func (n *Node) FetchBlob(ctx context.Context, digest string, size int64) error {
+	conn, err := n.AgentConn()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "containerd-namespace", "default"))
+	defer cancel()
+	w, err := contentapi.NewContentClient(conn).Write(ctx)
+	if err != nil {
+		return err
+	}
+	ask := func(req *contentapi.WriteContentRequest) (offset int64, err error) {
+		if err := w.Send(req); err != nil {
+			return 0, fmt.Errorf("%s: %s: %w", n.Name, digest, err)
+		}
+		resp, err := w.Recv()
+		if err != nil {
+			return 0, fmt.Errorf("%s: %s of %s: %w", n.Name, req.Action, digest, err)
+		}
+		return resp.Offset, nil
+	}
+	stat := &contentapi.WriteContentRequest{Action: contentapi.WriteAction_STAT, Ref: "default/1/layer-" + digest, Total: size}
+	if _, err := ask(stat); err != nil { // opens it
+		return err
+	}
+	if at, err := ask(stat); err != nil || at != size { // waits for the swarm
+		return errors.Join(err, fmt.Errorf("%s: the swarm delivered %d of %d bytes of %s", n.Name, at, size, digest))
+	}
+	_, err = ask(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_COMMIT, Total: size, Expected: digest})
+	return err
+}
+
+// DeleteBlob has the node's agent delete a blob, as containerd's garbage collection does.
+func (n *Node) DeleteBlob(ctx context.Context, digest string) error {
+	conn, err := n.AgentConn()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = contentapi.NewContentClient(conn).Delete(metadata.AppendToOutgoingContext(ctx, "containerd-namespace", "default"),
+		&contentapi.DeleteContentRequest{Digest: digest})
+	return err
+}
+
+// Download gets a URL from within the host to a file, and syncs it.
+func (h *Host) Download(ctx context.Context, url, path string) error {
+	t := &http.Transport{DialContext: h.DialContext, DisableKeepAlives: true, Proxy: nil}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := (&http.Client{Transport: t}).Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", url, resp.Status)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, resp.Body)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // HTTP gets a URL from within the host.

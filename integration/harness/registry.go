@@ -61,35 +61,8 @@ func (c *Cluster) NewRegistry(ctx context.Context, kind Kind) (*Registry, error)
 	transport := &http.Transport{DialContext: c.Switch.DialContext, DisableCompression: true}
 	switch kind {
 	case Distribution:
-		dir := filepath.Join(c.Dir, fmt.Sprintf("registry%d", n))
-		config := filepath.Join(dir, "config.yml")
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, err
-		}
-		if err := os.WriteFile(config, []byte(fmt.Sprintf(`version: 0.1
-log: {level: error, accesslog: {disabled: true}}
-storage:
-  filesystem: {rootdirectory: %s, maxthreads: 100}
-  delete: {enabled: true}
-http: {addr: %q}
-`, filepath.Join(dir, "data"), r.backend)), 0o644); err != nil {
-			return nil, err
-		}
-		bin, err := Tool("registry")
-		if err != nil {
-			return nil, err
-		}
-		p, err := c.Switch.Start(fmt.Sprintf("registry%d", n), []string{"OTEL_TRACES_EXPORTER=none"}, nil, bin, "serve", config)
-		if err != nil {
-			return nil, err
-		}
-		if err := p.await(ctx, func(ctx context.Context) error {
-			conn, err := c.Switch.DialContext(ctx, "tcp", r.backend)
-			if err == nil {
-				conn.Close()
-			}
-			return err
-		}); err != nil {
+		name := fmt.Sprintf("registry%d", n)
+		if _, err := startDistribution(ctx, c.Switch, name, filepath.Join(c.Dir, name), r.backend); err != nil {
 			return nil, err
 		}
 	case InProcess:
@@ -126,16 +99,84 @@ http: {addr: %q}
 // Push pushes an image as repo:tag with go-containerregistry's client and
 // returns the name to pull it by.
 func (r *Registry) Push(ctx context.Context, img *Image, repoTag string) (string, error) {
-	ref, err := name.ParseReference(r.backend+"/"+repoTag, name.Insecure)
+	return r.Addr + "/" + repoTag, push(ctx, r.host, r.backend, img, repoTag)
+}
+
+func push(ctx context.Context, h *Host, addr string, img *Image, repoTag string) error {
+	ref, err := name.ParseReference(addr+"/"+repoTag, name.Insecure)
+	if err != nil {
+		return err
+	}
+	t := &http.Transport{DialContext: h.DialContext}
+	defer t.CloseIdleConnections()
+	if err := remote.Write(ref, img.V1, remote.WithTransport(t), remote.WithContext(ctx)); err != nil {
+		return fmt.Errorf("pushing %s: %w", repoTag, err)
+	}
+	return nil
+}
+
+// startDistribution starts the reference registry on a host and waits until it
+// listens on addr. Its files are below dir; those of blobs below what it returns.
+func startDistribution(ctx context.Context, h *Host, name, dir, addr string) (data string, err error) {
+	config := filepath.Join(dir, "config.yml")
+	data = filepath.Join(dir, "data")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(config, []byte(fmt.Sprintf(`version: 0.1
+log: {level: error, accesslog: {disabled: true}}
+storage:
+  filesystem: {rootdirectory: %s, maxthreads: 100}
+  delete: {enabled: true}
+http: {addr: %q}
+`, data, addr)), 0o644); err != nil {
+		return "", err
+	}
+	bin, err := Tool("registry")
 	if err != nil {
 		return "", err
 	}
-	t := &http.Transport{DialContext: r.host.DialContext}
-	defer t.CloseIdleConnections()
-	if err := remote.Write(ref, img.V1, remote.WithTransport(t), remote.WithContext(ctx)); err != nil {
-		return "", fmt.Errorf("pushing %s: %w", repoTag, err)
+	p, err := h.Start(name, []string{"OTEL_TRACES_EXPORTER=none"}, nil, bin, "serve", config)
+	if err != nil {
+		return "", err
 	}
-	return r.Addr + "/" + repoTag, nil
+	return filepath.Join(data, "docker/registry/v2/blobs/sha256"), p.await(ctx, func(ctx context.Context) error {
+		conn, err := h.DialContext(ctx, "tcp", addr)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+}
+
+// BareRegistry is the reference registry on a host of its own, with nothing in
+// between: for measurements.
+type BareRegistry struct {
+	*Host
+	Addr  string // host:port, as in image names
+	blobs string
+}
+
+// NewBareRegistry makes a host and starts a registry on it.
+func (c *Cluster) NewBareRegistry(ctx context.Context, name string) (*BareRegistry, error) {
+	h, err := c.NewHost(name)
+	if err != nil {
+		return nil, err
+	}
+	r := &BareRegistry{Host: h, Addr: h.Addr + ":5000"}
+	r.blobs, err = startDistribution(ctx, h, "registry", h.Dir, r.Addr)
+	return r, err
+}
+
+// Push pushes an image as repo:tag and returns the name to pull it by.
+func (r *BareRegistry) Push(ctx context.Context, img *Image, repoTag string) (string, error) {
+	return r.Addr + "/" + repoTag, push(ctx, r.Host, r.Addr, img, repoTag)
+}
+
+// BlobFile is the path of a blob's file, on this machine.
+func (r *BareRegistry) BlobFile(digest string) string {
+	hex := strings.TrimPrefix(digest, "sha256:")
+	return filepath.Join(r.blobs, hex[:2], hex, "data")
 }
 
 // Request is one line of a Proxy's log.

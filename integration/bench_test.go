@@ -1,0 +1,50 @@
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/capelin-io/capelin/integration/harness"
+)
+
+// The benchmarks run, with little to do, and say what they are for. How fast is not
+// looked at here.
+func TestBenchmarks(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		args []string
+		want []string // in the last line
+	}{
+		{"bench-fanout", []string{"-n", "3", "-size", "2e6", "-rate", "20e6", "-runs", "1", "-simulate"}, []string{"n3_2MB_20MBps_p50=", "_origin=", "_sim_max="}},
+		{"bench-swarm", []string{"-to", "2", "-size", "4194304", "-runs", "1"}, []string{"to2_mib_s=", "to2_tls_cpu_s_per_gib=", "to2_disk_rss_mib="}},
+		{"bench-pull", []string{"-cases", "tiny", "-rounds", "1", "-rate", "100e6"}, []string{"tiny_wall_ratio=", "tiny_cpu_ratio=", "tiny_over_floors="}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bin := get(harness.Built(tt.name))(t)
+			json := filepath.Join(t.TempDir(), "json")
+			cmd := exec.CommandContext(t.Context(), bin, append(tt.args, "-json", json)...)
+			cmd.Dir = t.TempDir()
+			out, err := cmd.CombinedOutput()
+			if err != nil && !strings.Contains(string(out), "is void") { // a busy machine voids figures, not the test
+				t.Fatalf("%v\n%s", err, out)
+			}
+			last := ""
+			for line := range strings.Lines(string(out)) {
+				if strings.Contains(line, "=") {
+					last = line
+				}
+			}
+			for _, w := range tt.want {
+				if !strings.Contains(last, w) {
+					t.Errorf("the last line lacks %s: %s", w, last)
+				}
+			}
+			if b, err := os.ReadFile(json); err != nil || !strings.Contains(string(b), `"figures": {`) {
+				t.Errorf("the JSON file: %.200s (%v)", b, err)
+			}
+		})
+	}
+}

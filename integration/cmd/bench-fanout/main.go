@@ -1,0 +1,332 @@
+// Command bench-fanout measures how long it takes until N nodes have a blob that one
+// origin has: real agents, each on a host with a network namespace of its own, over links
+// whose rate is limited both ways. The ideal is one plain HTTP download of the same bytes,
+// alone, over the same link, in the same run.
+//
+// The last line is all figures as key=value. A run in which the machine was busy for more
+// than 80 % of the time measures the machine: it is void, and the command fails.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/capelin-io/capelin/integration/benchkit"
+	"github.com/capelin-io/capelin/integration/harness"
+	"github.com/capelin-io/capelin/swarm/sim"
+)
+
+// scenario is a fan-out.
+type scenario struct {
+	N    int   `json:"n"`
+	Size int64 `json:"size"`
+	Rate int64 `json:"rate"` // of each link and direction, bytes per second, headers included
+}
+
+func (s scenario) String() string {
+	return fmt.Sprintf("n%d_%.0fMB_%.0fMBps", s.N, float64(s.Size)/1e6, float64(s.Rate)/1e6)
+}
+
+// The usual ones: the second is what Kraken was measured with.
+var usual = []scenario{{32, 128 << 20, 10e6}, {16, 200e6, 20e6}}
+
+type options struct {
+	scenarios []scenario
+	runs      int
+	simulate  bool
+	json      string
+	out       io.Writer
+}
+
+// maxBusy is the share of all processors' time beyond which a run is void.
+const maxBusy = 0.8
+
+func main() {
+	o := options{out: os.Stdout}
+	n := flag.Int("n", 0, "number of nodes; 0: the usual scenarios")
+	size := flag.Float64("size", 128<<20, "bytes of the blob")
+	rate := flag.Float64("rate", 10e6, "bytes per second of each link, each way")
+	flag.IntVar(&o.runs, "runs", 5, "runs of each scenario, whose times are pooled")
+	flag.BoolVar(&o.simulate, "simulate", false, "run each scenario in the simulator, too, and compare")
+	flag.StringVar(&o.json, "json", "", "file for all results")
+	flag.Parse()
+	o.scenarios = usual
+	if *n > 0 {
+		o.scenarios = []scenario{{*n, int64(*size), int64(*rate)}}
+	}
+	var err error
+	if os.Geteuid() != 0 {
+		err = errors.New("it needs root, for network namespaces")
+	} else {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		err = run(ctx, o)
+		stop()
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench-fanout: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// result is one run of a scenario.
+type result struct {
+	Ideal    float64   `json:"ideal_seconds"`
+	Took     []float64 `json:"seconds"`      // by node
+	Origin   float64   `json:"origin_sent"`  // times the blob
+	Busy     float64   `json:"machine_busy"` // share of all processors' time
+	CPU      float64   `json:"cpu_seconds"`  // of all processes
+	LinkUsed float64   `json:"link_used"`    // what the node whose link carried most received, over what it may
+}
+
+func run(ctx context.Context, o options) error {
+	all := map[string][]result{}
+	f := &benchkit.Figures{}
+	var void error
+	for _, s := range o.scenarios {
+		fmt.Fprintf(o.out, "%d nodes, %.1f MB, %.1f MB/s each way, one origin\n", s.N, float64(s.Size)/1e6, float64(s.Rate)/1e6)
+		rs, err := measure(ctx, o, s)
+		if err != nil {
+			return fmt.Errorf("%v: %w", s, err)
+		}
+		all[s.String()] = rs
+		if busy := figures(f, s, rs); busy > maxBusy {
+			void = errors.Join(void, fmt.Errorf("%v is void: the machine was %.0f %% busy", s, 100*busy))
+		}
+		if o.simulate {
+			simulate(o, f, s, rs)
+		}
+	}
+	fmt.Fprintln(o.out, f)
+	return errors.Join(void, benchkit.WriteJSON(o.json, map[string]any{"scenarios": all, "figures": f}))
+}
+
+// measure runs a scenario.
+func measure(ctx context.Context, o options, s scenario) (rs []result, err error) {
+	c, err := harness.New()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && ctx.Err() == nil {
+			fmt.Fprintln(os.Stderr, c.Logs(5))
+		}
+		err = errors.Join(err, c.Close())
+	}()
+	b := &bench{c: c, scenario: s}
+	if b.server, err = c.NewServer(ctx, "origin", harness.ServerOptions{TOML: ""}); err != nil {
+		return nil, err
+	}
+	if b.alone, err = c.NewHost("alone"); err != nil {
+		return nil, err
+	}
+	for _, h := range []*harness.Host{b.server.Host, b.alone} {
+		if err := c.Shape(h, s.Rate); err != nil {
+			return nil, err
+		}
+	}
+	for i := range s.N {
+		n, err := c.NewNode(fmt.Sprintf("n%d", i), harness.NodeOptions{
+			Trackers: []string{b.server.Tracker},
+			Agent:    map[string]string{"log_level": `"warn"`, "unpack": "false"},
+			Disk:     2*s.Size + 64<<20, // in memory: disks are not what is measured
+			// There are more machines than processors: each has a part of one.
+			Env: []string{"GOMAXPROCS=1"},
+		})
+		if err != nil {
+			return nil, err
+		}
+		if err := c.Shape(n.Host, s.Rate); err != nil {
+			return nil, err
+		}
+		if err := errors.Join(n.StartAgent(ctx), n.AwaitTrackers(ctx)); err != nil {
+			return nil, err
+		}
+		b.nodes = append(b.nodes, n)
+	}
+	for i := range o.runs {
+		r, err := b.run(ctx, i)
+		if err != nil {
+			return nil, err
+		}
+		rs = append(rs, *r)
+		fmt.Fprintf(o.out, "  ideal %.2f s; p50 %.3f, max %.3f over it; the origin sent %.3f ×; machine %.0f%% busy\n",
+			r.Ideal, benchkit.Median(r.Took)/r.Ideal, benchkit.Percentile(r.Took, 100)/r.Ideal, r.Origin, 100*r.Busy)
+	}
+	return rs, nil
+}
+
+type bench struct {
+	scenario
+	c      *harness.Cluster
+	server *harness.Server
+	alone  *harness.Host
+	nodes  []*harness.Node
+}
+
+// goodput is the share of a link's bytes that are TCP's payload, with an MTU of 1500.
+const goodput = 1448.0 / 1514
+
+// run moves one blob.
+func (b *bench) run(ctx context.Context, i int) (*result, error) {
+	img, path, err := benchkit.RandomImage(b.c.Dir, b.Size, uint64(i))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := b.server.Push(ctx, img, fmt.Sprintf("fanout/%d:1", i), harness.User{}); err != nil {
+		return nil, err
+	}
+	r := &result{}
+	if r.Ideal, err = b.ideal(ctx, filepath.Base(path)); err != nil {
+		return nil, err
+	}
+	_, sent, err := b.server.LinkBytes()
+	if err != nil {
+		return nil, err
+	}
+	received := make([]int64, len(b.nodes))
+	for k, n := range b.nodes {
+		if received[k], _, err = n.LinkBytes(); err != nil {
+			return nil, err
+		}
+	}
+	cpu, err := b.cpu()
+	if err != nil {
+		return nil, err
+	}
+	before, err := benchkit.Now()
+	if err != nil {
+		return nil, err
+	}
+	r.Took = make([]float64, len(b.nodes))
+	g, gctx := errgroup.WithContext(ctx)
+	start := time.Now()
+	for k, n := range b.nodes {
+		g.Go(func() error {
+			err := n.FetchBlob(gctx, img.Layers[0], b.Size)
+			r.Took[k] = time.Since(start).Seconds()
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	wall := time.Since(start).Seconds()
+	after, err := benchkit.Now()
+	if err != nil {
+		return nil, err
+	}
+	r.Busy = after.Busy(before)
+	used, err := b.cpu()
+	if err != nil {
+		return nil, err
+	}
+	r.CPU = (used - cpu).Seconds()
+	_, now, err := b.server.LinkBytes()
+	if err != nil {
+		return nil, err
+	}
+	r.Origin = float64(now-sent) * goodput / float64(b.Size)
+	for k, n := range b.nodes {
+		at, _, err := n.LinkBytes()
+		if err != nil {
+			return nil, err
+		}
+		r.LinkUsed = max(r.LinkUsed, float64(at-received[k])/(wall*float64(b.Rate)))
+		if err := n.DeleteBlob(ctx, img.Layers[0]); err != nil {
+			return nil, err
+		}
+	}
+	return r, os.Remove(path)
+}
+
+// cpu is the processor time of all processes of the cluster.
+func (b *bench) cpu() (sum time.Duration, err error) {
+	hosts := []*harness.Host{b.server.Host}
+	for _, n := range b.nodes {
+		hosts = append(hosts, n.Host)
+	}
+	for _, h := range hosts {
+		d, err := h.CPU()
+		if err != nil {
+			return 0, err
+		}
+		sum += d
+	}
+	return sum, nil
+}
+
+// ideal is a plain download of the same bytes from the same host.
+func (b *bench) ideal(ctx context.Context, name string) (float64, error) {
+	l, err := b.server.Listen("tcp", b.server.Addr+":8080")
+	if err != nil {
+		return 0, err
+	}
+	s := &http.Server{Handler: http.FileServer(http.Dir(b.c.Dir)), ReadHeaderTimeout: time.Minute}
+	defer s.Close()
+	go s.Serve(l) //nolint:errcheck // ends with Close
+	start := time.Now()
+	path := filepath.Join(b.alone.Dir, "blob")
+	err = b.alone.Download(ctx, fmt.Sprintf("http://%s/%s", l.Addr(), name), path)
+	took := time.Since(start).Seconds()
+	return took, errors.Join(err, os.Remove(path))
+}
+
+// figures adds a scenario's, and returns how busy the machine was at most.
+func figures(f *benchkit.Figures, s scenario, rs []result) (busy float64) {
+	var over, ideal, origin, cpu, link []float64
+	for _, r := range rs {
+		for _, t := range r.Took {
+			over = append(over, t/r.Ideal)
+		}
+		ideal, origin, link = append(ideal, r.Ideal), append(origin, r.Origin), append(link, r.LinkUsed)
+		cpu = append(cpu, r.CPU/(float64(s.Size)*float64(s.N)/(1<<30)))
+		busy = max(busy, r.Busy)
+	}
+	add := func(key string, v float64) { f.Add(s.String()+"_"+key, v) }
+	add("ideal_s", benchkit.Median(ideal))
+	add("p50", benchkit.Median(over))
+	add("p99", benchkit.Percentile(over, 99))
+	add("max", benchkit.Percentile(over, 100))
+	add("origin", benchkit.Percentile(origin, 100))
+	add("cpu_s_per_gib", benchkit.Median(cpu))
+	add("link_used", benchkit.Percentile(link, 100))
+	add("busy", busy)
+	return busy
+}
+
+// simulate runs the same in virtual time, over links of the same goodput.
+func simulate(o options, f *benchkit.Figures, s scenario, rs []result) {
+	rate := float64(s.Rate) * goodput
+	var p50, most, origin []float64
+	for seed := range uint64(len(rs)) {
+		cfg := sim.FanOut(s.N, 1, s.Size, rate, 0)
+		cfg.Seed = seed + 1
+		g := sim.Run(cfg).Figures()
+		ideal := float64(s.Size) / rate
+		p50, most = append(p50, g.P50.Seconds()/ideal), append(most, g.Max.Seconds()/ideal)
+		origin = append(origin, float64(g.Origins)/float64(s.Size))
+	}
+	name := s.String()
+	real50, realMost := f.Get(name+"_p50"), f.Get(name+"_max")
+	sim50, simMost := benchkit.Median(p50), benchkit.Percentile(most, 100)
+	f.Add(name+"_sim_p50", sim50)
+	f.Add(name+"_sim_max", simMost)
+	f.Add(name+"_sim_origin", benchkit.Percentile(origin, 100))
+	fmt.Fprintf(o.out, "  %s\n", strings.Repeat("-", 60))
+	fmt.Fprintf(o.out, "  %-12s %8s %8s %8s\n", "over ideal", "p50", "max", "origin")
+	fmt.Fprintf(o.out, "  %-12s %8.3f %8.3f %8.3f\n", "real", real50, realMost, f.Get(name+"_origin"))
+	fmt.Fprintf(o.out, "  %-12s %8.3f %8.3f %8.3f\n", "simulated", sim50, simMost, f.Get(name+"_sim_origin"))
+	fmt.Fprintf(o.out, "  %-12s %+7.1f%% %+7.1f%%\n", "difference", 100*(real50/sim50-1), 100*(realMost/simMost-1))
+}
