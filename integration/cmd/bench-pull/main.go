@@ -56,7 +56,7 @@ func main() {
 	only := flag.String("cases", "gzip,zstd,small", "which images: gzip, zstd and small, and tiny, which needs no packages of Debian's")
 	flag.StringVar(&o.images, "images", "bin/bench-images", "directory in which the images are kept")
 	flag.StringVar(&o.json, "json", "", "file for all results")
-	flag.StringVar(&o.profile, "profile", "", "directory for a CPU profile of containerd and agent in the first pull of each case")
+	flag.StringVar(&o.profile, "profile", "", "directory for CPU profiles of containerd and agent, in one more pull of each case that is not counted")
 	flag.Parse()
 	o.rate = int64(*rate)
 	for _, c := range append(cases(*rounds, *smallRounds), tiny(*rounds)) {
@@ -191,14 +191,18 @@ func (b *bench) run(ctx context.Context, tc testCase) (*caseResult, error) {
 	if b.igzip && tc.name != "zstd" {
 		who = append(who, "stock-igzip")
 	}
+	for _, w := range who { // nor are these
+		if b.profile == "" {
+			break
+		}
+		if _, err := b.pull(ctx, w, img, ref, filepath.Join(b.profile, tc.name+"-"+w), warm); err != nil {
+			return nil, fmt.Errorf("profiling %s: %w", w, err)
+		}
+	}
 	for round := range tc.rounds {
 		order := append(slices.Clone(who[round%len(who):]), who[:round%len(who)]...)
 		for _, w := range order {
-			profile := ""
-			if round == 0 && b.profile != "" {
-				profile = filepath.Join(b.profile, tc.name+"-"+w)
-			}
-			p, err := b.pull(ctx, w, img, ref, profile, warm)
+			p, err := b.pull(ctx, w, img, ref, "", warm)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", w, err)
 			}
