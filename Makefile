@@ -68,11 +68,13 @@ benchcmp: ## benchmarks of this tree against those of BASE (a commit), ten runs 
 # ARGS are more flags: make bench-pull ARGS='-cases small -json pull.json'
 ARGS ?=
 
-$(B)/bench-%:
+BENCHES := $(B)/bench-pull $(B)/bench-fanout $(B)/bench-swarm
+.PHONY: $(BENCHES)
+$(BENCHES): $(B)/bench-%:
 	@cd $(I) && $(GO) build -trimpath -o bin/$(@F) ./cmd/$(@F)
 
-.PHONY: bench-pull bench-fanout bench-swarm calibrate $(B)/bench-pull $(B)/bench-fanout $(B)/bench-swarm
-bench-pull: $(B)/capelin $(B)/2.4/containerd $(B)/registry $(B)/bench-pull ## a pull by a stock containerd and by one with Capelin, in turn (root; half an hour)
+.PHONY: bench-pull bench-fanout bench-swarm calibrate
+bench-pull: $(B)/capelin $(B)/2.4/containerd $(B)/registry $(B)/bench-pull ## a pull by a stock containerd and by one with Capelin, in turn (root; a quarter of an hour)
 	@$(I)/prepare.sh bench
 	cd $(I) && bin/bench-pull $(ARGS)
 
