@@ -26,7 +26,8 @@ type PeerConfig struct {
 	// find room. Default: half of MaxConns, at most 10.
 	DialConns int
 	// Window is how many pieces are downloaded at once, over all blobs, at
-	// moderate speed; it grows with the bandwidth when pieces are small.
+	// moderate speed; it grows with the bandwidth when pieces are small. Peers that are
+	// slower than others have a request each beside it.
 	// Default 6.
 	Window int
 	// BlobMemory and Memory bound the bytes of unfinished pieces of one blob and
