@@ -182,6 +182,9 @@ func measure(ctx context.Context, s scenario, seed uint64) (_ *result, err error
 			"log_level": `"warn"`, "unpack": "false", "shim.listen": `""`,
 			"listen": fmt.Sprintf("%q", fmt.Sprintf("%s:%d", tracker.Addr, 20000+i)), "metrics": fmt.Sprintf("%q", fmt.Sprintf("%s:%d", tracker.Addr, 21000+i)),
 		}
+		if s.Zero {
+			agent["wait.stall"] = `"2m"` // so long may the seeder take to compute sums
+		}
 		if pki != nil {
 			id, err := pki.Issue(ctx, name, "node")
 			if err != nil {
