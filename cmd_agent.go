@@ -35,6 +35,7 @@ func agentCommand() *cobra.Command {
 				return err
 			}
 			spareProcessors(&cfg)
+			relaxTimers()
 			relimit := make(chan plugin.LimitsConfig)
 			cfg.Relimit = relimit
 			ctx, cancel := context.WithCancel(cmd.Context())

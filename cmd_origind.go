@@ -26,6 +26,7 @@ func origindCommand() *cobra.Command {
 			if err := log.SetLevel(cfg.LogLevel); err != nil {
 				return err
 			}
+			relaxTimers()
 			return origind.Run(cmd.Context(), cfg)
 		},
 	}

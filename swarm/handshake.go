@@ -171,7 +171,7 @@ func (n *Node) shake(ctx context.Context, nc net.Conn, expect, host string) (*no
 	if inbound && n.cfg.TLS != nil {
 		nc = tls.Server(nc, n.cfg.TLS)
 	}
-	r := wire.NewReader(nc, buffer)
+	r := wire.NewReader(newReceiver(nc), buffer)
 	peer, err := n.exchange(ctx, nc, r, expect, inbound)
 	if err == nil && !stop() {
 		err = context.Cause(ctx)

@@ -28,7 +28,7 @@ type PeerConfig struct {
 	// Window is how many pieces are downloaded at once, over all blobs, at
 	// moderate speed; it grows with the bandwidth when pieces are small. Peers that are
 	// slower than others have a request each beside it.
-	// Default 6.
+	// Default 8.
 	Window int
 	// BlobMemory and Memory bound the bytes of unfinished pieces of one blob and
 	// of all. Default 32 MiB and 64 MiB; two pieces of a blob always fit.
@@ -36,9 +36,9 @@ type PeerConfig struct {
 	// UpQueue is how many pieces wait or are being sent here at moderate speed;
 	// a further request is answered with Busy. Default 4.
 	UpQueue int
-	// HaveDelay bounds the time between two announcements of pieces of a blob to a
-	// peer; what comes meanwhile is collected. It is down to a tenth of that at
-	// high speed. Default 20 ms.
+	// HaveDelay is the time between two announcements of pieces of a blob, each to
+	// some of its peers; what comes meanwhile is collected. It is down to a tenth of
+	// that at high speed. Default 20 ms.
 	HaveDelay time.Duration
 	// StallAfter is how long a peer that owes us blocks may be silent before they
 	// are asked from another; more on slow links. Default 1.5 s.
@@ -71,7 +71,7 @@ func (c PeerConfig) withDefaults() PeerConfig {
 	}
 	def(&c.MaxConns, 24)
 	def(&c.DialConns, max(1, min(10, c.MaxConns/2)))
-	def(&c.Window, 6)
+	def(&c.Window, 8)
 	def(&c.UpQueue, 4)
 	if c.BlobMemory <= 0 {
 		c.BlobMemory = 32 << 20
@@ -280,10 +280,12 @@ func (p *Peer) arm(due *time.Duration, t time.Duration) {
 func (p *Peer) tick() {
 	p.next = never
 	for k := 0; k < len(p.dirty); {
-		if b := p.dirty[k]; p.now >= b.haveDue {
-			p.flushHaves(b) // takes it out
-		} else {
-			k++
+		b := p.dirty[k]
+		if p.now >= b.haveDue {
+			p.announce(b)
+		}
+		if k < len(p.dirty) && p.dirty[k] == b {
+			k++ // it is not done
 		}
 	}
 	if p.now >= p.chores {

@@ -57,9 +57,9 @@ type blob struct {
 	extra    int           // bytes asked a second time, of the budget for the end game
 	endAt    time.Duration // when the end game looks again
 
-	haves    []uint32      // to be announced
-	haveDue  time.Duration // when; never if there is nothing
-	haveNext time.Duration // not before, the next
+	haveDue  time.Duration // when pieces are announced; never if nobody is to hear of any
+	haveNext time.Duration // not before, the next time
+	haveTurn int           // in links: who is told then
 	sent     []uint32      // by piece: how often it was sent, or is being; nil before the first
 	rechecks map[int]time.Duration
 
@@ -163,7 +163,7 @@ func (p *Peer) onJoin(ev EvJoin) {
 		for _, l := range b.links {
 			if l.opened { // say it anew
 				p.tell(l.c, &wire.Close{Blob: l.mine})
-				l.opened, l.muted = false, nil
+				l.opened, l.haves, l.muted = false, nil, nil
 			}
 		}
 	}
@@ -292,7 +292,7 @@ func (p *Peer) leave(b *blob) {
 		}
 		if l.open {
 			p.detach(l)
-			l.asked, l.pushed, l.given, l.muted, l.sums = false, 0, nil, nil, sumsState{}
+			l.asked, l.pushed, l.given, l.haves, l.muted, l.sums = false, 0, nil, nil, nil, sumsState{}
 		} else {
 			p.unlink(l)
 		}
@@ -428,7 +428,6 @@ func (p *Peer) onLocal(ev EvLocal) {
 		p.gotPiece(b, i)
 	}
 	p.flushSums(b)
-	p.flushHaves(b)
 	p.maybeComplete(b)
 	p.arm(&p.pumpAt, p.now)
 }
@@ -449,14 +448,28 @@ func (p *Peer) gotPiece(b *blob, i int) {
 	}
 	b.progress, b.stored = p.now, true
 	delete(b.rechecks, i)
-	if len(b.haves) == 0 {
-		b.haveDue = max(p.now, b.haveNext)
-		p.next = min(p.next, b.haveDue)
-		p.dirty = append(p.dirty, b)
+	for _, l := range b.links {
+		switch {
+		case !l.opened:
+		case !p.interested(l):
+			l.behind = true
+		default:
+			if l.haves = append(l.haves, uint32(i)); len(l.haves) >= maxHaves {
+				p.flushHaves(l)
+			}
+			if b.haveDue == never {
+				b.haveDue = max(p.now, b.haveNext)
+				p.next = min(p.next, b.haveDue)
+				p.dirty = append(p.dirty, b)
+			}
+		}
 	}
-	if b.haves = append(b.haves, uint32(i)); len(b.haves) >= maxHaves {
-		p.flushHaves(b)
-	}
+}
+
+// interested reports whether the peer of l wants to know what we get. Whoever
+// does not is told when it opens the blob anew.
+func (p *Peer) interested(l *link) bool {
+	return l.open && (l.blob.want || !l.complete) && (l.want || l.complete)
 }
 
 // maybeComplete ends a download that has everything.
@@ -464,9 +477,9 @@ func (p *Peer) maybeComplete(b *blob) {
 	if !b.want || b.complete || !b.have.Full() {
 		return
 	}
-	p.flushHaves(b)
 	b.complete = true
 	for _, l := range b.links {
+		p.flushHaves(l)
 		if l.opened && l.open {
 			for pieces := range slices.Chunk(l.muted, maxHaves) {
 				p.tell(l.c, &wire.Have{Blob: l.mine, Pieces: pieces})
@@ -477,44 +490,71 @@ func (p *Peer) maybeComplete(b *blob) {
 	p.act(ActComplete{b.id})
 }
 
-// flushHaves announces what was collected, to each peer that wants to know.
-// Downloaders are told of what they have themselves only when we are complete:
-// it is of no use to them but to know that.
-func (p *Peer) flushHaves(b *blob) {
-	if b.haveDue == never {
+// Announcements wait until something else goes to the same peer, and otherwise
+// for their turn: every haveDelay some peers have theirs, so that each is told of
+// several pieces at once. More than those could not begin to get a new piece from
+// us meanwhile, and messages to all of them for each piece would cost more than
+// the pieces.
+const (
+	haveTurns = 4 // until everybody had one
+	haveFew   = 4 // have one together in any case
+)
+
+// announce is a turn.
+func (p *Peer) announce(b *blob) {
+	n := len(b.links)
+	k := max(haveFew, (n+haveTurns-1)/haveTurns)
+	left := false
+	for j := range n {
+		l := b.links[(b.haveTurn+j)%n]
+		switch {
+		case len(l.haves) == 0:
+		case k > 0:
+			p.flushHaves(l)
+			if k--; k == 0 {
+				b.haveTurn = (b.haveTurn + j + 1) % n
+			}
+		default:
+			left = true
+		}
+	}
+	b.haveNext = p.now + p.haveDelay(b)
+	if b.haveDue = b.haveNext; !left {
+		b.haveDue = never
+		p.dirty = slices.DeleteFunc(p.dirty, func(o *blob) bool { return o == b })
+	}
+}
+
+// flushHaves tells a peer what it was not told yet. Downloaders are told of what
+// they have themselves only when we are complete: it is of no use to them but to
+// know that.
+func (p *Peer) flushHaves(l *link) {
+	if len(l.haves) == 0 {
 		return
 	}
-	b.haveDue, b.haveNext = never, p.now+p.haveDelay(b)
-	p.dirty = slices.DeleteFunc(p.dirty, func(o *blob) bool { return o == b })
-	haves := b.haves
-	b.haves = nil
-	for _, l := range b.links {
-		if !l.opened {
-			continue
-		}
-		// Whoever has not opened the blob or does not want it is told when it
-		// opens it anew.
-		if !l.open || l.complete && !b.want || !l.complete && !l.want {
-			l.behind = true
-			continue
-		}
-		ps := haves
-		if !l.complete {
-			for k, i := range haves {
-				switch has := b.has(l, int(i)); {
-				case has && len(ps) == len(haves):
-					ps = append(make([]uint32, 0, len(haves)), haves[:k]...)
-					l.muted = append(l.muted, i)
-				case has:
-					l.muted = append(l.muted, i)
-				case len(ps) < len(haves):
-					ps = append(ps, i)
-				}
+	ps := l.haves
+	l.haves = nil
+	if !l.opened {
+		return
+	}
+	if !p.interested(l) {
+		l.behind = true
+		return
+	}
+	if !l.complete {
+		k := 0
+		for _, i := range ps {
+			if l.blob.has(l, int(i)) {
+				l.muted = append(l.muted, i)
+				continue
 			}
+			ps[k] = i
+			k++
 		}
-		if len(ps) > 0 {
-			p.tell(l.c, &wire.Have{Blob: l.mine, Pieces: ps})
-		}
+		ps = ps[:k]
+	}
+	if len(ps) > 0 {
+		p.tell(l.c, &wire.Have{Blob: l.mine, Pieces: ps})
 	}
 }
 
@@ -547,8 +587,8 @@ func (p *Peer) onLost(id piece.ID, i int) {
 // retract tells everybody that we do not have a piece any more.
 func (p *Peer) retract(b *blob, i int) {
 	b.complete = false
-	b.haves = slices.DeleteFunc(b.haves, func(h uint32) bool { return h == uint32(i) })
 	for _, l := range b.links {
+		l.haves = slices.DeleteFunc(l.haves, func(h uint32) bool { return h == uint32(i) })
 		p.dropUpload(l, i)
 		switch {
 		case !l.opened:
@@ -703,8 +743,8 @@ func (p *Peer) onClose(c *conn, m *wire.Close) {
 	}
 	c.former[l.his] = true
 	l.open, l.want, l.complete, l.have = false, false, false, nil
-	l.behind = l.behind || len(l.muted) > 0
-	l.asked, l.pushed, l.given, l.muted, l.sums = false, 0, nil, nil, sumsState{}
+	l.behind = l.behind || len(l.haves)+len(l.muted) > 0
+	l.asked, l.pushed, l.given, l.haves, l.muted, l.sums = false, 0, nil, nil, nil, sumsState{}
 	if !l.opened {
 		p.unlink(l)
 	}

@@ -115,6 +115,7 @@ type link struct {
 	since time.Duration // when we opened it, or the tracker named the peer
 
 	// Uploading.
+	haves     []uint32 // pieces to be announced
 	muted     []uint32 // pieces we have not announced since the peer has them
 	uploads   []*upload
 	refused   int // the piece that was refused last, and when
@@ -558,6 +559,7 @@ func (p *Peer) open(c *conn, b *blob) {
 	}
 	c.handles++
 	l.mine, l.opened, l.behind, l.since = wire.Handle(c.handles), true, false, p.now
+	l.haves = nil
 	m := &wire.Open{Blob: l.mine, ID: b.id, Want: b.want, Complete: b.have.Full()}
 	if !m.Complete {
 		if b.have.Count() > 0 {

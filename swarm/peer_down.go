@@ -189,6 +189,7 @@ func (p *Peer) request(a *attempt) {
 	p.owe(a.l.c, n)
 	a.b.inflight++
 	a.open++
+	p.flushHaves(a.l)
 	p.tell(a.l.c, &wire.Request{Blob: a.l.mine, Piece: uint32(a.i), Offset: uint32(a.next), Length: uint32(n)})
 	if a.next += n; a.next >= a.size {
 		p.whole(a)
@@ -308,6 +309,7 @@ func (p *Peer) start(b *blob, l *link) bool {
 		p.down.active++
 		p.memory += b.id.Length()
 		p.owe(l.c, b.block())
+		p.flushHaves(l)
 		p.tell(l.c, &wire.Request{Blob: l.mine, Piece: wire.AnyPiece, Length: piece.MaxBlock})
 		return true
 	}

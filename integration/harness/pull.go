@@ -375,8 +375,9 @@ func (n *Node) FetchBlob(ctx context.Context, digest string, size int64) error {
 	if _, err := ask(stat); err != nil { // opens it
 		return err
 	}
+	start := time.Now()
 	if at, err := ask(stat); err != nil || at != size { // waits for the swarm
-		return errors.Join(err, fmt.Errorf("%s: the swarm delivered %d of %d bytes of %s", n.Name, at, size, digest))
+		return errors.Join(err, fmt.Errorf("%s: the swarm delivered %d of %d bytes of %s in %v", n.Name, at, size, digest, time.Since(start)))
 	}
 	_, err = ask(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_COMMIT, Total: size, Expected: digest})
 	return err

@@ -18,17 +18,25 @@ const readBuffer = 4 << 10
 // use.
 type Reader struct {
 	br     *bufio.Reader
+	full   FullReader // nil: br's reader is none
 	buffer func(n int) []byte
 }
 
+// FullReader is a reader that knows a better way to read len(p) bytes than to
+// try again and again. ReadFull's error is io.ErrUnexpectedEOF at the end of the
+// stream.
+type FullReader interface{ ReadFull(p []byte) error }
+
 // NewReader returns a Reader of r. buffer returns memory of length n for a
-// Block's data, n in 1..piece.MaxBlock, into which the data is read directly;
-// nil: it is allocated. A buffer is lost if reading into it fails.
+// Block's data, n in 1..piece.MaxBlock, into which the data is read directly,
+// with r's ReadFull if it is a [FullReader]; nil: it is allocated. A buffer is
+// lost if reading into it fails.
 func NewReader(r io.Reader, buffer func(n int) []byte) *Reader {
 	if buffer == nil {
 		buffer = func(n int) []byte { return make([]byte, n) }
 	}
-	return &Reader{bufio.NewReaderSize(r, readBuffer), buffer}
+	full, _ := r.(FullReader)
+	return &Reader{bufio.NewReaderSize(r, readBuffer), full, buffer}
 }
 
 // Next returns the next message; the caller owns it and all it refers to. It
@@ -107,7 +115,17 @@ func (r *Reader) block(n int) (Message, error) {
 		return nil, err
 	}
 	b.Data = r.buffer(n)
-	if _, err := io.ReadFull(r.br, b.Data); err != nil {
+	rest := b.Data
+	if r.full == nil {
+		_, err = io.ReadFull(r.br, rest)
+	} else {
+		if k := min(n, r.br.Buffered()); k > 0 {
+			_, _ = r.br.Read(rest[:k]) // what is buffered is there
+			rest = rest[k:]
+		}
+		err = r.full.ReadFull(rest)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return b, nil

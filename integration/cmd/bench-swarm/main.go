@@ -216,10 +216,13 @@ func measure(ctx context.Context, s scenario, seed uint64) (_ *result, err error
 		// Not measured: sums are computed when they are first wanted.
 		warm := nodes[1]
 		for _, img := range images {
-			if err := errors.Join(warm.FetchBlob(ctx, img.Layers[0], s.Size), warm.StopAgent(), os.RemoveAll(warm.ContentDir()), warm.StartAgent(ctx), warm.AwaitTrackers(ctx)); err != nil {
+			if err := errors.Join(fetchSoon(ctx, warm, img.Layers[0], s.Size), warm.StopAgent(), os.RemoveAll(warm.ContentDir()), warm.StartAgent(ctx), warm.AwaitTrackers(ctx)); err != nil {
 				return nil, err
 			}
 		}
+	}
+	if err := benchkit.WarmMemory(s.Size * int64(min(s.Many, 2)*s.To)); err != nil {
+		return nil, err
 	}
 	before, err := tracker.CPU()
 	if err != nil {
@@ -251,6 +254,15 @@ func measure(ctx context.Context, s scenario, seed uint64) (_ *result, err error
 	}
 	r.Sent, err = nodes[0].Agent().PeakRSS()
 	return r, err
+}
+
+// fetchSoon fetches a blob from the seeder, which may not have announced it yet.
+func fetchSoon(ctx context.Context, n *harness.Node, digest string, size int64) error {
+	for begin := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		if err := n.FetchBlob(ctx, digest, size); err == nil || ctx.Err() != nil || time.Since(begin) > 20*time.Second {
+			return err
+		}
+	}
 }
 
 // image makes a blob: of random bytes, or of zeros without any on the disk.
