@@ -49,6 +49,7 @@ type situation struct {
 
 	verdict  verdict
 	peers    bool // a connected peer may deliver, or a known one may still connect
+	spread   bool // the connected peers have together all that is missing
 	writing  bool // another session of this node writes the blob
 	lease    bool // this node holds the lease, no session has taken it, and this one may
 	draining bool // the agent is being stopped
@@ -95,7 +96,7 @@ func decide(s situation) decision {
 		return decision{answer: true, offset: s.completeOffset(), why: outcomeComplete}
 	case s.draining:
 		return s.fallBack(outcomeStopping)
-	case s.lease:
+	case s.lease && !s.getsOn():
 		d := s.fallBack(outcomeLease)
 		d.lease = true
 		return d
@@ -128,6 +129,16 @@ func decide(s situation) decision {
 		return decision{wait: min(d, left)}
 	}
 	return s.fallBack(outcomeAlone)
+}
+
+// leasePatience is how long after a verified byte a lease waits for the next one,
+// if the peers have all that is missing.
+const leasePatience = time.Second
+
+// getsOn reports whether the swarm needs no upstream: the last that had the whole
+// blob is gone, but its pieces are not.
+func (s situation) getsOn() bool {
+	return s.peers && s.spread && s.now.Sub(s.progress) < leasePatience
 }
 
 // completeOffset is the answer for a blob that is all there.

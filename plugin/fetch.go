@@ -276,7 +276,7 @@ func (fs *fetches) verdict(id piece.ID, ask uint64, v verdict) {
 	// Trackers answer each Want, a lease that stands included.
 	if ask == f.ask {
 		f.verdict = v
-		f.lease = f.lease || v == verdictLease
+		f.lease = v == verdictLease // it moves on if it was not taken
 	}
 	f.mu.Unlock()
 	f.kick()
@@ -767,10 +767,11 @@ func (f *fetch) answer(peers peers, finder finder, draining bool) time.Duration 
 	f.mu.Lock()
 	ask := peers != nil && f.joined && len(f.waiting) > 0 && !f.complete && f.verdict != verdictSources
 	f.mu.Unlock()
-	var reachable bool
+	var reachable, spread bool
 	if ask { // otherwise peers decide nothing, and the swarm has better things to do
 		if st, ok := peers.Status(f.id); ok {
 			reachable = st.Useful > 0 || st.Known > 0
+			spread = st.Missing == 0
 		}
 	}
 	f.fs.mu.Lock()
@@ -787,7 +788,7 @@ func (f *fetch) answer(peers peers, finder finder, draining bool) time.Duration 
 	s := situation{
 		size: f.id.Size, prefix: prefix, complete: f.complete,
 		now: time.Now(), asked: f.asked, progress: f.progress,
-		verdict: f.verdict, peers: reachable && !f.noSwarm, draining: draining,
+		verdict: f.verdict, peers: reachable && !f.noSwarm, spread: spread, draining: draining,
 		noRange: noRange,
 		find:    f.fs.cfg.Find, stall: f.fs.cfg.Stall,
 	}
@@ -834,7 +835,7 @@ func (f *fetch) answer(peers peers, finder finder, draining bool) time.Duration 
 	clear(f.waiting[len(rest):])
 	f.waiting = rest
 	// A lease that came too late goes back.
-	giveBack := f.lease && !f.leaseHeld
+	giveBack := f.lease && !f.leaseHeld && len(rest) == 0
 	if giveBack {
 		f.lease, f.verdict, f.reask = false, verdictUnknown, true
 	}

@@ -165,6 +165,7 @@ func (n *Node) reach(a ActDial) (*nodeConn, error) {
 func (n *Node) shake(ctx context.Context, nc net.Conn, expect, host string) (*nodeConn, error) {
 	inbound := host != ""
 	raw := nc
+	tune(raw)
 	raw.SetDeadline(time.Now().Add(helloTimeout))
 	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()

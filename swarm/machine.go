@@ -228,6 +228,7 @@ type BlobStatus struct {
 	Peers     int // connected peers that take part in the blob's swarm
 	Useful    int // those among them that have a piece we lack, or are downloading and may get one
 	Known     int // peers the tracker named that are not connected but may still be
+	Missing   int // pieces still to be asked for that no connected peer has
 	InFlight  int // blocks requested and not arrived
 	BytesIn   int64
 	BytesOut  int64

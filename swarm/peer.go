@@ -249,6 +249,9 @@ func (p *Peer) Status(id piece.ID) (s BlobStatus, ok bool) {
 	if b.progress > 0 || b.stored {
 		s.Progress = p.epoch.Add(b.progress)
 	}
+	if b.pick != nil && b.seeds == 0 {
+		s.Missing = b.pick.nowhere()
+	}
 	for _, l := range b.links {
 		if !l.open {
 			continue

@@ -788,18 +788,26 @@ func (p *Peer) mismatch(b *blob, a *attempt, ev EvStored) {
 	}
 	s := suspect{name: a.node.name, hash: ev.Hash, known: ev.Hash != [32]byte{}, times: 1, at: p.now}
 	ss := b.suspects[i]
-	equal := 1
+	equal, again := 1, false
 	for k := range ss {
 		switch {
 		case ss[k].name == s.name:
 			ss[k].at = p.now
-			if ss[k].times++; ss[k].times >= 3 {
-				p.convict(p.node(s.name), b, i, errAlone)
-			}
-			return
+			ss[k].times++
+			again, s.times = true, ss[k].times
 		case s.known && ss[k].known && ss[k].hash == s.hash:
 			equal++
 		}
+	}
+	if again {
+		switch {
+		case s.times < 3:
+		case equal < 2:
+			p.convict(p.node(s.name), b, i, errAlone)
+		default: // two insist, and nobody contradicts: rather without a swarm than without them
+			p.fail(b, fmt.Errorf("piece %d of %s: %d sources insist on it against the named sums: %w", i, b.id.Digest(), equal, piece.ErrMismatch))
+		}
+		return
 	}
 	if len(ss) < maxSuspects {
 		b.suspects[i] = append(ss, s)

@@ -140,8 +140,10 @@ func (k *picker) lose(i, slot int) bool {
 	return true
 }
 
-// rare reports whether any wanted piece is with no partial neighbour.
-func (k *picker) rare() bool { return k.start[1] > 0 }
+// nowhere returns how many wanted pieces are with no partial neighbour, and rare
+// whether there are any.
+func (k *picker) nowhere() int { return int(k.start[1]) }
+func (k *picker) rare() bool   { return k.nowhere() > 0 }
 
 // pick returns the rarest wanted piece that the neighbour of slot has (any, if
 // complete), and for which ok, if given, is true; or -1.

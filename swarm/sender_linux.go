@@ -4,16 +4,10 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
-
-// notSent is how many bytes the kernel takes before it has sent them: enough to
-// keep a link busy while the next block is fetched, few enough that the queue
-// of blocks stays in the Peer's hands, which can still reorder and cancel it.
-const notSent = 32 << 10
 
 // fileSender sends blocks over plain TCP with sendfile: the data goes from the
 // page cache to the socket. net.TCPConn.ReadFrom would read at the file's own
@@ -36,17 +30,6 @@ type fileSender struct {
 	ferr  error // of the file
 }
 
-// tune sets what a socket needs to be a short queue before the network. Where it
-// is not allowed, no harm is done.
-func tune(fd int) {
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
-	// BBR takes the bursts that a limited link lets through for its bandwidth, and
-	// sends at that: over a dozen connections, one segment in forty is lost.
-	if cc, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil && strings.HasPrefix(cc, "bbr") {
-		_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
-	}
-}
-
 func newFileSender(nc net.Conn) sender {
 	tcp, ok := nc.(*net.TCPConn)
 	if !ok {
@@ -56,7 +39,6 @@ func newFileSender(nc net.Conn) sender {
 	if err != nil {
 		return nil
 	}
-	raw.Control(func(fd uintptr) { tune(int(fd)) })
 	s := &fileSender{nc: tcp, raw: raw, cp: copySender{w: tcp}}
 	s.try, s.copy = s.attempt, s.sendfile
 	return s

@@ -71,7 +71,7 @@ func TestCongestionControl(t *testing.T) {
 				t.Skipf("no %s here: %v", tt[0], err)
 			}
 		})
-		newFileSender(a)
+		tune(a)
 		raw.Control(func(fd uintptr) {
 			if got, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil || got != tt[1] {
 				t.Errorf("%s became %s, %v", tt[0], got, err)

@@ -10,3 +10,5 @@ import (
 func newFileSender(net.Conn) sender { return nil }
 
 func newReceiver(nc net.Conn) io.Reader { return nc }
+
+func tune(net.Conn) {}

@@ -193,8 +193,9 @@ type blob struct {
 
 type want struct {
 	Want
-	asked   uint32 // Client.seq when Want was called last
-	lease   bool   // the verdict was Lease, and it is not done
+	asked   uint32 // Client.seq when Want was called last, and when that was
+	at      time.Time
+	lease   bool // the verdict was Lease, and it is not done
 	answers map[*link]*answer
 	verdict Verdict // the last one told
 	told    map[string]toldPeer
@@ -498,7 +499,7 @@ func (c *Client) Want(id piece.ID, w Want) {
 		c.wanted[id] = b
 	}
 	c.seq++
-	b.want.Want, b.want.asked = w, c.seq
+	b.want.Want, b.want.asked, b.want.at = w, c.seq, time.Now()
 	b.want.lease = false
 	b.want.verdict = Verdict{}
 	for _, l := range c.owners(id) {

@@ -2,6 +2,7 @@ package tracker
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -24,7 +25,7 @@ func TestMerge(t *testing.T) {
 	late := answer{until: now}
 	wait := answer{kind: Wait, until: now.Add(time.Second)}
 	waited := answer{kind: Wait, until: now.Add(-answerTimeout)}
-	down := answer{kind: 99}
+	down, first := answer{kind: 99}, answer{kind: 98} // first: it is being connected with for the first time
 	sources, lease, nobody := answer{kind: Sources}, answer{kind: Lease}, answer{kind: Nobody}
 	for _, tt := range []struct {
 		name          string
@@ -33,6 +34,9 @@ func TestMerge(t *testing.T) {
 	}{
 		{"both down", down, down, Unreachable},
 		{"both late", late, late, Unreachable},
+		{"one down, one connecting", down, first, 0},
+		{"connecting and nobody", first, nobody, 0},
+		{"connecting and sources", first, sources, Sources},
 		{"one down, one late", down, late, Unreachable},
 		{"both pending", pending, pending, 0},
 		{"one down, one pending", down, pending, 0},
@@ -59,11 +63,14 @@ func TestMerge(t *testing.T) {
 			c.links[name] = newLink(name)
 		}
 		id := piece.ID{Alg: piece.SHA256, Size: 1}
-		b := &blob{id: id, want: &want{answers: map[*link]*answer{}}}
+		b := &blob{id: id, want: &want{answers: map[*link]*answer{}, at: pending.until.Add(-answerTimeout)}}
 		for i, l := range c.owners(id) {
 			a := []answer{tt.first, tt.second}[i]
-			if l.up = a != down; l.up {
+			switch l.up = a != down && a != first; {
+			case l.up:
 				b.want.answers[l] = &a
+			case a == down:
+				l.status.Err = errors.New("refused")
 			}
 		}
 		next := c.merge(b, now)

@@ -39,6 +39,12 @@ func (c *Client) merge(b *blob, now time.Time) (next time.Time) {
 	var wait time.Time
 	for _, l := range c.owners(b.id) {
 		a := w.answers[l]
+		if !l.up && l.status.Err == nil && w.at.Add(answerTimeout).After(now) {
+			// It is being connected with for the first time. All of a cluster's nodes
+			// may have just been started: they are not to rush to upstream.
+			pending = true
+			next = earlier(next, w.at.Add(answerTimeout))
+		}
 		if !l.up || a == nil {
 			continue
 		}

@@ -407,6 +407,9 @@ func (n *Node) AwaitTrackers(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if len(st.Trackers) < len(n.Options.Trackers) {
+			return errors.New("the agent has not begun to connect to its trackers")
+		}
 		for _, t := range st.Trackers {
 			if !t.Connected {
 				return fmt.Errorf("no connection to tracker %s: %s", t.Address, t.Error)

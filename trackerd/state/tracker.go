@@ -97,6 +97,7 @@ type swarm struct {
 	have     int      // complete or partial
 	origins  []*agent // members of that role which have any of it
 	hashed   bool
+	vouched  bool // an origin gave the hash
 	touched  bool
 	hash     [32]byte // pinned, if hashed
 	claims   *claims  // nil unless hashes were in dispute
@@ -558,19 +559,35 @@ func (t *Tracker) enough(a *agent, id piece.ID) {
 }
 
 // claim takes the hash that a, which has the whole blob, gives of its sums. The
-// first one is pinned.
+// first one is pinned; an origin's replaces that of a node, since a node that lies
+// must not turn the others against the origin.
 func (t *Tracker) claim(a *agent, s *swarm, hash [32]byte) {
+	vouches := a.isOrigin()
 	switch {
 	case s.claims != nil && s.claims.hasBad && s.claims.disproved == hash:
 		t.stats.HashConflicts++
 		t.report(ReportHashConflict, a.hello.Node, s.id, "claims sums that were disproved")
 	case !s.hashed:
-		s.hashed, s.hash = true, hash
+		s.hashed, s.hash, s.vouched = true, hash, vouches
 		if s.a != nil {
 			s.a.rehash()
 		}
 		t.touch(s)
-	case s.hash != hash:
+	case s.hash == hash:
+		s.vouched = s.vouched || vouches
+	case vouches && !s.vouched:
+		t.stats.HashReplaced++
+		t.report(ReportHashReplaced, a.hello.Node, s.id, "an origin claims other sums")
+		if s.claims == nil {
+			s.claims = &claims{}
+		}
+		s.claims.alt, s.claims.hasAlt = s.hash, true
+		s.hash, s.vouched = hash, true
+		if s.a != nil {
+			s.a.rehash()
+		}
+		t.touch(s)
+	default:
 		t.stats.HashConflicts++
 		t.report(ReportHashConflict, a.hello.Node, s.id, "the sums pinned first are kept")
 		if s.claims == nil {
@@ -596,7 +613,7 @@ func (t *Tracker) disprove(a *agent, id piece.ID, hash [32]byte) {
 	}
 	c := s.claims
 	c.disproved, c.hasBad = hash, true
-	s.hashed = c.hasAlt && c.alt != hash
+	s.hashed, s.vouched = c.hasAlt && c.alt != hash, false
 	if s.hashed {
 		s.hash = c.alt
 	}

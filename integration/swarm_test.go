@@ -1,0 +1,357 @@
+package integration
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/integration/benchkit"
+	"github.com/capelin-io/capelin/integration/harness"
+	"github.com/capelin-io/capelin/swarm"
+	"github.com/capelin-io/capelin/swarm/piece"
+	"github.com/capelin-io/capelin/swarm/swarmtest"
+	"github.com/capelin-io/capelin/swarm/wire"
+)
+
+const (
+	swarmNodes = 8
+	swarmRate  = 10e6     // bytes per second of each link, each way
+	swarmBlob  = 32 << 20 // bytes; alone on a link it takes 3.5 s
+)
+
+// fanout is a download by several nodes that something happens to.
+type fanout struct {
+	*testing.T
+	ctx     context.Context
+	c       *harness.Cluster
+	tracker *harness.Tracker
+	origin  *harness.Origin // the only one; its link is four times as fast
+	nodes   []*harness.Node
+	digest  string
+	data    string // the file with the right bytes
+
+	begin time.Time
+	got   []int64 // received by each node before the download
+	took  []time.Duration
+	wait  []func() error
+	lost  map[*harness.Node]bool // are not expected to end
+}
+
+func newFanout(t *testing.T, seed uint64) *fanout {
+	ctx, c := newCluster(t, 2*time.Minute)
+	f := &fanout{T: t, ctx: ctx, c: c, tracker: get(c.NewTracker(ctx, "tracker", nil))(t), lost: map[*harness.Node]bool{}}
+	f.origin = get(c.NewOrigin(ctx, "origin", f.tracker.Listen))(t)
+	must(t, c.Shape(f.origin.Host, 4*swarmRate))
+	img, path, err := benchkit.RandomImage(c.Dir, swarmBlob, seed)
+	must(t, err)
+	f.digest, f.data = img.Layers[0], path
+	for i := range swarmNodes {
+		n := get(c.NewNode(fmt.Sprintf("n%d", i), harness.NodeOptions{
+			Trackers: []string{f.tracker.Listen},
+			Agent:    map[string]string{"unpack": "false", "wait.stall": `"20s"`, "log_level": `"debug"`}, // nobody else has it
+			Env:      []string{"GOMAXPROCS=1"},
+		}))(t)
+		must(t, c.Shape(n.Host, swarmRate))
+		must(t, errors.Join(n.StartAgent(ctx), n.AwaitTrackers(ctx)))
+		f.nodes = append(f.nodes, n)
+	}
+	return f
+}
+
+// start gives the origin the blob and has all nodes download it.
+func (f *fanout) start() {
+	must(f.T, f.origin.Put(f.ctx, f.data, f.digest))
+	f.took = make([]time.Duration, len(f.nodes))
+	f.begin = time.Now()
+	for i, n := range f.nodes {
+		received, _, err := n.LinkBytes()
+		must(f.T, err)
+		f.got = append(f.got, received)
+		f.wait = append(f.wait, do(func() error {
+			err := n.FetchBlob(f.ctx, f.digest, swarmBlob)
+			f.took[i] = time.Since(f.begin)
+			return err
+		}))
+	}
+}
+
+// until waits until that share of the blob has come in the middle.
+func (f *fanout) until(share float64) {
+	f.Helper()
+	for tick := time.NewTicker(10 * time.Millisecond); ; {
+		var got []int64
+		for i, n := range f.nodes {
+			received, _, err := n.LinkBytes()
+			must(f.T, err)
+			got = append(got, received-f.got[i])
+		}
+		slices.Sort(got)
+		if float64(got[len(got)/2]) > share*swarmBlob {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-f.ctx.Done():
+			f.Fatal("the download has come to nothing")
+		}
+	}
+}
+
+var convicted = regexp.MustCompile(`peer convicted.* peer=(\S+)`)
+
+// finish waits for those who are not lost, and checks that all of them have the
+// right bytes and have cut off nobody but liars.
+func (f *fanout) finish(without float64, liars ...string) {
+	f.Helper()
+	var worst time.Duration
+	for i, n := range f.nodes {
+		err := f.wait[i]()
+		if f.lost[n] {
+			continue
+		}
+		if err != nil {
+			f.Errorf("%s: %v", n.Name, err)
+			continue
+		}
+		worst = max(worst, f.took[i])
+		_, want, _ := strings.Cut(f.digest, ":")
+		if got := fileSum(f.T, filepath.Join(n.ContentDir(), "blobs", "sha256", want)); got != want {
+			f.Errorf("%s has other bytes: sha256 %s", n.Name, got)
+		}
+		log, err := os.ReadFile(n.Agent().Log)
+		must(f.T, err)
+		for _, m := range convicted.FindAllStringSubmatch(string(log), -1) {
+			if !slices.Contains(liars, m[1]) {
+				f.Errorf("%s cut off the honest %s", n.Name, m[1])
+			}
+		}
+	}
+	// Not judged: the machine may be busy.
+	f.Logf("%.2f s until the last, %+.2f s beyond a download of which nothing was lost", worst.Seconds(), worst.Seconds()-without)
+}
+
+func fileSum(t *testing.T, path string) string {
+	t.Helper()
+	r := get(os.Open(path))(t)
+	defer r.Close()
+	h := sha256.New()
+	_, err := io.Copy(h, r)
+	must(t, err)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// Something happens to a download by eight nodes: the others end it, with the
+// right bytes, and cut off nobody who is honest.
+func TestSwarmFaults(t *testing.T) {
+	var without float64 // seconds until the last, when nothing happens
+	for i, tt := range []struct {
+		name string
+		do   func(f *fanout)
+	}{
+		{"nothing", func(f *fanout) {}},
+		{"the tracker is killed", func(f *fanout) {
+			f.until(.3)
+			f.tracker.Kill()
+		}},
+		{"the only origin is killed after a copy is out", func(f *fanout) {
+			for {
+				_, sent, err := f.origin.LinkBytes()
+				must(f.T, err)
+				if sent > swarmBlob*115/100 {
+					break
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			f.origin.Kill()
+		}},
+		{"half of the nodes are killed", func(f *fanout) {
+			f.until(.3)
+			for _, n := range f.nodes[:swarmNodes/2] {
+				f.lost[n] = true
+				n.KillAgent()
+			}
+		}},
+		{"two nodes freeze", func(f *fanout) {
+			f.until(.3)
+			for _, n := range f.nodes[:2] {
+				f.lost[n] = true
+				must(f.T, n.SignalAgent(syscall.SIGSTOP))
+			}
+			f.survivors()
+			for _, n := range f.nodes[:2] {
+				n.KillAgent()
+			}
+		}},
+		{"a link is cut for 5 s", func(f *fanout) {
+			f.until(.3)
+			must(f.T, f.c.SetLink(f.nodes[0].Host, false))
+			time.Sleep(5 * time.Second)
+			must(f.T, f.c.SetLink(f.nodes[0].Host, true))
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFanout(t, uint64(i))
+			f.start()
+			tt.do(f)
+			f.finish(without)
+			if i == 0 {
+				without = slices.Max(f.took).Seconds()
+			}
+		})
+	}
+	for i, l := range []struct {
+		name string
+		lie  lie
+		seen string
+	}{
+		{"a peer corrupts every tenth piece", corrupts, "bad piece.* peer=liar"},
+		{"a peer lies in its sums", wrongSums, "an origin claims other sums"},
+		{"a peer announces what it does not have", hasNothing, "peer stalled.* peer=liar"},
+	} {
+		t.Run(l.name, func(t *testing.T) {
+			f := newFanout(t, uint64(100+i))
+			f.liar(l.lie)
+			f.start()
+			f.finish(without, "liar")
+			if n := f.count(l.seen); n == 0 {
+				t.Errorf("nobody has met the liar: no log has %q", l.seen)
+			}
+		})
+	}
+}
+
+// count returns how often the nodes and the tracker have logged what matches.
+func (f *fanout) count(re string) (n int) {
+	logs, err := filepath.Glob(filepath.Join(f.c.Dir, "*", "*.log"))
+	must(f.T, err)
+	for _, path := range logs {
+		n += len(regexp.MustCompile(re).FindAll(get(os.ReadFile(path))(f.T), -1))
+	}
+	return n
+}
+
+// survivors waits for those who are not lost.
+func (f *fanout) survivors() {
+	for i, n := range f.nodes {
+		if !f.lost[n] {
+			err := f.wait[i]()
+			f.wait[i] = func() error { return err }
+		}
+	}
+}
+
+type lie int
+
+const (
+	corrupts   lie = iota // every tenth piece
+	wrongSums             // proven, it says
+	hasNothing            // and answers nothing
+)
+
+// liar is a real node on a host of its own whose disk lies, and which says that it
+// has the whole blob.
+func (f *fanout) liar(l lie) {
+	f.Helper()
+	h := get(f.c.NewHost("liar"))(f.T)
+	must(f.T, f.c.Shape(h, swarmRate))
+	data := get(os.ReadFile(f.data))(f.T)
+	id, err := piece.ParseID(f.digest, swarmBlob)
+	must(f.T, err)
+	sums := swarmtest.SumsOf(id, data)
+	hash := sums.Hash()
+	store := swarmtest.NewStore("")
+	if l == wrongSums {
+		states := slices.Clone(sums.Bytes())
+		states[0]++
+		sums = piece.NewSums(id)
+		must(f.T, sums.Append(states))
+		hash = sums.Hash() // trackers believe it, since the liar comes first
+	}
+	_, err = store.Add(id, data, sums)
+	must(f.T, err)
+	ctx, cancel := context.WithCancel(f.ctx)
+	addr := h.Addr + ":7401"
+	node, err := swarm.NewNode(swarm.NodeConfig{
+		Cluster: "default", Node: "liar", Advertise: addr,
+		Listener: get(h.Listen("tcp", addr))(f.T),
+		Dial:     func(ctx context.Context, addr string) (net.Conn, error) { return h.DialContext(ctx, "tcp", addr) },
+		Store:    lyingStore{store, l, ctx},
+	})
+	must(f.T, err)
+	client := tracker.New(tracker.Config{
+		Trackers: []string{f.tracker.Listen},
+		Dial:     func(ctx context.Context, addr string) (net.Conn, error) { return h.DialContext(ctx, "tcp", addr) },
+		Hello:    tracker.Hello{Cluster: "default", Node: "liar", Addr: addr, Role: wire.RoleAgent},
+	}, deaf{})
+	ended := []func() error{
+		do(func() error { return node.Run(ctx) }),
+		do(func() error { return client.Run(ctx) }),
+	}
+	f.Cleanup(func() {
+		cancel()
+		for _, e := range ended {
+			_ = e()
+		}
+	})
+	must(f.T, node.Join(ctx, id, swarm.JoinOptions{}))
+	client.AnnounceComplete(id, &hash)
+	for st := client.Status(); len(st) == 0 || !st[0].Connected; st = client.Status() {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// lyingStore is one whose blobs lie.
+type lyingStore struct {
+	*swarmtest.Store
+	lie lie
+	ctx context.Context
+}
+
+func (s lyingStore) Open(ctx context.Context, id piece.ID, create bool) (swarm.Blob, error) {
+	b, err := s.Store.Open(ctx, id, create)
+	return lyingBlob{b, id, s}, err
+}
+
+type lyingBlob struct {
+	swarm.Blob
+	id piece.ID
+	s  lyingStore
+}
+
+func (b lyingBlob) File() *os.File { return nil }
+
+func (b lyingBlob) ReadAt(p []byte, off int64) (int, error) {
+	n, err := b.Blob.ReadAt(p, off)
+	switch i := int(off / b.id.Length()); {
+	case b.s.lie == corrupts && i%10 == 3:
+		p[0]++
+	case b.s.lie == hasNothing:
+		<-b.s.ctx.Done() // nor does it say so
+		return 0, b.s.ctx.Err()
+	}
+	return n, err
+}
+
+// deaf does not care what trackers say.
+type deaf struct{}
+
+func (deaf) Peers(piece.ID, []tracker.Peer)    {}
+func (deaf) PeersGone(piece.ID, []string)      {}
+func (deaf) SumsHash(piece.ID, [32]byte)       {}
+func (deaf) Verdict(piece.ID, tracker.Verdict) {}
+func (deaf) Command(*trackerpb.Command)        {}
+func (deaf) Lookup(piece.ID)                   {}
