@@ -68,12 +68,12 @@ benchcmp: ## benchmarks of this tree against those of BASE (a commit), ten runs 
 # ARGS are more flags: make bench-pull ARGS='-cases small -json pull.json'
 ARGS ?=
 
-BENCHES := $(B)/bench-pull $(B)/bench-fanout $(B)/bench-swarm
+BENCHES := $(B)/bench-pull $(B)/bench-fanout $(B)/bench-swarm $(B)/bench-tracker
 .PHONY: $(BENCHES)
 $(BENCHES): $(B)/bench-%:
 	@cd $(I) && $(GO) build -trimpath -o bin/$(@F) ./cmd/$(@F)
 
-.PHONY: bench-pull bench-fanout bench-swarm calibrate
+.PHONY: bench-pull bench-fanout bench-swarm bench-tracker calibrate
 bench-pull: $(B)/capelin $(B)/2.4/containerd $(B)/registry $(B)/bench-pull ## a pull by a stock containerd and by one with Capelin, in turn (root; a quarter of an hour)
 	@$(I)/prepare.sh bench
 	cd $(I) && bin/bench-pull $(ARGS)
@@ -83,14 +83,20 @@ N ?= 0
 SIZE ?= 134217728
 RATE ?= 10e6
 bench-fanout: $(B)/capelin $(B)/bench-fanout ## one blob from one origin to N agents over links of RATE (root; ten minutes)
+	@$(I)/prepare.sh demo
 	cd $(I) && bin/bench-fanout -n $(N) -size $(SIZE) -rate $(RATE) $(ARGS)
 
 calibrate: $(B)/capelin $(B)/bench-fanout ## fan-outs by real agents and in the simulator, side by side (root)
+	@$(I)/prepare.sh demo
 	cd $(I) && bin/bench-fanout -n 16 -size 128e6 -rate 20e6 -runs 3 -simulate $(ARGS)
 	cd $(I) && bin/bench-fanout -n 32 -size 128e6 -rate 10e6 -runs 3 -simulate $(ARGS)
 
 bench-swarm: $(B)/capelin $(B)/bench-swarm ## agents on one loopback interface, as fast as they can (root)
+	@$(I)/prepare.sh demo
 	cd $(I) && bin/bench-swarm $(ARGS)
+
+bench-tracker: $(B)/capelin $(B)/bench-tracker ## a tracker's memory with 15,000 streams, and how soon it knows all after a kill -9
+	cd $(I) && bin/bench-tracker $(ARGS)
 
 .PHONY: sim
 sim: ## the table of goals in virtual time: thousands of hosts (an hour)

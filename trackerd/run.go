@@ -67,7 +67,10 @@ func Run(ctx context.Context, cfg Config) error {
 		// An agent whose machine is gone is noticed within 4 s.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Second, Timeout: 2 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
-		// 15,000 connections must not cost 32 KiB each for buffers.
+		grpc.ForceServerCodecV2(frameCodec{protoCodec}),
+		// 15,000 connections must not cost 32 KiB each for buffers, nor be allowed to
+		// send more than the least that HTTP/2 knows before it is taken in.
+		grpc.InitialWindowSize(64<<10), grpc.InitialConnWindowSize(64<<10),
 		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
 	)
 	if cfg.onServer != nil {

@@ -11,6 +11,9 @@ import (
 	"github.com/containerd/log"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
@@ -48,7 +51,8 @@ type server struct {
 	// bulk is taken before mu for batches of announcements, so that at most one of
 	// them competes for mu with somebody who waits for an answer: after a restart
 	// 15,000 agents announce everything at once.
-	bulk sync.Mutex
+	bulk     sync.Mutex
+	decoding chan struct{} // a token per large message
 
 	mu      sync.Mutex // never held while anything blocks
 	machine *state.Tracker
@@ -73,6 +77,7 @@ type stream struct {
 
 func newServer(ctx context.Context, cfg *Config, software string) *server {
 	s := &server{
+		decoding:   make(chan struct{}, maxDecoding),
 		ctx:        ctx,
 		cluster:    cfg.Cluster,
 		maxStreams: cfg.MaxStreams,
@@ -269,13 +274,61 @@ func split(m *trackerpb.ToAgent) (first, rest *trackerpb.ToAgent) {
 	return first, rest
 }
 
+// recv receives a message. A large one is decoded when one of a few places for that
+// is free, which done gives back: decoded it is several times as large, and after a
+// restart all agents send all they have at once.
+func (s *server) recv(g trackerpb.Tracker_ConnectServer) (m *trackerpb.FromAgent, done func(), err error) {
+	var f frame
+	if err := g.RecvMsg(&f); err != nil {
+		return nil, func() {}, err
+	}
+	defer f.data.Free()
+	done = func() {}
+	if f.data.Len() > largeFrame {
+		select {
+		case s.decoding <- struct{}{}:
+		case <-g.Context().Done():
+			return nil, done, g.Context().Err()
+		}
+		done = sync.OnceFunc(func() { <-s.decoding })
+	}
+	m = &trackerpb.FromAgent{}
+	if err := protoCodec.Unmarshal(f.data, m); err != nil {
+		return nil, done, s.refuse(status.Error(codes.InvalidArgument, err.Error()))
+	}
+	return m, done, nil
+}
+
+// frame is a message that is not decoded yet.
+type frame struct{ data mem.BufferSlice }
+
+// frameCodec is protobuf's, and keeps what is received into a frame as it is.
+type frameCodec struct{ encoding.CodecV2 }
+
+var protoCodec = encoding.GetCodecV2(proto.Name)
+
+func (c frameCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	if f, ok := v.(*frame); ok {
+		data.Ref()
+		f.data = data
+		return nil
+	}
+	return c.CodecV2.Unmarshal(data, v)
+}
+
+const (
+	largeFrame  = 4 << 10 // bytes
+	maxDecoding = 16      // large messages that are decoded and not yet taken in, at once
+)
+
 // receive feeds what an agent sends to the machine, and returns why that ended.
 // hello is closed once the first message is accepted.
 func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello chan struct{}) error {
-	m, err := g.Recv()
+	m, done, err := s.recv(g)
 	if err != nil {
 		return err
 	}
+	defer func() { done() }()
 	h := m.GetHello()
 	if h.GetVersion() != trackerpb.Version && h != nil {
 		return s.refuse(status.Errorf(codes.FailedPrecondition, "protocol version %d is not spoken here, only %d", h.GetVersion(), trackerpb.Version))
@@ -291,7 +344,8 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 	}
 	for first := true; ; first = false {
 		if !first {
-			if m, err = g.Recv(); err != nil {
+			done()
+			if m, done, err = s.recv(g); err != nil {
 				return err
 			}
 			if m.Hello != nil {

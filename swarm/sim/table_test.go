@@ -260,3 +260,25 @@ func TestDeterministic(t *testing.T) {
 		t.Error("another seed makes no difference")
 	}
 }
+
+// The table of goals, with a 26th of the hosts: what cmd/sim measures at full size.
+func TestGoals(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a quarter of a minute")
+	}
+	for _, s := range Goals(26, 8) {
+		if s.Zones > 0 {
+			continue // no policy keeps pieces from crossing zones more than once yet
+		}
+		t.Run(s.Name, func(t *testing.T) {
+			t.Parallel()
+			row := s.Measure(1)
+			t.Logf("%+v", row)
+			for _, f := range s.Figures(row) {
+				if !f.OK() {
+					t.Errorf("%s is %.4f, more than %.4f", f.Name, f.Value, f.Max)
+				}
+			}
+		})
+	}
+}

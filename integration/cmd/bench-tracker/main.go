@@ -1,0 +1,305 @@
+// Command bench-tracker measures what a real tracker needs for a large cluster: its
+// memory with as many live streams as there are agents, each of which has announced its
+// blobs, and how long it takes until it knows all of them again after a kill -9.
+//
+// Half of an agent's blobs are everybody's, half those of one group out of twenty. The
+// agents are in this process, on the same machine: their work counts, too. The last line
+// is all figures as key=value.
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/integration/benchkit"
+	"github.com/capelin-io/capelin/integration/harness"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+const (
+	listen  = "127.0.0.1:17470"
+	metrics = "127.0.0.1:17471"
+	groups  = 20
+	within  = 5 * time.Minute // for the tracker to be full
+)
+
+func main() {
+	agents := flag.Int("agents", 15000, "live streams; each takes a file descriptor here and one in the tracker")
+	blobs := flag.Int("blobs", 1000, "blobs of each agent")
+	json := flag.String("json", "", "file for the figures")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	f, err := run(ctx, *agents, *blobs)
+	if err == nil {
+		fmt.Println(f)
+		err = benchkit.WriteJSON(*json, map[string]any{"figures": f})
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench-tracker: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
+	dir, err := os.MkdirTemp("", "capelin-tracker-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	t := &trackerd{dir: dir}
+	if err := t.start(); err != nil {
+		return nil, err
+	}
+	defer t.kill()
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	c := &cluster{}
+	for g := range groups {
+		c.batches = append(c.batches, batches(g, blobs))
+	}
+	begin := time.Now()
+	for i := range agents {
+		wg.Go(func() { c.agent(ctx, i) })
+	}
+	all := int64(agents) * int64(blobs)
+	if err := t.await(ctx, c, int64(agents), all); err != nil {
+		return nil, err
+	}
+	first := time.Since(begin)
+	fmt.Printf("%d agents with %d blobs each have connected and announced them within %.1f s\n", agents, blobs, first.Seconds())
+	rss, peak, err := t.memory()
+	if err != nil {
+		return nil, err
+	}
+	t.kill()
+	begin = time.Now()
+	if err := t.start(); err != nil {
+		return nil, err
+	}
+	if err := t.await(ctx, c, int64(agents), all); err != nil {
+		return nil, err
+	}
+	refill := time.Since(begin)
+	rss2, peak2, err := t.memory()
+	if err != nil {
+		return nil, err
+	}
+	fmt.Printf("killed and started again, it knew all after %.1f s; %d MiB resident, %d at most\n", refill.Seconds(), max(rss, rss2)>>20, max(peak, peak2)>>20)
+	f := &benchkit.Figures{}
+	f.Add("agents", float64(agents))
+	f.Add("blobs", float64(blobs))
+	f.Add("first_fill_s", first.Seconds())
+	f.Add("refill_s", refill.Seconds())
+	f.Add("rss_mib", float64(max(rss, rss2)>>20))
+	f.Add("peak_rss_mib", float64(max(peak, peak2)>>20))
+	return f, nil
+}
+
+// message is encoded once, for thousands of streams.
+type message struct {
+	*trackerpb.FromAgent
+	once sync.Once
+	msg  grpc.PreparedMsg
+}
+
+func (m *message) encoded(s grpc.Stream) *grpc.PreparedMsg {
+	m.once.Do(func() {
+		if err := m.msg.Encode(s, m.FromAgent); err != nil {
+			panic(err) // of our own making
+		}
+	})
+	return &m.msg
+}
+
+// batches announce the blobs of one group's agents, as many at once as
+// control/tracker does.
+func batches(group, blobs int) (ms []*message) {
+	for i := range blobs {
+		if i%(trackerpb.MaxBatch/2) == 0 {
+			ms = append(ms, &message{FromAgent: &trackerpb.FromAgent{}})
+		}
+		m := ms[len(ms)-1]
+		name := fmt.Sprint("all ", i)
+		if i >= blobs/2 {
+			name = fmt.Sprint(group, " ", i)
+		}
+		sum := sha256.Sum256([]byte(name))
+		id := piece.ID{Alg: piece.SHA256, Size: 50 << 20}
+		copy(id.Sum[:], sum[:])
+		hash := sha256.Sum256(id.Sum[:])
+		m.Announces = append(m.Announces, &trackerpb.Announce{Blob: trackerpb.FromID(id), State: trackerpb.State_STATE_COMPLETE, SumsHash: hash[:]})
+	}
+	return ms
+}
+
+// cluster is all agents.
+type cluster struct {
+	batches [][]*message // by group
+	live    atomic.Int64           // streams
+}
+
+// agent keeps a stream up, as a node's agent does, until ctx is done.
+func (c *cluster) agent(ctx context.Context, i int) {
+	pause := 100 * time.Millisecond // as control/tracker
+	for ctx.Err() == nil {
+		if c.session(ctx, i) {
+			pause = 100 * time.Millisecond
+		}
+		select {
+		case <-time.After(pause/2 + rand.N(pause/2)):
+		case <-ctx.Done():
+		}
+		pause = min(2*pause, 2*time.Second)
+	}
+}
+
+// session is one stream; it reports whether the tracker welcomed it.
+func (c *cluster) session(ctx context.Context, i int) bool {
+	conn, err := grpc.NewClient("passthrough:///"+listen, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithIdleTimeout(0), grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10))
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	stream, err := trackerpb.NewTrackerClient(conn).Connect(ctx)
+	if err != nil {
+		return false
+	}
+	_ = stream.Send(&trackerpb.FromAgent{Hello: &trackerpb.Hello{
+		Version: trackerpb.Version, Cluster: "default", Node: fmt.Sprintf("node-%05d", i), Zone: fmt.Sprintf("z%d", i%3),
+		Addr: "10.0.0.1:7401", Role: trackerpb.Role_ROLE_AGENT, Software: "bench-tracker",
+	}})
+	m, err := stream.Recv()
+	if err != nil || m.Welcome == nil {
+		return false
+	}
+	c.live.Add(1)
+	defer c.live.Add(-1)
+	for _, m := range c.batches[i%groups] {
+		_ = stream.SendMsg(m.encoded(stream))
+	}
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	return true
+}
+
+// trackerd is the tracker's process.
+type trackerd struct {
+	dir string
+	cmd *exec.Cmd
+}
+
+func (t *trackerd) start() error {
+	bin, err := harness.Built("capelin")
+	if err != nil {
+		return err
+	}
+	config := filepath.Join(t.dir, "trackerd.toml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, "listen = %q\nmetrics = %q\nlog_level = \"error\"\n", listen, metrics), 0o644); err != nil {
+		return err
+	}
+	t.cmd = exec.Command(bin, "trackerd", "--config", config)
+	t.cmd.Stderr = os.Stderr
+	t.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := t.cmd.Start(); err != nil {
+		return err
+	}
+	for range 500 {
+		conn, err := net.Dial("tcp", listen)
+		if err == nil {
+			return conn.Close()
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return errors.New("the tracker does not listen")
+}
+
+func (t *trackerd) kill() {
+	if t.cmd != nil && t.cmd.Process != nil {
+		_ = t.cmd.Process.Kill()
+		_ = t.cmd.Wait()
+		t.cmd = nil
+	}
+}
+
+// await waits until all agents are connected and the tracker has counted their
+// announcements.
+func (t *trackerd) await(ctx context.Context, c *cluster, agents, announced int64) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	var n int64
+	for {
+		if live := c.live.Load(); live == agents {
+			n = count(ctx)
+			if n >= announced {
+				return nil
+			}
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%d of %d agents are connected, and the tracker knows %d of %d announcements: %w", c.live.Load(), agents, n, announced, ctx.Err())
+		}
+	}
+}
+
+// count returns the announcements that the tracker has counted since it started.
+func count(ctx context.Context) int64 {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+metrics+"/metrics", nil)
+	if err != nil {
+		return 0
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0
+	}
+	defer resp.Body.Close()
+	for s := bufio.NewScanner(resp.Body); s.Scan(); {
+		if v, ok := strings.CutPrefix(s.Text(), "capelin_tracker_announces_total "); ok {
+			f, _ := strconv.ParseFloat(v, 64)
+			return int64(f)
+		}
+	}
+	return 0
+}
+
+// memory returns the process's resident bytes, now and at most.
+func (t *trackerd) memory() (rss, peak int64, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", t.cmd.Process.Pid))
+	for line := range strings.Lines(string(b)) {
+		k, v, _ := strings.Cut(line, ":")
+		n, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
+		switch k {
+		case "VmRSS":
+			rss = n << 10
+		case "VmHWM":
+			peak = n << 10
+		}
+	}
+	return rss, peak, err
+}
