@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -93,6 +94,10 @@ func upLo(h *netlink.Handle) error {
 	return h.LinkSetUp(lo)
 }
 
+// ShapeQueue is how long packets wait at most at each end of a limited link. TCP
+// fills it.
+const ShapeQueue = 20 * time.Millisecond
+
 // Shape limits what the host sends and receives, each to rate bytes per second;
 // 0 lifts the limits.
 func (c *Cluster) Shape(host *Host, rate int64) error {
@@ -129,7 +134,7 @@ func tbf(h *netlink.Handle, link string, rate int64) error {
 	}
 	burst := max(rate/100, 66<<10) // 10 ms, and more than one segment of offloaded TCP
 	q.Rate = uint64(rate)
-	q.Limit = uint32(burst + rate/50) // 20 ms of waiting, then packets are dropped
+	q.Limit = uint32(burst + rate*int64(ShapeQueue)/int64(time.Second)) // then packets are dropped
 	q.Buffer = netlink.Xmittime(uint64(rate), uint32(burst))
 	return h.QdiscReplace(q)
 }

@@ -310,13 +310,14 @@ func figures(f *benchkit.Figures, s scenario, rs []result) (busy float64) {
 	return busy
 }
 
-// simulate runs the same in virtual time, over links of the same goodput.
+// simulate runs the same in virtual time, over links of the same goodput whose latency
+// is that of the real ones under load.
 func simulate(o options, f *benchkit.Figures, s scenario, rs []result) {
 	rate := float64(s.Rate) * goodput
 	var p50, most, origin []float64
 	for seed := range uint64(len(rs)) {
 		cfg := sim.FanOut(s.N, 1, s.Size, rate, 0)
-		cfg.Seed = seed + 1
+		cfg.Seed, cfg.Latency = seed+1, harness.ShapeQueue
 		g := sim.Run(cfg).Figures()
 		ideal := float64(s.Size) / rate
 		p50, most = append(p50, g.P50.Seconds()/ideal), append(most, g.Max.Seconds()/ideal)
