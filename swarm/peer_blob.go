@@ -504,15 +504,15 @@ const (
 func (p *Peer) announce(b *blob) {
 	n := len(b.links)
 	k := max(haveFew, (n+haveTurns-1)/haveTurns)
-	left := false
+	left, turn := false, b.haveTurn
 	for j := range n {
-		l := b.links[(b.haveTurn+j)%n]
+		l := b.links[(turn+j)%n]
 		switch {
 		case len(l.haves) == 0:
 		case k > 0:
 			p.flushHaves(l)
 			if k--; k == 0 {
-				b.haveTurn = (b.haveTurn + j + 1) % n
+				b.haveTurn = (turn + j + 1) % n
 			}
 		default:
 			left = true

@@ -152,6 +152,43 @@ func TestBusy(t *testing.T) {
 	}
 }
 
+// When a piece's first block was refused those that were requested after it are
+// refused too, even if there is room by now: the requester is starting over elsewhere.
+func TestBusyTail(t *testing.T) {
+	l := newLab(t)
+	id := l.blob(60 << 30) // pieces of many blocks
+	o := l.add("o", PeerConfig{Role: wire.RoleOrigin, Up: 1 << 20})
+	o.seed(id)
+	o.slow = true
+	names := []string{"a", "b", "c", "d", "x"}
+	cs := l.meet("o", id, wire.Open{Want: true}, names...)
+	request := func(k, i, off int) (busy int) {
+		l.ends[names[k]].say(cs[k], &wire.Request{Blob: 9, Piece: uint32(i), Offset: uint32(off), Length: piece.MaxBlock})
+		l.run()
+		return len(heardOf[*wire.Busy](l.ends[names[k]]))
+	}
+	for k := range 4 {
+		request(k, k, 0)
+	}
+	if request(4, 9, 0) != 1 {
+		t.Fatal("a fifth piece is admitted")
+	}
+	for k := range 4 {
+		l.ends[names[k]].say(cs[k], &wire.Cancel{Blob: 9, Piece: uint32(k)})
+	}
+	l.run()
+	if request(4, 9, piece.MaxBlock) != 1 {
+		t.Error("the second block of a refused piece is admitted")
+	}
+	if request(4, 10, 0) != 0 {
+		t.Error("another piece is refused although there is room")
+	}
+	l.pass(2 * uploadIdle)
+	if request(4, 9, piece.MaxBlock) != 0 {
+		t.Error("a refused piece is refused for ever")
+	}
+}
+
 // The requester stays away as long as it was told to.
 func TestBusyIsRespected(t *testing.T) {
 	l := newLab(t)
@@ -259,6 +296,54 @@ func TestRarestFirst(t *testing.T) {
 		}
 	}
 	t.Error("x was never asked")
+}
+
+// A new piece is announced to a few neighbours at a time, to each once, and at
+// once to whoever is sent something else.
+func TestHaveTurns(t *testing.T) {
+	l := newLab(t)
+	id := l.blob(64 * piece.MinLength)
+	a := l.add("a", PeerConfig{})
+	a.want(id)
+	var names []string
+	for k := range 12 {
+		names = append(names, fmt.Sprintf("x%d", k))
+	}
+	cs := l.meet("a", id, wire.Open{Want: true}, names...)
+	a.have[id].Set(0)
+	a.step(EvLocal{ID: id, From: 0, To: 1, States: l.sums[id].Range(0, 1)})
+	l.run()
+	told := map[string]int{}
+	count := func() int {
+		for _, n := range names {
+			for _, h := range heardOf[*wire.Have](l.ends[n]) {
+				told[n] += len(h.Pieces)
+			}
+		}
+		return len(told)
+	}
+	if n := count(); n != haveFew {
+		t.Errorf("%d are told at once, want %d", n, haveFew)
+	}
+	for k, n := range names {
+		if told[n] == 0 {
+			l.ends[n].say(cs[k], &wire.Request{Blob: 9, Piece: 0, Length: piece.MinLength})
+			l.run()
+			if count(); told[n] != 1 {
+				t.Errorf("%s is sent a block without being told of the piece", n)
+			}
+			break
+		}
+	}
+	l.pass(45 * time.Millisecond)
+	if n := count(); n != len(names) {
+		t.Errorf("%d of %d are told in the end", n, len(names))
+	}
+	for n, k := range told {
+		if k != 1 {
+			t.Errorf("%s is told %d times", n, k)
+		}
+	}
 }
 
 // Haves are collected for some milliseconds, and not sent to downloaders that
