@@ -324,6 +324,8 @@ type fetch struct {
 
 	kicked chan struct{} // 1-buffered
 
+	missing time.Time // the last time at which the peers had together all that is missing here; the goroutine's
+
 	mu            sync.Mutex
 	waiting       []*waiter
 	writers       int // sessions that were sent to the registry and have not ended
@@ -771,7 +773,11 @@ func (f *fetch) answer(peers peers, finder finder, draining bool) time.Duration 
 	if ask { // otherwise peers decide nothing, and the swarm has better things to do
 		if st, ok := peers.Status(f.id); ok {
 			reachable = st.Useful > 0 || st.Known > 0
-			spread = st.Missing == 0
+			// What the one that went away had just sent is not announced yet.
+			if st.Missing == 0 || f.missing.IsZero() {
+				f.missing = time.Now()
+			}
+			spread = time.Since(f.missing) < leasePatience
 		}
 	}
 	f.fs.mu.Lock()
