@@ -140,7 +140,8 @@ func measure(ctx context.Context, o options, s scenario) (rs []result, err error
 		n, err := c.NewNode(fmt.Sprintf("n%d", i), harness.NodeOptions{
 			Trackers: []string{b.server.Tracker},
 			Agent:    map[string]string{"log_level": `"warn"`, "unpack": "false"},
-			Disk:     2*s.Size + 64<<20, // in memory: disks are not what is measured
+			// In memory: disks are not what is measured. Deleted blobs are seeded on for a while.
+			Disk: int64(o.runs+1)*s.Size + 64<<20,
 			// There are more machines than processors: each has a part of one.
 			Env: []string{"GOMAXPROCS=1"},
 		})
