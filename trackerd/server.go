@@ -294,6 +294,7 @@ func (s *server) recv(g trackerpb.Tracker_ConnectServer) (m *trackerpb.FromAgent
 	}
 	m = &trackerpb.FromAgent{}
 	if err := protoCodec.Unmarshal(f.data, m); err != nil {
+		done()
 		return nil, done, s.refuse(status.Error(codes.InvalidArgument, err.Error()))
 	}
 	return m, done, nil

@@ -159,7 +159,7 @@ func batches(group, blobs int) (ms []*message) {
 // cluster is all agents.
 type cluster struct {
 	batches [][]*message // by group
-	live    atomic.Int64           // streams
+	live    atomic.Int64 // streams
 }
 
 // agent keeps a stream up, as a node's agent does, until ctx is done.
