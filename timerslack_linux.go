@@ -7,7 +7,7 @@ import (
 )
 
 // timerSlack is by how many nanoseconds the kernel may be late with timers, to
-// take several together: a tenth of the shortest delay that matters here.
+// take several together: less than any delay that the swarm decides on.
 const timerSlack = 1_000_000
 
 // relaxTimers sets it for all threads; those to come inherit it. With Linux's

@@ -36,13 +36,11 @@ const (
 // fanout is a download by several nodes that something happens to.
 type fanout struct {
 	*testing.T
-	ctx     context.Context
-	c       *harness.Cluster
-	tracker *harness.Tracker
-	origin  *harness.Origin // the only one; its link is four times as fast
-	nodes   []*harness.Node
-	digest  string
-	data    string // the file with the right bytes
+	*env                   // without a registry
+	origin *harness.Origin // the only one; its link is four times as fast
+	nodes  []*harness.Node
+	digest string
+	data   string // the file with the right bytes
 
 	begin time.Time
 	got   []int64 // received by each node before the download
@@ -53,7 +51,8 @@ type fanout struct {
 
 func newFanout(t *testing.T, seed uint64) *fanout {
 	ctx, c := newCluster(t, 2*time.Minute)
-	f := &fanout{T: t, ctx: ctx, c: c, tracker: get(c.NewTracker(ctx, "tracker", nil))(t), lost: map[*harness.Node]bool{}}
+	e := &env{ctx: ctx, c: c, tracker: get(c.NewTracker(ctx, "tracker", nil))(t)}
+	f := &fanout{T: t, env: e, lost: map[*harness.Node]bool{}}
 	f.origin = get(c.NewOrigin(ctx, "origin", f.tracker.Listen))(t)
 	must(t, c.Shape(f.origin.Host, 4*swarmRate))
 	img, path, err := benchkit.RandomImage(c.Dir, swarmBlob, seed)
@@ -92,7 +91,7 @@ func (f *fanout) start() {
 // until waits until that share of the blob has come in the middle.
 func (f *fanout) until(share float64) {
 	f.Helper()
-	for tick := time.NewTicker(10 * time.Millisecond); ; {
+	f.poll(f.T, fmt.Sprintf("%.0f %% of the download", 100*share), time.Minute, func() bool {
 		var got []int64
 		for i, n := range f.nodes {
 			received, _, err := n.LinkBytes()
@@ -100,15 +99,8 @@ func (f *fanout) until(share float64) {
 			got = append(got, received-f.got[i])
 		}
 		slices.Sort(got)
-		if float64(got[len(got)/2]) > share*swarmBlob {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-f.ctx.Done():
-			f.Fatal("the download has come to nothing")
-		}
-	}
+		return float64(got[len(got)/2]) > share*swarmBlob
+	})
 }
 
 var convicted = regexp.MustCompile(`peer convicted.* peer=(\S+)`)
@@ -168,14 +160,11 @@ func TestSwarmFaults(t *testing.T) {
 			f.tracker.Kill()
 		}},
 		{"the only origin is killed after a copy is out", func(f *fanout) {
-			for {
+			f.poll(f.T, "a copy from the origin", time.Minute, func() bool {
 				_, sent, err := f.origin.LinkBytes()
 				must(f.T, err)
-				if sent > swarmBlob*115/100 {
-					break
-				}
-				time.Sleep(5 * time.Millisecond)
-			}
+				return sent > swarmBlob*115/100
+			})
 			f.origin.Kill()
 		}},
 		{"half of the nodes are killed", func(f *fanout) {
@@ -199,7 +188,7 @@ func TestSwarmFaults(t *testing.T) {
 		{"a link is cut for 5 s", func(f *fanout) {
 			f.until(.3)
 			must(f.T, f.c.SetLink(f.nodes[0].Host, false))
-			time.Sleep(5 * time.Second)
+			time.Sleep(5 * time.Second) // this is what is tested
 			must(f.T, f.c.SetLink(f.nodes[0].Host, true))
 		}},
 	} {
@@ -309,9 +298,10 @@ func (f *fanout) liar(l lie) {
 	})
 	must(f.T, node.Join(ctx, id, swarm.JoinOptions{}))
 	client.AnnounceComplete(id, &hash)
-	for st := client.Status(); len(st) == 0 || !st[0].Connected; st = client.Status() {
-		time.Sleep(5 * time.Millisecond)
-	}
+	f.poll(f.T, "the liar is connected to the tracker", time.Minute, func() bool {
+		st := client.Status()
+		return len(st) > 0 && st[0].Connected
+	})
 }
 
 // lyingStore is one whose blobs lie.

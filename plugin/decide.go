@@ -132,7 +132,7 @@ func decide(s situation) decision {
 }
 
 // leasePatience is how long after a verified byte a lease waits for the next one,
-// if the peers have all that is missing.
+// if the peers have all that is missing, or had it so long ago.
 const leasePatience = time.Second
 
 // getsOn reports whether the swarm needs no upstream: the last that had the whole

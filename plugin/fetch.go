@@ -324,7 +324,7 @@ type fetch struct {
 
 	kicked chan struct{} // 1-buffered
 
-	missing time.Time // the last time at which the peers had together all that is missing here; the goroutine's
+	spreadAt time.Time // when the peers had together all that is missing here, last; the goroutine's
 
 	mu            sync.Mutex
 	waiting       []*waiter
@@ -774,10 +774,10 @@ func (f *fetch) answer(peers peers, finder finder, draining bool) time.Duration 
 		if st, ok := peers.Status(f.id); ok {
 			reachable = st.Useful > 0 || st.Known > 0
 			// What the one that went away had just sent is not announced yet.
-			if st.Missing == 0 || f.missing.IsZero() {
-				f.missing = time.Now()
+			if st.Missing == 0 || f.spreadAt.IsZero() {
+				f.spreadAt = time.Now()
 			}
-			spread = time.Since(f.missing) < leasePatience
+			spread = time.Since(f.spreadAt) < leasePatience
 		}
 	}
 	f.fs.mu.Lock()

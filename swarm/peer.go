@@ -282,15 +282,9 @@ func (p *Peer) arm(due *time.Duration, t time.Duration) {
 // tick does whatever is due and computes the next deadline afresh.
 func (p *Peer) tick() {
 	p.next = never
-	for k := 0; k < len(p.dirty); {
-		b := p.dirty[k]
-		if p.now >= b.haveDue {
-			p.announce(b)
-		}
-		if k < len(p.dirty) && p.dirty[k] == b {
-			k++ // it is not done
-		}
-	}
+	p.dirty = slices.DeleteFunc(p.dirty, func(b *blob) bool {
+		return p.now >= b.haveDue && p.announce(b)
+	})
 	if p.now >= p.chores {
 		p.chores = never
 		p.housekeeping()

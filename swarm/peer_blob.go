@@ -292,7 +292,7 @@ func (p *Peer) leave(b *blob) {
 		}
 		if l.open {
 			p.detach(l)
-			l.asked, l.pushed, l.given, l.haves, l.muted, l.sums = false, 0, nil, nil, nil, sumsState{}
+			l.reset()
 		} else {
 			p.unlink(l)
 		}
@@ -500,8 +500,8 @@ const (
 	haveFew   = 4 // have one together in any case
 )
 
-// announce is a turn.
-func (p *Peer) announce(b *blob) {
+// announce is a turn. It reports whether everybody has been told of everything.
+func (p *Peer) announce(b *blob) bool {
 	n := len(b.links)
 	k := max(haveFew, (n+haveTurns-1)/haveTurns)
 	left, turn := false, b.haveTurn
@@ -521,8 +521,8 @@ func (p *Peer) announce(b *blob) {
 	b.haveNext = p.now + p.haveDelay(b)
 	if b.haveDue = b.haveNext; !left {
 		b.haveDue = never
-		p.dirty = slices.DeleteFunc(p.dirty, func(o *blob) bool { return o == b })
 	}
+	return !left
 }
 
 // flushHaves tells a peer what it was not told yet. Downloaders are told of what
@@ -744,7 +744,7 @@ func (p *Peer) onClose(c *conn, m *wire.Close) {
 	c.former[l.his] = true
 	l.open, l.want, l.complete, l.have = false, false, false, nil
 	l.behind = l.behind || len(l.haves)+len(l.muted) > 0
-	l.asked, l.pushed, l.given, l.haves, l.muted, l.sums = false, 0, nil, nil, nil, sumsState{}
+	l.reset()
 	if !l.opened {
 		p.unlink(l)
 	}

@@ -125,6 +125,11 @@ type link struct {
 	asked     bool           // the peer has asked for sums, and is told as they grow
 }
 
+// reset forgets what went over a link since one side opened it.
+func (l *link) reset() {
+	l.asked, l.pushed, l.given, l.haves, l.muted, l.sums = false, 0, nil, nil, nil, sumsState{}
+}
+
 // conn returns the connection of that number, or nil.
 func (p *Peer) conn(id ConnID) *conn {
 	if k := slices.Index(p.ids, id); k >= 0 {

@@ -23,12 +23,8 @@ type tcpReceiver struct {
 }
 
 func newReceiver(nc net.Conn) io.Reader {
-	tcp, ok := nc.(*net.TCPConn)
-	if !ok {
-		return nc
-	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
+	tcp, raw := rawTCP(nc)
+	if raw == nil {
 		return nc
 	}
 	r := &tcpReceiver{TCPConn: tcp, raw: raw, awaits: 1}

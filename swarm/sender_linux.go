@@ -31,12 +31,8 @@ type fileSender struct {
 }
 
 func newFileSender(nc net.Conn) sender {
-	tcp, ok := nc.(*net.TCPConn)
-	if !ok {
-		return nil
-	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
+	tcp, raw := rawTCP(nc)
+	if raw == nil {
 		return nil
 	}
 	s := &fileSender{nc: tcp, raw: raw, cp: copySender{w: tcp}}

@@ -3,6 +3,7 @@ package swarm
 import (
 	"net"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,28 +20,44 @@ const (
 	// 200 ms to minutes otherwise, so that after some seconds without a link a
 	// connection would sleep as long again.
 	resendAfter = 1000
-	tcpRTOMaxMS = 44
 )
 
 // tune sets up a socket for the swarm. What the kernel does not know or allow does
 // no harm.
 func tune(nc net.Conn) {
-	tcp, ok := nc.(*net.TCPConn)
-	if !ok {
-		return
-	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
+	_, raw := rawTCP(nc)
+	if raw == nil {
 		return
 	}
 	_ = raw.Control(func(f uintptr) {
 		fd := int(f)
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, tcpRTOMaxMS, resendAfter)
-		// BBR takes the bursts that a limited link lets through for its bandwidth, and
-		// sends at that: over a dozen connections, one segment in forty is lost.
-		if cc, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil && strings.HasPrefix(cc, "bbr") {
-			_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_RTO_MAX_MS, resendAfter)
+		if cc, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil && congestionControl(cc) != cc {
+			_ = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, congestionControl(cc))
 		}
 	})
+}
+
+// congestionControl returns what is to be used where cc is. BBR takes the bursts
+// that a limited link lets through for its bandwidth, and sends at that: over a
+// dozen connections, one segment in forty is lost.
+func congestionControl(cc string) string {
+	if strings.HasPrefix(cc, "bbr") {
+		return "cubic"
+	}
+	return cc
+}
+
+// rawTCP returns nc and its socket if it is plain TCP, and nils otherwise.
+func rawTCP(nc net.Conn) (*net.TCPConn, syscall.RawConn) {
+	tcp, ok := nc.(*net.TCPConn)
+	if !ok {
+		return nil, nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil, nil
+	}
+	return tcp, raw
 }

@@ -173,6 +173,17 @@ func (h *Host) DialContext(ctx context.Context, network, addr string) (conn net.
 	return conn, err
 }
 
+// accepts returns a check that something listens at a host:port, for await.
+func (h *Host) accepts(addr string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		conn, err := h.DialContext(ctx, "tcp", addr)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	}
+}
+
 // Listen listens within the host.
 func (h *Host) Listen(network, addr string) (l net.Listener, err error) {
 	err = h.in(enterNet, func() (err error) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -41,14 +40,7 @@ func (c *Cluster) NewOrigin(ctx context.Context, name, tracker string) (*Origin,
 	if o.proc, err = h.Start("origind", nil, nil, bin, "origind", "--config", config); err != nil {
 		return nil, err
 	}
-	return o, o.proc.await(ctx, func(ctx context.Context) error {
-		var conn net.Conn
-		conn, err := o.DialContext(ctx, "tcp", o.Listen)
-		if err == nil {
-			conn.Close()
-		}
-		return err
-	})
+	return o, o.proc.await(ctx, o.accepts(o.Listen))
 }
 
 // Kill ends it with SIGKILL.

@@ -183,11 +183,7 @@ func (s *Server) Start(ctx context.Context) error {
 		if resp.StatusCode >= 500 {
 			return errors.New(resp.Status)
 		}
-		conn, err := s.DialContext(ctx, "tcp", s.Tracker)
-		if err == nil {
-			conn.Close()
-		}
-		return err
+		return s.accepts(s.Tracker)(ctx)
 	})
 }
 

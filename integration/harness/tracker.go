@@ -3,7 +3,6 @@ package harness
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,14 +59,7 @@ func (t *Tracker) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return t.proc.await(ctx, func(ctx context.Context) error {
-		var conn net.Conn
-		conn, err := t.DialContext(ctx, "tcp", t.Listen)
-		if err == nil {
-			conn.Close()
-		}
-		return err
-	})
+	return t.proc.await(ctx, t.accepts(t.Listen))
 }
 
 // Kill ends it with SIGKILL; Stop with SIGTERM.

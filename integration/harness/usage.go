@@ -49,16 +49,36 @@ func (h *Host) CPU() (time.Duration, error) {
 
 // PeakRSS returns the most memory that the process had resident, in bytes.
 func (p *Process) PeakRSS() (int64, error) {
-	path := fmt.Sprintf("/proc/%d/status", p.PID())
+	_, peak, err := Resident(p.PID())
+	return peak, err
+}
+
+// Resident returns how much memory a process has resident, and had at most, in bytes.
+func Resident(pid int) (now, peak int64, err error) {
+	path := fmt.Sprintf("/proc/%d/status", pid)
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
-			return n << 10, err
+		k, v, _ := strings.Cut(line, ":")
+		var to *int64
+		switch k {
+		case "VmRSS":
+			to = &now
+		case "VmHWM":
+			to = &peak
+		default:
+			continue
 		}
+		n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("%s: %w", path, err)
+		}
+		*to = n << 10
 	}
-	return 0, fmt.Errorf("%s has no VmHWM", path)
+	if peak == 0 {
+		return 0, 0, fmt.Errorf("%s has no VmHWM", path)
+	}
+	return now, peak, nil
 }

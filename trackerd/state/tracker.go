@@ -568,36 +568,42 @@ func (t *Tracker) claim(a *agent, s *swarm, hash [32]byte) {
 		t.stats.HashConflicts++
 		t.report(ReportHashConflict, a.hello.Node, s.id, "claims sums that were disproved")
 	case !s.hashed:
-		s.hashed, s.hash, s.vouched = true, hash, vouches
-		if s.a != nil {
-			s.a.rehash()
-		}
-		t.touch(s)
+		t.pin(s, hash, vouches)
 	case s.hash == hash:
 		s.vouched = s.vouched || vouches
 	case vouches && !s.vouched:
 		t.stats.HashReplaced++
 		t.report(ReportHashReplaced, a.hello.Node, s.id, "an origin claims other sums")
-		if s.claims == nil {
-			s.claims = &claims{}
-		}
-		s.claims.alt, s.claims.hasAlt = s.hash, true
-		s.hash, s.vouched = hash, true
-		if s.a != nil {
-			s.a.rehash()
-		}
-		t.touch(s)
+		s.dispute().other(s.hash)
+		t.pin(s, hash, true)
 	default:
 		t.stats.HashConflicts++
 		t.report(ReportHashConflict, a.hello.Node, s.id, "the sums pinned first are kept")
-		if s.claims == nil {
-			s.claims = &claims{}
-		}
-		s.claims.alt, s.claims.hasAlt = hash, true
+		s.dispute().other(hash)
 		m := t.send(a)
 		m.Sums = append(m.Sums, &trackerpb.SumsHash{Blob: trackerpb.FromID(s.id), Hash: slices.Clone(s.hash[:])})
 	}
 }
+
+// pin makes a hash the one that all are told.
+func (t *Tracker) pin(s *swarm, hash [32]byte, vouched bool) {
+	s.hashed, s.hash, s.vouched = true, hash, vouched
+	if s.a != nil {
+		s.a.rehash()
+	}
+	t.touch(s)
+}
+
+// dispute returns the swarm's claims, made if there were none.
+func (s *swarm) dispute() *claims {
+	if s.claims == nil {
+		s.claims = &claims{}
+	}
+	return s.claims
+}
+
+// other notes a hash that differs from the pinned one.
+func (c *claims) other(hash [32]byte) { c.alt, c.hasAlt = hash, true }
 
 // disprove unpins a hash that a found to be false. A liar can only bring the
 // swarm back to provisional sums with this: every link is verified anyway.
@@ -608,10 +614,7 @@ func (t *Tracker) disprove(a *agent, id piece.ID, hash [32]byte) {
 	}
 	t.stats.HashReplaced++
 	t.report(ReportHashReplaced, a.hello.Node, id, "")
-	if s.claims == nil {
-		s.claims = &claims{}
-	}
-	c := s.claims
+	c := s.dispute()
 	c.disproved, c.hasBad = hash, true
 	s.hashed, s.vouched = c.hasAlt && c.alt != hash, false
 	if s.hashed {

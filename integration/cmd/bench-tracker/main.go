@@ -91,7 +91,7 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 	}
 	first := time.Since(begin)
 	fmt.Printf("%d agents with %d blobs each have connected and announced them within %.1f s\n", agents, blobs, first.Seconds())
-	rss, peak, err := t.memory()
+	rss, peak, err := harness.Resident(t.cmd.Process.Pid)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 		return nil, err
 	}
 	refill := time.Since(begin)
-	rss2, peak2, err := t.memory()
+	rss2, peak2, err := harness.Resident(t.cmd.Process.Pid)
 	if err != nil {
 		return nil, err
 	}
@@ -286,20 +286,4 @@ func count(ctx context.Context) int64 {
 		}
 	}
 	return 0
-}
-
-// memory returns the process's resident bytes, now and at most.
-func (t *trackerd) memory() (rss, peak int64, err error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", t.cmd.Process.Pid))
-	for line := range strings.Lines(string(b)) {
-		k, v, _ := strings.Cut(line, ":")
-		n, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
-		switch k {
-		case "VmRSS":
-			rss = n << 10
-		case "VmHWM":
-			peak = n << 10
-		}
-	}
-	return rss, peak, err
 }
