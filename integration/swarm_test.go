@@ -341,6 +341,7 @@ type deaf struct{}
 
 func (deaf) Peers(piece.ID, []tracker.Peer)    {}
 func (deaf) PeersGone(piece.ID, []string)      {}
+func (deaf) Share(piece.ID, uint16)            {}
 func (deaf) SumsHash(piece.ID, [32]byte)       {}
 func (deaf) Verdict(piece.ID, tracker.Verdict) {}
 func (deaf) Command(*trackerpb.Command)        {}

@@ -360,10 +360,11 @@ func (sd *seeder) check(ctx context.Context, id piece.ID) {
 	sd.announce(ctx, id)
 }
 
-// Peers, PeersGone, SumsHash and Verdict implement tracker.Handler. An origin wants
+// Peers, PeersGone, Share, SumsHash and Verdict implement tracker.Handler. An origin wants
 // nothing from the swarm, so it is told none of it.
 func (sd *seeder) Peers(piece.ID, []tracker.Peer)    {}
 func (sd *seeder) PeersGone(piece.ID, []string)      {}
+func (sd *seeder) Share(piece.ID, uint16)            {}
 func (sd *seeder) SumsHash(piece.ID, [32]byte)       {}
 func (sd *seeder) Verdict(piece.ID, tracker.Verdict) {}
 

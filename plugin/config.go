@@ -23,7 +23,7 @@ type Config struct {
 
 	Cluster  string   `toml:"cluster" comment:"Name of the cluster. Agents and trackers of one cluster must agree on it."`
 	Node     string   `toml:"node" comment:"Name of this node, unique in the cluster. Empty: the host's name."`
-	Zone     string   `toml:"zone" comment:"Where this node is, such as a rack or an availability zone. Peers of the same zone are preferred. May be empty."`
+	Zone     string   `toml:"zone" comment:"Where this node is, such as a rack or an availability zone. What comes from other zones comes in once, whatever the number of nodes. May be empty: then all peers are equal."`
 	Trackers []string `toml:"trackers" comment:"Trackers, as host:port, or dns+host:port for all addresses of a name. Empty: none; then blobs come from the registry, and from no peer."`
 
 	Listen    string `toml:"listen" comment:"Address on which peers connect, host:port. Other nodes must reach it: the default is for trying Capelin on one machine. It is neither encrypted nor authenticated: it belongs on a network of the cluster's own."`

@@ -226,6 +226,7 @@ type fakePeers struct {
 	onDone map[piece.ID]func(error)
 	useful map[piece.ID]int
 	named  map[piece.ID][]swarm.PeerInfo
+	shares map[piece.ID]uint16
 	proven map[piece.ID]bool
 	left   []piece.ID
 }
@@ -233,7 +234,7 @@ type fakePeers struct {
 func newFakePeers() *fakePeers {
 	return &fakePeers{
 		joined: map[piece.ID]joinAs{}, onDone: map[piece.ID]func(error){}, useful: map[piece.ID]int{},
-		named: map[piece.ID][]swarm.PeerInfo{}, proven: map[piece.ID]bool{},
+		named: map[piece.ID][]swarm.PeerInfo{}, shares: map[piece.ID]uint16{}, proven: map[piece.ID]bool{},
 	}
 }
 
@@ -255,6 +256,12 @@ func (p *fakePeers) AddPeers(id piece.ID, infos []swarm.PeerInfo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.named[id] = append(p.named[id], infos...)
+}
+
+func (p *fakePeers) Share(id piece.ID, share uint16) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shares[id] = share
 }
 
 func (p *fakePeers) Proven(id piece.ID) {

@@ -57,6 +57,7 @@ type peers interface {
 	Join(ctx context.Context, id piece.ID, how joinAs, onDone func(error)) error
 	Leave(id piece.ID)
 	AddPeers(id piece.ID, p []swarm.PeerInfo)
+	Share(id piece.ID, share uint16)
 	// Proven says that the joined blob was completed by containerd's writing.
 	Proven(id piece.ID)
 	Status(id piece.ID) (swarm.BlobStatus, bool)
@@ -298,6 +299,18 @@ func (fs *fetches) peersFound(id piece.ID, p []swarm.PeerInfo) {
 	f.kick()
 }
 
+// shareTold tells what of a blob this node is to bring into its zone.
+func (fs *fetches) shareTold(id piece.ID, share uint16) {
+	f := fs.lookup(id)
+	if f == nil {
+		return
+	}
+	f.mu.Lock()
+	f.share, f.shareDue = share, true
+	f.mu.Unlock()
+	f.kick()
+}
+
 // whole tells that a blob is complete on disk, by whatever way.
 func (fs *fetches) whole(id piece.ID) {
 	if f := fs.lookup(id); f != nil {
@@ -344,6 +357,8 @@ type fetch struct {
 	ask           uint64           // of the last Want; only answers to that count
 	reask         bool             // the trackers' answer is used up
 	found         []swarm.PeerInfo // named by trackers and not handed to the swarm yet
+	share         uint16           // of what comes into the zone, as a tracker said
+	shareDue      bool             // the swarm was not told
 
 	// Owned by the goroutine.
 	joined   bool
@@ -635,11 +650,14 @@ func (f *fetch) step(ctx context.Context) (time.Duration, bool) {
 	}
 	if peers != nil && f.joined {
 		f.mu.Lock()
-		found := f.found
-		f.found = nil
+		found, share, shareDue := f.found, f.share, f.shareDue
+		f.found, f.shareDue = nil, false
 		f.mu.Unlock()
 		if len(found) > 0 {
 			peers.AddPeers(f.id, found)
+		}
+		if shareDue {
+			peers.Share(f.id, share)
 		}
 	}
 
@@ -689,6 +707,11 @@ func (f *fetch) join(ctx context.Context, peers peers, as joinAs) {
 		f.noSwarm = true
 		f.mu.Unlock()
 		return
+	}
+	if !f.joined {
+		f.mu.Lock()
+		f.shareDue = f.shareDue || f.share != 0
+		f.mu.Unlock()
 	}
 	f.joined = true
 }

@@ -127,6 +127,7 @@ func TestFetchComplete(t *testing.T) {
 	bubble(t, nil, func(w *world) {
 		w.finder.answers[w.id] = verdictSources
 		ch := w.wait(w.Context())
+		w.fs.shareTold(w.id, 3) // perhaps before the swarm is joined
 		synctest.Wait()
 		if as, ok := w.peers.as(w.id); !ok || !as.want {
 			t.Fatalf("joined %v %t", as, ok)
@@ -140,6 +141,9 @@ func TestFetchComplete(t *testing.T) {
 		w.want(g, w.id.Size, 44*time.Second)
 		if len(w.peers.named[w.id]) != 1 {
 			t.Error("the swarm was not told of the tracker's peer")
+		}
+		if w.peers.shares[w.id] != 3 {
+			t.Error("the swarm was not told of its share")
 		}
 		b, err := g.f.open(w.Context())
 		if err != nil || b.Publish(w.Context()) != nil {

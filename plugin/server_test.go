@@ -239,6 +239,7 @@ func (s *script) deliver(id piece.ID, b *scripted) error {
 
 func (s *script) Leave(piece.ID)                           {}
 func (s *script) AddPeers(piece.ID, []swarm.PeerInfo)      {}
+func (s *script) Share(piece.ID, uint16)                   {}
 func (s *script) Proven(piece.ID)                          {}
 func (s *script) Status(piece.ID) (swarm.BlobStatus, bool) { return swarm.BlobStatus{}, true }
 

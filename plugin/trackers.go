@@ -89,6 +89,8 @@ func (t *trackers) Peers(id piece.ID, peers []tracker.Peer) {
 
 func (t *trackers) PeersGone(id piece.ID, nodes []string) { t.node.RemovePeers(id, nodes) }
 
+func (t *trackers) Share(id piece.ID, share uint16) { t.a.fetches.shareTold(id, share) }
+
 func (t *trackers) Verdict(id piece.ID, v tracker.Verdict) {
 	t.a.fetches.verdict(id, v.Tag, verdicts[v.Kind])
 }

@@ -8,8 +8,8 @@
 // The Peer's files: peer.go (time, limits), peer_conn.go (whom to be connected
 // with), peer_blob.go (joining, what is had and announced), peer_down.go (what to
 // ask from whom, stalls, the end game, who is to blame), picker.go (rarest
-// first), peer_sums.go (which list of sums counts), peer_up.go (whom to send
-// what). testdata/*.txt are conversations between Peers, to be read.
+// first), peer_zone.go (what comes in from other zones), peer_sums.go (which list of
+// sums counts), peer_up.go (whom to send what). testdata/*.txt are conversations between Peers, to be read.
 //
 // The package knows no registry, no containerd and no daemon. It logs nothing:
 // it returns errors and reports events.

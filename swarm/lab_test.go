@@ -489,6 +489,9 @@ func (p *Peer) check() error {
 				return fmt.Errorf("a link without a blob is at work")
 			}
 			if b := l.blob; b != nil && l.slot >= 0 {
+				if near := b.near>>l.slot&1 != 0; near == l.far {
+					return fmt.Errorf("slot %d is near: %v, its peer is far: %v", l.slot, near, l.far)
+				}
 				if b.slots[l.slot] != l {
 					return fmt.Errorf("slot %d is another's", l.slot)
 				}
@@ -516,7 +519,7 @@ func (p *Peer) check() error {
 		requests += c.requests
 	}
 	active += attempts
-	if len(p.list) != len(p.ids) || len(p.list) > p.cfg.MaxConns {
+	if len(p.list) != len(p.ids) || len(p.list) > p.cfg.MaxConns+(p.cfg.MaxConns+1)/2 {
 		return fmt.Errorf("%d connections of %d", len(p.list), p.cfg.MaxConns)
 	}
 	for _, b := range p.blobs {

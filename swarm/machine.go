@@ -93,6 +93,12 @@ type (
 		ID    piece.ID
 		Nodes []string
 	}
+	// EvShare: the tracker says which pieces this node is to bring into its zone from
+	// others: those of number i for which bit i modulo piece.Shares of Share is set.
+	EvShare struct {
+		ID    piece.ID
+		Share uint16
+	}
 	// EvSumsHash: the tracker named the hash of the proven list (piece.Sums.Hash).
 	EvSumsHash struct {
 		ID   piece.ID
@@ -247,6 +253,7 @@ func (EvIntact) event()       {}
 func (EvPeers) event()        {}
 func (EvPeersGone) event()    {}
 func (EvSumsHash) event()     {}
+func (EvShare) event()        {}
 func (EvConnected) event()    {}
 func (EvDialFailed) event()   {}
 func (EvDisconnected) event() {}

@@ -284,6 +284,10 @@ func (n *Node) AddPeers(id piece.ID, peers []PeerInfo) { n.send(EvPeers{id, peer
 // RemovePeers says that nodes left a blob's swarm.
 func (n *Node) RemovePeers(id piece.ID, nodes []string) { n.send(EvPeersGone{id, nodes}) }
 
+// Share says which pieces of a blob this node is to bring into its zone; see
+// EvShare.
+func (n *Node) Share(id piece.ID, share uint16) { n.send(EvShare{id, share}) }
+
 // SumsHash names the hash of a blob's proven list.
 func (n *Node) SumsHash(id piece.ID, hash [32]byte) { n.send(EvSumsHash{id, hash}) }
 

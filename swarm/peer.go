@@ -18,12 +18,13 @@ type PeerConfig struct {
 	Role wire.Role // default wire.RoleAgent
 	Seed uint64    // of every random choice; peers should differ
 
-	// MaxConns bounds the connections, inbound and outbound together. Default:
-	// 24 for an agent, 64 for an origin.
+	// MaxConns bounds the connections, inbound and outbound together; there may be
+	// half as many again to other zones. Default: 24 for an agent, 64 for an origin.
 	MaxConns int
 	// DialConns is how many connections a downloader of a blob wants to peers of
-	// its swarm before it stops dialing; below MaxConns, so that late joiners
-	// find room. Default: half of MaxConns, at most 10.
+	// its swarm and zone before it stops dialing; below MaxConns, so that late
+	// joiners find room, but not far below: who comes last has no others than these.
+	// Default: two thirds of MaxConns, at most 16.
 	DialConns int
 	// Window is how many pieces are downloaded at once, over all blobs, at
 	// moderate speed; it grows with the bandwidth when pieces are small. Peers that are
@@ -70,7 +71,7 @@ func (c PeerConfig) withDefaults() PeerConfig {
 		def(&c.MaxConns, 64)
 	}
 	def(&c.MaxConns, 24)
-	def(&c.DialConns, max(1, min(10, c.MaxConns/2)))
+	def(&c.DialConns, max(1, min(16, c.MaxConns*2/3)))
 	def(&c.Window, 8)
 	def(&c.UpQueue, 4)
 	if c.BlobMemory <= 0 {
@@ -215,6 +216,8 @@ func (p *Peer) Step(now time.Time, ev Event) []Action {
 		p.onPeers(ev)
 	case EvPeersGone:
 		p.onPeersGone(ev)
+	case EvShare:
+		p.onShare(ev)
 	case EvSumsHash:
 		p.onSumsHash(ev)
 	case EvLimits:

@@ -44,14 +44,18 @@ type blob struct {
 	peers []*known // the same, in order of arrival
 	links []*link
 
-	pick     *picker    // nil unless wanted
-	slots    []*link    // of pick; nil unless wanted
-	seeds    uint64     // slots of complete peers
-	common   uint64     // those of them that are neither origins nor sources
-	attempts []*attempt // by piece; nil unless wanted
-	active   int        // attempts, second ones included, and AnyPiece requests
-	anys     int        // those of them that are AnyPiece requests
-	inflight int        // blocks requested and not arrived
+	pick     *picker       // nil unless wanted
+	slots    []*link       // of pick; nil unless wanted
+	seeds    uint64        // slots of complete peers
+	common   uint64        // those of them that are neither origins nor sources
+	near     uint64        // slots of peers of our own zone
+	share    uint16        // of what comes from other zones, what we bring; see peer_zone.go
+	helps    uint16        // what we have taken on beside that,
+	helped   time.Duration // and when
+	attempts []*attempt    // by piece; nil unless wanted
+	active   int           // attempts, second ones included, and AnyPiece requests
+	anys     int           // those of them that are AnyPiece requests
+	inflight int           // blocks requested and not arrived
 	storing  map[int]*attempt
 	suspects map[int][]suspect
 	extra    int           // bytes asked a second time, of the budget for the end game
@@ -212,7 +216,7 @@ func (p *Peer) stopWanting(b *blob) {
 		p.memory -= int64(b.id.PieceSize(i))
 	}
 	p.clearSuspects(b)
-	b.slots, b.seeds, b.common, b.pick, b.attempts, b.storing, b.suspects = nil, 0, 0, nil, nil, nil, nil
+	b.slots, b.seeds, b.common, b.near, b.pick, b.attempts, b.storing, b.suspects = nil, 0, 0, 0, nil, nil, nil, nil
 }
 
 // attach brings a link to a blob that was joined after the peer opened it.
@@ -237,6 +241,9 @@ func (p *Peer) seat(l *link) {
 	}
 	if l.slot < 0 {
 		return
+	}
+	if !l.far {
+		b.near |= 1 << l.slot
 	}
 	l.useful = 0
 	if l.complete {
@@ -607,6 +614,7 @@ func (p *Peer) tendBlobs() {
 			p.askSums(l)
 		}
 		if b.downloading() {
+			p.help(b)
 			p.endgame(b)
 		}
 	}

@@ -62,6 +62,7 @@ type conn struct {
 
 	id      ConnID
 	node    *node
+	far     bool // it is in another zone
 	hello   wire.Hello
 	inbound bool
 	since   time.Duration
@@ -101,8 +102,10 @@ type link struct {
 	open     bool // the peer has sent Open
 	want     bool
 	complete bool
-	source   bool        // the tracker says so
-	have     *piece.Bits // nil if complete
+	source   bool          // the tracker says so
+	far      bool          // the peer is in another zone,
+	dry      time.Duration // and has nothing that is to be brought into ours before this
+	have     *piece.Bits   // nil if complete
 
 	// Downloading.
 	slot    int           // in blob.slots, or -1
@@ -243,6 +246,7 @@ func (p *Peer) onConnected(ev EvConnected) {
 		p.dialed--
 	}
 	n.role, n.zone = ev.Peer.Role, ev.Peer.Zone
+	c.far = p.far(n)
 	if ev.Peer.Addr != "" {
 		n.addr = ev.Peer.Addr
 	}
@@ -275,7 +279,7 @@ func (p *Peer) onConnected(ev EvConnected) {
 		}
 		n.conn = nil
 		p.close(old, wire.CodeDuplicate, "connected anew")
-	} else if len(p.list) >= p.cfg.MaxConns {
+	} else if !p.room(c.far, 0) {
 		if v := p.surplus(c); v != nil {
 			p.close(v, wire.CodeSurplus, "displaced by a newcomer")
 		} else {
@@ -304,16 +308,14 @@ func (p *Peer) onConnected(ev EvConnected) {
 func (p *Peer) surplus(c *conn) *conn {
 	var best *conn
 	seen := 0
-	for _, o := range p.list {
-		if o.idle != never && p.now-o.idle > time.Second {
-			return o
-		}
+	if o := p.idlest(c.far); o != nil {
+		return o
 	}
 	if p.now < p.evict || !c.inbound {
 		return nil
 	}
 	for _, o := range p.list {
-		if p.now-o.since < tenure || o.outstanding > 0 && p.cfg.Role != wire.RoleOrigin {
+		if o.far != c.far || p.now-o.since < tenure || o.outstanding > 0 && p.cfg.Role != wire.RoleOrigin {
 			continue
 		}
 		if seen++; p.rng.IntN(seen) == 0 {
@@ -377,61 +379,84 @@ func (p *Peer) dial() {
 }
 
 func (p *Peer) dialFor(b *blob) {
-	linked, outside, dialing := 0, 0, 0
 	fed := false
 	for _, l := range b.links {
-		if !l.open && p.now-l.since > answerWithin/2 {
-			continue // it may come to take part, but does not now
-		}
-		linked++
-		if l.c.node.zone != p.cfg.Zone {
-			outside++
-		}
-		fed = fed || b.useful(l)
+		fed = fed || (!l.far || b.brings() != 0) && b.useful(l)
 	}
-	for _, k := range b.peers {
-		if k.node.dialing {
-			dialing++
-		}
-	}
-	goal := p.cfg.DialConns
 	starving := p.now-max(b.progress, b.began, b.looked) > starveAfter && b.inflight == 0
 	if starving {
 		b.looked = p.now // once in a while: the source may just be slow
 	}
-	if starving && dialing == 0 && len(p.list)+p.dialed >= p.cfg.MaxConns {
-		if v := p.useless(b); v != nil {
+	near := p.dialZone(b, false, p.cfg.DialConns, !fed || starving, starving)
+	if b.brings() != 0 {
+		// Whoever brings pieces into its zone has half as many connections to others
+		// beside those inside it; or all, as far as there is nobody inside.
+		goal := max(p.cfg.DialConns-near, (p.cfg.DialConns+1)/2)
+		p.dialZone(b, true, goal, !fed || starving, starving)
+	}
+}
+
+// dialZone connects b with peers of its own zone, or with those of others (far),
+// until it has goal such connections, or one more than there are (further). It
+// returns how many there are.
+func (p *Peer) dialZone(b *blob, far bool, goal int, further, starving bool) int {
+	linked, dialing := 0, 0
+	for _, l := range b.links {
+		if l.far == far && (l.open || p.now-l.since <= answerWithin/2) { // else it may come to take part, but does not now
+			linked++
+		}
+	}
+	for _, k := range b.peers {
+		if k.node.dialing && p.far(k.node) == far {
+			dialing++
+		}
+	}
+	if starving && dialing == 0 && !p.room(far, p.dialed) {
+		if v := p.useless(b, far); v != nil {
 			p.close(v, wire.CodeSurplus, "nothing to get")
 		}
 	}
-	if (!fed || starving) && len(p.list)+p.dialed < p.cfg.MaxConns && linked+dialing >= goal && dialing == 0 {
+	if further && p.room(far, p.dialed) && linked+dialing >= goal && dialing == 0 {
 		goal = linked + 1 // starving: look further, one at a time
 	}
-	for n := linked + dialing; n < goal && p.dialed < p.cfg.DialConns; n++ {
-		if len(p.list)+p.dialed >= p.cfg.MaxConns {
-			v := p.idlest()
+	for n := linked + dialing; n < goal && p.dialed < 2*p.cfg.DialConns; n++ {
+		if !p.room(far, p.dialed) {
+			v := p.idlest(far)
 			if v == nil {
-				return
+				break
 			}
 			p.close(v, wire.CodeSurplus, "room for a download")
 		}
-		k := p.candidate(b, outside)
+		k := p.candidate(b, far)
 		if k == nil {
-			return
-		}
-		if k.node.zone != p.cfg.Zone {
-			outside++
+			break
 		}
 		k.node.dialing = true
 		p.dialed++
 		p.act(ActDial{k.node.name, k.node.addr})
 	}
+	return linked + dialing
+}
+
+// room reports whether there may be another connection, in our zone or to another,
+// beside so many more.
+func (p *Peer) room(far bool, more int) bool {
+	n := more
+	for _, c := range p.list {
+		if c.far == far {
+			n++
+		}
+	}
+	if far {
+		return n < (p.cfg.MaxConns+1)/2
+	}
+	return n < p.cfg.MaxConns
 }
 
 // idlest returns a connection over which nobody wants anything.
-func (p *Peer) idlest() *conn {
+func (p *Peer) idlest(far bool) *conn {
 	for _, o := range p.list {
-		if o.idle != never && p.now-o.idle > time.Second {
+		if o.far == far && o.idle != never && p.now-o.idle > time.Second {
 			return o
 		}
 	}
@@ -439,33 +464,28 @@ func (p *Peer) idlest() *conn {
 }
 
 // useless returns a connection that gives nothing for b and takes nothing.
-func (p *Peer) useless(b *blob) *conn {
+func (p *Peer) useless(b *blob, far bool) *conn {
 	for _, o := range p.list {
 		l := o.byID[b.id]
-		if (l == nil || !l.complete && l.useful == 0) && o.requests == 0 && o.inDriver == 0 && o.outstanding == 0 {
+		if o.far == far && (l == nil || !l.complete && l.useful == 0) && o.requests == 0 && o.inDriver == 0 && o.outstanding == 0 {
 			return o
 		}
 	}
 	return nil
 }
 
-// candidate picks a peer to dial for b, at random: origins and sources first,
-// then the own zone, unless fewer than a quarter of the wanted connections lead
-// outside it.
-func (p *Peer) candidate(b *blob, outside int) *known {
+// candidate picks a peer to dial for b, in our zone or in another, at random:
+// origins and sources first.
+func (p *Peer) candidate(b *blob, far bool) *known {
 	var best *known
 	rank, seen := -1, 0
-	wantOutside := outside < (p.cfg.DialConns+3)/4
 	for _, k := range b.peers {
 		n := k.node
-		if n.conn != nil || n.dialing || n.addr == "" || n.name == p.cfg.Node || n.retry > p.now || n.banned > p.now {
+		if n.conn != nil || n.dialing || n.addr == "" || n.name == p.cfg.Node || n.retry > p.now || n.banned > p.now || p.far(n) != far {
 			continue
 		}
 		r := 1
-		switch {
-		case k.info.Source || n.role == wire.RoleOrigin:
-			r = 3
-		case (n.zone != p.cfg.Zone) == wantOutside:
+		if k.info.Source || n.role == wire.RoleOrigin {
 			r = 2
 		}
 		switch {
@@ -514,6 +534,7 @@ func (p *Peer) bind(l *link, b *blob) {
 	b.links = append(b.links, l)
 	k := b.known[l.c.node.name]
 	l.source = k != nil && k.info.Source
+	l.far = l.c.far
 }
 
 // unlink removes a link and all that goes on over it.
@@ -552,6 +573,7 @@ func (p *Peer) shut(l *link) {
 		}
 		b.slots[l.slot] = nil
 		b.unseed(l)
+		b.near &^= 1 << l.slot
 		l.slot, l.useful = -1, 0
 	}
 }

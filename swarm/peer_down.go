@@ -253,6 +253,9 @@ func (p *Peer) chooseAmong(b *blob, last bool) (best *link, doubted bool) {
 		if l.slot < 0 || !l.complete && l.useful == 0 {
 			continue
 		}
+		if l.far && !p.mayBring(b, l) {
+			continue
+		}
 		c := l.c
 		if c.claimed == p.pumps && c.claimant != b {
 			continue // a blob with priority takes what it gives
@@ -313,13 +316,9 @@ func (p *Peer) start(b *blob, l *link) bool {
 		p.tell(l.c, &wire.Request{Blob: l.mine, Piece: wire.AnyPiece, Length: piece.MaxBlock})
 		return true
 	}
-	var ok func(int) bool
-	if len(b.suspects) > 0 {
-		ok = func(i int) bool { return !p.suspected(b, i, l.c.node) }
-	}
 	i := p.rescue(b, l)
 	if i < 0 {
-		i = b.pick.pick(l.slot, l.complete, ok)
+		i = b.pick.pick(l.slot, l.complete, p.pickable(b, l))
 	}
 	if i < 0 {
 		// Only pieces that it has sent wrong before.
@@ -338,6 +337,9 @@ func (p *Peer) start(b *blob, l *link) bool {
 // swarm's pieces come from, so that it hands out each once before any twice.
 // Where there are many seeders, their choices would be the same too often.
 func (p *Peer) chooser(b *blob, l *link) bool {
+	if l.far && (b.seeds&b.near != 0 || !l.origin()) {
+		return false // by our share
+	}
 	if !l.complete {
 		return l.origin() && p.only(b, l)
 	}
@@ -354,6 +356,21 @@ func (p *Peer) rescue(b *blob, l *link) int {
 		}
 	}
 	return best
+}
+
+// pickable returns what is asked of a piece that l is to send beyond that it has
+// it; nil: nothing.
+func (p *Peer) pickable(b *blob, l *link) func(int) bool {
+	switch {
+	case l.far:
+		mine := b.brings()
+		return func(i int) bool {
+			return mine>>(i%piece.Shares)&1 != 0 && b.pick.at[i].mask&b.near == 0 && !p.suspected(b, i, l.c.node)
+		}
+	case len(b.suspects) > 0:
+		return func(i int) bool { return !p.suspected(b, i, l.c.node) }
+	}
+	return nil
 }
 
 // only reports whether the rarest piece that a partial l has for us is with
@@ -704,7 +721,7 @@ func (p *Peer) second(b *blob, a *attempt) *link {
 	least := 0.0
 	for _, l := range b.links {
 		c := l.c
-		if l == a.l || l.slot < 0 || c.outstanding >= c.depth || max(c.busy, c.snubbed) > p.now ||
+		if l == a.l || l.slot < 0 || l.far && !a.l.far || c.outstanding >= c.depth || max(c.busy, c.snubbed) > p.now ||
 			!l.complete && !l.have.Has(a.i) || p.suspected(b, a.i, c.node) {
 			continue
 		}

@@ -147,6 +147,9 @@ func (c *chaos) event() Event {
 	case 4:
 		return EvLost{id, c.next(10) - 1}
 	case 5:
+		if c.next(2) == 0 {
+			return EvShare{id, uint16(c.next(1 << 16))}
+		}
 		return EvIntact{id, c.next(10)}
 	case 6, 7:
 		ev := EvPeers{ID: id}

@@ -536,36 +536,6 @@ func TestDialBackoff(t *testing.T) {
 	}
 }
 
-// The own zone comes first, with some links outside.
-func TestZones(t *testing.T) {
-	l := newLab(t)
-	id := l.blob(2 * piece.MinLength)
-	a := l.add("a", PeerConfig{Zone: "here", DialConns: 8})
-	a.want(id)
-	var names []string
-	for k := range 40 {
-		n := fmt.Sprintf("p%d", k)
-		e := l.stranger(n)
-		if e.zone = "there"; k%2 == 0 {
-			e.zone = "here"
-		}
-		names = append(names, n)
-	}
-	a.named(id, names...)
-	l.run()
-	here, there := 0, 0
-	for _, c := range a.peer.list {
-		if c.node.zone == "here" {
-			here++
-		} else {
-			there++
-		}
-	}
-	if here != 6 || there != 2 {
-		t.Errorf("%d connections inside and %d outside, want 6 and 2", here, there)
-	}
-}
-
 // A newcomer displaces a connection that is of no use, or an old one, but a
 // crowd of newcomers does not empty the house.
 func TestSurplus(t *testing.T) {

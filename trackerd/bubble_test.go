@@ -376,6 +376,61 @@ func TestOneOfTwoAway(t *testing.T) {
 	})
 }
 
+// Every share of a blob has one holder in each zone, whichever tracker is away.
+func TestShares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNet()
+		trackers := []string{"t1:1", "t2:1"}
+		stop1 := n.serve(t, "t1:1", nil)
+		defer n.serve(t, "t2:1", nil)()
+		id := firstOf("t1:1", trackers)
+		zones := map[string][]*agent{}
+		for i := range 10 {
+			a := newAgent(t, fmt.Sprint(i))
+			a.zone = fmt.Sprint("z", i%2)
+			a.run(tracker.Config{Trackers: trackers, Dial: n.dial})
+			synctest.Wait()
+			a.c.Want(id, tracker.Want{Waiting: true})
+			zones[a.zone] = append(zones[a.zone], a)
+		}
+		check := func(when string) {
+			t.Helper()
+			synctest.Wait()
+			for zone, all := range zones {
+				var held uint16
+				for _, a := range all {
+					a.mu.Lock()
+					share := a.shares[id]
+					a.mu.Unlock()
+					if share == 0 || held&share != 0 {
+						t.Errorf("%s: %s of %s has %04x, others %04x", when, a.name, zone, share, held)
+					}
+					held |= share
+				}
+				if held != 0xffff {
+					t.Errorf("%s: the shares held in %s are %04x", when, zone, held)
+				}
+			}
+		}
+		check("both trackers there")
+		stop1()
+		time.Sleep(time.Second)
+		check("the first away")
+		defer n.serve(t, "t1:1", nil)()
+		time.Sleep(10 * time.Second)
+		check("the first back")
+		zones["z0"][0].stop()
+		zones["z0"] = zones["z0"][1:]
+		time.Sleep(time.Second)
+		check("one agent less")
+		for _, all := range zones {
+			for _, a := range all {
+				a.stop()
+			}
+		}
+	})
+}
+
 // Agents that see one tracker each get a lease each: leases promise nothing.
 // When the partition heals, both are sources for everybody.
 func TestPartition(t *testing.T) {

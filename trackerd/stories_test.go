@@ -348,6 +348,7 @@ func (p *probe) Verdict(_ piece.ID, v tracker.Verdict) {
 }
 func (p *probe) Peers(piece.ID, []tracker.Peer) {}
 func (p *probe) PeersGone(piece.ID, []string)   {}
+func (p *probe) Share(piece.ID, uint16)         {}
 func (p *probe) SumsHash(piece.ID, [32]byte)    {}
 func (p *probe) Command(*trackerpb.Command)     {}
 func (p *probe) Lookup(piece.ID)                {}

@@ -91,6 +91,7 @@ type agent struct {
 	verdicts map[piece.ID][]tracker.Verdict
 	peers    map[piece.ID]map[string]tracker.Peer
 	hashes   map[piece.ID][32]byte
+	shares   map[piece.ID]uint16
 	up       map[string]bool
 	commands []*trackerpb.Command
 }
@@ -105,7 +106,7 @@ func newAgent(t *testing.T, name string) *agent {
 	return &agent{
 		t: t, name: name, changed: make(chan struct{}),
 		verdicts: map[piece.ID][]tracker.Verdict{}, peers: map[piece.ID]map[string]tracker.Peer{},
-		hashes: map[piece.ID][32]byte{}, up: map[string]bool{},
+		hashes: map[piece.ID][32]byte{}, shares: map[piece.ID]uint16{}, up: map[string]bool{},
 	}
 }
 
@@ -154,6 +155,7 @@ func (a *agent) PeersGone(id piece.ID, nodes []string) {
 		}
 	})
 }
+func (a *agent) Share(id piece.ID, share uint16)  { a.update(func() { a.shares[id] = share }) }
 func (a *agent) SumsHash(id piece.ID, h [32]byte) { a.update(func() { a.hashes[id] = h }) }
 func (a *agent) Verdict(id piece.ID, v tracker.Verdict) {
 	a.update(func() { a.verdicts[id] = append(a.verdicts[id], v) })

@@ -79,6 +79,9 @@ type Handler interface {
 	Peers(id piece.ID, peers []Peer)
 	// PeersGone: these left it, as far as every tracker that named them knows.
 	PeersGone(id piece.ID, nodes []string)
+	// Share: which pieces of the blob this node is to bring into its zone from others:
+	// piece i if bit i modulo piece.Shares is set. None until told.
+	Share(id piece.ID, share uint16)
 	// SumsHash: the SHA-256 of the blob's proven sums.
 	SumsHash(id piece.ID, hash [32]byte)
 	// Verdict answers a Want, within 150 ms, and may come again when things
@@ -199,6 +202,7 @@ type want struct {
 	answers map[*link]*answer
 	verdict Verdict // the last one told
 	told    map[string]toldPeer
+	shares  [2]uint16 // by tracker
 }
 
 // toldPeer is who said what of a peer; bit i stands for the blob's i-th tracker.

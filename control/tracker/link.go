@@ -414,6 +414,17 @@ func (c *Client) receive(l *link, m *trackerpb.ToAgent) {
 		if len(peers) > 0 {
 			c.emit(func() { c.h.Peers(id, peers) })
 		}
+		if p.Share != nil && i < len(b.want.shares) {
+			// What a tracker said that is away holds until another says something.
+			for k, o := range c.owners(id) {
+				if k < len(b.want.shares) && !o.up {
+					b.want.shares[k] = 0
+				}
+			}
+			b.want.shares[i] = uint16(*p.Share)
+			share := b.want.shares[0] | b.want.shares[1]
+			c.emit(func() { c.h.Share(id, share) })
+		}
 	}
 	now := time.Now()
 	for _, v := range m.Verdicts {

@@ -1067,10 +1067,13 @@ func (x *Peer) GetSource() bool {
 
 // Peers changes what the agent knows of a swarm; it is not the whole of it.
 type Peers struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Blob          *Blob                  `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
-	Peers         []*Peer                `protobuf:"bytes,2,rep,name=peers,proto3" json:"peers,omitempty"` // joined, or changed
-	Gone          []string               `protobuf:"bytes,3,rep,name=gone,proto3" json:"gone,omitempty"`   // nodes that left
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Blob  *Blob                  `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
+	Peers []*Peer                `protobuf:"bytes,2,rep,name=peers,proto3" json:"peers,omitempty"` // joined, or changed
+	Gone  []string               `protobuf:"bytes,3,rep,name=gone,proto3" json:"gone,omitempty"`   // nodes that left
+	// Which pieces the agent is to bring into its zone from others: piece i if bit
+	// i modulo 16 is set. None until told; absent: as told last.
+	Share         *uint32 `protobuf:"varint,4,opt,name=share,proto3,oneof" json:"share,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1124,6 +1127,13 @@ func (x *Peers) GetGone() []string {
 		return x.Gone
 	}
 	return nil
+}
+
+func (x *Peers) GetShare() uint32 {
+	if x != nil && x.Share != nil {
+		return *x.Share
+	}
+	return 0
 }
 
 type SumsHash struct {
@@ -1696,11 +1706,13 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12,\n" +
 	"\x04role\x18\x04 \x01(\x0e2\x18.capelin.tracker.v1.RoleR\x04role\x12\x1a\n" +
 	"\bcomplete\x18\x05 \x01(\bR\bcomplete\x12\x16\n" +
-	"\x06source\x18\x06 \x01(\bR\x06source\"y\n" +
+	"\x06source\x18\x06 \x01(\bR\x06source\"\x9e\x01\n" +
 	"\x05Peers\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12.\n" +
 	"\x05peers\x18\x02 \x03(\v2\x18.capelin.tracker.v1.PeerR\x05peers\x12\x12\n" +
-	"\x04gone\x18\x03 \x03(\tR\x04gone\"L\n" +
+	"\x04gone\x18\x03 \x03(\tR\x04gone\x12\x19\n" +
+	"\x05share\x18\x04 \x01(\rH\x00R\x05share\x88\x01\x01B\b\n" +
+	"\x06_share\"L\n" +
 	"\bSumsHash\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\"\xfa\x01\n" +
@@ -1849,6 +1861,7 @@ func file_control_trackerpb_tracker_proto_init() {
 	if File_control_trackerpb_tracker_proto != nil {
 		return
 	}
+	file_control_trackerpb_tracker_proto_msgTypes[11].OneofWrappers = []any{}
 	file_control_trackerpb_tracker_proto_msgTypes[15].OneofWrappers = []any{
 		(*Command_Preheat)(nil),
 		(*Command_Drop)(nil),

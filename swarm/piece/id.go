@@ -51,6 +51,10 @@ const (
 	targetPieces = 2000
 )
 
+// Shares is how many shares the pieces of a blob are divided into between the nodes
+// of a zone that bring them in from others: piece i belongs to share i modulo Shares.
+const Shares = 16
+
 // Errors that this package's functions wrap.
 var (
 	ErrInvalid  = errors.New("invalid blob name")

@@ -16,10 +16,10 @@
 // a time per piece and per byte. Hosts join at given times, leave, crash (their
 // connections are reset), freeze (nothing is heard of them, nothing told), and
 // lie: wrong bytes, sums and sizes, pieces that they do not have. A source may
-// still be receiving the blob from upstream. The tracker is a model: it answers
-// at once with a random sample of the swarm, and the origins; tells downloaders
-// of more peers every second, and of those that are gone after a tenth; and it may
-// be away for a while, in which nobody who joins hears of anybody.
+// still be receiving the blob from upstream. The tracker is the state machine that
+// trackerd runs (trackerd/state), with a stream from each host; it may be away for a
+// while, in which nobody who joins hears of anybody, and has forgotten everything when
+// it is back. It grants no leases here: who has a blob is part of the Config.
 //
 // With Coarse above 1 several blocks of a piece travel as one: three times as
 // fast, and a little optimistic (100 hosts, one blob, one seed: a median of 1.024
@@ -38,8 +38,8 @@
 //
 // TCP (slow start, loss, congestion inside the network, socket buffers; the
 // only congestion is at the hosts' and zones' own links), the time that machines
-// need to think and hash, disks that seek, the codec, the trackers' own code, and
-// hosts with several addresses. The queues of a real network are latency here: with
+// need to think and hash, disks that seek, the codecs, what trackerd costs, and hosts
+// with several addresses. The queues of a real network are latency here: with
 // a Latency of 20 ms, as tc's token buckets with 20 ms of waiting have under load, 32
 // hosts behind 10 MB/s come to what real agents come to (make calibrate).
 package sim

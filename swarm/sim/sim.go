@@ -11,6 +11,7 @@ import (
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
+	"github.com/capelin-io/capelin/trackerd/state"
 )
 
 // Config describes a run.
@@ -35,11 +36,8 @@ type Config struct {
 	MessageBytes int
 	MessageCost  time.Duration
 
-	// Sample is how many peers the tracker names to one that joins, and Push how
-	// many more to a downloader every second. Defaults 30 and 5. The tracker
-	// answers nobody from TrackerDown on for TrackerFor; whoever asks then is
-	// answered within a second after its return.
-	Sample, Push            int
+	// The tracker is away from TrackerDown on for TrackerFor, and has forgotten all
+	// when it comes back; every host has a stream to it again within a second.
 	TrackerDown, TrackerFor time.Duration
 
 	// Coarse divides all sizes and rates of the run, and multiplies the bytes in
@@ -159,6 +157,8 @@ type run struct {
 	events int
 	open   int // hosts that are still downloading
 	zones  map[string]*zone
+
+	tracker tracker
 }
 
 // zone is what a zone has in common: its links with the others.
@@ -172,7 +172,6 @@ type blobState struct {
 	id    piece.ID
 	sums  *piece.Sums
 	wrong []byte // states that a liar sends
-	swarm []*host
 	index int
 }
 
@@ -196,6 +195,7 @@ type host struct {
 	cpuFree  int64
 	zone     *zone
 	storeAt  int64
+	stream   state.Stream // to the tracker; 0: none
 
 	done    map[piece.ID]bool
 	sentAll map[piece.ID]*[2]*piece.Bits // pieces and blocks that a host with Seed has sent
@@ -258,12 +258,6 @@ func Run(cfg Config) Result {
 	if cfg.Limit == 0 {
 		cfg.Limit = time.Hour
 	}
-	if cfg.Sample == 0 {
-		cfg.Sample = 30
-	}
-	if cfg.Push == 0 {
-		cfg.Push = 5
-	}
 	if k := int64(cfg.Coarse); k > 1 {
 		cfg = cfg.divided(k)
 	}
@@ -289,6 +283,11 @@ func Run(cfg Config) Result {
 		s.wrong = wrong
 		r.blobs = append(r.blobs, s)
 		r.byID[s.id] = s
+	}
+	r.tracker.r = r
+	r.tracker.start()
+	if cfg.TrackerFor > 0 {
+		r.tracker.restart(cfg.TrackerDown, cfg.TrackerFor)
 	}
 	res := Result{Hosts: make([]HostResult, len(cfg.Hosts)), Zones: make(map[string]int64)}
 	for k, hc := range cfg.Hosts {
@@ -734,14 +733,6 @@ func (h *host) hangUp(c *conn) {
 	h.r.queue.push(event{at: at, kind: kEvent, h: to, conn: c, ev: swarm.EvDisconnected{Conn: c.id}})
 }
 
-// info is what the tracker says of h.
-func (h *host) info(b *blobState) swarm.PeerInfo {
-	return swarm.PeerInfo{
-		Node: h.Name, Addr: h.Name + ":1", Zone: h.Zone, Role: h.Role,
-		Complete: h.Seed && b.SourceRate == 0 || h.done[b.id], Source: h.Seed,
-	}
-}
-
 // join starts a host.
 func (h *host) join() {
 	r := h.r
@@ -758,17 +749,12 @@ func (h *host) join() {
 			ev.Sums, ev.Proven = b.sums.Clone(), true
 		}
 		h.have[b.id] = disk
-		b.swarm = append(b.swarm, h)
 		h.step(ev)
-		if b.Hash {
-			h.step(swarm.EvSumsHash{ID: b.id, Hash: b.sums.Hash()})
-		}
 		if h.Seed && b.SourceRate > 0 {
 			h.upstream(b, 0)
 		}
 	}
-	// The tracker's answer comes when all that join at the same time have.
-	r.control(r.now+int64(r.cfg.Latency), func() { h.named(r.cfg.Sample, true) })
+	h.toTracker(nil)
 	at := func(d time.Duration, fn func()) {
 		if d > 0 {
 			r.control(r.now+int64(d), fn)
@@ -788,53 +774,12 @@ func (h *host) join() {
 	}
 }
 
-// named has the tracker name n peers for each blob that h is downloading, with
-// all origins and sources the first time, and again every second. Half of them
-// are of its own zone if there are enough.
-func (h *host) named(n int, first bool) {
-	r := h.r
-	if !h.up || h.Seed {
-		return
-	}
-	if down := int64(r.cfg.TrackerDown); r.now >= down && r.now < down+int64(r.cfg.TrackerFor) {
-		r.control(down+int64(r.cfg.TrackerFor)+r.rng.Int64N(1e9), func() { h.named(n, first) })
-		return
-	}
-	more := false
-	for _, b := range r.blobs {
-		if h.done[b.id] {
-			continue
-		}
-		more = true
-		var infos []swarm.PeerInfo
-		if first {
-			for _, o := range b.swarm {
-				if o.Seed && o.up {
-					infos = append(infos, o.info(b))
-				}
-			}
-		}
-		for k, tries := 0, 0; k < n && k < len(b.swarm) && tries < 8*n; tries++ {
-			o := b.swarm[r.rng.IntN(len(b.swarm))]
-			if len(r.zones) > 1 && k < n/2 && o.zone != h.zone && tries < 4*n {
-				continue
-			}
-			if k++; o != h && o.up {
-				infos = append(infos, o.info(b))
-			}
-		}
-		h.step(swarm.EvPeers{ID: b.id, Peers: infos})
-	}
-	if more {
-		r.control(r.now+1e9+r.rng.Int64N(1e8), func() { h.named(r.cfg.Push, false) })
-	}
-}
-
 // upstream lets a source receive the next pieces.
 func (h *host) upstream(b *blobState, from int) {
 	n := b.id.Pieces()
 	if from >= n {
 		h.step(swarm.EvProven{ID: b.id})
+		h.toTracker(b)
 		return
 	}
 	at := h.r.now + int64(float64(b.id.PieceSize(from))/b.SourceRate*1e9)
@@ -859,6 +804,7 @@ func (h *host) proven(id piece.ID) {
 		panic("sim: completed without every piece")
 	}
 	h.done[id] = true
+	h.toTracker(b)
 	h.res.BlobDone[b.index] = time.Duration(r.now) - h.Join
 	if len(h.done) == len(r.blobs) {
 		h.res.Done, h.res.Took = true, time.Duration(r.now)-h.Join
@@ -892,14 +838,7 @@ func (h *host) gone(end func(*conn)) {
 	}
 	h.conns = nil
 	h.up = false
-	for _, b := range r.blobs {
-		b.swarm = slices.DeleteFunc(b.swarm, func(o *host) bool { return o == h })
-		r.control(r.now+1e8, func() {
-			for _, o := range b.swarm {
-				o.step(swarm.EvPeersGone{ID: b.id, Nodes: []string{h.Name}})
-			}
-		})
-	}
+	r.control(r.now+int64(r.cfg.Latency), func() { r.tracker.left(h) })
 }
 
 // Events wait in slots of time, unsorted, each of slotLen; those of the present

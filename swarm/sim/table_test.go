@@ -266,9 +266,9 @@ func TestGoals(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a quarter of a minute")
 	}
-	for _, s := range Goals(26, 8) {
+	for k, s := range Goals(26, 8) {
 		if s.Zones > 0 {
-			continue // no policy keeps pieces from crossing zones more than once yet
+			s = Goals(6, 8)[k] // what one of ten hosts in a zone sends to others is much
 		}
 		t.Run(s.Name, func(t *testing.T) {
 			t.Parallel()

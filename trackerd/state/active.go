@@ -17,6 +17,8 @@ type active struct {
 	byAgent map[*agent]*want
 	fresh   []*want // arrived in this Step, to be answered at its end
 	leases  []lease
+	shares  map[string]*holders // by zone
+	dealt   []*want             // whose share has changed in this Step
 	look    lookup
 	mood    mood
 
@@ -41,17 +43,19 @@ type active struct {
 
 // want is an agent that wants the blob.
 type want struct {
-	agent    *agent
-	pos      int // in active.wants
-	seq      uint32
-	waiting  bool
-	grant    bool
-	answered bool // had a lease since it last asked, so its STAT is answered
-	tries    int  // leases it had
-	kind     trackerpb.Verdict_Kind
-	retry    int64 // with WAIT: until when
-	hashTold bool
-	told     []told
+	agent     *agent
+	pos       int // in active.wants
+	seq       uint32
+	waiting   bool
+	grant     bool
+	answered  bool // had a lease since it last asked, so its STAT is answered
+	tries     int  // leases it had
+	kind      trackerpb.Verdict_Kind
+	retry     int64 // with WAIT: until when
+	hashTold  bool
+	share     uint16 // of what comes into its zone from others: see holders
+	shareTold uint16
+	told      []told
 }
 
 // told is a peer that an agent was told of.
@@ -172,6 +176,12 @@ func (t *Tracker) want(a *agent, id piece.ID, m *trackerpb.Want) {
 	if m.Waiting && s.a.leaseOf(a) < 0 {
 		w.answered = false
 	}
+	// Two trackers would give two nodes the same share.
+	if m.Grant {
+		t.deal(s, w)
+	} else {
+		t.pass(s, w)
+	}
 	t.refresh(s, w)
 	t.touch(s)
 }
@@ -189,6 +199,7 @@ func (t *Tracker) dropWant(s *swarm, a *agent) {
 	if w == nil {
 		return
 	}
+	t.pass(s, w)
 	last := len(s.a.wants) - 1
 	s.a.wants[w.pos] = s.a.wants[last]
 	s.a.wants[w.pos].pos = w.pos
@@ -335,6 +346,13 @@ func (t *Tracker) settle(s *swarm) {
 			t.fill(s, w)
 			t.verdict(s, w)
 		}
+		for _, w := range act.dealt {
+			if w.share != w.shareTold && act.byAgent[w.agent] == w {
+				t.fill(s, w)
+			}
+		}
+		clear(act.dealt)
+		act.dealt = act.dealt[:0]
 		clear(act.fresh)
 		act.fresh = act.fresh[:0]
 		t.flush(s)

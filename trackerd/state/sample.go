@@ -3,6 +3,8 @@ package state
 import (
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/capelin-io/capelin/control/trackerpb"
 )
 
@@ -92,10 +94,13 @@ func (t *Tracker) fill(s *swarm, w *want) {
 		t.sample(s.members, n, w.agent.hello.Zone, tell)
 	}
 
-	if len(news.Peers) > 0 || len(news.Gone) > 0 {
+	if w.share != w.shareTold {
+		w.shareTold, news.Share = w.share, proto.Uint32(uint32(w.share))
+	}
+	if len(news.Peers) > 0 || len(news.Gone) > 0 || news.Share != nil {
 		m := t.send(w.agent)
 		t.stats.PeersTold += uint64(len(news.Peers))
-		m.Peers = append(m.Peers, &trackerpb.Peers{Blob: s.a.blob, Peers: news.Peers, Gone: news.Gone})
+		m.Peers = append(m.Peers, &trackerpb.Peers{Blob: s.a.blob, Peers: news.Peers, Gone: news.Gone, Share: news.Share})
 	}
 	if !w.hashTold {
 		w.hashTold = true

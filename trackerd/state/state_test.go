@@ -97,6 +97,9 @@ func (w *world) print(a Action) {
 				}
 				l = append(l, s)
 			}
+			if ps.Share != nil {
+				l = append(l, fmt.Sprintf("share=%04x", *ps.Share))
+			}
 			p("%s < peers %s: %s", to, blobName(ps.Blob), strings.Join(l, " "))
 		}
 		for _, v := range m.Verdicts {
@@ -178,6 +181,26 @@ func check(t *testing.T, m *Tracker) {
 		for i, w := range s.a.wants {
 			if w.pos != i || s.a.byAgent[w.agent] != w || w.kind == 0 {
 				t.Fatalf("%s: want of %s is broken", nameOf(id), w.agent.hello.Node)
+			}
+		}
+		for _, w := range s.a.wants {
+			held := uint16(0)
+			if h := s.a.shares[w.agent.hello.Zone]; h != nil {
+				for i, o := range h {
+					if o == w {
+						held |= 1 << i
+					}
+				}
+			}
+			if held != w.share || w.share != w.shareTold || held != 0 && !w.grant {
+				t.Fatalf("%s: %s holds shares %04x, has %04x and was told %04x", nameOf(id), w.agent.hello.Node, held, w.share, w.shareTold)
+			}
+		}
+		for zone, h := range s.a.shares {
+			for i, o := range h {
+				if o != nil && (s.a.byAgent[o.agent] != o || o.agent.hello.Zone != zone) {
+					t.Fatalf("%s: share %d of zone %s is with %s", nameOf(id), i, zone, o.agent.hello.Node)
+				}
 			}
 		}
 		for _, l := range s.a.leases {

@@ -1,0 +1,92 @@
+package swarm
+
+import (
+	"math/bits"
+	"time"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// Zones: what is between them is thin, or costs money, so that a piece is to
+// enter a zone once. What a node of the own zone has is never asked for in
+// another; and of the rest, each piece is the business of one node, by its
+// number: the tracker gives some nodes of each zone a share of the pieces. They
+// have connections to other zones; the rest have none.
+//
+// Whoever has got nothing for a while takes on the share that comes after its own
+// as well, and after another while the next: so one node stands in for another
+// that does not do its part. Who has no share brings what is missing only when it
+// has nobody in its zone, or when all of them together have failed it.
+
+const (
+	standInAfter = 500 * time.Millisecond // without a piece, another's share is taken on
+	aloneAfter   = starveAfter            // by whoever has no share and no peer in its zone, all are,
+	helpAfter    = 10 * time.Second       // and by whoever has some;
+	helpFor      = 5 * time.Second        // until then at least
+)
+
+func (p *Peer) onShare(ev EvShare) {
+	if b := p.blobs[ev.ID]; b != nil {
+		b.share, b.helps = ev.Share, 0
+		p.arm(&p.chores, p.now)
+		p.arm(&p.pumpAt, p.now)
+	}
+}
+
+// far reports whether n is in another zone. Whoever is in none has none to spare.
+func (p *Peer) far(n *node) bool { return p.cfg.Zone != "" && n.zone != p.cfg.Zone }
+
+// brings returns the shares of which we bring pieces into the zone.
+func (b *blob) brings() uint16 { return b.share | b.helps }
+
+// help takes on more shares if nothing comes, of any blob, and gives them back.
+func (p *Peer) help(b *blob) {
+	const all = 1<<piece.Shares - 1
+	idle := p.now - max(b.began, b.helped)
+	for _, o := range p.order {
+		idle = min(idle, p.now-o.progress)
+	}
+	if b.helps != 0 && b.near != 0 && p.now-b.helped > helpFor && idle < standInAfter {
+		b.helps = 0
+	}
+	switch {
+	case p.cfg.Zone == "" || b.brings() == all:
+		return
+	case b.share != 0 && idle > standInAfter:
+		b.helps = b.brings() | bits.RotateLeft16(b.brings(), 1)
+	case b.share == 0 && (idle > helpAfter || idle > aloneAfter && b.near == 0):
+		b.helps = all
+	default:
+		return
+	}
+	b.helped = p.now
+	p.arm(&p.pumpAt, p.now)
+}
+
+// mayBring reports whether anything may be asked from l, which is of another zone.
+func (p *Peer) mayBring(b *blob, l *link) bool {
+	if b.brings() == 0 || l.dry > p.now || p.seedNear(b) {
+		return false
+	}
+	if p.chooser(b, l) || b.pick.pick(l.slot, l.complete, p.pickable(b, l)) >= 0 {
+		return true
+	}
+	l.dry = p.now + dryFor
+	return false
+}
+
+// seedNear reports whether a peer of our own zone that has everything can be asked
+// now.
+func (p *Peer) seedNear(b *blob) bool {
+	for m := b.seeds & b.near; m != 0; m &= m - 1 {
+		c := b.slots[trailingZeros(m)].c
+		if c.outstanding < c.depth && max(c.busy, c.snubbed) <= p.now && !p.slow(c) {
+			return true
+		}
+	}
+	return false
+}
+
+// dryFor is how long a peer of another zone that had nothing for us is not looked
+// at again.
+const dryFor = 5 * time.Millisecond
