@@ -64,14 +64,15 @@ func Run(ctx context.Context, cfg Config) error {
 		grpc.MaxConcurrentStreams(16), // of a connection: one stream, and health checks
 		grpc.WaitForHandlers(true),
 		grpc.ConnectionTimeout(helloTimeout),
-		// An agent whose machine is gone is noticed within 4 s.
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Second, Timeout: 2 * time.Second}),
+		// An agent whose machine is gone is noticed sooner, by what is sent to it (see
+		// arrivals); this is for one that hangs.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.ForceServerCodecV2(frameCodec{protoCodec}),
-		// 15,000 connections must not cost 32 KiB each for buffers, nor be allowed to
+		// 15,000 connections must not cost 64 KiB each for buffers, nor be allowed to
 		// send more than the least that HTTP/2 knows before it is taken in.
 		grpc.InitialWindowSize(64<<10), grpc.InitialConnWindowSize(64<<10),
-		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
+		grpc.ReadBufferSize(16<<10), grpc.WriteBufferSize(32<<10), grpc.SharedWriteBuffer(true),
 	)
 	if cfg.onServer != nil {
 		cfg.onServer(srv)
@@ -84,7 +85,7 @@ func Run(ctx context.Context, cfg Config) error {
 	var ready atomic.Bool
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		if err := g.Serve(ln); err != nil && gctx.Err() == nil {
+		if err := g.Serve(newArrivals(ln)); err != nil && gctx.Err() == nil {
 			return fmt.Errorf("trackerd: serving agents: %w", err)
 		}
 		return nil

@@ -343,6 +343,7 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 	if err := entitled(g.Context(), h); err != nil {
 		return s.refuse(err)
 	}
+	arrived, blobs := called(g.Context()), int(h.Blobs)
 	for first := true; ; first = false {
 		if !first {
 			done()
@@ -366,6 +367,9 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 		}
 		if first {
 			close(hello)
+		}
+		if blobs -= len(m.Announces); blobs <= 0 {
+			arrived()
 		}
 	}
 }

@@ -167,8 +167,10 @@ func (c *Client) session(ctx context.Context, l *link) (welcomed bool, err error
 	if err != nil {
 		return false, fail(err)
 	}
+	hello := c.cfg.hello()
+	hello.Blobs = c.announceable(l)
 	// An error of Send is EOF; Recv has the reason.
-	_ = stream.Send(&trackerpb.FromAgent{Hello: c.cfg.hello()})
+	_ = stream.Send(&trackerpb.FromAgent{Hello: hello})
 	m, err := stream.Recv()
 	if err != nil {
 		return false, fail(err)
@@ -208,6 +210,18 @@ func (c *Client) session(ctx context.Context, l *link) (welcomed bool, err error
 		}
 		watchdog.Reset(silenceTimeout)
 	}
+}
+
+// announceable returns how many blobs a tracker would be told of now.
+func (c *Client) announceable(l *link) (n uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, b := range c.blobs {
+		if b.state != StateGone && slices.Contains(c.owners(id), l) {
+			n++
+		}
+	}
+	return n
 }
 
 // linkUp announces everything to a tracker that is there (again).

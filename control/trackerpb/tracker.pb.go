@@ -497,6 +497,7 @@ type Hello struct {
 	Role          Role                   `protobuf:"varint,6,opt,name=role,proto3,enum=capelin.tracker.v1.Role" json:"role,omitempty"`
 	Features      uint64                 `protobuf:"varint,7,opt,name=features,proto3" json:"features,omitempty"` // bit set; unknown bits are ignored
 	Software      string                 `protobuf:"bytes,8,opt,name=software,proto3" json:"software,omitempty"`  // name/version for people, at most 64 bytes
+	Blobs         uint32                 `protobuf:"varint,9,opt,name=blobs,proto3" json:"blobs,omitempty"`       // about how many it is going to announce at once
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -585,6 +586,13 @@ func (x *Hello) GetSoftware() string {
 		return x.Software
 	}
 	return ""
+}
+
+func (x *Hello) GetBlobs() uint32 {
+	if x != nil {
+		return x.Blobs
+	}
+	return 0
 }
 
 type Welcome struct {
@@ -1662,7 +1670,7 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\alookups\x18\a \x03(\v2\x18.capelin.tracker.v1.BlobR\alookups\"2\n" +
 	"\x04Blob\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\"\xdd\x01\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"\xf3\x01\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
@@ -1671,7 +1679,8 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\x04addr\x18\x05 \x01(\tR\x04addr\x12,\n" +
 	"\x04role\x18\x06 \x01(\x0e2\x18.capelin.tracker.v1.RoleR\x04role\x12\x1a\n" +
 	"\bfeatures\x18\a \x01(\x04R\bfeatures\x12\x1a\n" +
-	"\bsoftware\x18\b \x01(\tR\bsoftware\"\xdf\x01\n" +
+	"\bsoftware\x18\b \x01(\tR\bsoftware\x12\x14\n" +
+	"\x05blobs\x18\t \x01(\rR\x05blobs\"\xdf\x01\n" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1a\n" +
 	"\bsoftware\x18\x02 \x01(\tR\bsoftware\x12\x18\n" +

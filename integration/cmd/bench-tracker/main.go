@@ -77,7 +77,7 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	c := &cluster{}
+	c := &cluster{blobs: blobs}
 	for g := range groups {
 		c.batches = append(c.batches, batches(g, blobs))
 	}
@@ -158,6 +158,7 @@ func batches(group, blobs int) (ms []*message) {
 
 // cluster is all agents.
 type cluster struct {
+	blobs   int
 	batches [][]*message // by group
 	live    atomic.Int64 // streams
 }
@@ -191,7 +192,7 @@ func (c *cluster) session(ctx context.Context, i int) bool {
 	}
 	_ = stream.Send(&trackerpb.FromAgent{Hello: &trackerpb.Hello{
 		Version: trackerpb.Version, Cluster: "default", Node: fmt.Sprintf("node-%05d", i), Zone: fmt.Sprintf("z%d", i%3),
-		Addr: "10.0.0.1:7401", Role: trackerpb.Role_ROLE_AGENT, Software: "bench-tracker",
+		Addr: "10.0.0.1:7401", Role: trackerpb.Role_ROLE_AGENT, Software: "bench-tracker", Blobs: uint32(c.blobs),
 	}})
 	m, err := stream.Recv()
 	if err != nil || m.Welcome == nil {
