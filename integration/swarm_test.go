@@ -49,7 +49,9 @@ type fanout struct {
 	lost  map[*harness.Node]bool // are not expected to end
 }
 
-func newFanout(t *testing.T, seed uint64) *fanout {
+// newFanout makes the cluster; node k is in the k-th of zones, counted round, if there
+// are any. The origin is in none, which is another zone for all.
+func newFanout(t *testing.T, seed uint64, zones ...string) *fanout {
 	ctx, c := newCluster(t, 2*time.Minute)
 	e := &env{ctx: ctx, c: c, tracker: get(c.NewTracker(ctx, "tracker", nil))(t)}
 	f := &fanout{T: t, env: e, lost: map[*harness.Node]bool{}}
@@ -59,10 +61,12 @@ func newFanout(t *testing.T, seed uint64) *fanout {
 	must(t, err)
 	f.digest, f.data = img.Layers[0], path
 	for i := range swarmNodes {
+		agent := map[string]string{"unpack": "false", "wait.stall": `"20s"`, "log_level": `"debug"`} // nobody else has it
+		if len(zones) > 0 {
+			agent["zone"] = fmt.Sprintf("%q", zones[i%len(zones)])
+		}
 		n := get(c.NewNode(fmt.Sprintf("n%d", i), harness.NodeOptions{
-			Trackers: []string{f.tracker.Listen},
-			Agent:    map[string]string{"unpack": "false", "wait.stall": `"20s"`, "log_level": `"debug"`}, // nobody else has it
-			Env:      []string{"GOMAXPROCS=1"},
+			Trackers: []string{f.tracker.Listen}, Agent: agent, Env: []string{"GOMAXPROCS=1"},
 		}))(t)
 		must(t, c.Shape(n.Host, swarmRate))
 		must(t, errors.Join(n.StartAgent(ctx), n.AwaitTrackers(ctx)))
@@ -218,6 +222,58 @@ func TestSwarmFaults(t *testing.T) {
 			f.finish(without, "liar")
 			if n := f.count(l.seen); n == 0 {
 				t.Errorf("nobody has met the liar: no log has %q", l.seen)
+			}
+		})
+	}
+}
+
+// Nodes in two zones, and an origin outside: each zone takes the blob in about once,
+// and everybody ends in the time that the links allow; also when those who bring half
+// of it into a zone freeze.
+func TestSwarmZones(t *testing.T) {
+	for i, tt := range []struct {
+		name   string
+		freeze int // nodes of the first zone
+		most   float64
+	}{
+		{"all are well", 0, 1.5}, // 1.05 to 1.2; a busy machine looks like nodes that hang
+		{"two bringers freeze", 2, 2.5},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			zones := []string{"east", "west"}
+			f := newFanout(t, uint64(200+i), zones...)
+			f.start()
+			var frozen []*harness.Node
+			if tt.freeze > 0 {
+				f.until(.3)
+				for k := range tt.freeze {
+					n := f.nodes[k*len(zones)]
+					frozen = append(frozen, n)
+					f.lost[n] = true
+					must(t, n.SignalAgent(syscall.SIGSTOP))
+				}
+				f.survivors()
+			}
+			took := map[string]int64{}
+			for k, n := range f.nodes {
+				if f.lost[n] {
+					continue
+				}
+				must(t, f.wait[k]())
+				f.wait[k] = func() error { return nil }
+				st := get(n.Status(f.ctx))(t)
+				took[st.Zone] += st.Bytes.FromOtherZones
+			}
+			for _, n := range frozen {
+				n.KillAgent()
+			}
+			f.finish(0)
+			for _, zone := range zones {
+				share := float64(took[zone]) / swarmBlob
+				t.Logf("%.2f times the blob came into %s", share, zone)
+				if share > tt.most {
+					t.Errorf("%.2f times the blob came into %s, more than %.2f", share, zone, tt.most)
+				}
 			}
 		})
 	}

@@ -46,9 +46,11 @@ type StoreStatus struct {
 
 // BytesStatus counts since the agent started, by source.
 type BytesStatus struct {
-	FromPeers    int64 `json:"from_peers"` // verified and stored
-	FromRegistry int64 `json:"from_registry"`
-	ToPeers      int64 `json:"to_peers"`
+	FromPeers      int64 `json:"from_peers"` // verified and stored
+	FromRegistry   int64 `json:"from_registry"`
+	ToPeers        int64 `json:"to_peers"`
+	FromOtherZones int64 `json:"from_other_zones"` // received from peers, verified or not
+	ToOtherZones   int64 `json:"to_other_zones"`
 }
 
 // TrackerStatus is one tracker.
@@ -98,8 +100,11 @@ func (a *agent) status() Status {
 		Version: version.Version(), Node: a.name, Cluster: a.cfg.Cluster, Zone: a.cfg.Zone,
 		Advertise: advertise, Metrics: a.metricsAddr, Shim: a.shimAddr, Started: a.started, Stopping: draining,
 		Root: a.cfg.Root, Socket: a.cfg.Socket, Authorize: a.cfg.Authorize,
-		Store:    StoreStatus{Committed: u.Committed, Cached: u.Cached, CacheBytes: u.CacheBytes},
-		Bytes:    BytesStatus{FromPeers: n.Total.Stored, FromRegistry: a.registryBytes.Load(), ToPeers: n.Total.BytesOut},
+		Store: StoreStatus{Committed: u.Committed, Cached: u.Cached, CacheBytes: u.CacheBytes},
+		Bytes: BytesStatus{
+			FromPeers: n.Total.Stored, FromRegistry: a.registryBytes.Load(), ToPeers: n.Total.BytesOut,
+			FromOtherZones: n.Total.FarIn, ToOtherZones: n.Total.FarOut,
+		},
 		Trackers: a.trackerStatus(),
 		Peers:    []PeerStatus{}, Blobs: []BlobStatus{},
 	}

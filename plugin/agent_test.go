@@ -395,7 +395,7 @@ func TestAgentHTTP(t *testing.T) {
 		fmt.Sprintf("capelin_agent_bytes_total{source=\"registry\"} %d\n", id.Size),
 		"capelin_agent_bytes_total{source=\"peer\"} 0\n",
 		"capelin_agent_sessions_total{outcome=\"alone\"} 1\n",
-		"capelin_agent_peer_bytes_total{direction=\"in\"} 0\n",
+		"capelin_agent_peer_bytes_total{direction=\"in\",zone=\"own\"} 0\n",
 		"capelin_agent_blobs{place=\"containerd\"} 1\n",
 		"capelin_agent_call_seconds_count{code=\"OK\",method=\"Write/commit\"} 1\n",
 	} {

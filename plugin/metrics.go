@@ -114,7 +114,7 @@ type swarmCollector struct{ a *agent }
 
 var (
 	bytesDesc     = prometheus.NewDesc("capelin_agent_bytes_total", "Bytes of blobs that came to this node's disk, by source: peer (verified pieces), registry (what containerd downloaded itself, manifests included, and what the shim took from registries, whether kept or relayed).", []string{"source"}, nil)
-	peerBytesDesc = prometheus.NewDesc("capelin_agent_peer_bytes_total", "Traffic with peers, in bytes of blobs; what was received twice or did not verify counts, too.", []string{"direction"}, nil)
+	peerBytesDesc = prometheus.NewDesc("capelin_agent_peer_bytes_total", "Traffic with peers, in bytes of blobs; what was received twice or did not verify counts, too; by the peer's zone: own (always, without zones) or other.", []string{"direction", "zone"}, nil)
 	connsDesc     = prometheus.NewDesc("capelin_agent_connections", "Connections to peers.", nil, nil)
 	joinedDesc    = prometheus.NewDesc("capelin_agent_swarms", "Blobs whose swarms this node takes part in now.", nil, nil)
 	badDesc       = prometheus.NewDesc("capelin_agent_mismatched_pieces_total", "Pieces that did not match their sums.", nil, nil)
@@ -139,8 +139,10 @@ func (c *swarmCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	put(bytesDesc, prometheus.CounterValue, float64(n.Total.Stored), "peer")
 	put(bytesDesc, prometheus.CounterValue, float64(c.a.registryBytes.Load()), "registry")
-	put(peerBytesDesc, prometheus.CounterValue, float64(n.Total.BytesIn), "in")
-	put(peerBytesDesc, prometheus.CounterValue, float64(n.Total.BytesOut), "out")
+	put(peerBytesDesc, prometheus.CounterValue, float64(n.Total.BytesIn-n.Total.FarIn), "in", "own")
+	put(peerBytesDesc, prometheus.CounterValue, float64(n.Total.FarIn), "in", "other")
+	put(peerBytesDesc, prometheus.CounterValue, float64(n.Total.BytesOut-n.Total.FarOut), "out", "own")
+	put(peerBytesDesc, prometheus.CounterValue, float64(n.Total.FarOut), "out", "other")
 	put(connsDesc, prometheus.GaugeValue, float64(len(n.Conns)))
 	put(joinedDesc, prometheus.GaugeValue, float64(len(n.Blobs)))
 	put(badDesc, prometheus.CounterValue, float64(n.Total.Mismatched))

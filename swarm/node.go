@@ -347,6 +347,7 @@ type JoinedBlob struct {
 // Totals count since the Node was made.
 type Totals struct {
 	BytesIn, BytesOut int64 // of blocks
+	FarIn, FarOut     int64 // of those, from and to other zones
 	Stored            int64 // bytes of pieces verified and written
 	Mismatched        int64 // pieces that did not match their sums
 	Accepted, Dialed  int64 // connections established

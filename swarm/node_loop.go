@@ -246,10 +246,16 @@ func (n *Node) message(in inbound) {
 	if b, ok := in.msg.(*wire.Block); ok {
 		n.total.BytesIn += int64(len(b.Data))
 		in.conn.in += int64(len(b.Data))
+		if n.far(in.conn) {
+			n.total.FarIn += int64(len(b.Data))
+		}
 	}
 	n.step(EvMessage{in.conn.id, in.msg})
 	wire.Release(in.msg)
 }
+
+// far reports whether a connection's peer is in another zone.
+func (n *Node) far(c *nodeConn) bool { return n.cfg.Zone != "" && c.peer.Zone != n.cfg.Zone }
 
 // sendBlock queues a block. It holds the blob until the block is sent.
 func (n *Node) sendBlock(a ActSendBlock) {
@@ -270,6 +276,9 @@ func (n *Node) sendBlock(a ActSendBlock) {
 func (n *Node) sent(c *nodeConn, bytes int) {
 	c.outN += int64(bytes)
 	n.total.BytesOut += int64(bytes)
+	if n.far(c) {
+		n.total.FarOut += int64(bytes)
+	}
 	n.release(c.pop())
 	n.step(EvBlockSent{c.id, bytes})
 }

@@ -51,7 +51,8 @@ type blob struct {
 	near     uint64        // slots of peers of our own zone
 	share    uint16        // of what comes from other zones, what we bring; see peer_zone.go
 	helps    uint16        // what we have taken on beside that,
-	helped   time.Duration // and when
+	helped   time.Duration // when,
+	steps    int           // and how often
 	attempts []*attempt    // by piece; nil unless wanted
 	active   int           // attempts, second ones included, and AnyPiece requests
 	anys     int           // those of them that are AnyPiece requests

@@ -13,21 +13,21 @@ import (
 // number: the tracker gives some nodes of each zone a share of the pieces. They
 // have connections to other zones; the rest have none.
 //
-// Whoever has got nothing for a while takes on the share that comes after its own
-// as well, and after another while the next: so one node stands in for another
-// that does not do its part. Who has no share brings what is missing only when it
+// Whoever gets nothing for a while takes on the shares that come after its own as
+// well, more and more of them: so one node stands in for another that does not do its
+// part, before everybody does. Who has no share brings what is missing only when it
 // has nobody in its zone, or when all of them together have failed it.
 
 const (
-	standInAfter = 500 * time.Millisecond // without a piece, another's share is taken on
-	aloneAfter   = starveAfter            // by whoever has no share and no peer in its zone, all are,
-	helpAfter    = 10 * time.Second       // and by whoever has some;
-	helpFor      = 5 * time.Second        // until then at least
+	standInAfter = 500 * time.Millisecond // with nothing under way but at slow peers, others' shares are taken on,
+	standInTimes = 4                      // or after so many times what a piece from another zone takes;
+	aloneAfter   = starveAfter            // all, by whoever has no share and no peer in its zone,
+	helpAfter    = 10 * time.Second       // or has some
 )
 
 func (p *Peer) onShare(ev EvShare) {
 	if b := p.blobs[ev.ID]; b != nil {
-		b.share, b.helps = ev.Share, 0
+		b.share, b.helps, b.steps = ev.Share, 0, 0
 		p.arm(&p.chores, p.now)
 		p.arm(&p.pumpAt, p.now)
 	}
@@ -39,22 +39,36 @@ func (p *Peer) far(n *node) bool { return p.cfg.Zone != "" && n.zone != p.cfg.Zo
 // brings returns the shares of which we bring pieces into the zone.
 func (b *blob) brings() uint16 { return b.share | b.helps }
 
-// help takes on more shares if nothing comes, of any blob, and gives them back.
+// help takes on more shares if nothing comes, of any blob, but from slow peers, though somebody in another
+// zone has something: one, then two more, four, and all. They are kept until the tracker
+// gives out other ones.
 func (p *Peer) help(b *blob) {
 	const all = 1<<piece.Shares - 1
-	idle := p.now - max(b.began, b.helped)
-	for _, o := range p.order {
-		idle = min(idle, p.now-o.progress)
-	}
-	if b.helps != 0 && b.near != 0 && p.now-b.helped > helpFor && idle < standInAfter {
-		b.helps = 0
-	}
-	switch {
-	case p.cfg.Zone == "" || b.brings() == all:
+	if p.cfg.Zone == "" || b.brings() == all {
 		return
-	case b.share != 0 && idle > standInAfter:
-		b.helps = b.brings() | bits.RotateLeft16(b.brings(), 1)
-	case b.share == 0 && (idle > helpAfter || idle > aloneAfter && b.near == 0):
+	}
+	for _, c := range p.list {
+		if c.outstanding > 0 && p.now-c.owed < standInAfter && !p.slow(c) {
+			p.down.busy = p.now
+			return
+		}
+	}
+	idle := p.now - max(b.began, b.helped, p.down.busy)
+	switch {
+	case b.share != 0:
+		wait, any := standInAfter, false
+		for _, l := range b.links {
+			if l.far && l.slot >= 0 && (l.complete || l.useful > 0) {
+				any = true
+				wait = max(wait, standInTimes*l.c.took)
+			}
+		}
+		if !any || idle <= wait {
+			return
+		}
+		b.helps = b.brings() | bits.RotateLeft16(b.brings(), 1<<b.steps)
+		b.steps++
+	case idle > helpAfter || idle > aloneAfter && b.near == 0:
 		b.helps = all
 	default:
 		return
@@ -73,6 +87,17 @@ func (p *Peer) mayBring(b *blob, l *link) bool {
 	}
 	l.dry = p.now + dryFor
 	return false
+}
+
+// nearby returns the slots of peers of our own zone that answer, and not slowly.
+func (p *Peer) nearby(b *blob) uint64 {
+	near := b.near
+	for _, l := range b.links {
+		if !l.far && l.slot >= 0 && (l.c.stalls > 0 || p.slow(l.c)) {
+			near &^= 1 << l.slot
+		}
+	}
+	return near
 }
 
 // seedNear reports whether a peer of our own zone that has everything can be asked

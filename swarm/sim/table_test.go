@@ -73,12 +73,23 @@ func table() []tableCase {
 				t.Errorf("10 kB took %v", ts[len(ts)-1])
 			}
 		}}},
-		{"two zones", with(FanOut(32, 1, 60*mb, 20*mb, 0), func(c *Config) {
-			c.ZoneLatency = 5 * time.Millisecond
-			for k := range c.Hosts {
-				c.Hosts[k].Zone = fmt.Sprint(k % 2)
+		{"two zones", twoZones(32, 60*mb, 20*mb), 20 * mb, goal{p50: 1.08, p99: 1.12, origins: 1.10, redundant: 0.005, check: crosses(1.05)}},
+		{"two zones, most bringers of one freeze", with(twoZones(32, 60*mb, 20*mb), func(c *Config) {
+			for k := 1; k <= 21; k += 2 { // of 16 in the zone without an origin
+				c.Hosts[k].Freeze = 700 * time.Millisecond
 			}
-		}), 20 * mb, goal{p50: 1.12, p99: 1.25, origins: 1.20, redundant: 0.005}},
+		}), 20 * mb, goal{p99: 2.5, redundant: 0.02, done: 21, check: crosses(1.5)}},
+		{"two zones, two slow bringers", with(twoZones(32, 60*mb, 20*mb), func(c *Config) {
+			for k := 1; k <= 3; k += 2 {
+				c.Hosts[k].Up, c.Hosts[k].Down, c.Hosts[k].Aside = 1*mb, 1*mb, true
+			}
+		}), 20 * mb, goal{p99: 2, redundant: 0.01, check: crosses(1.2)}},
+		{"two zones with a thin link", with(twoZones(32, 30*mb, 20*mb), func(c *Config) {
+			c.ZoneRate = 2 * mb
+		}), 2 * mb, goal{p99: 1.2, redundant: 0.01, check: crosses(1.1)}},
+		{"two zones, the tracker goes away", with(twoZones(8, 20*mb, 20*mb), func(c *Config) {
+			c.TrackerDown, c.TrackerFor = 100*time.Millisecond, time.Minute
+		}), 20 * mb, goal{check: crosses(2)}},
 		{"limits, set on the way", with(FanOut(8, 1, 60*mb, 200*mb, 0), func(c *Config) {
 			for k := range c.Hosts {
 				c.Hosts[k].Limits = []Limit{{At: 1, Up: 20 * mb, Down: 20 * mb}}
@@ -147,6 +158,27 @@ func table() []tableCase {
 				}
 			}
 		}}},
+	}
+}
+
+// twoZones is FanOut with every other host in another zone than the origin.
+func twoZones(n int, size int64, rate float64) Config {
+	cfg := FanOut(n, 1, size, rate, 0)
+	cfg.ZoneLatency = 5 * time.Millisecond
+	for k := range cfg.Hosts {
+		cfg.Hosts[k].Zone = fmt.Sprint(k % 2)
+	}
+	return cfg
+}
+
+// crosses checks how many times a blob comes into a zone in all.
+func crosses(most float64) func(*testing.T, Config, Result) {
+	return func(t *testing.T, c Config, r Result) {
+		for zone, n := range r.Zones {
+			if x := float64(n) / float64(c.Blobs[0].Size); x > most {
+				t.Errorf("the blob came %.3f times into zone %s, more than %.3f", x, zone, most)
+			}
+		}
 	}
 }
 
