@@ -93,13 +93,13 @@ func (sd *seeder) arriving(ctx context.Context, id piece.ID) {
 	}
 }
 
-// peers returns how many peers are connected for a blob that wants some.
+// peers returns how many peers take something of a blob, or may yet.
 func (sd *seeder) peers(id piece.ID) int {
 	if sd.node == nil {
 		return 0
 	}
 	st, _ := sd.node.Status(id)
-	return st.Peers
+	return st.Useful
 }
 
 // wanted tells that a peer wants a blob that is not joined.
@@ -215,7 +215,7 @@ func (sd *seeder) join(ctx context.Context, id piece.ID) {
 }
 
 // arrived says what becomes of a blob that has been read from a backend: as long
-// as peers are connected for it, it stays open for them.
+// as peers are taking of it, it stays open for them.
 func (sd *seeder) arrived(id piece.ID) {
 	if sd.node == nil {
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -117,6 +118,9 @@ func (s *seeder) run(ctx context.Context, p peers, a announcer) {
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	tick := time.NewTicker(idleAfter)
+	defer tick.Stop()
+	var idle map[piece.ID]bool
 	for {
 		s.mu.Lock()
 		added, wanted := s.added, s.wanted
@@ -130,9 +134,43 @@ func (s *seeder) run(ctx context.Context, p peers, a announcer) {
 		}
 		select {
 		case <-s.wake:
+		case <-tick.C:
+			idle = s.releaseIdle(p, idle)
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// idleAfter is for how long, up to twice as much, a blob is open that nobody takes
+// anything of. What is open is not evicted.
+const idleAfter = 20 * time.Second
+
+// releaseIdle leaves those blobs of which nobody wanted anything the last time either.
+func (s *seeder) releaseIdle(p peers, idle map[piece.ID]bool) (now map[piece.ID]bool) {
+	now = map[piece.ID]bool{}
+	s.mu.Lock()
+	ids := s.joined.Keys()
+	s.mu.Unlock()
+	for _, id := range ids {
+		switch st, ok := p.Status(id); {
+		case ok && st.Useful > 0:
+		case idle[id]:
+			s.release(p, id)
+		default:
+			now[id] = true
+		}
+	}
+	return now
+}
+
+// release leaves a whole blob; a peer that wants it will have it opened again.
+func (s *seeder) release(p peers, id piece.ID) {
+	s.mu.Lock()
+	s.joined.Remove(id)
+	s.mu.Unlock()
+	if s.fetches.lookup(id) == nil {
+		p.Leave(id)
 	}
 }
 
@@ -172,7 +210,7 @@ func (s *seeder) join(ctx context.Context, id piece.ID, p peers) {
 }
 
 // keep counts a whole blob among those that are open for the swarm, and leaves
-// one of the longest kept if they are too many: one that nobody is connected for.
+// one of the longest kept if they are too many: one of which nobody takes anything.
 func (s *seeder) keep(id piece.ID) {
 	s.mu.Lock()
 	p := s.peers
@@ -184,17 +222,12 @@ func (s *seeder) keep(id piece.ID) {
 	if len(oldest) > 0 && p != nil {
 		out := oldest[0]
 		for _, old := range oldest {
-			if st, ok := p.Status(old); !ok || st.Peers == 0 {
+			if st, ok := p.Status(old); !ok || st.Useful == 0 {
 				out = old
 				break
 			}
 		}
-		s.mu.Lock()
-		s.joined.Remove(out)
-		s.mu.Unlock()
-		if s.fetches.lookup(out) == nil {
-			p.Leave(out)
-		}
+		s.release(p, out)
 	}
 	s.mu.Lock()
 	s.joined.Add(id, struct{}{})

@@ -32,6 +32,16 @@ func TestSeederIsBounded(t *testing.T) {
 			t.Errorf("blob %d joined: %t", i, ok)
 		}
 	}
+	// Nobody takes anything of most of them: two looks later they are not open, and
+	// may be evicted.
+	idle := s.releaseIdle(p, nil)
+	if n := len(p.joined); n != maxSeeding {
+		t.Errorf("%d joined after the first look, want %d", n, maxSeeding)
+	}
+	s.releaseIdle(p, idle)
+	if n := len(p.joined); n != 3 || s.joined.Len() != 3 {
+		t.Errorf("%d joined, %d kept; want those 3 that are of use", n, s.joined.Len())
+	}
 	s.blobGone(ids[0])
 	if _, ok := p.as(ids[0]); ok {
 		t.Error("a blob that is gone is still joined")
