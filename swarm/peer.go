@@ -29,7 +29,7 @@ type PeerConfig struct {
 	// Window is how many pieces are downloaded at once, over all blobs, at
 	// moderate speed; it grows with the bandwidth when pieces are small. Peers that are
 	// slower than others have a request each beside it.
-	// Default 12.
+	// Default 8.
 	Window int
 	// BlobMemory and Memory bound the bytes of unfinished pieces of one blob and
 	// of all. Default 32 MiB and 64 MiB; two pieces of a blob always fit.
@@ -72,7 +72,7 @@ func (c PeerConfig) withDefaults() PeerConfig {
 	}
 	def(&c.MaxConns, 24)
 	def(&c.DialConns, max(1, min(16, c.MaxConns*2/3)))
-	def(&c.Window, 12)
+	def(&c.Window, 8)
 	def(&c.UpQueue, 4)
 	if c.BlobMemory <= 0 {
 		c.BlobMemory = 32 << 20

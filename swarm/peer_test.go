@@ -219,7 +219,7 @@ func TestWindow(t *testing.T) {
 		size   int64
 		pieces int
 	}{
-		{1000 * piece.MinLength, 12},
+		{1000 * piece.MinLength, 8},
 		{60 << 30, 4}, // 8 MiB each
 	} {
 		l := newLab(t)
