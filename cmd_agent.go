@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/containerd/log"
@@ -36,6 +37,11 @@ func agentCommand() *cobra.Command {
 			}
 			spareProcessors(&cfg)
 			relaxTimers()
+			if os.Getenv("GOGC") == "" {
+				// Most of the memory is buffers of blocks, which are cheap to look through:
+				// four blobs of 8 GiB at once take 109 MiB instead of 153.
+				debug.SetGCPercent(50)
+			}
 			relimit := make(chan plugin.LimitsConfig)
 			cfg.Relimit = relimit
 			ctx, cancel := context.WithCancel(cmd.Context())
