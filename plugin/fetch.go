@@ -802,6 +802,8 @@ func (f *fetch) answer(peers peers, finder finder, draining bool) time.Duration 
 			}
 			spread = time.Since(f.spreadAt) < leasePatience
 		}
+	} else {
+		f.spreadAt = time.Time{} // patience begins anew when next there is something to decide
 	}
 	f.fs.mu.Lock()
 	up := f.fs.up
