@@ -255,7 +255,7 @@ func (n *Node) message(in inbound) {
 }
 
 // far reports whether a connection's peer is in another zone.
-func (n *Node) far(c *nodeConn) bool { return n.cfg.Zone != "" && c.peer.Zone != n.cfg.Zone }
+func (n *Node) far(c *nodeConn) bool { return otherZone(n.cfg.Zone, c.peer.Zone) }
 
 // sendBlock queues a block. It holds the blob until the block is sent.
 func (n *Node) sendBlock(a ActSendBlock) {

@@ -243,7 +243,7 @@ func (p *Peer) seat(l *link) {
 	if l.slot < 0 {
 		return
 	}
-	if !l.far {
+	if !l.c.far {
 		b.near |= 1 << l.slot
 	}
 	l.useful = 0

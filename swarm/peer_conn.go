@@ -103,8 +103,7 @@ type link struct {
 	want     bool
 	complete bool
 	source   bool          // the tracker says so
-	far      bool          // the peer is in another zone,
-	dry      time.Duration // and has nothing that is to be brought into ours before this
+	dry      time.Duration // the peer, of another zone, has nothing for ours before this
 	have     *piece.Bits   // nil if complete
 
 	// Downloading.
@@ -381,7 +380,7 @@ func (p *Peer) dial() {
 func (p *Peer) dialFor(b *blob) {
 	fed := false
 	for _, l := range b.links {
-		fed = fed || (!l.far || b.brings() != 0) && b.useful(l)
+		fed = fed || (!l.c.far || b.brings() != 0) && b.useful(l)
 	}
 	starving := p.now-max(b.progress, b.began, b.looked) > starveAfter && b.inflight == 0
 	if starving {
@@ -402,7 +401,7 @@ func (p *Peer) dialFor(b *blob) {
 func (p *Peer) dialZone(b *blob, far bool, goal int, further, starving bool) int {
 	linked, dialing := 0, 0
 	for _, l := range b.links {
-		if l.far == far && (l.open || p.now-l.since <= answerWithin/2) { // else it may come to take part, but does not now
+		if l.c.far == far && (l.open || p.now-l.since <= answerWithin/2) { // else it may come to take part, but does not now
 			linked++
 		}
 	}
@@ -534,7 +533,6 @@ func (p *Peer) bind(l *link, b *blob) {
 	b.links = append(b.links, l)
 	k := b.known[l.c.node.name]
 	l.source = k != nil && k.info.Source
-	l.far = l.c.far
 }
 
 // unlink removes a link and all that goes on over it.

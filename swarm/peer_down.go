@@ -254,7 +254,7 @@ func (p *Peer) chooseAmong(b *blob, last bool) (best *link, doubted bool) {
 		if l.slot < 0 || !l.complete && l.useful == 0 {
 			continue
 		}
-		if l.far && !p.mayBring(b, l) {
+		if l.c.far && !p.mayBring(b, l) {
 			continue
 		}
 		c := l.c
@@ -338,7 +338,7 @@ func (p *Peer) start(b *blob, l *link) bool {
 // swarm's pieces come from, so that it hands out each once before any twice.
 // Where there are many seeders, their choices would be the same too often.
 func (p *Peer) chooser(b *blob, l *link) bool {
-	if l.far && (b.seeds&b.near != 0 || !l.origin()) {
+	if l.c.far && (b.seeds&b.near != 0 || !l.origin()) {
 		return false // by our share
 	}
 	if !l.complete {
@@ -363,7 +363,7 @@ func (p *Peer) rescue(b *blob, l *link) int {
 // it; nil: nothing.
 func (p *Peer) pickable(b *blob, l *link) func(int) bool {
 	switch {
-	case l.far:
+	case l.c.far:
 		mine, near := b.brings(), p.nearby(b)
 		return func(i int) bool {
 			return mine>>(i%piece.Shares)&1 != 0 && b.pick.at[i].mask&near == 0 && !p.suspected(b, i, l.c.node)
@@ -722,7 +722,7 @@ func (p *Peer) second(b *blob, a *attempt) *link {
 	least := 0.0
 	for _, l := range b.links {
 		c := l.c
-		if l == a.l || l.slot < 0 || l.far && !a.l.far || c.outstanding >= c.depth || max(c.busy, c.snubbed) > p.now ||
+		if l == a.l || l.slot < 0 || l.c.far && !a.l.c.far || c.outstanding >= c.depth || max(c.busy, c.snubbed) > p.now ||
 			!l.complete && !l.have.Has(a.i) || p.suspected(b, a.i, c.node) {
 			continue
 		}

@@ -176,7 +176,7 @@ func (p *Peer) admit(l *link, any bool) bool {
 	if n >= p.cfg.UpQueue && wait > queueTime.Seconds() || wait > maxWait.Seconds() {
 		return false
 	}
-	if any && l.far && slices.ContainsFunc(p.up.uploads, func(u *upload) bool { return !u.l.far }) {
+	if any && l.c.far && slices.ContainsFunc(p.up.uploads, func(u *upload) bool { return !u.l.c.far }) {
 		return false // what our own zone gets, others can have from there
 	}
 	if mine >= (n+1)/2+1 {

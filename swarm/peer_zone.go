@@ -33,15 +33,18 @@ func (p *Peer) onShare(ev EvShare) {
 	}
 }
 
-// far reports whether n is in another zone. Whoever is in none has none to spare.
-func (p *Peer) far(n *node) bool { return p.cfg.Zone != "" && n.zone != p.cfg.Zone }
+// otherZone reports whether zone is another than own. Whoever is in none has no others.
+func otherZone(own, zone string) bool { return own != "" && zone != own }
+
+// far reports whether n is in another zone.
+func (p *Peer) far(n *node) bool { return otherZone(p.cfg.Zone, n.zone) }
 
 // brings returns the shares of which we bring pieces into the zone.
 func (b *blob) brings() uint16 { return b.share | b.helps }
 
-// help takes on more shares if nothing comes, of any blob, but from slow peers, though somebody in another
-// zone has something: one, then two more, four, and all. They are kept until the tracker
-// gives out other ones.
+// help takes on more shares if nothing comes, of any blob, but from slow peers, though
+// somebody in another zone has something: one, then two more, four, and all. They are
+// kept until the tracker gives out other ones.
 func (p *Peer) help(b *blob) {
 	const all = 1<<piece.Shares - 1
 	if p.cfg.Zone == "" || b.brings() == all {
@@ -58,7 +61,7 @@ func (p *Peer) help(b *blob) {
 	case b.share != 0:
 		wait, any := standInAfter, false
 		for _, l := range b.links {
-			if l.far && l.slot >= 0 && (l.complete || l.useful > 0) {
+			if l.c.far && l.slot >= 0 && (l.complete || l.useful > 0) {
 				any = true
 				wait = max(wait, standInTimes*l.c.took)
 			}
@@ -93,7 +96,7 @@ func (p *Peer) mayBring(b *blob, l *link) bool {
 func (p *Peer) nearby(b *blob) uint64 {
 	near := b.near
 	for _, l := range b.links {
-		if !l.far && l.slot >= 0 && (l.c.stalls > 0 || p.slow(l.c)) {
+		if !l.c.far && l.slot >= 0 && (l.c.stalls > 0 || p.slow(l.c)) {
 			near &^= 1 << l.slot
 		}
 	}

@@ -36,14 +36,14 @@ func TestZones(t *testing.T) {
 				there++
 			}
 		}
-		if here < near || there != far {
-			t.Errorf("%d connections inside and %d outside, want at least %d and %d", here, there, near, far)
+		if here != near || there != far {
+			t.Errorf("%d connections inside and %d outside, want %d and %d", here, there, near, far)
 		}
 	}
 	expect(8, 0)
 	a.step(EvShare{ID: id, Share: 1})
 	l.run()
-	expect(8, 4)
+	expect(9, 4) // nobody has given anything yet: it looks further inside as well
 }
 
 // zoned is a seeder in one zone and peers that want the blob in another, each with
@@ -67,6 +67,15 @@ func zoned(t *testing.T, pieces int64, shares ...uint16) (l *lab, id piece.ID, o
 	return l, id, o, peers
 }
 
+func expectWhole(t *testing.T, id piece.ID, peers []*end) {
+	t.Helper()
+	for _, p := range peers {
+		if n := p.have[id].Count(); n != id.Pieces() {
+			t.Errorf("%s has %d pieces", p.name, n)
+		}
+	}
+}
+
 // Each piece comes into the zone once, brought by whose share it is in; who has no
 // share has no connection to the other zone.
 func TestShares(t *testing.T) {
@@ -75,11 +84,7 @@ func TestShares(t *testing.T) {
 		l.run()
 		l.pass(5 * time.Millisecond)
 	}
-	for _, p := range peers {
-		if n := p.have[id].Count(); n != 200 {
-			t.Errorf("%s has %d pieces", p.name, n)
-		}
-	}
+	expectWhole(t, id, peers)
 	if s, _ := o.peer.Status(id); s.BytesOut != id.Size {
 		t.Errorf("%d bytes of %d left their zone", s.BytesOut, id.Size)
 	}
@@ -100,11 +105,7 @@ func TestSharesUntended(t *testing.T) {
 				l.run()
 				l.pass(250 * time.Millisecond)
 			}
-			for _, p := range peers {
-				if n := p.have[id].Count(); n != 200 {
-					t.Errorf("%s has %d pieces", p.name, n)
-				}
-			}
+			expectWhole(t, id, peers)
 			if s, _ := o.peer.Status(id); len(shares) < 3 && s.BytesOut != id.Size {
 				t.Errorf("%d bytes of %d left their zone", s.BytesOut, id.Size)
 			}
