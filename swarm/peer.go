@@ -35,7 +35,7 @@ type PeerConfig struct {
 	// of all. Default 32 MiB and 64 MiB; two pieces of a blob always fit.
 	BlobMemory, Memory int64
 	// UpQueue is how many pieces wait or are being sent here at moderate speed;
-	// a further request is answered with Busy. Default 4.
+	// a further request is answered with Busy. Default 6.
 	UpQueue int
 	// HaveDelay is the time between two announcements of pieces of a blob, each to
 	// some of its peers; what comes meanwhile is collected. It is down to a tenth of
@@ -73,7 +73,7 @@ func (c PeerConfig) withDefaults() PeerConfig {
 	def(&c.MaxConns, 24)
 	def(&c.DialConns, max(1, min(16, c.MaxConns*2/3)))
 	def(&c.Window, 8)
-	def(&c.UpQueue, 4)
+	def(&c.UpQueue, 6)
 	if c.BlobMemory <= 0 {
 		c.BlobMemory = 32 << 20
 	}

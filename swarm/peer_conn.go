@@ -44,16 +44,18 @@ type node struct {
 
 // conn is a connection.
 type conn struct {
-	// Downloading from this peer. What choose looks at comes first.
-	outstanding int // blocks requested here and not arrived, AnyPiece included
-	depth       int // how many blocks may be outstanding
-	part        int // attempts whose blocks are not all requested
-	queue       int // the last reported load, when, without our own
-	queueAt     time.Duration
-	busy        time.Duration // not asked before
-	snubbed     time.Duration // until then it is asked nothing; 0: it is not
+	// Downloading from this peer. What chooseAmong looks at comes first, and what it
+	// looks at in every neighbour in the first 64 bytes.
+	far         bool          // it is in another zone
+	outstanding int           // blocks requested here and not arrived, AnyPiece included
+	depth       int           // how many blocks may be outstanding
+	part        int           // attempts whose blocks are not all requested
 	claimed     uint64        // the round of pump in which a blob could use more of it,
 	claimant    *blob         // and which; those after it stay away
+	busy        time.Duration // not asked before
+	snubbed     time.Duration // until then it is asked nothing; 0: it is not
+	queue       int           // the last reported load, when, without our own
+	queueAt     time.Duration
 	took        time.Duration // how long its pieces take, smoothed; 0: none has come
 	attempts    []*attempt    // in order of their beginning
 	ghosts      int           // blocks that may still come although we took the request back
@@ -62,7 +64,6 @@ type conn struct {
 
 	id      ConnID
 	node    *node
-	far     bool // it is in another zone
 	hello   wire.Hello
 	inbound bool
 	since   time.Duration

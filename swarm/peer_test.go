@@ -104,7 +104,7 @@ func TestLeastSentFirst(t *testing.T) {
 func TestBusy(t *testing.T) {
 	l := newLab(t)
 	id := l.blob(64 * piece.MinLength)
-	o := l.add("o", PeerConfig{Role: wire.RoleOrigin, Up: 1 << 20})
+	o := l.add("o", PeerConfig{Role: wire.RoleOrigin, Up: 1 << 20, UpQueue: 4})
 	o.seed(id)
 	o.slow = true
 	names := []string{"a", "b", "c", "d", "e", "f", "g"}
