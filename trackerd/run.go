@@ -66,7 +66,7 @@ func Run(ctx context.Context, cfg Config) error {
 		grpc.ConnectionTimeout(helloTimeout),
 		// An agent whose machine is gone is noticed sooner, by what is sent to it (see
 		// arrivals); this is for one that hangs.
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.ForceServerCodecV2(frameCodec{protoCodec}),
 		// 15,000 connections must not cost 64 KiB each for buffers, nor be allowed to

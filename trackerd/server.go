@@ -12,10 +12,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/encoding/proto"
+	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/trackerpb"
@@ -24,7 +25,7 @@ import (
 
 // Timing that is no policy; control/PROTOCOL.md, "Timing".
 const (
-	pingInterval = 2 * time.Second // the tracker sends something at least this often
+	pingInterval = 5 * time.Second // the tracker sends something at least this often
 	helloTimeout = 5 * time.Second
 )
 
@@ -149,8 +150,20 @@ func (s *server) log(r state.Report) {
 	}
 }
 
+// announced returns how many announcements are in a batch.
+func announced(m *trackerpb.FromAgent) int {
+	n := len(m.Announces)
+	for _, v := range m.Inventory {
+		n += v.GetBlobs().Len()
+	}
+	return n
+}
+
 func elements(m *trackerpb.ToAgent) int {
-	n := 1 + len(m.Sums) + len(m.Verdicts) + len(m.Enough) + len(m.Commands) + len(m.Lookups)
+	n := 1 + len(m.Sums) + len(m.Verdicts) + len(m.Commands) + len(m.Lookups)
+	for _, e := range m.Enough {
+		n += 1 + e.Blobs.Len()
+	}
 	for _, p := range m.Peers {
 		n += 1 + len(p.Peers) + len(p.Gone)
 	}
@@ -219,9 +232,8 @@ func (s *server) Connect(g trackerpb.Tracker_ConnectServer) error {
 	timer := time.NewTimer(helloTimeout)
 	defer timer.Stop()
 	timeout := timer.C
-	ping := time.NewTicker(pingInterval)
+	ping := time.NewTimer(pingInterval)
 	defer ping.Stop()
-	sent := false // since the last tick
 	for {
 		select {
 		case <-g.Context().Done():
@@ -231,12 +243,12 @@ func (s *server) Connect(g trackerpb.Tracker_ConnectServer) error {
 		case <-timeout:
 			return status.Error(codes.DeadlineExceeded, "no hello")
 		case <-ping.C:
-			if hello == nil && !sent {
+			if hello == nil { // it was welcomed
 				if err := g.Send(&trackerpb.ToAgent{}); err != nil {
 					return err
 				}
 			}
-			sent = false
+			ping.Reset(pingInterval)
 		case <-st.wake:
 			s.mu.Lock()
 			queue, end := st.queue, st.end
@@ -258,7 +270,7 @@ func (s *server) Connect(g trackerpb.Tracker_ConnectServer) error {
 					m = rest
 				}
 			}
-			sent = true
+			ping.Reset(pingInterval)
 		}
 	}
 }
@@ -292,8 +304,10 @@ func (s *server) recv(g trackerpb.Tracker_ConnectServer) (m *trackerpb.FromAgent
 		}
 		done = sync.OnceFunc(func() { <-s.decoding })
 	}
+	data := f.data.MaterializeToBuffer(frames)
+	defer data.Free()
 	m = &trackerpb.FromAgent{}
-	if err := protoCodec.Unmarshal(f.data, m); err != nil {
+	if err := proto.Unmarshal(data.ReadOnlyData(), m); err != nil {
 		done()
 		return nil, done, s.refuse(status.Error(codes.InvalidArgument, err.Error()))
 	}
@@ -306,7 +320,11 @@ type frame struct{ data mem.BufferSlice }
 // frameCodec is protobuf's, and keeps what is received into a frame as it is.
 type frameCodec struct{ encoding.CodecV2 }
 
-var protoCodec = encoding.GetCodecV2(proto.Name)
+var protoCodec = encoding.GetCodecV2(grpcproto.Name)
+
+// frames is memory to decode from. gRPC's own pool would clear 1 MiB for half an
+// inventory.
+var frames = mem.NewTieredBufferPool(4<<10, 16<<10, 40<<10, 128<<10, 1<<20)
 
 func (c frameCodec) Unmarshal(data mem.BufferSlice, v any) error {
 	if f, ok := v.(*frame); ok {
@@ -368,7 +386,7 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 		if first {
 			close(hello)
 		}
-		if blobs -= len(m.Announces); blobs <= 0 {
+		if blobs -= announced(m); blobs <= 0 {
 			arrived()
 		}
 	}
@@ -410,7 +428,7 @@ func entitled(ctx context.Context, h *trackerpb.Hello) error {
 
 // take gives a batch to the machine, after the Hello if it is the first.
 func (s *server) take(st *stream, m *trackerpb.FromAgent, h *trackerpb.Hello, first bool) error {
-	if len(m.Announces) > bulkBatch && len(m.Wants) == 0 {
+	if announced(m) > bulkBatch && len(m.Wants) == 0 {
 		s.bulk.Lock()
 		defer s.bulk.Unlock()
 	}

@@ -21,7 +21,7 @@ import (
 const (
 	answerTimeout    = 150 * time.Millisecond // for a Verdict after a Want
 	secondTimeout    = 40 * time.Millisecond  // for the second tracker, asked again because the first gave none
-	silenceTimeout   = 5 * time.Second        // nothing received: the tracker is dead
+	silenceTimeout   = 12 * time.Second       // nothing received: the tracker is dead
 	connectTimeout   = 5 * time.Second        // from dialling to Welcome
 	lookupTimeout    = 2 * time.Second
 	progressInterval = time.Second

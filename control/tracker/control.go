@@ -371,7 +371,7 @@ func (c *Control) conn(name string) (*grpc.ClientConn, error) {
 		grpc.WithContextDialer(c.cfg.Dial),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: backoffMin, Multiplier: 2, MaxDelay: backoffMax}, MinConnectTimeout: connectTimeout}),
 		// A tracker whose machine is gone must not hold a call for ever.
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: silenceTimeout}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithIdleTimeout(time.Minute),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),

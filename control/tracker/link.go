@@ -322,7 +322,7 @@ func (c *Client) collect(l *link) *trackerpb.FromAgent {
 		return m
 	}
 	take := func(queue []piece.ID, room int) []piece.ID {
-		for len(queue) > 0 && n+3 <= room { // at most three elements per blob
+		for len(queue) > 0 && n+4 <= room { // at most four elements per blob
 			n += c.describe(l, queue[0], m)
 			queue = queue[1:]
 		}
@@ -347,27 +347,32 @@ func (c *Client) describe(l *link, id piece.ID, m *trackerpb.FromAgent) (n int) 
 	if b == nil || !slices.Contains(owners, l) {
 		b = &blob{id: id}
 	}
-	name := trackerpb.FromID(id)
 	if bits&dirtyAnnounce != 0 && (b.state != StateComplete || time.Now().After(l.enough[id])) {
 		delete(l.enough, id)
-		a := &trackerpb.Announce{Blob: name, State: trackerpb.State(b.state)}
-		if b.hash != nil {
-			a.SumsHash = b.hash[:]
-		}
-		m.Announces = append(m.Announces, a)
 		n++
+		if b.state == StateComplete {
+			v := m.Inventory
+			if len(v) == 0 || !v[len(v)-1].Add(id, b.hash) {
+				one := &trackerpb.Inventory{}
+				one.Add(id, b.hash)
+				m.Inventory = append(v, one)
+				n++
+			}
+		} else {
+			m.Announces = append(m.Announces, &trackerpb.Announce{Blob: trackerpb.FromID(id), State: trackerpb.State(b.state)})
+		}
 	}
 	if bits&dirtyProgress != 0 && b.lease != nil && b.lease.sent >= 0 {
-		m.Progress = append(m.Progress, &trackerpb.LeaseProgress{Blob: name, Bytes: b.lease.sent})
+		m.Progress = append(m.Progress, &trackerpb.LeaseProgress{Blob: trackerpb.FromID(id), Bytes: b.lease.sent})
 		n++
 	}
 	if bits&dirtyWant != 0 {
 		n++
 		if b.want == nil {
-			m.Unwants = append(m.Unwants, name)
+			m.Unwants = append(m.Unwants, trackerpb.FromID(id))
 		} else if a := b.want.answers[l]; a != nil {
 			m.Wants = append(m.Wants, &trackerpb.Want{
-				Blob:    name,
+				Blob:    trackerpb.FromID(id),
 				Waiting: b.want.Waiting && !b.want.lease && b.lease == nil,
 				Grant:   c.grants(b, l, owners, time.Now()),
 				Seq:     a.seq,
@@ -475,11 +480,16 @@ func (c *Client) receive(l *link, m *trackerpb.ToAgent) {
 		c.kick()
 	}
 	for _, e := range m.Enough {
-		if id, err := e.GetBlob().ID(); err == nil && c.blobs[id] != nil {
-			at := now.Add(time.Duration(e.AgainMs) * time.Millisecond)
-			l.enough[id] = at
-			l.enoughNext = earlier(l.enoughNext, at)
-			c.kick()
+		if e.GetBlobs().Check() != nil {
+			continue
+		}
+		at := now.Add(time.Duration(e.AgainMs) * time.Millisecond)
+		for i := range e.Blobs.Len() {
+			if id := e.Blobs.ID(i); c.blobs[id] != nil {
+				l.enough[id] = at
+				l.enoughNext = earlier(l.enoughNext, at)
+				c.kick()
+			}
 		}
 	}
 	for _, name := range m.Lookups {

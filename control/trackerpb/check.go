@@ -54,6 +54,71 @@ func (b *Blob) ID() (piece.ID, error) {
 	return id, nil
 }
 
+// Len returns the number of blobs; b may be nil.
+func (b *Blobs) Len() int { return len(b.GetSizes()) }
+
+// Add appends a blob, or returns false if it has another algorithm than those before.
+func (b *Blobs) Add(id piece.ID) bool {
+	n := id.Alg.Size()
+	if len(b.Digests) != n*len(b.Sizes) {
+		return false
+	}
+	b.Digests = append(b.Digests, id.Sum[:n]...)
+	b.Sizes = append(b.Sizes, id.Size)
+	return true
+}
+
+// Check reports what is wrong with the list, in an error wrapping ErrInvalid. b may be
+// nil.
+func (b *Blobs) Check() error {
+	n := b.Len()
+	if d := len(b.GetDigests()); d != 32*n && d != 64*n {
+		return fmt.Errorf("digests of %d bytes for %d blobs: %w", d, n, ErrInvalid)
+	}
+	for i := range n {
+		if id := b.ID(i); id.Validate() != nil {
+			return fmt.Errorf("%w: %w", id.Validate(), ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// ID returns the name of the i-th blob of a list that Check has nothing against.
+func (b *Blobs) ID(i int) piece.ID {
+	id := piece.ID{Alg: piece.SHA256, Size: b.Sizes[i]}
+	n := len(b.Digests) / len(b.Sizes)
+	if n == 64 {
+		id.Alg = piece.SHA512
+	}
+	copy(id.Sum[:], b.Digests[i*n:(i+1)*n])
+	return id
+}
+
+// Add appends a complete blob and the hash of its sums, nil if there is none. It
+// returns false if the blob has another algorithm than those before.
+func (v *Inventory) Add(id piece.ID, sumsHash *[32]byte) bool {
+	if v.Blobs == nil {
+		v.Blobs = &Blobs{}
+	}
+	if !v.Blobs.Add(id) {
+		return false
+	}
+	if sumsHash == nil {
+		sumsHash = &[32]byte{}
+	}
+	v.SumsHashes = append(v.SumsHashes, sumsHash[:]...)
+	return true
+}
+
+// SumsHash returns the hash of the sums of the i-th blob, or nil.
+func (v *Inventory) SumsHash(i int) []byte {
+	h := v.SumsHashes[32*i:][:32]
+	if [32]byte(h) == [32]byte{} {
+		return nil
+	}
+	return h
+}
+
 func checkText(what, s string, min, max int) error {
 	if len(s) < min || len(s) > max {
 		return fmt.Errorf("%s of %d bytes, want %d..%d: %w", what, len(s), min, max, ErrInvalid)
@@ -108,12 +173,23 @@ func CheckBatch(m *FromAgent) error {
 	for _, r := range m.Results {
 		n += len(r.GetBlobs())
 	}
+	for _, v := range m.Inventory {
+		n += 1 + v.GetBlobs().Len()
+	}
 	if n > MaxBatch {
 		return fmt.Errorf("batch of %d elements, at most %d: %w", n, MaxBatch, ErrInvalid)
 	}
 	for _, a := range m.Announces {
 		if err := checkAnnounce(a); err != nil {
 			return err
+		}
+	}
+	for _, v := range m.Inventory {
+		if err := v.GetBlobs().Check(); err != nil {
+			return fmt.Errorf("inventory: %w", err)
+		}
+		if h, n := len(v.GetSumsHashes()), v.GetBlobs().Len(); h != 32*n {
+			return fmt.Errorf("inventory: hashes of %d bytes for %d blobs: %w", h, n, ErrInvalid)
 		}
 	}
 	for _, b := range m.NotHere {

@@ -31,14 +31,67 @@ func TestBlobID(t *testing.T) {
 }
 
 // An announcement's size decides what a thousand of them cost.
-func TestAnnounceIsSmall(t *testing.T) {
+func TestInventoryIsSmall(t *testing.T) {
 	id, _ := piece.ParseID("sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", 200<<20)
-	m := &FromAgent{}
-	for range 1000 {
-		m.Announces = append(m.Announces, &Announce{Blob: FromID(id), State: State_STATE_COMPLETE})
+	v := &Inventory{}
+	for range MaxBatch - 1 {
+		v.Add(id, &[32]byte{1})
 	}
-	if n := proto.Size(m) / 1000; n > 50 {
+	m := &FromAgent{Inventory: []*Inventory{v}}
+	if err := CheckBatch(m); err != nil {
+		t.Error(err)
+	}
+	if n := proto.Size(m) / MaxBatch; n > 70 { // 64 are the digest and the hash
 		t.Errorf("%d bytes per announcement", n)
+	}
+	v.Add(id, nil)
+	if err := CheckBatch(m); !errors.Is(err, ErrInvalid) {
+		t.Errorf("%d blobs in an inventory: %v", v.Blobs.Len(), err)
+	}
+}
+
+// A list has digests of one algorithm, and gives back what was put in.
+func TestInventory(t *testing.T) {
+	a := piece.ID{Alg: piece.SHA256, Sum: [64]byte{1}, Size: 5}
+	b := piece.ID{Alg: piece.SHA512, Sum: [64]byte{2, 63: 3}, Size: 1 << 40}
+	for _, ids := range [][]piece.ID{{a, a}, {b, b}} {
+		v, other := &Inventory{}, a
+		if ids[0] == a {
+			other = b
+		}
+		if !v.Add(ids[0], nil) || v.Add(other, nil) || !v.Add(ids[1], &[32]byte{7}) {
+			t.Fatalf("%v and %v do not go together as they should", ids, other)
+		}
+		enc, err := proto.Marshal(&FromAgent{Inventory: []*Inventory{v, {}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &FromAgent{}
+		if err := proto.Unmarshal(enc, m); err != nil || CheckBatch(m) != nil {
+			t.Fatal(err, CheckBatch(m))
+		}
+		v = m.Inventory[0]
+		if v.Blobs.Len() != 2 || v.Blobs.ID(0) != ids[0] || v.Blobs.ID(1) != ids[1] {
+			t.Errorf("%v became %v", ids, v)
+		}
+		if v.SumsHash(0) != nil || !bytes.Equal(v.SumsHash(1), append([]byte{7}, make([]byte, 31)...)) {
+			t.Errorf("hashes %x and %x", v.SumsHash(0), v.SumsHash(1))
+		}
+	}
+	hash := make([]byte, 32)
+	for _, v := range []*Inventory{
+		{Blobs: &Blobs{Digests: make([]byte, 33), Sizes: []int64{1}}, SumsHashes: hash},
+		{Blobs: &Blobs{Digests: make([]byte, 96), Sizes: []int64{1, 1}}, SumsHashes: make([]byte, 64)},
+		{Blobs: &Blobs{Digests: make([]byte, 32)}},
+		{Blobs: &Blobs{Sizes: []int64{1}}, SumsHashes: hash},
+		{Blobs: &Blobs{Digests: make([]byte, 32), Sizes: []int64{0}}, SumsHashes: hash},
+		{Blobs: &Blobs{Digests: make([]byte, 32), Sizes: []int64{1}}, SumsHashes: hash[:31]},
+		{Blobs: &Blobs{Digests: make([]byte, 32), Sizes: []int64{1}}},
+		{SumsHashes: hash},
+	} {
+		if err := CheckBatch(&FromAgent{Inventory: []*Inventory{v}}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%v: %v", v, err)
+		}
 	}
 }
 
@@ -51,6 +104,7 @@ func seeds() []*FromAgent {
 		{Done: []*LeaseDone{{Blob: blob, Outcome: 2, Error: "429"}}, Disproved: []*Disproved{{Blob: blob, SumsHash: make([]byte, 32)}}},
 		{Results: []*CommandResult{{Id: 1, Blobs: []*Announce{{Blob: blob}}}}},
 		{NotHere: []*Blob{blob, {}}},
+		{Inventory: []*Inventory{{Blobs: &Blobs{Digests: make([]byte, 64), Sizes: []int64{1, 2}}, SumsHashes: make([]byte, 64)}, {}}},
 		{Wants: []*Want{nil}, Done: []*LeaseDone{{}}},
 	}
 }
@@ -95,6 +149,15 @@ func FuzzCheck(f *testing.F) {
 		}
 		for _, p := range m.Progress {
 			blobs = append(blobs, p.Blob)
+		}
+		for _, v := range m.Inventory {
+			for i := range v.Blobs.Len() {
+				blobs = append(blobs, FromID(v.Blobs.ID(i)))
+				_ = v.SumsHash(i)
+			}
+		}
+		if len(blobs) > MaxBatch {
+			t.Errorf("%d blobs passed", len(blobs))
 		}
 		for _, b := range blobs {
 			id, err := b.ID()

@@ -226,12 +226,12 @@ func (x Verdict_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Verdict_Kind.Descriptor instead.
 func (Verdict_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{13, 0}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{15, 0}
 }
 
 // FromAgent is a batch. A receiver takes hello first, then progress, done,
-// announces, not_here, disproved, unwants, wants and results, and each list in its
-// order. At most 1,000 elements in all lists together.
+// announces, inventory, not_here, disproved, unwants, wants and results, and each
+// list in its order. At most 1,000 elements in all lists together.
 type FromAgent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // in the first message of a stream, and only there
@@ -243,6 +243,7 @@ type FromAgent struct {
 	Disproved     []*Disproved           `protobuf:"bytes,7,rep,name=disproved,proto3" json:"disproved,omitempty"`
 	Results       []*CommandResult       `protobuf:"bytes,8,rep,name=results,proto3" json:"results,omitempty"`
 	NotHere       []*Blob                `protobuf:"bytes,9,rep,name=not_here,json=notHere,proto3" json:"not_here,omitempty"` // answers to lookups: the sender does not have it and cannot get it
+	Inventory     []*Inventory           `protobuf:"bytes,10,rep,name=inventory,proto3" json:"inventory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -336,6 +337,13 @@ func (x *FromAgent) GetResults() []*CommandResult {
 func (x *FromAgent) GetNotHere() []*Blob {
 	if x != nil {
 		return x.NotHere
+	}
+	return nil
+}
+
+func (x *FromAgent) GetInventory() []*Inventory {
+	if x != nil {
+		return x.Inventory
 	}
 	return nil
 }
@@ -487,6 +495,60 @@ func (x *Blob) GetSize() int64 {
 	return 0
 }
 
+// Blobs names many swarms, in less bytes and work than as many Blob. Each counts
+// towards the batch's limit.
+type Blobs struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digests       []byte                 `protobuf:"bytes,1,opt,name=digests,proto3" json:"digests,omitempty"`     // one after the other, all of 32 bytes or all of 64, as in Blob
+	Sizes         []int64                `protobuf:"varint,2,rep,packed,name=sizes,proto3" json:"sizes,omitempty"` // bytes, as many as there are digests
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Blobs) Reset() {
+	*x = Blobs{}
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Blobs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Blobs) ProtoMessage() {}
+
+func (x *Blobs) ProtoReflect() protoreflect.Message {
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Blobs.ProtoReflect.Descriptor instead.
+func (*Blobs) Descriptor() ([]byte, []int) {
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Blobs) GetDigests() []byte {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+func (x *Blobs) GetSizes() []int64 {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // of this protocol: 1
@@ -504,7 +566,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[3]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -516,7 +578,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[3]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -529,7 +591,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{3}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Hello) GetVersion() uint32 {
@@ -611,7 +673,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[4]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -623,7 +685,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[4]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +698,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{4}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Welcome) GetVersion() uint32 {
@@ -706,7 +768,7 @@ type Announce struct {
 
 func (x *Announce) Reset() {
 	*x = Announce{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[5]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -718,7 +780,7 @@ func (x *Announce) String() string {
 func (*Announce) ProtoMessage() {}
 
 func (x *Announce) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[5]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -731,7 +793,7 @@ func (x *Announce) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announce.ProtoReflect.Descriptor instead.
 func (*Announce) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{5}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Announce) GetBlob() *Blob {
@@ -755,6 +817,60 @@ func (x *Announce) GetSumsHash() []byte {
 	return nil
 }
 
+// Inventory is as many Announces of COMPLETE as it has blobs: what a node has when
+// it connects.
+type Inventory struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blobs         *Blobs                 `protobuf:"bytes,1,opt,name=blobs,proto3" json:"blobs,omitempty"`
+	SumsHashes    []byte                 `protobuf:"bytes,2,opt,name=sums_hashes,json=sumsHashes,proto3" json:"sums_hashes,omitempty"` // of each blob 32 bytes; zeros: not computed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Inventory) Reset() {
+	*x = Inventory{}
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Inventory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Inventory) ProtoMessage() {}
+
+func (x *Inventory) ProtoReflect() protoreflect.Message {
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Inventory.ProtoReflect.Descriptor instead.
+func (*Inventory) Descriptor() ([]byte, []int) {
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Inventory) GetBlobs() *Blobs {
+	if x != nil {
+		return x.Blobs
+	}
+	return nil
+}
+
+func (x *Inventory) GetSumsHashes() []byte {
+	if x != nil {
+		return x.SumsHashes
+	}
+	return nil
+}
+
 type Want struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blob          *Blob                  `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
@@ -767,7 +883,7 @@ type Want struct {
 
 func (x *Want) Reset() {
 	*x = Want{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[6]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +895,7 @@ func (x *Want) String() string {
 func (*Want) ProtoMessage() {}
 
 func (x *Want) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[6]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +908,7 @@ func (x *Want) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Want.ProtoReflect.Descriptor instead.
 func (*Want) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{6}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Want) GetBlob() *Blob {
@@ -833,7 +949,7 @@ type LeaseProgress struct {
 
 func (x *LeaseProgress) Reset() {
 	*x = LeaseProgress{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[7]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +961,7 @@ func (x *LeaseProgress) String() string {
 func (*LeaseProgress) ProtoMessage() {}
 
 func (x *LeaseProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[7]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +974,7 @@ func (x *LeaseProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseProgress.ProtoReflect.Descriptor instead.
 func (*LeaseProgress) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{7}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LeaseProgress) GetBlob() *Blob {
@@ -886,7 +1002,7 @@ type LeaseDone struct {
 
 func (x *LeaseDone) Reset() {
 	*x = LeaseDone{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[8]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +1014,7 @@ func (x *LeaseDone) String() string {
 func (*LeaseDone) ProtoMessage() {}
 
 func (x *LeaseDone) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[8]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +1027,7 @@ func (x *LeaseDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseDone.ProtoReflect.Descriptor instead.
 func (*LeaseDone) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{8}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LeaseDone) GetBlob() *Blob {
@@ -947,7 +1063,7 @@ type Disproved struct {
 
 func (x *Disproved) Reset() {
 	*x = Disproved{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[9]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +1075,7 @@ func (x *Disproved) String() string {
 func (*Disproved) ProtoMessage() {}
 
 func (x *Disproved) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[9]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +1088,7 @@ func (x *Disproved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disproved.ProtoReflect.Descriptor instead.
 func (*Disproved) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{9}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Disproved) GetBlob() *Blob {
@@ -1003,7 +1119,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[10]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1131,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[10]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1144,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{10}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Peer) GetNode() string {
@@ -1088,7 +1204,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[11]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1216,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[11]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1229,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{11}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Peers) GetBlob() *Blob {
@@ -1154,7 +1270,7 @@ type SumsHash struct {
 
 func (x *SumsHash) Reset() {
 	*x = SumsHash{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[12]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1282,7 @@ func (x *SumsHash) String() string {
 func (*SumsHash) ProtoMessage() {}
 
 func (x *SumsHash) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[12]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1295,7 @@ func (x *SumsHash) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SumsHash.ProtoReflect.Descriptor instead.
 func (*SumsHash) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{12}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SumsHash) GetBlob() *Blob {
@@ -1208,7 +1324,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[13]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1336,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[13]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1349,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{13}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Verdict) GetBlob() *Blob {
@@ -1264,18 +1380,18 @@ func (x *Verdict) GetSeq() uint32 {
 	return 0
 }
 
-// Enough: the tracker does not keep this announcement.
+// Enough: the tracker does not keep the announcements of these blobs.
 type Enough struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Blob          *Blob                  `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
-	AgainMs       uint32                 `protobuf:"varint,2,opt,name=again_ms,json=againMs,proto3" json:"again_ms,omitempty"` // announce it again after that, not before
+	Blobs         *Blobs                 `protobuf:"bytes,1,opt,name=blobs,proto3" json:"blobs,omitempty"`
+	AgainMs       uint32                 `protobuf:"varint,2,opt,name=again_ms,json=againMs,proto3" json:"again_ms,omitempty"` // announce them again after that, not before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Enough) Reset() {
 	*x = Enough{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[14]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1403,7 @@ func (x *Enough) String() string {
 func (*Enough) ProtoMessage() {}
 
 func (x *Enough) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[14]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,12 +1416,12 @@ func (x *Enough) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enough.ProtoReflect.Descriptor instead.
 func (*Enough) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{14}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{16}
 }
 
-func (x *Enough) GetBlob() *Blob {
+func (x *Enough) GetBlobs() *Blobs {
 	if x != nil {
-		return x.Blob
+		return x.Blobs
 	}
 	return nil
 }
@@ -1334,7 +1450,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[15]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1462,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[15]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1475,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{15}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Command) GetId() uint64 {
@@ -1436,7 +1552,7 @@ type Preheat struct {
 
 func (x *Preheat) Reset() {
 	*x = Preheat{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[16]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1564,7 @@ func (x *Preheat) String() string {
 func (*Preheat) ProtoMessage() {}
 
 func (x *Preheat) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[16]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1577,7 @@ func (x *Preheat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preheat.ProtoReflect.Descriptor instead.
 func (*Preheat) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{16}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Preheat) GetBlobs() []*Blob {
@@ -1481,7 +1597,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[17]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1609,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[17]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1622,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{17}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Drop) GetBlobs() []*Blob {
@@ -1526,7 +1642,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[18]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1654,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[18]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1667,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{18}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Report) GetBlobs() []*Blob {
@@ -1575,7 +1691,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[19]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1703,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[19]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1716,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{19}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CommandResult) GetId() uint64 {
@@ -1649,7 +1765,7 @@ var File_control_trackerpb_tracker_proto protoreflect.FileDescriptor
 
 const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcontrol/trackerpb/tracker.proto\x12\x12capelin.tracker.v1\"\xfd\x03\n" +
+	"\x1fcontrol/trackerpb/tracker.proto\x12\x12capelin.tracker.v1\"\xba\x04\n" +
 	"\tFromAgent\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x19.capelin.tracker.v1.HelloR\x05hello\x12:\n" +
 	"\tannounces\x18\x02 \x03(\v2\x1c.capelin.tracker.v1.AnnounceR\tannounces\x12.\n" +
@@ -1659,7 +1775,9 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\x04done\x18\x06 \x03(\v2\x1d.capelin.tracker.v1.LeaseDoneR\x04done\x12;\n" +
 	"\tdisproved\x18\a \x03(\v2\x1d.capelin.tracker.v1.DisprovedR\tdisproved\x12;\n" +
 	"\aresults\x18\b \x03(\v2!.capelin.tracker.v1.CommandResultR\aresults\x123\n" +
-	"\bnot_here\x18\t \x03(\v2\x18.capelin.tracker.v1.BlobR\anotHere\"\xfd\x02\n" +
+	"\bnot_here\x18\t \x03(\v2\x18.capelin.tracker.v1.BlobR\anotHere\x12;\n" +
+	"\tinventory\x18\n" +
+	" \x03(\v2\x1d.capelin.tracker.v1.InventoryR\tinventory\"\xfd\x02\n" +
 	"\aToAgent\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.capelin.tracker.v1.WelcomeR\awelcome\x12/\n" +
 	"\x05peers\x18\x02 \x03(\v2\x19.capelin.tracker.v1.PeersR\x05peers\x120\n" +
@@ -1670,7 +1788,10 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\alookups\x18\a \x03(\v2\x18.capelin.tracker.v1.BlobR\alookups\"2\n" +
 	"\x04Blob\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\"\xf3\x01\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"7\n" +
+	"\x05Blobs\x12\x18\n" +
+	"\adigests\x18\x01 \x01(\fR\adigests\x12\x14\n" +
+	"\x05sizes\x18\x02 \x03(\x03R\x05sizes\"\xf3\x01\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
@@ -1693,7 +1814,11 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\bAnnounce\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12/\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.capelin.tracker.v1.StateR\x05state\x12\x1b\n" +
-	"\tsums_hash\x18\x03 \x01(\fR\bsumsHash\"v\n" +
+	"\tsums_hash\x18\x03 \x01(\fR\bsumsHash\"]\n" +
+	"\tInventory\x12/\n" +
+	"\x05blobs\x18\x01 \x01(\v2\x19.capelin.tracker.v1.BlobsR\x05blobs\x12\x1f\n" +
+	"\vsums_hashes\x18\x02 \x01(\fR\n" +
+	"sumsHashes\"v\n" +
 	"\x04Want\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\bR\awaiting\x12\x14\n" +
@@ -1736,9 +1861,9 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\n" +
 	"KIND_LEASE\x10\x02\x12\x0f\n" +
 	"\vKIND_NOBODY\x10\x03\x12\r\n" +
-	"\tKIND_WAIT\x10\x04\"Q\n" +
-	"\x06Enough\x12,\n" +
-	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12\x19\n" +
+	"\tKIND_WAIT\x10\x04\"T\n" +
+	"\x06Enough\x12/\n" +
+	"\x05blobs\x18\x01 \x01(\v2\x19.capelin.tracker.v1.BlobsR\x05blobs\x12\x19\n" +
 	"\bagain_ms\x18\x02 \x01(\rR\aagainMs\"\xc0\x01\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x127\n" +
@@ -1790,7 +1915,7 @@ func file_control_trackerpb_tracker_proto_rawDescGZIP() []byte {
 }
 
 var file_control_trackerpb_tracker_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_control_trackerpb_tracker_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_control_trackerpb_tracker_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_control_trackerpb_tracker_proto_goTypes = []any{
 	(Role)(0),             // 0: capelin.tracker.v1.Role
 	(State)(0),            // 1: capelin.tracker.v1.State
@@ -1799,70 +1924,74 @@ var file_control_trackerpb_tracker_proto_goTypes = []any{
 	(*FromAgent)(nil),     // 4: capelin.tracker.v1.FromAgent
 	(*ToAgent)(nil),       // 5: capelin.tracker.v1.ToAgent
 	(*Blob)(nil),          // 6: capelin.tracker.v1.Blob
-	(*Hello)(nil),         // 7: capelin.tracker.v1.Hello
-	(*Welcome)(nil),       // 8: capelin.tracker.v1.Welcome
-	(*Announce)(nil),      // 9: capelin.tracker.v1.Announce
-	(*Want)(nil),          // 10: capelin.tracker.v1.Want
-	(*LeaseProgress)(nil), // 11: capelin.tracker.v1.LeaseProgress
-	(*LeaseDone)(nil),     // 12: capelin.tracker.v1.LeaseDone
-	(*Disproved)(nil),     // 13: capelin.tracker.v1.Disproved
-	(*Peer)(nil),          // 14: capelin.tracker.v1.Peer
-	(*Peers)(nil),         // 15: capelin.tracker.v1.Peers
-	(*SumsHash)(nil),      // 16: capelin.tracker.v1.SumsHash
-	(*Verdict)(nil),       // 17: capelin.tracker.v1.Verdict
-	(*Enough)(nil),        // 18: capelin.tracker.v1.Enough
-	(*Command)(nil),       // 19: capelin.tracker.v1.Command
-	(*Preheat)(nil),       // 20: capelin.tracker.v1.Preheat
-	(*Drop)(nil),          // 21: capelin.tracker.v1.Drop
-	(*Report)(nil),        // 22: capelin.tracker.v1.Report
-	(*CommandResult)(nil), // 23: capelin.tracker.v1.CommandResult
+	(*Blobs)(nil),         // 7: capelin.tracker.v1.Blobs
+	(*Hello)(nil),         // 8: capelin.tracker.v1.Hello
+	(*Welcome)(nil),       // 9: capelin.tracker.v1.Welcome
+	(*Announce)(nil),      // 10: capelin.tracker.v1.Announce
+	(*Inventory)(nil),     // 11: capelin.tracker.v1.Inventory
+	(*Want)(nil),          // 12: capelin.tracker.v1.Want
+	(*LeaseProgress)(nil), // 13: capelin.tracker.v1.LeaseProgress
+	(*LeaseDone)(nil),     // 14: capelin.tracker.v1.LeaseDone
+	(*Disproved)(nil),     // 15: capelin.tracker.v1.Disproved
+	(*Peer)(nil),          // 16: capelin.tracker.v1.Peer
+	(*Peers)(nil),         // 17: capelin.tracker.v1.Peers
+	(*SumsHash)(nil),      // 18: capelin.tracker.v1.SumsHash
+	(*Verdict)(nil),       // 19: capelin.tracker.v1.Verdict
+	(*Enough)(nil),        // 20: capelin.tracker.v1.Enough
+	(*Command)(nil),       // 21: capelin.tracker.v1.Command
+	(*Preheat)(nil),       // 22: capelin.tracker.v1.Preheat
+	(*Drop)(nil),          // 23: capelin.tracker.v1.Drop
+	(*Report)(nil),        // 24: capelin.tracker.v1.Report
+	(*CommandResult)(nil), // 25: capelin.tracker.v1.CommandResult
 }
 var file_control_trackerpb_tracker_proto_depIdxs = []int32{
-	7,  // 0: capelin.tracker.v1.FromAgent.hello:type_name -> capelin.tracker.v1.Hello
-	9,  // 1: capelin.tracker.v1.FromAgent.announces:type_name -> capelin.tracker.v1.Announce
-	10, // 2: capelin.tracker.v1.FromAgent.wants:type_name -> capelin.tracker.v1.Want
+	8,  // 0: capelin.tracker.v1.FromAgent.hello:type_name -> capelin.tracker.v1.Hello
+	10, // 1: capelin.tracker.v1.FromAgent.announces:type_name -> capelin.tracker.v1.Announce
+	12, // 2: capelin.tracker.v1.FromAgent.wants:type_name -> capelin.tracker.v1.Want
 	6,  // 3: capelin.tracker.v1.FromAgent.unwants:type_name -> capelin.tracker.v1.Blob
-	11, // 4: capelin.tracker.v1.FromAgent.progress:type_name -> capelin.tracker.v1.LeaseProgress
-	12, // 5: capelin.tracker.v1.FromAgent.done:type_name -> capelin.tracker.v1.LeaseDone
-	13, // 6: capelin.tracker.v1.FromAgent.disproved:type_name -> capelin.tracker.v1.Disproved
-	23, // 7: capelin.tracker.v1.FromAgent.results:type_name -> capelin.tracker.v1.CommandResult
+	13, // 4: capelin.tracker.v1.FromAgent.progress:type_name -> capelin.tracker.v1.LeaseProgress
+	14, // 5: capelin.tracker.v1.FromAgent.done:type_name -> capelin.tracker.v1.LeaseDone
+	15, // 6: capelin.tracker.v1.FromAgent.disproved:type_name -> capelin.tracker.v1.Disproved
+	25, // 7: capelin.tracker.v1.FromAgent.results:type_name -> capelin.tracker.v1.CommandResult
 	6,  // 8: capelin.tracker.v1.FromAgent.not_here:type_name -> capelin.tracker.v1.Blob
-	8,  // 9: capelin.tracker.v1.ToAgent.welcome:type_name -> capelin.tracker.v1.Welcome
-	15, // 10: capelin.tracker.v1.ToAgent.peers:type_name -> capelin.tracker.v1.Peers
-	16, // 11: capelin.tracker.v1.ToAgent.sums:type_name -> capelin.tracker.v1.SumsHash
-	17, // 12: capelin.tracker.v1.ToAgent.verdicts:type_name -> capelin.tracker.v1.Verdict
-	18, // 13: capelin.tracker.v1.ToAgent.enough:type_name -> capelin.tracker.v1.Enough
-	19, // 14: capelin.tracker.v1.ToAgent.commands:type_name -> capelin.tracker.v1.Command
-	6,  // 15: capelin.tracker.v1.ToAgent.lookups:type_name -> capelin.tracker.v1.Blob
-	0,  // 16: capelin.tracker.v1.Hello.role:type_name -> capelin.tracker.v1.Role
-	6,  // 17: capelin.tracker.v1.Announce.blob:type_name -> capelin.tracker.v1.Blob
-	1,  // 18: capelin.tracker.v1.Announce.state:type_name -> capelin.tracker.v1.State
-	6,  // 19: capelin.tracker.v1.Want.blob:type_name -> capelin.tracker.v1.Blob
-	6,  // 20: capelin.tracker.v1.LeaseProgress.blob:type_name -> capelin.tracker.v1.Blob
-	6,  // 21: capelin.tracker.v1.LeaseDone.blob:type_name -> capelin.tracker.v1.Blob
-	2,  // 22: capelin.tracker.v1.LeaseDone.outcome:type_name -> capelin.tracker.v1.Outcome
-	6,  // 23: capelin.tracker.v1.Disproved.blob:type_name -> capelin.tracker.v1.Blob
-	0,  // 24: capelin.tracker.v1.Peer.role:type_name -> capelin.tracker.v1.Role
-	6,  // 25: capelin.tracker.v1.Peers.blob:type_name -> capelin.tracker.v1.Blob
-	14, // 26: capelin.tracker.v1.Peers.peers:type_name -> capelin.tracker.v1.Peer
-	6,  // 27: capelin.tracker.v1.SumsHash.blob:type_name -> capelin.tracker.v1.Blob
-	6,  // 28: capelin.tracker.v1.Verdict.blob:type_name -> capelin.tracker.v1.Blob
-	3,  // 29: capelin.tracker.v1.Verdict.kind:type_name -> capelin.tracker.v1.Verdict.Kind
-	6,  // 30: capelin.tracker.v1.Enough.blob:type_name -> capelin.tracker.v1.Blob
-	20, // 31: capelin.tracker.v1.Command.preheat:type_name -> capelin.tracker.v1.Preheat
-	21, // 32: capelin.tracker.v1.Command.drop:type_name -> capelin.tracker.v1.Drop
-	22, // 33: capelin.tracker.v1.Command.report:type_name -> capelin.tracker.v1.Report
-	6,  // 34: capelin.tracker.v1.Preheat.blobs:type_name -> capelin.tracker.v1.Blob
-	6,  // 35: capelin.tracker.v1.Drop.blobs:type_name -> capelin.tracker.v1.Blob
-	6,  // 36: capelin.tracker.v1.Report.blobs:type_name -> capelin.tracker.v1.Blob
-	9,  // 37: capelin.tracker.v1.CommandResult.blobs:type_name -> capelin.tracker.v1.Announce
-	4,  // 38: capelin.tracker.v1.Tracker.Connect:input_type -> capelin.tracker.v1.FromAgent
-	5,  // 39: capelin.tracker.v1.Tracker.Connect:output_type -> capelin.tracker.v1.ToAgent
-	39, // [39:40] is the sub-list for method output_type
-	38, // [38:39] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	11, // 9: capelin.tracker.v1.FromAgent.inventory:type_name -> capelin.tracker.v1.Inventory
+	9,  // 10: capelin.tracker.v1.ToAgent.welcome:type_name -> capelin.tracker.v1.Welcome
+	17, // 11: capelin.tracker.v1.ToAgent.peers:type_name -> capelin.tracker.v1.Peers
+	18, // 12: capelin.tracker.v1.ToAgent.sums:type_name -> capelin.tracker.v1.SumsHash
+	19, // 13: capelin.tracker.v1.ToAgent.verdicts:type_name -> capelin.tracker.v1.Verdict
+	20, // 14: capelin.tracker.v1.ToAgent.enough:type_name -> capelin.tracker.v1.Enough
+	21, // 15: capelin.tracker.v1.ToAgent.commands:type_name -> capelin.tracker.v1.Command
+	6,  // 16: capelin.tracker.v1.ToAgent.lookups:type_name -> capelin.tracker.v1.Blob
+	0,  // 17: capelin.tracker.v1.Hello.role:type_name -> capelin.tracker.v1.Role
+	6,  // 18: capelin.tracker.v1.Announce.blob:type_name -> capelin.tracker.v1.Blob
+	1,  // 19: capelin.tracker.v1.Announce.state:type_name -> capelin.tracker.v1.State
+	7,  // 20: capelin.tracker.v1.Inventory.blobs:type_name -> capelin.tracker.v1.Blobs
+	6,  // 21: capelin.tracker.v1.Want.blob:type_name -> capelin.tracker.v1.Blob
+	6,  // 22: capelin.tracker.v1.LeaseProgress.blob:type_name -> capelin.tracker.v1.Blob
+	6,  // 23: capelin.tracker.v1.LeaseDone.blob:type_name -> capelin.tracker.v1.Blob
+	2,  // 24: capelin.tracker.v1.LeaseDone.outcome:type_name -> capelin.tracker.v1.Outcome
+	6,  // 25: capelin.tracker.v1.Disproved.blob:type_name -> capelin.tracker.v1.Blob
+	0,  // 26: capelin.tracker.v1.Peer.role:type_name -> capelin.tracker.v1.Role
+	6,  // 27: capelin.tracker.v1.Peers.blob:type_name -> capelin.tracker.v1.Blob
+	16, // 28: capelin.tracker.v1.Peers.peers:type_name -> capelin.tracker.v1.Peer
+	6,  // 29: capelin.tracker.v1.SumsHash.blob:type_name -> capelin.tracker.v1.Blob
+	6,  // 30: capelin.tracker.v1.Verdict.blob:type_name -> capelin.tracker.v1.Blob
+	3,  // 31: capelin.tracker.v1.Verdict.kind:type_name -> capelin.tracker.v1.Verdict.Kind
+	7,  // 32: capelin.tracker.v1.Enough.blobs:type_name -> capelin.tracker.v1.Blobs
+	22, // 33: capelin.tracker.v1.Command.preheat:type_name -> capelin.tracker.v1.Preheat
+	23, // 34: capelin.tracker.v1.Command.drop:type_name -> capelin.tracker.v1.Drop
+	24, // 35: capelin.tracker.v1.Command.report:type_name -> capelin.tracker.v1.Report
+	6,  // 36: capelin.tracker.v1.Preheat.blobs:type_name -> capelin.tracker.v1.Blob
+	6,  // 37: capelin.tracker.v1.Drop.blobs:type_name -> capelin.tracker.v1.Blob
+	6,  // 38: capelin.tracker.v1.Report.blobs:type_name -> capelin.tracker.v1.Blob
+	10, // 39: capelin.tracker.v1.CommandResult.blobs:type_name -> capelin.tracker.v1.Announce
+	4,  // 40: capelin.tracker.v1.Tracker.Connect:input_type -> capelin.tracker.v1.FromAgent
+	5,  // 41: capelin.tracker.v1.Tracker.Connect:output_type -> capelin.tracker.v1.ToAgent
+	41, // [41:42] is the sub-list for method output_type
+	40, // [40:41] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_control_trackerpb_tracker_proto_init() }
@@ -1870,8 +1999,8 @@ func file_control_trackerpb_tracker_proto_init() {
 	if File_control_trackerpb_tracker_proto != nil {
 		return
 	}
-	file_control_trackerpb_tracker_proto_msgTypes[11].OneofWrappers = []any{}
-	file_control_trackerpb_tracker_proto_msgTypes[15].OneofWrappers = []any{
+	file_control_trackerpb_tracker_proto_msgTypes[13].OneofWrappers = []any{}
+	file_control_trackerpb_tracker_proto_msgTypes[17].OneofWrappers = []any{
 		(*Command_Preheat)(nil),
 		(*Command_Drop)(nil),
 		(*Command_Report)(nil),
@@ -1882,7 +2011,7 @@ func file_control_trackerpb_tracker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_trackerpb_tracker_proto_rawDesc), len(file_control_trackerpb_tracker_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

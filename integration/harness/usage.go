@@ -34,17 +34,42 @@ func (h *Host) CPU() (time.Duration, error) {
 		if err != nil {
 			continue
 		}
-		// The name, in parentheses, may have anything in it.
-		f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-		for _, v := range f[11:15] { // utime, stime, cutime, cstime
-			n, err := strconv.ParseInt(string(v), 10, 64)
-			if err != nil {
-				return 0, fmt.Errorf("%s/stat: %w", p, err)
-			}
-			ticks += n
+		n, err := statTicks(b)
+		if err != nil {
+			return 0, fmt.Errorf("%s/stat: %w", p, err)
 		}
+		ticks += n
 	}
 	return time.Duration(ticks) * time.Second / userHz, nil
+}
+
+// ProcessCPU returns the processor time, user and system, of one process and of its
+// children that have ended.
+func ProcessCPU(pid int) (time.Duration, error) {
+	path := fmt.Sprintf("/proc/%d/stat", pid)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	n, err := statTicks(b)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return time.Duration(n) * time.Second / userHz, nil
+}
+
+// statTicks returns the processor time in the contents of a /proc/<pid>/stat.
+func statTicks(b []byte) (ticks int64, err error) {
+	// The name, in parentheses, may have anything in it.
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	for _, v := range f[11:15] { // utime, stime, cutime, cstime
+		n, err := strconv.ParseInt(string(v), 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
+	}
+	return ticks, nil
 }
 
 // PeakRSS returns the most memory that the process had resident, in bytes.

@@ -203,7 +203,7 @@ func fillTracker(m *Tracker, now time.Time, agents, blobs, shared int) int {
 	for a := range agents {
 		m.Step(now, EvOpen{Stream: Stream(a + 1), Hello: hello(fmt.Sprintf("node-%05d", a), fmt.Sprintf("rack-%d", a/40), trackerpb.Role_ROLE_AGENT)})
 		for at := 0; at < blobs; at += 500 {
-			b := &trackerpb.FromAgent{}
+			b := &trackerpb.FromAgent{Inventory: []*trackerpb.Inventory{{}}}
 			for i := at; i < min(at+500, blobs); i++ {
 				id := piece.ID{Alg: piece.SHA256, Size: 1 << 20}
 				k := uint64(i)
@@ -213,7 +213,7 @@ func fillTracker(m *Tracker, now time.Time, agents, blobs, shared int) int {
 				for j := range 8 {
 					id.Sum[j] = byte(k >> (8 * j))
 				}
-				b.Announces = append(b.Announces, &trackerpb.Announce{Blob: trackerpb.FromID(id), State: trackerpb.State_STATE_COMPLETE})
+				b.Inventory[0].Add(id, nil)
 				n++
 			}
 			m.Step(now, EvBatch{Stream: Stream(a + 1), Batch: b})

@@ -14,7 +14,7 @@ type Config struct {
 	// Default 2 s; negative: none.
 	Warmup time.Duration
 	// PingInterval is told in Welcome; keeping it is the shell's business.
-	// Default 2 s.
+	// Default 5 s.
 	PingInterval time.Duration
 	// FlushInterval is the longest time for which news about a swarm are
 	// collected before they are pushed. Default 100 ms. It grows by 50 µs per
@@ -95,7 +95,7 @@ func (c Config) WithDefaults() Config {
 		}
 	}
 	dur(&c.Warmup, 2*time.Second)
-	dur(&c.PingInterval, 2*time.Second)
+	dur(&c.PingInterval, 5*time.Second)
 	dur(&c.FlushInterval, 100*time.Millisecond)
 	dur(&c.Lookup, 100*time.Millisecond)
 	dur(&c.LookupAgain, 30*time.Second)

@@ -17,6 +17,7 @@ func FuzzStep(f *testing.F) {
 		{Wants: []*trackerpb.Want{{Blob: b, Waiting: true, Grant: true}}, Progress: []*trackerpb.LeaseProgress{{Blob: b, Bytes: 5}}},
 		{Announces: []*trackerpb.Announce{{Blob: b, State: 2, SumsHash: make([]byte, 32)}}, Disproved: []*trackerpb.Disproved{{Blob: b, SumsHash: make([]byte, 32)}}},
 		{Wants: []*trackerpb.Want{{Blob: b, Grant: true}}, NotHere: []*trackerpb.Blob{b}},
+		{Inventory: []*trackerpb.Inventory{{Blobs: &trackerpb.Blobs{Digests: b.Digest, Sizes: []int64{b.Size}}, SumsHashes: make([]byte, 32)}, {}}},
 		{Done: []*trackerpb.LeaseDone{{Blob: b, Outcome: 2}}, Unwants: []*trackerpb.Blob{b}},
 	} {
 		data, err := proto.Marshal(m)

@@ -110,7 +110,9 @@ func (w *world) print(a Action) {
 			p("%s < verdict %s: %s", to, blobName(v.Blob), s)
 		}
 		for _, e := range m.Enough {
-			p("%s < enough %s", to, blobName(e.Blob))
+			for i := range e.Blobs.Len() {
+				p("%s < enough %s", to, nameOf(e.Blobs.ID(i)))
+			}
 		}
 		for _, c := range m.Commands {
 			p("%s < command %d", to, c.Id)

@@ -47,10 +47,12 @@ type Tracker struct {
 	touched []*swarm
 	actions []Action
 	out     map[*agent]*trackerpb.ToAgent
-	mark    uint64 // of sampling, see fill
-	scratch []*agent
-	full    string // the limit that was last reported
-	stats   Stats
+
+	announcing int    // announcements in the batch that this Step takes in
+	mark       uint64 // of sampling, see fill
+	scratch    []*agent
+	full       string // the limit that was last reported
+	stats      Stats
 }
 
 // agent is a live stream.
@@ -133,6 +135,7 @@ func (t *Tracker) Step(now time.Time, ev Event) []Action {
 	t.now = max(t.now, now.UnixNano())
 	clear(t.actions)
 	t.actions = t.actions[:0]
+	t.announcing = 0
 	switch ev := ev.(type) {
 	case EvTick:
 	case EvOpen:
@@ -330,7 +333,11 @@ func (t *Tracker) close(a *agent) {
 }
 
 func (t *Tracker) batch(a *agent, b *trackerpb.FromAgent) {
-	if len(b.Announces) >= manyAtOnce {
+	t.announcing = len(b.Announces)
+	for _, v := range b.Inventory {
+		t.announcing += v.GetBlobs().Len()
+	}
+	if t.announcing >= manyAtOnce {
 		t.busy = t.now
 	}
 	for _, m := range b.Progress {
@@ -345,7 +352,12 @@ func (t *Tracker) batch(a *agent, b *trackerpb.FromAgent) {
 	}
 	for _, m := range b.Announces {
 		if id, err := m.GetBlob().ID(); err == nil {
-			t.announce(a, id, m)
+			t.announce(a, id, m.State, m.SumsHash)
+		}
+	}
+	for _, v := range b.Inventory {
+		for i := range v.GetBlobs().Len() {
+			t.announce(a, v.Blobs.ID(i), trackerpb.State_STATE_COMPLETE, v.SumsHash(i))
 		}
 	}
 	for _, m := range b.NotHere {
@@ -511,9 +523,10 @@ func (t *Tracker) swap(s *swarm, i, j int) {
 	t.agents[s.members[j].agent].entries[s.slot] = uint32(j)
 }
 
-func (t *Tracker) announce(a *agent, id piece.ID, m *trackerpb.Announce) {
+// announce takes in that a has a blob; sumsHash is of 32 bytes, or empty.
+func (t *Tracker) announce(a *agent, id piece.ID, st trackerpb.State, sumsHash []byte) {
 	t.stats.Announces++
-	if m.State == trackerpb.State_STATE_GONE {
+	if st == trackerpb.State_STATE_GONE {
 		if s := t.find(id); s != nil {
 			t.setFlags(a, s, 0, fComplete|fPartial)
 		}
@@ -522,10 +535,10 @@ func (t *Tracker) announce(a *agent, id piece.ID, m *trackerpb.Announce) {
 	s := t.find(id)
 	// Enough is said only to those who are not members: what wanting agents were
 	// told of must not vanish because it finished.
-	if m.State == trackerpb.State_STATE_COMPLETE && s != nil && s.complete >= t.cfg.Enough &&
+	if st == trackerpb.State_STATE_COMPLETE && s != nil && s.complete >= t.cfg.Enough &&
 		t.flags(a, s) == 0 && !a.isOrigin() {
-		if len(m.SumsHash) == 32 {
-			t.claim(a, s, [32]byte(m.SumsHash))
+		if len(sumsHash) == 32 {
+			t.claim(a, s, [32]byte(sumsHash))
 		}
 		t.enough(a, id)
 		return
@@ -535,7 +548,7 @@ func (t *Tracker) announce(a *agent, id piece.ID, m *trackerpb.Announce) {
 		return
 	}
 	t.found(s, a)
-	if m.State == trackerpb.State_STATE_PARTIAL {
+	if st == trackerpb.State_STATE_PARTIAL {
 		t.setFlags(a, s, fPartial, fComplete)
 		return
 	}
@@ -545,17 +558,24 @@ func (t *Tracker) announce(a *agent, id piece.ID, m *trackerpb.Announce) {
 			t.leaseDone(s, i)
 		}
 	}
-	if len(m.SumsHash) == 32 {
-		t.claim(a, s, [32]byte(m.SumsHash))
+	if len(sumsHash) == 32 {
+		t.claim(a, s, [32]byte(sumsHash))
 	}
 }
 
 func (t *Tracker) enough(a *agent, id piece.ID) {
 	t.stats.EnoughSent++
 	m := t.send(a)
+	if n := len(m.Enough); n > 0 && m.Enough[n-1].Blobs.Add(id) {
+		return
+	}
 	// Up to half of it later, so that a cluster does not come back at once.
 	again := t.cfg.EnoughAgain + time.Duration(t.rng.Int64N(int64(t.cfg.EnoughAgain)/2+1))
-	m.Enough = append(m.Enough, &trackerpb.Enough{Blob: trackerpb.FromID(id), AgainMs: uint32(again.Milliseconds())})
+	e := &trackerpb.Enough{Blobs: &trackerpb.Blobs{
+		Digests: make([]byte, 0, t.announcing*id.Alg.Size()), Sizes: make([]int64, 0, t.announcing), // of many perhaps most
+	}, AgainMs: uint32(again.Milliseconds())}
+	e.Blobs.Add(id)
+	m.Enough = append(m.Enough, e)
 }
 
 // claim takes the hash that a, which has the whole blob, gives of its sums. The

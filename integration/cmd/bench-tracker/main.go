@@ -1,6 +1,7 @@
 // Command bench-tracker measures what a real tracker needs for a large cluster: its
 // memory with as many live streams as there are agents, each of which has announced its
-// blobs, and how long it takes until it knows all of them again after a kill -9.
+// blobs, and how long it takes until it knows all of them again after a kill -9, and of
+// processor time.
 //
 // Half of an agent's blobs are everybody's, half those of one group out of twenty. The
 // agents are in this process, on the same machine: their work counts, too. The last line
@@ -91,6 +92,11 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 	}
 	first := time.Since(begin)
 	fmt.Printf("%d agents with %d blobs each have connected and announced them within %.1f s\n", agents, blobs, first.Seconds())
+	idle, err := t.idle(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Printf("with nothing to do the tracker takes %.1f %% of a core\n", 100*idle)
 	rss, peak, err := harness.Resident(t.cmd.Process.Pid)
 	if err != nil {
 		return nil, err
@@ -104,16 +110,22 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 		return nil, err
 	}
 	refill := time.Since(begin)
+	cpu, err := harness.ProcessCPU(t.cmd.Process.Pid)
+	if err != nil {
+		return nil, err
+	}
 	rss2, peak2, err := harness.Resident(t.cmd.Process.Pid)
 	if err != nil {
 		return nil, err
 	}
-	fmt.Printf("killed and started again, it knew all after %.1f s; %d MiB resident, %d at most\n", refill.Seconds(), max(rss, rss2)>>20, max(peak, peak2)>>20)
+	fmt.Printf("killed and started again, it knew all after %.1f s, %.1f of its processor time; %d MiB resident, %d at most\n", refill.Seconds(), cpu.Seconds(), max(rss, rss2)>>20, max(peak, peak2)>>20)
 	f := &benchkit.Figures{}
 	f.Add("agents", float64(agents))
 	f.Add("blobs", float64(blobs))
 	f.Add("first_fill_s", first.Seconds())
 	f.Add("refill_s", refill.Seconds())
+	f.Add("refill_tracker_cpu_s", cpu.Seconds())
+	f.Add("idle_tracker_cpu", idle)
 	f.Add("rss_mib", float64(max(rss, rss2)>>20))
 	f.Add("peak_rss_mib", float64(max(peak, peak2)>>20))
 	return f, nil
@@ -140,7 +152,7 @@ func (m *message) encoded(s grpc.Stream) *grpc.PreparedMsg {
 func batches(group, blobs int) (ms []*message) {
 	for i := range blobs {
 		if i%(trackerpb.MaxBatch/2) == 0 {
-			ms = append(ms, &message{FromAgent: &trackerpb.FromAgent{}})
+			ms = append(ms, &message{FromAgent: &trackerpb.FromAgent{Inventory: []*trackerpb.Inventory{{}}}})
 		}
 		m := ms[len(ms)-1]
 		name := fmt.Sprint("all ", i)
@@ -151,7 +163,7 @@ func batches(group, blobs int) (ms []*message) {
 		id := piece.ID{Alg: piece.SHA256, Size: 50 << 20}
 		copy(id.Sum[:], sum[:])
 		hash := sha256.Sum256(id.Sum[:])
-		m.Announces = append(m.Announces, &trackerpb.Announce{Blob: trackerpb.FromID(id), State: trackerpb.State_STATE_COMPLETE, SumsHash: hash[:]})
+		m.Inventory[0].Add(id, &hash)
 	}
 	return ms
 }
@@ -246,6 +258,24 @@ func (t *trackerd) kill() {
 		_ = t.cmd.Wait()
 		t.cmd = nil
 	}
+}
+
+// idle returns which share of a processor the tracker takes while nothing happens.
+func (t *trackerd) idle(ctx context.Context) (float64, error) {
+	const pause, span = 5 * time.Second, 10 * time.Second
+	var cpu [2]time.Duration
+	for i, d := range []time.Duration{pause, span} {
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+		var err error
+		if cpu[i], err = harness.ProcessCPU(t.cmd.Process.Pid); err != nil {
+			return 0, err
+		}
+	}
+	return float64(cpu[1]-cpu[0]) / float64(span), nil
 }
 
 // await waits until all agents are connected and the tracker has counted their
