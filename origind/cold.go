@@ -269,10 +269,10 @@ func (cs *coldReads) watch(ctx context.Context, c *coldRead) {
 			return
 		case <-t.C:
 		}
-		peers := cs.s.seeder.peers(c.id)
+		taken := cs.s.seeder.takes(c.id)
 		now := time.Now()
 		cs.mu.Lock()
-		if c.refs > 1 || peers > 0 {
+		if c.refs > 1 || taken {
 			c.last = later(c.last, now)
 		}
 		over := now.Sub(c.last) > cs.grace

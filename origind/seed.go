@@ -10,20 +10,19 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	lru "github.com/hashicorp/golang-lru/v2"
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
 // Bounds of the seeder.
 const (
-	maxSeeding = 256  // whole blobs that are open for the swarm
 	maxAsked   = 1024 // blobs that peers and trackers have asked for, and that are looked for
 	maxPreheat = 8    // blobs that are fetched at once because a tracker said so
 )
@@ -36,8 +35,8 @@ type seeder struct {
 	node     *swarm.Node
 	trackers *tracker.Client // nil: none
 
-	joined  *lru.Cache[piece.ID, struct{}] // whole blobs that are open for the swarm
-	preheat chan struct{}                  // holds a token per blob
+	open    *seeding.Set  // whole blobs, for the swarm
+	preheat chan struct{} // holds a token per blob
 
 	mu    sync.Mutex
 	asked map[piece.ID]bool // being looked for
@@ -47,14 +46,12 @@ type seeder struct {
 }
 
 func newSeeder(s *server) *seeder {
-	joined, err := lru.New[piece.ID, struct{}](2 * maxSeeding)
-	if err != nil {
-		panic(err) // only for a size of 0
-	}
-	return &seeder{
-		s: s, joined: joined, preheat: make(chan struct{}, maxPreheat),
+	sd := &seeder{
+		s: s, preheat: make(chan struct{}, maxPreheat),
 		asked: map[piece.ID]bool{}, wake: make(chan struct{}, 1),
 	}
+	sd.open = seeding.New(sd.takes, sd.leave)
+	return sd
 }
 
 // complete announces a whole, visible blob, with the hash of its sums if it is
@@ -73,7 +70,7 @@ func (sd *seeder) gone(id piece.ID) {
 	if sd.trackers != nil {
 		sd.trackers.Announce(id, tracker.StateGone)
 	}
-	sd.joined.Remove(id)
+	sd.open.Remove(id)
 	if sd.node != nil {
 		sd.node.Leave(id)
 	}
@@ -93,13 +90,13 @@ func (sd *seeder) arriving(ctx context.Context, id piece.ID) {
 	}
 }
 
-// peers returns how many peers take something of a blob, or may yet.
-func (sd *seeder) peers(id piece.ID) int {
+// takes reports whether a peer takes something of a blob, or may yet.
+func (sd *seeder) takes(id piece.ID) bool {
 	if sd.node == nil {
-		return 0
+		return false
 	}
 	st, _ := sd.node.Status(id)
-	return st.Useful
+	return st.Useful > 0
 }
 
 // wanted tells that a peer wants a blob that is not joined.
@@ -211,7 +208,7 @@ func (sd *seeder) join(ctx context.Context, id piece.ID) {
 		}
 		return
 	}
-	sd.hold(id)
+	sd.open.Add(id)
 }
 
 // arrived says what becomes of a blob that has been read from a backend: as long
@@ -220,57 +217,18 @@ func (sd *seeder) arrived(id piece.ID) {
 	if sd.node == nil {
 		return
 	}
-	if sd.peers(id) == 0 {
+	if !sd.takes(id) {
 		sd.node.Leave(id)
 		return
 	}
-	sd.hold(id)
+	sd.open.Add(id)
 }
 
-// hold counts a whole blob among those that are open for the swarm, and closes one
-// of those that were opened first, that nobody is connected for, if they are too
-// many.
-func (sd *seeder) hold(id piece.ID) {
-	sd.joined.Add(id, struct{}{})
-	if sd.joined.Len() <= maxSeeding {
-		return
-	}
-	oldest := sd.joined.Keys()[:16]
-	out := oldest[0]
-	for _, old := range oldest {
-		if sd.peers(old) == 0 {
-			out = old
-			break
-		}
-	}
-	sd.release(out)
-}
-
-// release closes a whole blob; a peer that wants it will have it opened again.
-func (sd *seeder) release(id piece.ID) {
-	sd.joined.Remove(id)
+// leave closes a whole blob; a peer that wants it will have it opened again.
+func (sd *seeder) leave(id piece.ID) {
 	if !sd.s.cold.wanted(id, 0) {
 		sd.node.Leave(id)
 	}
-}
-
-// idleAfter is for how long, up to twice as much, a blob is open without a peer.
-// What is open is not evicted.
-const idleAfter = 20 * time.Second
-
-// releaseIdle closes those blobs that had no peer the last time either.
-func (sd *seeder) releaseIdle(idle map[piece.ID]bool) (now map[piece.ID]bool) {
-	now = map[piece.ID]bool{}
-	for _, id := range sd.joined.Keys() {
-		switch {
-		case sd.peers(id) > 0:
-		case idle[id]:
-			sd.release(id)
-		default:
-			now[id] = true
-		}
-	}
-	return now
 }
 
 // PiecesAdded, BlobAdded and BlobGone make the seeder the store's observer.
@@ -303,9 +261,8 @@ func (sd *seeder) run(ctx context.Context) {
 		sd.check(ctx, id)
 		return ctx.Err() == nil
 	})
-	t := time.NewTicker(idleAfter)
+	t := time.NewTicker(seeding.IdleAfter)
 	defer t.Stop()
-	var idle map[piece.ID]bool
 	for {
 		sd.mu.Lock()
 		found := sd.found
@@ -320,7 +277,7 @@ func (sd *seeder) run(ctx context.Context) {
 		select {
 		case <-sd.wake:
 		case <-t.C:
-			idle = sd.releaseIdle(idle)
+			sd.open.LeaveIdle()
 		case <-ctx.Done():
 			return
 		}

@@ -110,7 +110,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		MaxPrefetch: 32,
 		OnAnswer:    a.metrics.answered,
 		OnRegistry:  func(n int) { a.registryBytes.Add(int64(n)) },
-		Keep:        func(id piece.ID) { a.seeder.keep(id) },
+		Keep:        func(id piece.ID) { a.seeder.open.Add(id) },
 	}, a.disk)
 	a.seeder = newSeeder(a.disk, a.fetches)
 	a.images = newImages(a.fetches, store)

@@ -8,15 +8,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
-
-// maxSeeding bounds the whole blobs that are kept open for the swarm. The least
-// recently wanted is left; whoever wants it again opens it again.
-const maxSeeding = 256
 
 // announcer is the trackers, for what is complete.
 type announcer interface {
@@ -30,6 +26,7 @@ type seeder struct {
 	disk    *disk
 	fetches *fetches
 	wake    chan struct{}
+	open    *seeding.Set // whole blobs, for the swarm
 
 	mu       sync.Mutex
 	peers    peers
@@ -38,7 +35,6 @@ type seeder struct {
 	added    []piece.ID // to be announced
 	wanted   []piece.ID // by peers, to be joined
 	asked    map[piece.ID]bool
-	joined   *lru.Cache[piece.ID, struct{}]
 }
 
 // maxHashed is how many blobs that came at once are announced with the hash of
@@ -51,10 +47,7 @@ const maxWanted = 1024
 
 func newSeeder(d *disk, fs *fetches) *seeder {
 	s := &seeder{disk: d, fetches: fs, wake: make(chan struct{}, 1), asked: map[piece.ID]bool{}}
-	var err error
-	if s.joined, err = lru.New[piece.ID, struct{}](maxSeeding); err != nil {
-		panic(err) // only for a size of 0
-	}
+	s.open = seeding.New(s.takes, s.leave)
 	return s
 }
 
@@ -79,12 +72,11 @@ func (s *seeder) blobAdded(id piece.ID) {
 func (s *seeder) blobGone(id piece.ID) {
 	s.mu.Lock()
 	announce, peers := s.announce, s.peers
-	was := s.joined.Remove(id)
 	s.mu.Unlock()
 	if announce != nil {
 		announce.Gone(id)
 	}
-	if was && peers != nil {
+	if s.open.Remove(id) && peers != nil {
 		peers.Leave(id)
 	}
 }
@@ -118,9 +110,8 @@ func (s *seeder) run(ctx context.Context, p peers, a announcer) {
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	tick := time.NewTicker(idleAfter)
+	tick := time.NewTicker(seeding.IdleAfter)
 	defer tick.Stop()
-	var idle map[piece.ID]bool
 	for {
 		s.mu.Lock()
 		added, wanted := s.added, s.wanted
@@ -135,43 +126,35 @@ func (s *seeder) run(ctx context.Context, p peers, a announcer) {
 		select {
 		case <-s.wake:
 		case <-tick.C:
-			idle = s.releaseIdle(p, idle)
+			s.open.LeaveIdle()
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// idleAfter is for how long, up to twice as much, a blob is open that nobody takes
-// anything of. What is open is not evicted.
-const idleAfter = 20 * time.Second
-
-// releaseIdle leaves those blobs of which nobody wanted anything the last time either.
-func (s *seeder) releaseIdle(p peers, idle map[piece.ID]bool) (now map[piece.ID]bool) {
-	now = map[piece.ID]bool{}
-	s.mu.Lock()
-	ids := s.joined.Keys()
-	s.mu.Unlock()
-	for _, id := range ids {
-		switch st, ok := p.Status(id); {
-		case ok && st.Useful > 0:
-		case idle[id]:
-			s.release(p, id)
-		default:
-			now[id] = true
-		}
+// takes reports whether a peer takes something of a blob, or may yet.
+func (s *seeder) takes(id piece.ID) bool {
+	p := s.swarm()
+	if p == nil {
+		return false
 	}
-	return now
+	st, _ := p.Status(id)
+	return st.Useful > 0
 }
 
-// release leaves a whole blob; a peer that wants it will have it opened again.
-func (s *seeder) release(p peers, id piece.ID) {
-	s.mu.Lock()
-	s.joined.Remove(id)
-	s.mu.Unlock()
-	if s.fetches.lookup(id) == nil {
+// leave leaves a whole blob; a peer that wants it will have it opened again.
+func (s *seeder) leave(id piece.ID) {
+	if p := s.swarm(); p != nil && s.fetches.lookup(id) == nil {
 		p.Leave(id)
 	}
+}
+
+// swarm returns the swarm, or nil before run.
+func (s *seeder) swarm() peers {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.peers
 }
 
 // tell announces a blob, with the hash of its sums if they are to be read.
@@ -206,30 +189,5 @@ func (s *seeder) join(ctx context.Context, id piece.ID, p peers) {
 		}
 		return
 	}
-	s.keep(id)
-}
-
-// keep counts a whole blob among those that are open for the swarm, and leaves
-// one of the longest kept if they are too many: one of which nobody takes anything.
-func (s *seeder) keep(id piece.ID) {
-	s.mu.Lock()
-	p := s.peers
-	var oldest []piece.ID
-	if !s.joined.Contains(id) && s.joined.Len() >= maxSeeding {
-		oldest = s.joined.Keys()[:16]
-	}
-	s.mu.Unlock()
-	if len(oldest) > 0 && p != nil {
-		out := oldest[0]
-		for _, old := range oldest {
-			if st, ok := p.Status(old); !ok || st.Useful == 0 {
-				out = old
-				break
-			}
-		}
-		s.release(p, out)
-	}
-	s.mu.Lock()
-	s.joined.Add(id, struct{}{})
-	s.mu.Unlock()
+	s.open.Add(id)
 }
