@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -193,8 +194,9 @@ func (s *server) settled(ctx context.Context, d digest.Digest) (origin.Info, err
 }
 
 // written notes that a blob is where the home h says, and unpins it when nothing
-// else needs it here.
-func (s *server) written(ctx context.Context, d digest.Digest, h home) error {
+// else needs it here; or that writing it there ended with an error, which it returns.
+// What was deleted meanwhile does not stay behind in either case.
+func (s *server) written(ctx context.Context, d digest.Digest, h home, failed error) error {
 	unlock := s.records.lock(d)
 	defer unlock()
 	r, err := s.records.get(d)
@@ -206,7 +208,12 @@ func (s *server) written(ctx context.Context, d digest.Digest, h home) error {
 		i = slices.IndexFunc(r.Homes, func(o home) bool { return o.Backend == h.Backend && o.Key == h.Key })
 	}
 	if i < 0 { // deleted while it was being written
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eraseWithin)
+		defer cancel()
 		return s.erase(ctx, h, d)
+	}
+	if failed != nil {
+		return failed
 	}
 	r.Homes[i].Written = true
 	if err := s.putRecord(ctx, r); err != nil {
@@ -218,6 +225,10 @@ func (s *server) written(ctx context.Context, d digest.Digest, h home) error {
 	}
 	return nil
 }
+
+// eraseWithin is how long an origin that stops takes at most to remove what nothing
+// else will know of.
+const eraseWithin = 5 * time.Second
 
 // unpin lets a blob be evicted. Its digest is locked.
 func (s *server) unpin(ctx context.Context, d digest.Digest) {

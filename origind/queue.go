@@ -250,12 +250,17 @@ func (q *queue) writeTo(ctx context.Context, r *record, h home) error {
 		return err
 	}
 	defer blob.Close()
+	return q.s.written(ctx, r.Digest, h, q.copy(ctx, b, r, h, blob))
+}
+
+// copy writes a blob to a backend that does not have it, and then its record.
+func (q *queue) copy(ctx context.Context, b fetcher.Backend, r *record, h home, blob *content.Blob) error {
 	if !q.there(ctx, b, r, h) {
 		start := time.Now()
-		if _, err = b.Write(ctx, h.Key, id.Size, newChecked(blob)); err != nil {
+		if _, err := b.Write(ctx, h.Key, r.Size, newChecked(blob)); err != nil {
 			return err
 		}
-		q.s.metrics.wrote(id.Size, time.Since(start))
+		q.s.metrics.wrote(r.Size, time.Since(start))
 	}
 	told := *r
 	told.Homes = []home{h}
@@ -264,10 +269,8 @@ func (q *queue) writeTo(ctx context.Context, r *record, h home) error {
 	if err != nil {
 		return err
 	}
-	if _, err := b.Write(ctx, recordKey(r.Digest), int64(len(text)), bytes.NewReader(text)); err != nil {
-		return err
-	}
-	return q.s.written(ctx, r.Digest, h)
+	_, err = b.Write(ctx, recordKey(r.Digest), int64(len(text)), bytes.NewReader(text))
+	return err
 }
 
 // there reports whether the backend has the blob already, from another push, or
