@@ -110,6 +110,7 @@ type (
 		Conn    ConnID
 		Peer    wire.Hello
 		Inbound bool
+		RTT     time.Duration // round trip on an idle network; 0: not known
 	}
 	// EvDialFailed: ActDial did not lead to EvConnected.
 	EvDialFailed struct{ Node, Addr string }

@@ -323,7 +323,7 @@ func (n *Node) connected(c *nodeConn) {
 	c.spoke.Store(c.since.UnixNano())
 	n.wg.Go(c.write)
 	n.wg.Go(c.read)
-	n.step(EvConnected{c.id, c.peer, c.inbound})
+	n.step(EvConnected{c.id, c.peer, c.inbound, roundTrip(c.nc)})
 }
 
 // disconnected takes leave of a connection whose goroutines have ended.

@@ -27,7 +27,8 @@ type PeerConfig struct {
 	// Default: two thirds of MaxConns, at most 16.
 	DialConns int
 	// Window is how many pieces are downloaded at once, over all blobs, at
-	// moderate speed; it grows with the bandwidth when pieces are small. Peers that are
+	// moderate speed; it grows with the bandwidth when pieces are small, and by what
+	// travels meanwhile when peers are far. Peers that are
 	// slower than others have a request each beside it.
 	// Default 8.
 	Window int

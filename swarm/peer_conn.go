@@ -57,6 +57,7 @@ type conn struct {
 	queue       int           // the last reported load, when, without our own
 	queueAt     time.Duration
 	took        time.Duration // how long its pieces take, smoothed; 0: none has come
+	rtt         time.Duration // round trip; 0: not known
 	attempts    []*attempt    // in order of their beginning
 	ghosts      int           // blocks that may still come although we took the request back
 	owed        time.Duration // since when it owes us something and was silent
@@ -237,7 +238,7 @@ func (p *Peer) onConnected(ev EvConnected) {
 	}
 	n := p.node(ev.Peer.Node)
 	c := &conn{
-		id: ev.Conn, node: n, hello: ev.Peer, inbound: ev.Inbound, since: p.now,
+		id: ev.Conn, node: n, hello: ev.Peer, inbound: ev.Inbound, since: p.now, rtt: min(ev.RTT, maxRTT),
 		byID: make(map[piece.ID]*link), theirs: make(map[wire.Handle]*link),
 		heard: p.now, spoke: p.now, idle: p.now, owed: never, depth: minDepth, sumBytes: sumsBurst, sumAt: p.now,
 	}

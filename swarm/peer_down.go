@@ -21,6 +21,9 @@ const (
 	// pieces are small; it covers the round trip and what the driver takes.
 	windowTime = 30 * time.Millisecond
 
+	// maxRTT bounds what round trips add to the windows.
+	maxRTT = 500 * time.Millisecond
+
 	// patienceFor is how long stalls are found later after one that was none.
 	patienceFor = 30 * time.Second
 
@@ -35,6 +38,7 @@ type downlink struct {
 	active   int           // attempts and AnyPiece requests, but for those at slow peers
 	busy     time.Duration // when it was last seen that something comes; see help
 	took     time.Duration // how long a piece takes in the middle; 0: none has come
+	rtt      time.Duration // round trip to those that pieces come from, smoothed
 }
 
 // slowFactor: a peer whose pieces take so many times as long as those of all is
@@ -50,6 +54,7 @@ func (p *Peer) time(a *attempt) {
 		return
 	}
 	d, c := p.now-a.began, a.l.c
+	p.down.rtt += (c.rtt - p.down.rtt) / 8
 	if c.took == 0 {
 		c.took = d
 	}
@@ -98,9 +103,13 @@ func (a *attempt) from(l *link) *attempt {
 // block returns the length of the blob's blocks but the last.
 func (b *blob) block() int { return int(min(piece.MaxBlock, b.id.Length())) }
 
+// travelling returns how many bytes are on their way while a request and its answer
+// travel: they are asked for beyond what waits at the peers.
+func (p *Peer) travelling() int { return int(p.down.meter.rate * p.down.rtt.Seconds()) }
+
 // window returns how many blocks may be outstanding, over all connections.
 func (p *Peer) window() int {
-	w := 2 * p.cfg.Window
+	w := 2*p.cfg.Window + p.travelling()/piece.MinLength
 	if r := p.down.meter.rate; r > 0 {
 		w = max(w, int(r*windowTime.Seconds())/piece.MaxBlock)
 		w = min(w, max(2, int(r)/piece.MaxBlock)) // a second's worth on a slow link
@@ -115,7 +124,7 @@ func (p *Peer) mayStart(b *blob, window int) bool {
 	}
 	length := b.id.Length()
 	per := int((length + piece.MaxBlock - 1) / piece.MaxBlock)
-	pieces := p.cfg.Window
+	pieces := p.cfg.Window + min(p.travelling()/int(length), 2*p.cfg.Window)
 	if w := window / per; w > 2*pieces {
 		pieces = w
 	}

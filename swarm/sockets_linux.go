@@ -1,9 +1,11 @@
 package swarm
 
 import (
+	"crypto/tls"
 	"net"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,6 +40,28 @@ func tune(nc net.Conn) {
 		}
 	})
 }
+
+// roundTrip returns the shortest round trip that the kernel has seen on a connection,
+// or 0 if it does not tell.
+func roundTrip(nc net.Conn) (rtt time.Duration) {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	_, raw := rawTCP(nc)
+	if raw == nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil && info.Min_rtt < noRTT {
+			rtt = time.Duration(info.Min_rtt) * time.Microsecond
+		}
+	})
+	return rtt
+}
+
+// noRTT is the kernel's answer when it has seen none: all bits set.
+const noRTT = 1<<32 - 1
 
 // congestionControl returns what is to be used where cc is. BBR takes the bursts
 // that a limited link lets through for its bandwidth, and sends at that: over a

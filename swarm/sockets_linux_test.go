@@ -2,10 +2,12 @@ package swarm
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,6 +30,20 @@ func tcpPair(t *testing.T) (a, b *net.TCPConn) {
 	}
 	t.Cleanup(func() { x.Close(); y.Close() })
 	return x.(*net.TCPConn), y.(*net.TCPConn)
+}
+
+// A round trip over loopback is known, and short.
+func TestRoundTrip(t *testing.T) {
+	a, b := tcpPair(t)
+	for _, nc := range []net.Conn{a, b, tls.Client(a, &tls.Config{InsecureSkipVerify: true})} {
+		if rtt := roundTrip(nc); rtt <= 0 || rtt > time.Second {
+			t.Errorf("round trip of %T: %v", nc, rtt)
+		}
+	}
+	c, _ := net.Pipe()
+	if rtt := roundTrip(c); rtt != 0 {
+		t.Errorf("round trip of a pipe: %v", rtt)
+	}
 }
 
 // A receiver that waited for a block waits for one byte afterwards, gets what

