@@ -39,8 +39,8 @@ type PeerConfig struct {
 	// a further request is answered with Busy. Default 6.
 	UpQueue int
 	// HaveDelay is the time between two announcements of pieces of a blob, each to
-	// some of its peers; what comes meanwhile is collected. It is down to a tenth of
-	// that at high speed. Default 20 ms.
+	// some of its peers; what comes meanwhile is collected. It is down to a twentieth of
+	// that at high speed. Default 40 ms.
 	HaveDelay time.Duration
 	// StallAfter is how long a peer that owes us blocks may be silent before they
 	// are asked from another; more on slow links. Default 1.5 s.
@@ -81,7 +81,7 @@ func (c PeerConfig) withDefaults() PeerConfig {
 	if c.Memory <= 0 {
 		c.Memory = 64 << 20
 	}
-	dur(&c.HaveDelay, 20*time.Millisecond)
+	dur(&c.HaveDelay, 40*time.Millisecond)
 	dur(&c.StallAfter, 1500*time.Millisecond)
 	dur(&c.IdleAfter, 30*time.Second)
 	dur(&c.BanFor, 10*time.Minute)

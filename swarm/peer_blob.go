@@ -569,11 +569,11 @@ func (p *Peer) flushHaves(l *link) {
 // haveDelay returns how long announcements are collected: for about three
 // pieces at the present speed, within bounds.
 func (p *Peer) haveDelay(b *blob) time.Duration {
-	d := p.cfg.HaveDelay
-	if r := p.down.meter.rate; r > 0 {
-		d = min(d, max(d/10, time.Duration(3*float64(b.id.Length())/r*1e9)))
+	d, r := p.cfg.HaveDelay, p.down.meter.rate
+	if r == 0 {
+		return d / 2 // the first pieces are news for all
 	}
-	return d
+	return min(d, max(d/20, time.Duration(3*float64(b.id.Length())/r*1e9)))
 }
 
 // onLost: a piece that was there is not.
