@@ -818,7 +818,7 @@ func (x *Announce) GetSumsHash() []byte {
 }
 
 // Inventory is as many Announces of COMPLETE as it has blobs: what a node has when
-// it connects.
+// it connects. Towards the limit of a batch it counts one more than it has blobs.
 type Inventory struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blobs         *Blobs                 `protobuf:"bytes,1,opt,name=blobs,proto3" json:"blobs,omitempty"`
