@@ -750,14 +750,15 @@ func (st *state) noSpace(err error) error {
 // reserve allocates the blob's space if there is enough, so that the disk cannot
 // be full in the middle and the data are in few extents. If there would be
 // enough only after eviction, it leaves that to the writes, since a size is only
-// a claim until the blob is proven. If not even then, it says so now.
+// a claim until the blob is proven. If not even then, it says so now. In memory
+// nothing is allocated: tmpfs would clear all of it first, with the download waiting.
 func (st *state) reserve() error {
 	free, _, err := st.s.space()
 	if err != nil {
 		return err
 	}
 	need := st.missing()
-	if free >= need {
+	if free >= need && !st.s.memory {
 		err := unix.Fallocate(int(st.f.Fd()), 0, 0, st.id.Size)
 		if err == nil || !isNoSpace(err) {
 			return nil // a file system may not know how

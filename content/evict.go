@@ -380,6 +380,12 @@ func (s *Store) space() (free, total int64, err error) {
 	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
 }
 
+// inMemory reports whether a directory is on a tmpfs.
+func inMemory(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && st.Type == unix.TMPFS_MAGIC
+}
+
 // allocated returns the bytes that a file takes on disk.
 func allocated(p string) int64 {
 	var st unix.Stat_t

@@ -376,6 +376,7 @@ func TestRun(t *testing.T) {
 func TestIdleSpaceComesBack(t *testing.T) {
 	root := smallDisk(t, 16<<20)
 	s := openStore(t, Config{Root: root, FreeFloor: -1})
+	s.memory = false // as on a disk
 	id, data := testBlob(t, piece.SHA256, 10<<20, 1)
 	sums := sumsOf(t, id, data)
 	b := mustBlob(t, s, id, true)

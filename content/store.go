@@ -97,6 +97,7 @@ type Store struct {
 	files  fileCache
 	syncs  sync.Map // directory → *dirSync
 	dirs   sync.Map // directories known to exist
+	memory bool     // the root is on a tmpfs
 
 	refs ingests
 
@@ -178,6 +179,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 			return nil, err
 		}
 	}
+	s.memory = inMemory(cfg.Root)
 	if err := s.oneFileSystem(); err != nil {
 		return nil, err
 	}
