@@ -150,15 +150,6 @@ func (s *server) log(r state.Report) {
 	}
 }
 
-// announced returns how many announcements are in a batch.
-func announced(m *trackerpb.FromAgent) int {
-	n := len(m.Announces)
-	for _, v := range m.Inventory {
-		n += v.GetBlobs().Len()
-	}
-	return n
-}
-
 func elements(m *trackerpb.ToAgent) int {
 	n := 1 + len(m.Sums) + len(m.Verdicts) + len(m.Commands) + len(m.Lookups)
 	for _, e := range m.Enough {
@@ -386,7 +377,7 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 		if first {
 			close(hello)
 		}
-		if blobs -= announced(m); blobs <= 0 {
+		if blobs -= m.Announced(); blobs <= 0 {
 			arrived()
 		}
 	}
@@ -428,7 +419,7 @@ func entitled(ctx context.Context, h *trackerpb.Hello) error {
 
 // take gives a batch to the machine, after the Hello if it is the first.
 func (s *server) take(st *stream, m *trackerpb.FromAgent, h *trackerpb.Hello, first bool) error {
-	if announced(m) > bulkBatch && len(m.Wants) == 0 {
+	if m.Announced() > bulkBatch && len(m.Wants) == 0 {
 		s.bulk.Lock()
 		defer s.bulk.Unlock()
 	}

@@ -119,6 +119,15 @@ func (v *Inventory) SumsHash(i int) []byte {
 	return h
 }
 
+// Announced returns how many blobs the batch announces.
+func (m *FromAgent) Announced() int {
+	n := len(m.Announces)
+	for _, v := range m.Inventory {
+		n += v.GetBlobs().Len()
+	}
+	return n
+}
+
 func checkText(what, s string, min, max int) error {
 	if len(s) < min || len(s) > max {
 		return fmt.Errorf("%s of %d bytes, want %d..%d: %w", what, len(s), min, max, ErrInvalid)
@@ -169,12 +178,9 @@ func CheckHello(h *Hello) error {
 // CheckBatch reports what is wrong with a FromAgent; its hello is not looked
 // at. After it every blob in the batch has a valid ID.
 func CheckBatch(m *FromAgent) error {
-	n := len(m.Announces) + len(m.Wants) + len(m.Unwants) + len(m.Progress) + len(m.Done) + len(m.Disproved) + len(m.Results) + len(m.NotHere)
+	n := m.Announced() + len(m.Inventory) + len(m.Wants) + len(m.Unwants) + len(m.Progress) + len(m.Done) + len(m.Disproved) + len(m.Results) + len(m.NotHere)
 	for _, r := range m.Results {
 		n += len(r.GetBlobs())
-	}
-	for _, v := range m.Inventory {
-		n += 1 + v.GetBlobs().Len()
 	}
 	if n > MaxBatch {
 		return fmt.Errorf("batch of %d elements, at most %d: %w", n, MaxBatch, ErrInvalid)

@@ -333,10 +333,7 @@ func (t *Tracker) close(a *agent) {
 }
 
 func (t *Tracker) batch(a *agent, b *trackerpb.FromAgent) {
-	t.announcing = len(b.Announces)
-	for _, v := range b.Inventory {
-		t.announcing += v.GetBlobs().Len()
-	}
+	t.announcing = b.Announced()
 	if t.announcing >= manyAtOnce {
 		t.busy = t.now
 	}
