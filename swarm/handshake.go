@@ -153,7 +153,7 @@ func (n *Node) reach(a ActDial) (*nodeConn, error) {
 				return nil, err
 			}
 		}
-		return n.shake(n.ctx, tls.Client(nc, cfg), a.Node, "")
+		return n.shake(n.ctx, tls.Client(&recordConn{Conn: nc}, cfg), a.Node, "")
 	}
 	return n.shake(n.ctx, nc, a.Node, "")
 }
@@ -170,7 +170,7 @@ func (n *Node) shake(ctx context.Context, nc net.Conn, expect, host string) (*no
 	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if inbound && n.cfg.TLS != nil {
-		nc = tls.Server(nc, n.cfg.TLS)
+		nc = tls.Server(&recordConn{Conn: nc}, n.cfg.TLS)
 	}
 	r := wire.NewReader(newReceiver(nc), buffer)
 	peer, err := n.exchange(ctx, nc, r, expect, inbound)

@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -163,12 +162,7 @@ func (c *nodeConn) cut() {
 
 // closeNow closes nc without a word. A tls.Conn's own Close would say one, and
 // wait for the socket to take it.
-func closeNow(nc net.Conn) {
-	if t, ok := nc.(*tls.Conn); ok {
-		nc = t.NetConn()
-	}
-	nc.Close()
-}
+func closeNow(nc net.Conn) { transport(nc).Close() }
 
 // stopReading has nothing more handed to the loop. c.mu is held.
 func (c *nodeConn) stopReading() {

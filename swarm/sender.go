@@ -1,10 +1,13 @@
 package swarm
 
 import (
+	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"sync"
 )
 
 // sender sends blocks over a connection. One goroutine uses it.
@@ -26,8 +29,9 @@ func (e *errLost) Unwrap() error { return e.err }
 // copySender reads a block into memory and writes it: for TLS, and wherever
 // sendfile cannot be used.
 type copySender struct {
-	w   io.Writer
-	buf []byte
+	w       io.Writer
+	records *recordConn // below w, if that is TLS
+	buf     []byte
 }
 
 func (s *copySender) block(bytes []byte, headLen int, b outBlock) error {
@@ -42,7 +46,13 @@ func (s *copySender) block(bytes []byte, headLen int, b outBlock) error {
 		}
 		return &errLost{true, err}
 	}
+	if s.records != nil {
+		s.records.hold()
+	}
 	_, err := s.w.Write(p)
+	if s.records != nil {
+		err = cmp.Or(err, s.records.flush())
+	}
 	return err
 }
 
@@ -62,5 +72,57 @@ func newSender(nc net.Conn) sender {
 	if s := newFileSender(nc); s != nil {
 		return s
 	}
-	return &copySender{w: nc}
+	s := &copySender{w: nc}
+	if t, ok := nc.(*tls.Conn); ok {
+		s.records, _ = t.NetConn().(*recordConn)
+	}
+	return s
+}
+
+// recordConn is the connection below a tls.Conn, which writes every record, 16 KiB
+// at most, with a system call of its own; here those of a block leave together. It
+// is safe for concurrent use, since a tls.Conn's reader may have to write too.
+type recordConn struct {
+	net.Conn
+
+	mu      sync.Mutex
+	holding bool
+	held    []byte
+}
+
+// hold has what is written from now on wait for flush.
+func (c *recordConn) hold() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.holding = true
+}
+
+// flush writes what was held back.
+func (c *recordConn) flush() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, err := c.Conn.Write(c.held)
+	c.holding, c.held = false, c.held[:0]
+	return err
+}
+
+// transport returns what is below TLS, if nc is that.
+func transport(nc net.Conn) net.Conn {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	if r, ok := nc.(*recordConn); ok {
+		nc = r.Conn
+	}
+	return nc
+}
+
+func (c *recordConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.holding {
+		c.held = append(c.held, p...)
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
 }

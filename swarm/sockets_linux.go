@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"crypto/tls"
 	"net"
 	"strings"
 	"syscall"
@@ -27,7 +26,7 @@ const (
 // tune sets up a socket for the swarm. What the kernel does not know or allow does
 // no harm.
 func tune(nc net.Conn) {
-	_, raw := rawTCP(nc)
+	_, raw := rawTCP(transport(nc))
 	if raw == nil {
 		return
 	}
@@ -44,10 +43,7 @@ func tune(nc net.Conn) {
 // roundTrip returns the shortest round trip that the kernel has seen on a connection,
 // or 0 if it does not tell.
 func roundTrip(nc net.Conn) (rtt time.Duration) {
-	if t, ok := nc.(*tls.Conn); ok {
-		nc = t.NetConn()
-	}
-	_, raw := rawTCP(nc)
+	_, raw := rawTCP(transport(nc))
 	if raw == nil {
 		return 0
 	}
