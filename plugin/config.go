@@ -70,7 +70,7 @@ type LimitsConfig struct {
 
 // WaitConfig is Config.Wait.
 type WaitConfig struct {
-	Find     config.Duration `toml:"find" comment:"To find out whether anybody could have a blob."`
+	Find     config.Duration `toml:"find" comment:"For a tracker that is connected to say whether anybody could have a blob. It answers in milliseconds, but in seconds when thousands of nodes ask at once. Default 5s."`
 	Stall    config.Duration `toml:"stall" comment:"Without a verified byte, while somebody could."`
 	Prefetch config.Duration `toml:"prefetch" comment:"A layer that is fetched ahead of containerd is abandoned when nothing of its image was opened for this long."`
 	Stop     config.Duration `toml:"stop" comment:"For running calls to end when the agent is stopped."`
@@ -88,7 +88,7 @@ func DefaultConfig() Config {
 		Authorize: "manifest",
 		Cache:     CacheConfig{Size: 32 << 30, FreeFloor: 0.20},
 		Wait: WaitConfig{
-			Find:     config.Duration(200 * time.Millisecond),
+			Find:     config.Duration(5 * time.Second),
 			Stall:    config.Duration(5 * time.Second),
 			Prefetch: config.Duration(time.Minute),
 			Stop:     config.Duration(10 * time.Second),

@@ -43,7 +43,7 @@ const (
 // server connects streams and the state machine.
 type server struct {
 	trackerpb.UnimplementedTrackerServer
-	ctx        context.Context // for logs
+	ctx        context.Context // done when the tracker stops
 	cluster    string
 	maxStreams int
 	wg         sync.WaitGroup // receivers
@@ -107,6 +107,9 @@ func (s *server) run(ctx context.Context) error {
 
 // step runs the machine and performs its actions. s.mu is held.
 func (s *server) step(ev state.Event) {
+	if s.ctx.Err() != nil {
+		return // streams end one by one now: the leases of the first are not to move to the others
+	}
 	now := time.Now()
 	for _, act := range s.machine.Step(now, ev) {
 		switch act := act.(type) {

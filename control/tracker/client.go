@@ -19,7 +19,8 @@ import (
 
 // Timing; control/PROTOCOL.md, "Timing".
 const (
-	answerTimeout    = 150 * time.Millisecond // for a Verdict after a Want
+	answerTimeout    = 150 * time.Millisecond // for a Verdict after a Want, before the second tracker is asked to grant
+	busyTimeout      = 5 * time.Second        // for one of a tracker that is connected, if no other has anything better to say
 	secondTimeout    = 40 * time.Millisecond  // for the second tracker, asked again because the first gave none
 	silenceTimeout   = 12 * time.Second       // nothing received: the tracker is dead
 	connectTimeout   = 5 * time.Second        // from dialling to Welcome
@@ -84,8 +85,8 @@ type Handler interface {
 	Share(id piece.ID, share uint16)
 	// SumsHash: the SHA-256 of the blob's proven sums.
 	SumsHash(id piece.ID, hash [32]byte)
-	// Verdict answers a Want, within 150 ms, and may come again when things
-	// change, until Unwant. (One that was on its way may still come after it.)
+	// Verdict answers a Want, at once if no tracker is connected and within 5 s in any
+	// case, and may come again when things change, until Unwant. (One that was on its way may still come after it.)
 	Verdict(id piece.ID, v Verdict)
 	// Command asks for something; answer with Client.Result. One of the same ID, which
 	// comes after a stream broke, asks for the same thing.

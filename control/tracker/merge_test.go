@@ -22,9 +22,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestMerge(t *testing.T) {
 	now := time.Unix(1000, 0)
 	pending := answer{until: now.Add(time.Millisecond)}
-	late := answer{until: now}
+	late, silent := answer{until: now}, answer{until: now.Add(answerTimeout - busyTimeout)}
 	wait := answer{kind: Wait, until: now.Add(time.Second)}
-	waited := answer{kind: Wait, until: now.Add(-answerTimeout)}
+	waited := answer{kind: Wait, until: now.Add(-busyTimeout)}
 	down, first := answer{kind: 99}, answer{kind: 98} // first: it is being connected with for the first time
 	sources, lease, nobody := answer{kind: Sources}, answer{kind: Lease}, answer{kind: Nobody}
 	for _, tt := range []struct {
@@ -33,11 +33,16 @@ func TestMerge(t *testing.T) {
 		want          VerdictKind // 0: nothing is told yet
 	}{
 		{"both down", down, down, Unreachable},
-		{"both late", late, late, Unreachable},
+		{"both silent", silent, silent, Unreachable},
+		{"both late", late, late, 0},
 		{"one down, one connecting", down, first, 0},
 		{"connecting and nobody", first, nobody, 0},
 		{"connecting and sources", first, sources, Sources},
-		{"one down, one late", down, late, Unreachable},
+		{"one down, one silent", down, silent, Unreachable},
+		{"one down, one late", down, late, 0},
+		{"one silent, one late", silent, late, 0},
+		{"late and pending", late, pending, 0},
+		{"late and wait", late, wait, Wait},
 		{"both pending", pending, pending, 0},
 		{"one down, one pending", down, pending, 0},
 		{"nobody and pending", nobody, pending, 0},
@@ -77,7 +82,11 @@ func TestMerge(t *testing.T) {
 		if b.want.verdict.Kind != tt.want {
 			t.Errorf("%s: got %v, want %v", tt.name, b.want.verdict.Kind, tt.want)
 		}
-		if tt.want == 0 && !next.Equal(pending.until) {
+		due := pending.until
+		if tt.first != pending && tt.second != pending && tt.first != first && tt.second != first {
+			due = late.until.Add(busyTimeout - answerTimeout)
+		}
+		if tt.want == 0 && !next.Equal(due) {
 			t.Errorf("%s: to be looked at again at %v", tt.name, next)
 		}
 	}

@@ -36,7 +36,7 @@ func (c *Client) silent(b *blob, l *link, now time.Time) bool {
 func (c *Client) merge(b *blob, now time.Time) (next time.Time) {
 	w := b.want
 	var sources, lease, nobody, pending bool
-	var wait time.Time
+	var wait, busy time.Time // busy: until when a tracker may still answer that is late
 	for _, l := range c.owners(b.id) {
 		a := w.answers[l]
 		if !l.up && l.status.Err == nil && w.at.Add(answerTimeout).After(now) {
@@ -53,6 +53,10 @@ func (c *Client) merge(b *blob, now time.Time) (next time.Time) {
 			if a.until.After(now) {
 				pending = true
 				next = earlier(next, a.until)
+			} else if due := a.until.Add(busyTimeout - answerTimeout); due.After(now) {
+				// All of a cluster's nodes may have asked at once. One after the other
+				// is told, and they are not to rush to upstream meanwhile.
+				busy = earlierSet(due, busy)
 			}
 		case Lease:
 			lease = true
@@ -61,7 +65,7 @@ func (c *Client) merge(b *blob, now time.Time) (next time.Time) {
 		case Nobody:
 			nobody = true
 		case Wait:
-			if due := a.until.Add(answerTimeout); due.After(now) {
+			if due := a.until.Add(busyTimeout); due.After(now) {
 				wait = earlier(wait, a.until)
 				next = earlier(next, due)
 			} else {
@@ -85,6 +89,8 @@ func (c *Client) merge(b *blob, now time.Time) (next time.Time) {
 		}
 	case nobody:
 		v.Kind = Nobody
+	case !busy.IsZero():
+		return earlier(next, busy)
 	default:
 		v.Kind = Unreachable
 	}

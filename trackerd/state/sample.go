@@ -124,13 +124,14 @@ const (
 // dialled, are passed over.
 func (t *Tracker) sample(members []member, n int, zone string, tell func(*agent)) {
 	outside := min(t.cfg.OutsideZone, n/2)
-	near := t.scratch[:0]
-	far := make([]*agent, 0, n)
+	near, far := t.near[:0], t.far[:0]
+	t.look++
 	look := func(m member) (done bool) {
 		a := t.agents[m.agent]
-		if a.mark == t.mark || a.hello.Addr == "" {
+		if a.mark == t.mark || a.looked == t.look || a.hello.Addr == "" {
 			return false
 		}
+		a.looked = t.look
 		if a.hello.Zone == zone {
 			if len(near) < n {
 				near = append(near, a)
@@ -148,19 +149,13 @@ func (t *Tracker) sample(members []member, n int, zone string, tell func(*agent)
 			}
 		}
 	} else {
-		seen := make(map[int]struct{}, maxProbes)
 		for range maxProbes {
-			i := t.rng.IntN(len(members))
-			if _, dup := seen[i]; dup {
-				continue
-			}
-			seen[i] = struct{}{}
-			if look(members[i]) {
+			if look(members[t.rng.IntN(len(members))]) {
 				break
 			}
 		}
 	}
-	t.scratch = near[:0]
+	t.near, t.far = near, far
 	far = far[:min(len(far), max(outside, n-len(near)))]
 	near = near[:min(len(near), n-len(far))]
 	for _, a := range near {
@@ -169,5 +164,6 @@ func (t *Tracker) sample(members []member, n int, zone string, tell func(*agent)
 	for _, a := range far {
 		tell(a)
 	}
-	clear(near)
+	clear(t.near)
+	clear(t.far)
 }

@@ -48,10 +48,11 @@ type Tracker struct {
 	actions []Action
 	out     map[*agent]*trackerpb.ToAgent
 
-	announcing int    // announcements in the batch that this Step takes in
-	mark       uint64 // of sampling, see fill
-	scratch    []*agent
-	full       string // the limit that was last reported
+	announcing int      // announcements in the batch that this Step takes in
+	mark       uint64   // of sampling, see fill
+	look       uint64   // the same, see sample
+	near, far  []*agent // scratch memory of sample
+	full       string   // the limit that was last reported
 	stats      Stats
 }
 
@@ -67,6 +68,7 @@ type agent struct {
 	wants     int
 	unstarted int // leases held and not started
 	mark      uint64
+	looked    uint64
 	pb        [4]*trackerpb.Peer // by peer flags; made when first needed, then shared by all messages
 }
 

@@ -78,7 +78,7 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	c := &cluster{blobs: blobs}
+	c := &cluster{blobs: blobs, want: make(chan struct{}), answered: make(chan time.Time, agents)}
 	for g := range groups {
 		c.batches = append(c.batches, batches(g, blobs))
 	}
@@ -97,6 +97,11 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 		return nil, err
 	}
 	fmt.Printf("with nothing to do the tracker takes %.1f %% of a core\n", 100*idle)
+	answers, err := c.burst(ctx, agents)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Printf("all agents want one more blob at once: answered after %.0f ms at p10, %.0f at p50, %.0f at most\n", 1e3*benchkit.Percentile(answers, 10), 1e3*benchkit.Median(answers), 1e3*benchkit.Percentile(answers, 100))
 	rss, peak, err := harness.Resident(t.cmd.Process.Pid)
 	if err != nil {
 		return nil, err
@@ -126,6 +131,8 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 	f.Add("refill_s", refill.Seconds())
 	f.Add("refill_tracker_cpu_s", cpu.Seconds())
 	f.Add("idle_tracker_cpu", idle)
+	f.Add("burst_p50_ms", 1e3*benchkit.Median(answers))
+	f.Add("burst_max_ms", 1e3*benchkit.Percentile(answers, 100))
 	f.Add("rss_mib", float64(max(rss, rss2)>>20))
 	f.Add("peak_rss_mib", float64(max(peak, peak2)>>20))
 	return f, nil
@@ -173,6 +180,29 @@ type cluster struct {
 	blobs   int
 	batches [][]*message // by group
 	live    atomic.Int64 // streams
+
+	want     chan struct{}  // closed when all agents are to want a blob
+	answered chan time.Time // when each of them was told what to expect
+}
+
+// burst has all agents want a new blob, as those of a daemon set's new version do,
+// and returns how many seconds each waited for the tracker's verdict. It can be
+// called once.
+func (c *cluster) burst(ctx context.Context, agents int) ([]float64, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	begin := time.Now()
+	close(c.want)
+	var took []float64
+	for range agents {
+		select {
+		case at := <-c.answered:
+			took = append(took, at.Sub(begin).Seconds())
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%d of %d agents were told about a blob: %w", len(took), agents, ctx.Err())
+		}
+	}
+	return took, nil
 }
 
 // agent keeps a stream up, as a node's agent does, until ctx is done.
@@ -215,11 +245,40 @@ func (c *cluster) session(ctx context.Context, i int) bool {
 	for _, m := range c.batches[i%groups] {
 		_ = stream.SendMsg(m.encoded(stream))
 	}
-	for err == nil {
-		_, err = stream.Recv()
+	done := make(chan struct{})
+	defer close(done)
+	select {
+	case <-c.want: // before this stream
+	default:
+		go func() {
+			select {
+			case <-done:
+			case <-c.want:
+				_ = stream.Send(&trackerpb.FromAgent{Wants: []*trackerpb.Want{{Blob: trackerpb.FromID(wanted), Waiting: true, Grant: true, Seq: 1}}})
+			}
+		}()
 	}
-	return true
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return true
+		}
+		for range m.Verdicts {
+			select {
+			case c.answered <- time.Now():
+			default: // news for one that was answered
+			}
+		}
+	}
 }
+
+// wanted is what everybody wants at once.
+var wanted = func() piece.ID {
+	id := piece.ID{Alg: piece.SHA256, Size: 50 << 20}
+	sum := sha256.Sum256([]byte("wanted"))
+	copy(id.Sum[:], sum[:])
+	return id
+}()
 
 // trackerd is the tracker's process.
 type trackerd struct {
