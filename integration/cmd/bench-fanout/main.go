@@ -141,7 +141,7 @@ func measure(ctx context.Context, o options, s scenario) (rs []result, err error
 	for i := range s.N {
 		n, err := c.NewNode(fmt.Sprintf("n%d", i), harness.NodeOptions{
 			Trackers: []string{b.server.Tracker},
-			Agent:    map[string]string{"log_level": `"warn"`, "unpack": "false", "wait.find": `"5s"`},
+			Agent:    map[string]string{"log_level": `"warn"`, "unpack": "false"},
 			// In memory: disks are not what is measured. Deleted blobs are seeded on for a while.
 			Disk: int64(o.runs+1)*s.Size + 64<<20,
 			// There are more machines than processors: each has a part of one.
