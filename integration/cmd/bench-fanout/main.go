@@ -141,9 +141,10 @@ func measure(ctx context.Context, o options, s scenario) (rs []result, err error
 	for i := range s.N {
 		n, err := c.NewNode(fmt.Sprintf("n%d", i), harness.NodeOptions{
 			Trackers: []string{b.server.Tracker},
-			Agent:    map[string]string{"log_level": `"warn"`, "unpack": "false"},
-			// In memory: disks are not what is measured. Deleted blobs are seeded on for a while.
-			Disk: int64(o.runs+1)*s.Size + 64<<20,
+			// Of what was deleted only the last blob is kept: memory is short.
+			Agent: map[string]string{"log_level": `"warn"`, "unpack": "false", "cache.size": fmt.Sprintf(`"%d"`, s.Size)},
+			// In memory: disks are not what is measured.
+			Disk: 2*s.Size + 64<<20,
 			// There are more machines than processors: each has a part of one.
 			Env: []string{"GOMAXPROCS=1"},
 		})
