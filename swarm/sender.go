@@ -29,9 +29,8 @@ func (e *errLost) Unwrap() error { return e.err }
 // copySender reads a block into memory and writes it: for TLS, and wherever
 // sendfile cannot be used.
 type copySender struct {
-	w       io.Writer
-	records *recordConn // below w, if that is TLS
-	buf     []byte
+	w   io.Writer
+	buf []byte
 }
 
 func (s *copySender) block(bytes []byte, headLen int, b outBlock) error {
@@ -46,13 +45,7 @@ func (s *copySender) block(bytes []byte, headLen int, b outBlock) error {
 		}
 		return &errLost{true, err}
 	}
-	if s.records != nil {
-		s.records.hold()
-	}
 	_, err := s.w.Write(p)
-	if s.records != nil {
-		err = cmp.Or(err, s.records.flush())
-	}
 	return err
 }
 
@@ -72,16 +65,29 @@ func newSender(nc net.Conn) sender {
 	if s := newFileSender(nc); s != nil {
 		return s
 	}
-	s := &copySender{w: nc}
 	if t, ok := nc.(*tls.Conn); ok {
-		s.records, _ = t.NetConn().(*recordConn)
+		if r, ok := t.NetConn().(*recordConn); ok {
+			return &copySender{w: recordWriter{t, r}}
+		}
 	}
-	return s
+	return &copySender{w: nc}
 }
 
-// recordConn is the connection below a tls.Conn, which writes every record, 16 KiB
-// at most, with a system call of its own; here those of a block leave together. It
-// is safe for concurrent use, since a tls.Conn's reader may have to write too.
+// recordWriter writes to a tls.Conn, which sends every record, 16 KiB at most, with a
+// system call of its own; here those of one Write leave together.
+type recordWriter struct {
+	tls   *tls.Conn
+	below *recordConn
+}
+
+func (w recordWriter) Write(p []byte) (int, error) {
+	w.below.hold()
+	n, err := w.tls.Write(p)
+	return n, cmp.Or(err, w.below.flush())
+}
+
+// recordConn is the connection below a tls.Conn. It is safe for concurrent use, since
+// a tls.Conn's reader may have to write too.
 type recordConn struct {
 	net.Conn
 
@@ -106,6 +112,16 @@ func (c *recordConn) flush() error {
 	return err
 }
 
+func (c *recordConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.holding {
+		c.held = append(c.held, p...)
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
 // transport returns what is below TLS, if nc is that.
 func transport(nc net.Conn) net.Conn {
 	if t, ok := nc.(*tls.Conn); ok {
@@ -115,14 +131,4 @@ func transport(nc net.Conn) net.Conn {
 		nc = r.Conn
 	}
 	return nc
-}
-
-func (c *recordConn) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.holding {
-		c.held = append(c.held, p...)
-		return len(p), nil
-	}
-	return c.Conn.Write(p)
 }

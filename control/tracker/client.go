@@ -85,8 +85,9 @@ type Handler interface {
 	Share(id piece.ID, share uint16)
 	// SumsHash: the SHA-256 of the blob's proven sums.
 	SumsHash(id piece.ID, hash [32]byte)
-	// Verdict answers a Want, at once if no tracker is connected and within 5 s in any
-	// case, and may come again when things change, until Unwant. (One that was on its way may still come after it.)
+	// Verdict answers a Want, within 5 s, or 150 ms if no tracker is connected, and
+	// may come again when things change, until Unwant. (One that was on its way may
+	// still come after it.)
 	Verdict(id piece.ID, v Verdict)
 	// Command asks for something; answer with Client.Result. One of the same ID, which
 	// comes after a stream broke, asks for the same thing.

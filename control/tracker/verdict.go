@@ -36,7 +36,7 @@ func (c *Client) silent(b *blob, l *link, now time.Time) bool {
 func (c *Client) merge(b *blob, now time.Time) (next time.Time) {
 	w := b.want
 	var sources, lease, nobody, pending bool
-	var wait, busy time.Time // busy: until when a tracker may still answer that is late
+	var wait, busy time.Time // busy: when to give up one that is late
 	for _, l := range c.owners(b.id) {
 		a := w.answers[l]
 		if !l.up && l.status.Err == nil && w.at.Add(answerTimeout).After(now) {
@@ -56,7 +56,7 @@ func (c *Client) merge(b *blob, now time.Time) (next time.Time) {
 			} else if due := a.until.Add(busyTimeout - answerTimeout); due.After(now) {
 				// All of a cluster's nodes may have asked at once. One after the other
 				// is told, and they are not to rush to upstream meanwhile.
-				busy = earlierSet(due, busy)
+				busy = earlier(busy, due)
 			}
 		case Lease:
 			lease = true

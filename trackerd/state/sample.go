@@ -125,13 +125,13 @@ const (
 func (t *Tracker) sample(members []member, n int, zone string, tell func(*agent)) {
 	outside := min(t.cfg.OutsideZone, n/2)
 	near, far := t.near[:0], t.far[:0]
-	t.look++
+	t.looks++
 	look := func(m member) (done bool) {
 		a := t.agents[m.agent]
-		if a.mark == t.mark || a.looked == t.look || a.hello.Addr == "" {
+		if a.mark == t.mark || a.looked == t.looks || a.hello.Addr == "" {
 			return false
 		}
-		a.looked = t.look
+		a.looked = t.looks
 		if a.hello.Zone == zone {
 			if len(near) < n {
 				near = append(near, a)

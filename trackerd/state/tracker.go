@@ -50,7 +50,7 @@ type Tracker struct {
 
 	announcing int      // announcements in the batch that this Step takes in
 	mark       uint64   // of sampling, see fill
-	look       uint64   // the same, see sample
+	looks      uint64   // the same, see sample
 	near, far  []*agent // scratch memory of sample
 	full       string   // the limit that was last reported
 	stats      Stats

@@ -209,7 +209,7 @@ func (b *bench) run(ctx context.Context, i int) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Each node allocates the whole blob on its disk at once.
+	// The nodes' disks are in memory, and empty.
 	if err := benchkit.WarmMemory(b.Size * int64(b.N)); err != nil {
 		return nil, err
 	}

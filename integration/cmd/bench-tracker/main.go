@@ -166,9 +166,7 @@ func batches(group, blobs int) (ms []*message) {
 		if i >= blobs/2 {
 			name = fmt.Sprint(group, " ", i)
 		}
-		sum := sha256.Sum256([]byte(name))
-		id := piece.ID{Alg: piece.SHA256, Size: 50 << 20}
-		copy(id.Sum[:], sum[:])
+		id := blobID(name)
 		hash := sha256.Sum256(id.Sum[:])
 		m.Inventory[0].Add(id, &hash)
 	}
@@ -273,12 +271,14 @@ func (c *cluster) session(ctx context.Context, i int) bool {
 }
 
 // wanted is what everybody wants at once.
-var wanted = func() piece.ID {
+var wanted = blobID("wanted")
+
+func blobID(name string) piece.ID {
 	id := piece.ID{Alg: piece.SHA256, Size: 50 << 20}
-	sum := sha256.Sum256([]byte("wanted"))
+	sum := sha256.Sum256([]byte(name))
 	copy(id.Sum[:], sum[:])
 	return id
-}()
+}
 
 // trackerd is the tracker's process.
 type trackerd struct {
