@@ -55,8 +55,7 @@ func newFanout(t *testing.T, seed uint64, zones ...string) *fanout {
 	ctx, c := newCluster(t, 2*time.Minute)
 	e := &env{ctx: ctx, c: c, tracker: get(c.NewTracker(ctx, "tracker", nil))(t)}
 	f := &fanout{T: t, env: e, lost: map[*harness.Node]bool{}}
-	f.origin = get(c.NewOrigin(ctx, "origin", f.tracker.Listen))(t)
-	must(t, c.Shape(f.origin.Host, 4*swarmRate))
+	f.origin = get(c.NewOrigin(ctx, "origin", f.tracker.Listen, 4*swarmRate))(t)
 	img, path, err := benchkit.RandomImage(c.Dir, swarmBlob, seed)
 	must(t, err)
 	f.digest, f.data = img.Layers[0], path

@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/control/tracker"
 )
 
 // Origin is a `capelin origind` on a host of its own.
@@ -20,16 +23,21 @@ type Origin struct {
 	proc *Process
 }
 
-// NewOrigin makes a host and starts an origin on it.
-func (c *Cluster) NewOrigin(ctx context.Context, name, tracker string) (*Origin, error) {
+// NewOrigin makes a host whose link has a rate, in bytes per second each way (0: as
+// fast as it goes), starts an origin on it, and waits until the tracker knows it.
+func (c *Cluster) NewOrigin(ctx context.Context, name, trackerAddr string, rate int64) (*Origin, error) {
 	h, err := c.NewHost(name)
 	if err != nil {
+		return nil, err
+	}
+	// First: what a link has under way when it is shaped is lost.
+	if err := c.Shape(h, rate); err != nil {
 		return nil, err
 	}
 	o := &Origin{Host: h, Listen: h.Addr + ":7480"}
 	config := filepath.Join(h.Dir, "origind.toml")
 	toml := fmt.Sprintf("root = %q\nlisten = %q\nmetrics = \"\"\nnode = %q\ntrackers = [%q]\ninsecure = true\n[swarm]\nlisten = %q\n[cache]\nfree_floor = -1.0\n",
-		filepath.Join(h.Dir, "data"), o.Listen, name, tracker, h.Addr+":7481")
+		filepath.Join(h.Dir, "data"), o.Listen, name, trackerAddr, h.Addr+":7481")
 	if err := os.WriteFile(config, []byte(toml), 0o644); err != nil {
 		return nil, err
 	}
@@ -40,7 +48,24 @@ func (c *Cluster) NewOrigin(ctx context.Context, name, tracker string) (*Origin,
 	if o.proc, err = h.Start("origind", nil, nil, bin, "origind", "--config", config); err != nil {
 		return nil, err
 	}
-	return o, o.proc.await(ctx, o.accepts(o.Listen))
+	if err := o.proc.await(ctx, o.accepts(o.Listen)); err != nil {
+		return nil, err
+	}
+	control, err := tracker.NewControl(tracker.ControlConfig{
+		Trackers: []string{trackerAddr},
+		Dial:     func(ctx context.Context, addr string) (net.Conn, error) { return o.DialContext(ctx, "tcp", addr) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close() //nolint:errcheck // it has no say any more
+	return o, o.proc.await(ctx, func(ctx context.Context) error {
+		nodes, err := control.Nodes(ctx)
+		if err == nil && !slices.ContainsFunc(nodes, func(n tracker.Node) bool { return n.Name == name }) {
+			err = fmt.Errorf("the tracker %s does not know it", trackerAddr)
+		}
+		return err
+	})
 }
 
 // Kill ends it with SIGKILL.
