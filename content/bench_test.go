@@ -156,7 +156,7 @@ func BenchmarkAnswers(b *testing.B) {
 				if ctx.Err() != nil {
 					break
 				}
-				bl.WritePiece(i, sums, pieceOf(big, bigData, i))
+				bl.WritePiece(piece.NewClaim(sums, i, pieceOf(big, bigData, i)))
 				time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second * time.Duration(big.Length()) / 300e6)))
 			}
 			bl.st.checkpoint()
@@ -223,7 +223,7 @@ func BenchmarkWritePiece(b *testing.B) {
 				for w := range 2 {
 					wg.Go(func() {
 						for i := w; i < id.Pieces(); i += 2 {
-							if err := bl.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+							if err := bl.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
 								b.Error(err)
 							}
 						}

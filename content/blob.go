@@ -574,18 +574,17 @@ func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// WritePiece verifies a piece, given in consecutive parts, against sums, and
-// writes it. Afterwards it counts. Bytes that do not match are
-// piece.ErrMismatch, and so are sums that contradict the list that counts. A
-// piece that counts already is not written again. The caller must not change
-// sums or data meanwhile. Calls for different pieces run in parallel; nothing is
+// WritePiece verifies a claim, unless that was done, and writes the piece.
+// Afterwards it counts. Bytes that do not match are piece.ErrMismatch, and so are
+// sums that contradict the list that counts. A piece that counts already is not
+// written again. The caller must not change sums or data meanwhile. Calls for different pieces run in parallel; nothing is
 // synced here. A full disk is [ErrNoSpace], after evicting what may be evicted.
-func (b *Blob) WritePiece(i int, sums *piece.Sums, data ...[]byte) error {
-	st := b.st
+func (b *Blob) WritePiece(c *piece.Claim) error {
+	st, i, sums := b.st, c.Piece(), c.Sums()
 	if sums.ID() != st.id {
 		return fmt.Errorf("sums of %s for piece %d of %s: %w", sums.ID(), i, st.id, piece.ErrMismatch)
 	}
-	if err := sums.Verify(i, data...); err != nil {
+	if err := c.Verify(); err != nil {
 		return err
 	}
 	ok, err := b.claim(i)
@@ -597,7 +596,7 @@ func (b *Blob) WritePiece(i int, sums *piece.Sums, data ...[]byte) error {
 		defer st.mu.Unlock()
 		return st.accept(i, sums)
 	}
-	err = st.write(i, data)
+	err = st.write(i, c.Data())
 	st.mu.Lock()
 	st.unclaim(i)
 	if err == nil {

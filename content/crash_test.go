@@ -90,7 +90,7 @@ func crashChild() {
 						if n == id.Pieces()/2 && rnd.IntN(2) == 0 {
 							break
 						}
-						fail(b.WritePiece(p, sums, pieceOf(id, data, p)))
+						fail(b.WritePiece(piece.NewClaim(sums, p, pieceOf(id, data, p))))
 						if rnd.IntN(4) == 0 {
 							fail(b.st.checkpoint())
 						}

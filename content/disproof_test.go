@@ -113,7 +113,7 @@ func TestContradiction(t *testing.T) {
 			}
 			b.st.proven = tt.proven // as a partial whose Complete could not finish
 			for _, i := range tt.pieces {
-				if err := b.WritePiece(i, tt.sums, pieceOf(id, tt.swarm, i)); err != nil {
+				if err := b.WritePiece(piece.NewClaim(tt.sums, i, pieceOf(id, tt.swarm, i))); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -180,28 +180,28 @@ func TestAdopt(t *testing.T) {
 	b := mustBlob(t, s, id, true)
 	defer b.Close()
 	for _, i := range []int{1, 3, 4, 9} {
-		if err := b.WritePiece(i, falseSums, pieceOf(id, wrong, i)); err != nil {
+		if err := b.WritePiece(piece.NewClaim(falseSums, i, pieceOf(id, wrong, i))); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := b.st.checkpoint(); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.WritePiece(5, sums, pieceOf(id, data, 5)); !errors.Is(err, piece.ErrMismatch) {
+	if err := b.WritePiece(piece.NewClaim(sums, 5, pieceOf(id, data, 5))); !errors.Is(err, piece.ErrMismatch) {
 		t.Errorf("a piece of another list: %v", err)
 	}
 	dropped, err := b.Adopt(sums)
 	if err != nil || fmt.Sprint(dropped) != "[3 4 9]" {
 		t.Errorf("dropped %v, %v", dropped, err)
 	}
-	if err := b.WritePiece(5, falseSums, pieceOf(id, wrong, 5)); !errors.Is(err, piece.ErrMismatch) {
+	if err := b.WritePiece(piece.NewClaim(falseSums, 5, pieceOf(id, wrong, 5))); !errors.Is(err, piece.ErrMismatch) {
 		t.Errorf("a piece of the old list: %v", err)
 	}
 	if got := b.st.onDisk.Count(); got != 4 {
 		t.Errorf("the map on disk covers %d pieces", got)
 	}
 	// Before new bytes go over old ones, the map must not cover them any more.
-	if err := b.WritePiece(3, sums, pieceOf(id, data, 3)); err != nil {
+	if err := b.WritePiece(piece.NewClaim(sums, 3, pieceOf(id, data, 3))); err != nil {
 		t.Fatal(err)
 	}
 	r, err := readRecord(s.partialPath(id, ".map"), kindMap, id)
@@ -209,7 +209,7 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("the map on disk covers %v, %v", r.have.Words(), err)
 	}
 	for i := range id.Pieces() {
-		if err := b.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+		if err := b.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -234,7 +234,7 @@ func TestListGrows(t *testing.T) {
 	for _, n := range []int{1, 4, 3, 10} {
 		l := piece.NewSums(id)
 		l.Append(sums.Range(0, n))
-		if err := b.WritePiece(n-1, l, pieceOf(id, data, n-1)); err != nil {
+		if err := b.WritePiece(piece.NewClaim(l, n-1, pieceOf(id, data, n-1))); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -74,7 +74,7 @@ func TestEvictionByBytes(t *testing.T) {
 	p, pdata := testBlob(t, piece.SHA256, 500_000, 9)
 	pb := mustBlob(t, s, p, true)
 	for i := range 7 { // of 8; its bytes count, not its size
-		if err := pb.WritePiece(i, sumsOf(t, p, pdata), pieceOf(p, pdata, i)); err != nil {
+		if err := pb.WritePiece(piece.NewClaim(sumsOf(t, p, pdata), i, pieceOf(p, pdata, i))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -185,14 +185,14 @@ func TestDrop(t *testing.T) {
 	sums := sumsOf(t, id, data)
 	b := mustBlob(t, s, id, true)
 	b2 := mustBlob(t, s, id, true)
-	b.WritePiece(0, sums, pieceOf(id, data, 0))
+	b.WritePiece(piece.NewClaim(sums, 0, pieceOf(id, data, 0)))
 	b.st.checkpoint()
 	changed := b2.Changed()
 	if err := b.Drop(); err != nil {
 		t.Fatal(err)
 	}
 	<-changed
-	if err := b2.WritePiece(1, sums, pieceOf(id, data, 1)); !errors.Is(err, ErrDropped) {
+	if err := b2.WritePiece(piece.NewClaim(sums, 1, pieceOf(id, data, 1))); !errors.Is(err, ErrDropped) {
 		t.Errorf("writing to a dropped blob: %v", err)
 	}
 	if s.Presence(id) != Absent || len(places(t, root, id)) != 0 {
@@ -263,7 +263,7 @@ func TestDiskFull(t *testing.T) {
 	// evicted for it.
 	huge, hugeData := testBlob(t, piece.SHA256, 5_000_000, 8)
 	b := mustBlob(t, s, huge, true)
-	err := b.WritePiece(0, sumsOf(t, huge, hugeData), pieceOf(huge, hugeData, 0))
+	err := b.WritePiece(piece.NewClaim(sumsOf(t, huge, hugeData), 0, pieceOf(huge, hugeData, 0)))
 	if !errors.Is(err, ErrNoSpace) || !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), huge.Hex()) || !strings.Contains(err.Error(), "5000000 bytes to come") {
 		t.Errorf("a blob larger than the disk: %v", err)
 	}
@@ -283,7 +283,7 @@ func TestDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := b.Have().NextClear(0); i >= 0; i = b.Have().NextClear(0) {
-		if err := b.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+		if err := b.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -339,13 +339,13 @@ func TestRun(t *testing.T) {
 		id, data := testBlob(t, piece.SHA256, 300_000, 1)
 		sums := sumsOf(t, id, data)
 		b := mustBlob(t, s, id, true)
-		b.WritePiece(1, sums, pieceOf(id, data, 1))
+		b.WritePiece(piece.NewClaim(sums, 1, pieceOf(id, data, 1)))
 		time.Sleep(2 * checkpointEvery)
 		r, err := readRecord(s.partialPath(id, ".map"), kindMap, id)
 		if err != nil || !r.have.Has(1) || r.have.Count() != 1 {
 			t.Errorf("no map: %v", err)
 		}
-		b.WritePiece(2, sums, pieceOf(id, data, 2))
+		b.WritePiece(piece.NewClaim(sums, 2, pieceOf(id, data, 2)))
 		b.Close()
 		synctest.Wait()
 		r, err = readRecord(s.partialPath(id, ".map"), kindMap, id)
@@ -381,7 +381,7 @@ func TestIdleSpaceComesBack(t *testing.T) {
 	sums := sumsOf(t, id, data)
 	b := mustBlob(t, s, id, true)
 	for _, i := range []int{3, 70} {
-		if err := b.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+		if err := b.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
 			t.Fatal(err)
 		}
 	}

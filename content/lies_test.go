@@ -57,7 +57,7 @@ func TestLies(t *testing.T) {
 			switch rnd.IntN(12) {
 			case 0, 1, 2, 3:
 				i := rnd.IntN(id.Pieces())
-				err := b.WritePiece(i, list(), pieceOf(id, contents[rnd.IntN(len(contents))], i))
+				err := b.WritePiece(piece.NewClaim(list(), i, pieceOf(id, contents[rnd.IntN(len(contents))], i)))
 				expect("WritePiece", err, piece.ErrMismatch, piece.ErrInvalid)
 			case 4, 5, 6:
 				if a == nil {

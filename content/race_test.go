@@ -54,7 +54,7 @@ func TestEverybodyAtOnce(t *testing.T) {
 				b := mustBlob(t, s, id, true)
 				defer b.Close()
 				for _, i := range rnd.Perm(id.Pieces()) {
-					if err := b.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+					if err := b.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
 						t.Error(err)
 						return
 					}
@@ -111,7 +111,7 @@ func TestWipeUnderPieces(t *testing.T) {
 				for {
 					missing := 0
 					for i := range id.Pieces() {
-						switch err := b.WritePiece(i, sums, pieceOf(id, data, i)); {
+						switch err := b.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); {
 						case errors.Is(err, piece.ErrMismatch):
 							missing++ // the false list counts still
 						case err != nil:
@@ -128,7 +128,7 @@ func TestWipeUnderPieces(t *testing.T) {
 		wg.Wait()
 		for !b.Have().Full() { // those that the wipe took
 			for i := range id.Pieces() {
-				if err := b.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+				if err := b.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -199,7 +199,7 @@ func TestChurn(t *testing.T) {
 						continue
 					}
 					for _, p := range rnd.Perm(id.Pieces()) {
-						if err := b.WritePiece(p, sums[i], pieceOf(id, blobs[i], p)); err != nil && !errors.Is(err, ErrDropped) {
+						if err := b.WritePiece(piece.NewClaim(sums[i], p, pieceOf(id, blobs[i], p))); err != nil && !errors.Is(err, ErrDropped) {
 							t.Error(err)
 						}
 					}

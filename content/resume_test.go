@@ -56,7 +56,7 @@ func TestResume(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				if err := b.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+				if err := b.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -94,7 +94,7 @@ func TestResume(t *testing.T) {
 			}
 			b = mustBlob(t, s, id, true)
 			for i := range id.Pieces() {
-				if err := b.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+				if err := b.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -184,7 +184,7 @@ func TestPowerCuts(t *testing.T) {
 			switch rnd.IntN(4) {
 			case 0:
 				i := rnd.IntN(id.Pieces())
-				if err := b.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+				if err := b.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
 					t.Fatal(err)
 				}
 			case 1:
@@ -333,7 +333,7 @@ func TestOpeningFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := mustBlob(t, s, id, true)
-	b.WritePiece(3, sumsOf(t, id, data), pieceOf(id, data, 3))
+	b.WritePiece(piece.NewClaim(sumsOf(t, id, data), 3, pieceOf(id, data, 3)))
 	b.Close()
 	s.Close()
 	reboot(t)

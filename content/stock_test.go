@@ -141,7 +141,7 @@ func testQuarantine(t *testing.T, heal bool) {
 		// It arrives anew, over a restart, and replaces the wrong one.
 		b := mustBlob(t, s, id, true)
 		sums := sumsOf(t, id, data)
-		b.WritePiece(0, sums, pieceOf(id, data, 0))
+		b.WritePiece(piece.NewClaim(sums, 0, pieceOf(id, data, 0)))
 		b.Close()
 		s.Close()
 		s = openStore(t, Config{Root: root, Observer: rec})
@@ -275,7 +275,7 @@ func TestAdoptIngest(t *testing.T) {
 			b := mustBlob(t, s, id, true)
 			defer b.Close()
 			for _, i := range tt.before {
-				if err := b.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+				if err := b.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -352,12 +352,12 @@ func TestStockWriterMeetsTheSwarm(t *testing.T) {
 	id2, data2 := testBlob(t, piece.SHA256, 200_000, 2)
 	b := mustBlob(t, s, id2, true)
 	sums := sumsOf(t, id2, data2)
-	b.WritePiece(0, sums, pieceOf(id2, data2, 0))
+	b.WritePiece(piece.NewClaim(sums, 0, pieceOf(id2, data2, 0)))
 	if err := write(data2, "import-2"); err != nil {
 		t.Fatal(err)
 	}
 	for i := 1; i < id2.Pieces(); i++ {
-		if err := b.WritePiece(i, sums, pieceOf(id2, data2, i)); err != nil {
+		if err := b.WritePiece(piece.NewClaim(sums, i, pieceOf(id2, data2, i))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -377,7 +377,7 @@ func TestStockWriterMeetsTheSwarm(t *testing.T) {
 	liar := id3
 	liar.Size = 300_000
 	lb := mustBlob(t, s, liar, true)
-	if err := lb.WritePiece(0, sumsFor(liar, sumsOf(t, id3, data3)), pieceOf(id3, data3, 0)); err != nil {
+	if err := lb.WritePiece(piece.NewClaim(sumsFor(liar, sumsOf(t, id3, data3)), 0, pieceOf(id3, data3, 0))); err != nil {
 		t.Fatal(err)
 	}
 	lb.Close()

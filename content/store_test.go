@@ -93,7 +93,7 @@ func fetch(t testing.TB, s *Store, id piece.ID, data []byte) *Blob {
 	b := mustBlob(t, s, id, true)
 	sums := sumsOf(t, id, data)
 	for i := id.Pieces() - 1; i >= 0; i-- {
-		if err := b.WritePiece(i, sums, pieceOf(id, data, i)); err != nil {
+		if err := b.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -135,7 +135,7 @@ func TestPiecesInAnyOrder(t *testing.T) {
 		sums := sumsOf(t, id, data)
 		bad := bytes.Clone(pieceOf(id, data, 2))
 		bad[7] ^= 1
-		if err := b.WritePiece(2, sums, bad); !errors.Is(err, piece.ErrMismatch) || b.Have().Has(2) {
+		if err := b.WritePiece(piece.NewClaim(sums, 2, bad)); !errors.Is(err, piece.ErrMismatch) || b.Have().Has(2) {
 			t.Errorf("a wrong piece: %v", err)
 		}
 		for i := id.Pieces() - 1; i >= 0; i-- {
@@ -144,7 +144,7 @@ func TestPiecesInAnyOrder(t *testing.T) {
 			}
 			changed := b.Changed()
 			p := pieceOf(id, data, i)
-			if err := b.WritePiece(i, sums, p[:len(p)/2], p[len(p)/2:]); err != nil {
+			if err := b.WritePiece(piece.NewClaim(sums, i, p[:len(p)/2], p[len(p)/2:])); err != nil {
 				t.Fatal(err)
 			}
 			<-changed
@@ -185,7 +185,7 @@ func TestPiecesInAnyOrder(t *testing.T) {
 			t.Errorf("the file after two renames: %v", err)
 		}
 		b.Close()
-		if err := b.WritePiece(0, sums, pieceOf(id, data, 0)); !errors.Is(err, ErrClosed) {
+		if err := b.WritePiece(piece.NewClaim(sums, 0, pieceOf(id, data, 0))); !errors.Is(err, ErrClosed) {
 			t.Errorf("after Close: %v", err)
 		}
 
@@ -227,7 +227,7 @@ func TestAppendAndSwarmShareTheWork(t *testing.T) {
 	sums := sumsOf(t, id, data)
 	b := mustBlob(t, s, id, true)
 	defer b.Close()
-	if err := b.WritePiece(5, sums, pieceOf(id, data, 5)); err != nil {
+	if err := b.WritePiece(piece.NewClaim(sums, 5, pieceOf(id, data, 5))); err != nil {
 		t.Fatal(err)
 	}
 	a, err := b.Append(0)

@@ -224,7 +224,7 @@ func (s *script) deliver(id piece.ID, b *scripted) error {
 		return err
 	}
 	for i := range b.pieces {
-		if err := blob.WritePiece(i, sums, b.data[id.Offset(i):][:id.PieceSize(i)]); err != nil {
+		if err := blob.WritePiece(piece.NewClaim(sums, i, b.data[id.Offset(i):][:id.PieceSize(i)])); err != nil {
 			return fmt.Errorf("delivering: %w", err)
 		}
 	}

@@ -126,7 +126,7 @@ type Node struct {
 	hello wire.Hello
 	mail  mailbox
 	msgs  chan inbound
-	work  chan *job
+	work  chan unit
 	wg    sync.WaitGroup
 	// summing holds a token for each blob whose sums are being computed: half of
 	// Workers at once.
@@ -140,7 +140,8 @@ type Node struct {
 	conns    map[ConnID]*nodeConn
 	lastConn ConnID
 	blobs    map[piece.ID]*nodeBlob
-	ready    []*job      // that the workers have no room for yet
+	ready    []*job      // for the workers
+	fed      int         // units that they have
 	storing  int64       // bytes in jobs
 	touched  []*nodeConn // that something was queued for since their writers were told
 	stopping bool
@@ -214,7 +215,7 @@ func newNode(cfg NodeConfig, m machine) (*Node, error) {
 		hello:     hello,
 		mail:      mailbox{wake: make(chan struct{}, 1)},
 		msgs:      make(chan inbound, msgQueue),
-		work:      make(chan *job, 2*cfg.Workers),
+		work:      make(chan unit, 2*cfg.Workers),
 		summing:   make(chan struct{}, (cfg.Workers+1)/2),
 		admission: admission{hosts: make(map[string]int)},
 		peer:      m,

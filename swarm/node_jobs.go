@@ -14,12 +14,13 @@ import (
 type job struct {
 	blob  *nodeBlob
 	kind  jobKind
-	piece int
-	sums  *piece.Sums
-	data  [][]byte
-	bytes int64    // of data
-	hash  [32]byte // of data that did not verify
+	claim *piece.Claim // of jobStore
+	piece int          // of jobRecheck
+	sums  *piece.Sums  // of jobAdopt
+	bytes int64        // of claim
+	hash  [32]byte     // of a claim's data that did not verify
 	err   error
+	ends  bool // a worker is done with a unit when it is done with this
 }
 
 type jobKind uint8
@@ -32,17 +33,25 @@ const (
 	jobSums                    // the same
 )
 
+// data is what the job stores, if it stores anything.
+func (j *job) data() [][]byte {
+	if j.claim == nil {
+		return nil
+	}
+	return j.claim.Data()
+}
+
 func (k jobKind) alone() bool { return k >= jobAdopt }
 
 // submit queues a job behind those of its blob that it must not overtake.
 func (n *Node) submit(id piece.ID, j *job) {
 	b := n.blobs[id]
 	if b == nil {
-		recycle(j.data)
+		recycle(j.data())
 		return
 	}
 	j.blob = b
-	for _, d := range j.data {
+	for _, d := range j.data() {
 		j.bytes += int64(len(d))
 	}
 	n.storing += j.bytes
@@ -71,22 +80,38 @@ func (n *Node) advance(b *nodeBlob) {
 	n.feed()
 }
 
-// feed gives the workers as much as they take.
+// unit is what a worker does at once: a job, or two pieces, which are verified together
+// in little more than the time of one.
+type unit struct{ first, second *job }
+
+// feed gives the workers as much as they take. A lone job waits while a worker has
+// something to do, since it may get company until then.
 func (n *Node) feed() {
-	for len(n.ready) > 0 && !n.stopping {
-		select {
-		case n.work <- n.ready[0]:
+	for len(n.ready) > 0 && !n.stopping && n.fed < cap(n.work) && (n.fed == 0 || len(n.ready) > 1) {
+		u := unit{first: n.ready[0]}
+		n.ready[0] = nil
+		n.ready = n.ready[1:]
+		if len(n.ready) > 0 && u.first.kind == jobStore && n.ready[0].kind == jobStore {
+			u.second = n.ready[0]
 			n.ready[0] = nil
 			n.ready = n.ready[1:]
-		default:
-			return
 		}
+		n.fed++
+		n.work <- u
 	}
 }
 
 func (n *Node) worker() {
-	for j := range n.work {
-		n.run(j)
+	for u := range n.work {
+		if u.second == nil {
+			u.first.ends = true
+			n.run(u.first)
+			continue
+		}
+		piece.VerifyBoth(u.first.claim, u.second.claim)
+		u.second.ends = true
+		n.run(u.first)
+		n.run(u.second)
 	}
 }
 
@@ -95,16 +120,15 @@ func (n *Node) run(j *job) {
 	b := j.blob.blob
 	switch j.kind {
 	case jobStore:
-		j.err = b.WritePiece(j.piece, j.sums, j.data...)
+		j.err = b.WritePiece(j.claim)
 		if errors.Is(j.err, piece.ErrMismatch) {
 			h := sha256.New()
-			for _, d := range j.data {
+			for _, d := range j.data() {
 				h.Write(d)
 			}
 			h.Sum(j.hash[:0])
 		}
-		recycle(j.data)
-		j.data = nil
+		recycle(j.data())
 	case jobRecheck:
 		j.err = b.Recheck(j.piece)
 	case jobAdopt:
@@ -126,7 +150,7 @@ func (n *Node) run(j *job) {
 // drop forgets a job that was not begun.
 func (n *Node) drop(j *job) {
 	n.storing -= j.bytes
-	recycle(j.data)
+	recycle(j.data())
 	n.release(j.blob)
 }
 
@@ -135,6 +159,9 @@ func (n *Node) finished(j *job) {
 	b := j.blob
 	n.storing -= j.bytes
 	b.running--
+	if j.ends {
+		n.fed--
+	}
 	if j.kind.alone() {
 		b.alone = false
 	}
@@ -156,7 +183,7 @@ func (n *Node) outcome(j *job) {
 		} else if errors.Is(j.err, piece.ErrMismatch) {
 			n.total.Mismatched++
 		}
-		n.step(EvStored{ID: b.id, Piece: j.piece, Err: j.err, Hash: j.hash})
+		n.step(EvStored{ID: b.id, Piece: j.claim.Piece(), Err: j.err, Hash: j.hash})
 	case jobRecheck:
 		if j.err == nil {
 			n.step(EvIntact{b.id, j.piece})

@@ -174,7 +174,7 @@ func (n *Node) perform(actions []Action) {
 				c.send(a.Message)
 			}
 		case ActStore:
-			n.submit(a.ID, &job{kind: jobStore, piece: a.Piece, sums: a.Sums, data: a.Data})
+			n.submit(a.ID, &job{kind: jobStore, claim: piece.NewClaim(a.Sums, a.Piece, a.Data...)})
 		case ActRecheck:
 			n.submit(a.ID, &job{kind: jobRecheck, piece: a.Piece})
 		case ActAdopt:

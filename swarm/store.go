@@ -29,9 +29,9 @@ type Blob interface {
 	// Adopt makes sums the list that counts. It returns the stored pieces whose
 	// links differ in it, which are missing again.
 	Adopt(sums *piece.Sums) (dropped []int, err error)
-	// WritePiece verifies piece i, in consecutive parts, against sums and stores
-	// it. It keeps no reference to data. A mismatch is a piece.ErrMismatch.
-	WritePiece(i int, sums *piece.Sums, data ...[]byte) error
+	// WritePiece verifies a claim, unless that was done, and stores the piece. It
+	// keeps no reference to the data. A mismatch is a piece.ErrMismatch.
+	WritePiece(c *piece.Claim) error
 	// Recheck reads piece i from the disk and verifies it again; if that fails,
 	// it is missing.
 	Recheck(i int) error

@@ -122,6 +122,53 @@ func TestVerifyInAnyOrder(t *testing.T) {
 	}
 }
 
+// Two claims that are verified together have the outcomes that they have alone, whatever
+// they are, and however their data is cut.
+func TestVerifyBoth(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	var claims []func() *Claim
+	for _, alg := range []Algorithm{SHA256, SHA512} {
+		id, data := testBlob(t, alg, 4*MinLength+12345)
+		s := sumsOf(t, id, data)
+		short := NewSums(id)
+		if err := short.Append(s.Range(0, 2)); err != nil {
+			t.Fatal(err)
+		}
+		for i := range id.Pieces() {
+			p := data[id.Offset(i):][:id.PieceSize(i)]
+			bad := bytes.Clone(p)
+			bad[r.IntN(len(bad))] ^= 1
+			for _, s := range []*Sums{s, short} {
+				for _, data := range [][][]byte{
+					{p}, {p[:len(p)/2], p[len(p)/2:]}, {p[:len(p)/3], nil, p[len(p)/3:]}, {p[:64], p[64:192], p[192:]}, {p[1:]}, {bad}, {}, {nil},
+				} {
+					claims = append(claims, func() *Claim { return NewClaim(s, i, data...) })
+				}
+			}
+		}
+	}
+	kind := func(err error) error {
+		for _, k := range []error{ErrMismatch, ErrInvalid} {
+			if errors.Is(err, k) {
+				return k
+			}
+		}
+		return err
+	}
+	for i, c := range claims {
+		for j, d := range claims {
+			x, y := c(), d()
+			VerifyBoth(x, y)
+			if got, want := kind(x.Verify()), kind(c().Verify()); got != want {
+				t.Fatalf("%d with %d: %v, want %v", i, j, got, want)
+			}
+			if got, want := kind(y.Verify()), kind(d().Verify()); got != want {
+				t.Fatalf("%d after %d: %v, want %v", j, i, got, want)
+			}
+		}
+	}
+}
+
 // A chain that verifies link by link proves the digest, so it cannot verify for
 // other data: at least one link fails.
 func TestWrongSumsCannotProve(t *testing.T) {

@@ -128,27 +128,7 @@ func (s *Sums) Hash() [32]byte {
 // Verify reports whether data, in consecutive parts, is piece i according to
 // the list: nil, ErrMismatch, or ErrInvalid if the list does not reach piece i
 // yet. It hashes at the machine's speed and allocates no buffer.
-func (s *Sums) Verify(i int, data ...[]byte) error {
-	l, ok := s.link(i)
-	if !ok {
-		return fmt.Errorf("piece %d of %s has no sums: %w", i, s.id.Digest(), ErrInvalid)
-	}
-	n := 0
-	for _, d := range data {
-		n += len(d)
-	}
-	if n != s.id.PieceSize(i) {
-		return fmt.Errorf("piece %d of %s: %d bytes, want %d: %w", i, s.id.Digest(), n, s.id.PieceSize(i), ErrMismatch)
-	}
-	h := resume(s.id, i, l.from)
-	for _, d := range data {
-		h.Write(d)
-	}
-	if end(s.id, h, i == s.id.Pieces()-1) != l.to {
-		return fmt.Errorf("piece %d of %s: %w", i, s.id.Digest(), ErrMismatch)
-	}
-	return nil
-}
+func (s *Sums) Verify(i int, data ...[]byte) error { return NewClaim(s, i, data...).Verify() }
 
 // Hasher hashes a blob in order, from a piece's beginning, and yields the state
 // at each boundary it passes. It is how sums come into being.

@@ -264,15 +264,16 @@ func (b *Blob) Adopt(s *piece.Sums) (dropped []int, err error) {
 }
 
 // WritePiece implements swarm.Blob.
-func (b *Blob) WritePiece(i int, sums *piece.Sums, data ...[]byte) error {
+func (b *Blob) WritePiece(c *piece.Claim) error {
 	if err := b.fault("write"); err != nil {
 		return err
 	}
-	if err := sums.Verify(i, data...); err != nil {
+	if err := c.Verify(); err != nil {
 		return err
 	}
+	i, sums := c.Piece(), c.Sums()
 	off := b.id.Offset(i)
-	for _, d := range data {
+	for _, d := range c.Data() {
 		if err := b.writeAt(d, off); err != nil {
 			return err
 		}
