@@ -1,6 +1,7 @@
 // Command bench-swarm measures the swarm at the machine's speed: one agent that has a
 // blob and 1 to 32 agents that want it, all real processes that speak over one loopback
 // interface without any limit, plain or with TLS, with their blobs in memory or on a disk.
+// Beside it stands what the machine does at most, in the same run: the floor.
 //
 // The last line is all figures as key=value.
 package main
@@ -118,7 +119,15 @@ func run(ctx context.Context, o options) error {
 	all := map[string][]result{}
 	f := &benchkit.Figures{}
 	for _, s := range o.scenarios {
+		floors := s.String() + "_floor"
 		for i := range o.runs {
+			if !s.TLS && !s.Disk {
+				r, err := s.floor(ctx, uint64(i))
+				if err != nil {
+					return fmt.Errorf("%s: %w", floors, err)
+				}
+				all[floors] = append(all[floors], *r)
+			}
 			r, err := measure(ctx, s, uint64(i))
 			if err != nil {
 				return fmt.Errorf("%v: %w", s, err)
@@ -138,6 +147,15 @@ func run(ctx context.Context, o options) error {
 		f.Add(s.String()+"_mib_s", benchkit.Median(rate))
 		f.Add(s.String()+"_cpu_s_per_gib", benchkit.Median(cpu))
 		f.Add(s.String()+"_rss_mib", benchkit.Percentile(peak, 100))
+		if rs := all[floors]; rs != nil {
+			rate, cpu = nil, nil
+			for _, r := range rs {
+				rate, cpu = append(rate, r.Rate), append(cpu, r.CPU)
+			}
+			fmt.Fprintf(o.out, "%-12s       %7.0f MiB/s in all %.0f, %5.2f s of CPU per GiB\n", floors, benchkit.Median(rate), rate, benchkit.Median(cpu))
+			f.Add(floors+"_mib_s", benchkit.Median(rate))
+			f.Add(floors+"_cpu_s_per_gib", benchkit.Median(cpu))
+		}
 	}
 	fmt.Fprintln(o.out, f)
 	return benchkit.WriteJSON(o.json, map[string]any{"scenarios": all, "figures": f})

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/capelin-io/capelin/integration/benchkit"
+)
+
+// floor moves the same bytes to as many receivers in memory with nothing but what any
+// program has to do: sendfile to a connection over loopback, and at its other end read,
+// SHA-256 and write. All of it is one process: no piece is chosen, asked for or announced,
+// and nothing is switched between processes. It is how fast the machine is.
+func (s scenario) floor(ctx context.Context, seed uint64) (_ *result, err error) {
+	dir, err := os.MkdirTemp("/dev/shm", "capelin-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	_, path, err := benchkit.RandomImage(dir, s.Size, seed)
+	if err != nil {
+		return nil, err
+	}
+	if err := benchkit.WarmMemory(s.Size * int64(s.To)); err != nil {
+		return nil, err
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	defer ln.Close()
+	before, start := ownCPU(), time.Now()
+	g, _ := errgroup.WithContext(ctx)
+	for i := range s.To {
+		g.Go(func() error { return sendFile(ln, path) })
+		g.Go(func() error {
+			return receiveFile(ln.Addr().String(), filepath.Join(dir, fmt.Sprint(i)), s.Size)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	bytes := float64(s.Size) * float64(s.To)
+	return &result{
+		Rate: bytes / (1 << 20) / time.Since(start).Seconds(),
+		CPU:  (ownCPU() - before).Seconds() / (bytes / (1 << 30)),
+	}, nil
+}
+
+// sendFile sends a file to whoever connects next.
+func sendFile(ln net.Listener, path string) error {
+	c, err := ln.Accept()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(c, f) // with sendfile
+	return err
+}
+
+func receiveFile(addr, path string, size int64) error {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf, h := make([]byte, 128<<10), sha256.New()
+	for size > 0 {
+		n, err := io.ReadFull(c, buf[:min(int64(len(buf)), size)])
+		if err != nil {
+			return err
+		}
+		h.Write(buf[:n])
+		if _, err := f.Write(buf[:n]); err != nil {
+			return err
+		}
+		size -= int64(n)
+	}
+	return f.Close()
+}
+
+// ownCPU returns this process's processor time.
+func ownCPU() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		panic(err) // of a call that cannot fail
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
