@@ -110,10 +110,11 @@ type machine interface {
 // One goroutine, Run's loop, owns the Peer and everything that is not said to
 // be shared. Each connection has a reader, which decodes messages into pooled
 // buffers and hands them to the loop over a bounded channel, and a writer,
-// which empties the connection's queue. Workers verify and write pieces. Dials
-// and handshakes have a goroutine each. Everything but messages reaches the
-// loop through mail, which never blocks its sender, so the loop, which never
-// waits for any of them, and they cannot wait for each other.
+// which empties the connection's queue. Workers verify and write pieces, two at
+// once where there are two. Dials and handshakes have a goroutine each.
+// Everything but messages reaches the loop through mail, which never blocks its
+// sender, so the loop, which never waits for any of them, and they cannot wait
+// for each other.
 //
 // # Memory
 //
