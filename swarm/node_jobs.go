@@ -41,6 +41,9 @@ func (j *job) data() [][]byte {
 	return j.claim.Data()
 }
 
+// pairs reports whether the job is better done together with another.
+func (j *job) pairs() bool { return j.kind == jobStore && j.claim.Pairs() }
+
 func (k jobKind) alone() bool { return k >= jobAdopt }
 
 // submit queues a job behind those of its blob that it must not overtake.
@@ -84,18 +87,24 @@ func (n *Node) advance(b *nodeBlob) {
 // in little more than the time of one.
 type unit struct{ first, second *job }
 
-// feed gives the workers as much as they take. A lone job waits while a worker has
-// something to do, since it may get company until then.
+// feed gives the workers as much as they take. A piece that is alone waits while a worker
+// has something to do, since it may get company until then; what would win nothing by
+// company does not wait, such as a small blob.
 func (n *Node) feed() {
-	for len(n.ready) > 0 && !n.stopping && n.fed < cap(n.work) && (n.fed == 0 || len(n.ready) > 1) {
+	for len(n.ready) > 0 && !n.stopping && n.fed < cap(n.work) {
 		u := unit{first: n.ready[0]}
+		if u.first.pairs() {
+			if len(n.ready) == 1 && n.fed > 0 {
+				return
+			}
+			if len(n.ready) > 1 && n.ready[1].pairs() {
+				u.second = n.ready[1]
+				n.ready[0] = nil
+				n.ready = n.ready[1:]
+			}
+		}
 		n.ready[0] = nil
 		n.ready = n.ready[1:]
-		if len(n.ready) > 0 && u.first.kind == jobStore && n.ready[0].kind == jobStore {
-			u.second = n.ready[0]
-			n.ready[0] = nil
-			n.ready = n.ready[1:]
-		}
 		n.fed++
 		n.work <- u
 	}

@@ -52,7 +52,7 @@ func (c *Claim) Verify() error {
 // VerifyBoth verifies two claims, which are not the same one, where the processor can in
 // little more than the time that one takes.
 func VerifyBoth(c, d *Claim) {
-	if !c.plain() || !d.plain() || c.size() != d.size() {
+	if !c.Pairs() || !d.Pairs() || c.size() != d.size() {
 		c.Verify() //nolint:errcheck // the claim keeps it
 		d.Verify() //nolint:errcheck // likewise
 		return
@@ -81,10 +81,10 @@ func VerifyBoth(c, d *Claim) {
 	d.judge(y == state256(ld.to))
 }
 
-// plain reports whether a claim is yet to be verified, consists of whole blocks of
-// SHA-256, and stands between two states of the list: how a hash begins, and how the last
-// block is padded, is crypto/sha256's business.
-func (c *Claim) plain() bool {
+// Pairs reports whether VerifyBoth wins anything with this claim: it is yet to be
+// verified, consists of whole blocks of SHA-256, and stands between two states of the
+// list. How a hash begins, and how its last block is padded, is crypto/sha256's business.
+func (c *Claim) Pairs() bool {
 	if c.verified || c.sums.id.Alg != SHA256 || c.i == 0 || c.last() {
 		return false
 	}
