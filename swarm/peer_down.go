@@ -831,6 +831,7 @@ func (p *Peer) mismatch(b *blob, a *attempt, ev EvStored) {
 		case s.times < 3:
 		case equal < 2:
 			p.convict(p.node(s.name), b, i, errAlone)
+		case s.times < maxSuspects && b.untried(i): // somebody may contradict
 		default: // two insist, and nobody contradicts: rather without a swarm than without them
 			p.fail(b, fmt.Errorf("piece %d of %s: %d sources insist on it against the named sums: %w", i, b.id.Digest(), equal, piece.ErrMismatch))
 		}
@@ -848,9 +849,18 @@ func (p *Peer) mismatch(b *blob, a *attempt, ev EvStored) {
 		p.disproved(b, i)
 		return
 	}
-	// The tracker vouches for the list: two may have conspired, three are taken
-	// to be right, and the swarm is not one that can be joined.
-	if equal >= 3 {
-		p.fail(b, fmt.Errorf("piece %d of %s: three sources agree against the named sums: %w", i, b.id.Digest(), piece.ErrMismatch))
+	// The tracker vouches for the list: two may have conspired. Three are taken to be
+	// right if nobody can contradict, and as many as are kept in any case; then the swarm
+	// is not one that can be joined.
+	if equal >= 3 && (!b.untried(i) || equal >= maxSuspects) {
+		p.fail(b, fmt.Errorf("piece %d of %s: %d sources agree against the named sums: %w", i, b.id.Digest(), equal, piece.ErrMismatch))
 	}
+}
+
+// untried reports whether somebody could send piece i who has not sent it wrong.
+func (b *blob) untried(i int) bool {
+	return slices.ContainsFunc(b.links, func(l *link) bool {
+		return l.slot >= 0 && (l.complete || l.have.Has(i)) &&
+			!slices.ContainsFunc(b.suspects[i], func(s suspect) bool { return s.name == l.c.node.name })
+	})
 }

@@ -650,6 +650,36 @@ func TestPinnedSumsDisproved(t *testing.T) {
 	}
 }
 
+// With the list's hash known, liars who agree do not end the blob while somebody can
+// contradict them, even if they are asked first: it completes, and they are cut off.
+func TestPinnedSumsAgainstConspiracy(t *testing.T) {
+	l := newLab(t)
+	id := l.blob(2 * piece.MinLength)
+	a, o := l.add("a", PeerConfig{}), l.add("o", PeerConfig{})
+	o.seed(id)
+	o.slow = true
+	a.want(id)
+	a.step(EvSumsHash{id, l.sums[id].Hash()})
+	liars := []string{"x", "y", "z", "w"}
+	for _, n := range liars {
+		e := l.add(n, PeerConfig{})
+		e.seed(id)
+		e.corrupt = 1
+	}
+	a.named(id, append(liars, "o")...)
+	l.pass(time.Second)
+	if len(a.failed) > 0 {
+		t.Fatalf("failed with %v although o has not said anything", a.failed)
+	}
+	o.slow = false
+	o.release()
+	a.release()
+	l.pass(10 * time.Second)
+	if a.complete != 1 || len(a.failed) > 0 {
+		t.Errorf("complete: %d, failed with %v", a.complete, a.failed)
+	}
+}
+
 // A download that is resumed with a wrong list, from before a restart, comes to
 // the right one: the named one, or a source's.
 func TestResumeWithWrongSums(t *testing.T) {
