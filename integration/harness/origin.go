@@ -58,7 +58,7 @@ func (c *Cluster) NewOrigin(ctx context.Context, name, trackerAddr string, rate 
 	if err != nil {
 		return nil, err
 	}
-	defer control.Close() //nolint:errcheck // it has no say any more
+	defer control.Close()
 	return o, o.proc.await(ctx, func(ctx context.Context) error {
 		nodes, err := control.Nodes(ctx)
 		if err == nil && !slices.ContainsFunc(nodes, func(n tracker.Node) bool { return n.Name == name }) {

@@ -149,7 +149,7 @@ type message struct {
 	msg  grpc.PreparedMsg
 }
 
-func (m *message) encoded(s grpc.Stream) *grpc.PreparedMsg {
+func (m *message) encoded(s grpc.ClientStream) *grpc.PreparedMsg {
 	m.once.Do(func() {
 		if err := m.msg.Encode(s, m.FromAgent); err != nil {
 			panic(err) // of our own making
