@@ -577,8 +577,9 @@ func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
 // WritePiece verifies a claim, unless that was done, and writes the piece.
 // Afterwards it counts. Bytes that do not match are piece.ErrMismatch, and so are
 // sums that contradict the list that counts. A piece that counts already is not
-// written again. The caller must not change sums or data meanwhile. Calls for different pieces run in parallel; nothing is
-// synced here. A full disk is [ErrNoSpace], after evicting what may be evicted.
+// written again. The caller must not change sums or data meanwhile. Calls for
+// different pieces run in parallel; nothing is synced here. A full disk is
+// [ErrNoSpace], after evicting what may be evicted.
 func (b *Blob) WritePiece(c *piece.Claim) error {
 	st, i, sums := b.st, c.Piece(), c.Sums()
 	if sums.ID() != st.id {

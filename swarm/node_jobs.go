@@ -92,19 +92,17 @@ type unit struct{ first, second *job }
 // company does not wait, such as a small blob.
 func (n *Node) feed() {
 	for len(n.ready) > 0 && !n.stopping && n.fed < cap(n.work) {
-		u := unit{first: n.ready[0]}
+		u, jobs := unit{first: n.ready[0]}, 1
 		if u.first.pairs() {
-			if len(n.ready) == 1 && n.fed > 0 {
+			switch {
+			case len(n.ready) > 1 && n.ready[1].pairs():
+				u.second, jobs = n.ready[1], 2
+			case len(n.ready) == 1 && n.fed > 0:
 				return
 			}
-			if len(n.ready) > 1 && n.ready[1].pairs() {
-				u.second = n.ready[1]
-				n.ready[0] = nil
-				n.ready = n.ready[1:]
-			}
 		}
-		n.ready[0] = nil
-		n.ready = n.ready[1:]
+		clear(n.ready[:jobs])
+		n.ready = n.ready[jobs:]
 		n.fed++
 		n.work <- u
 	}

@@ -678,6 +678,16 @@ func TestPinnedSumsAgainstConspiracy(t *testing.T) {
 	if a.complete != 1 || len(a.failed) > 0 {
 		t.Errorf("complete: %d, failed with %v", a.complete, a.failed)
 	}
+	var convicted []string
+	for _, r := range a.reports {
+		if r.Kind == ReportConvicted {
+			convicted = append(convicted, r.Node)
+		}
+	}
+	slices.Sort(convicted)
+	if want := []string{"w", "x", "y", "z"}; !slices.Equal(convicted, want) {
+		t.Errorf("cut off: %v, want %v", convicted, want)
+	}
 }
 
 // A download that is resumed with a wrong list, from before a restart, comes to

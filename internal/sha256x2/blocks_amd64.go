@@ -1,7 +1,7 @@
 package sha256x2
 
-// available: the processor has the SHA extensions, and SSSE3 and SSE4.1.
-var available = func() bool {
+// Available reports whether the processor has the SHA extensions, and SSSE3 and SSE4.1.
+var Available = func() bool {
 	const ssse3, sse41, sha = 1 << 9, 1 << 19, 1 << 29
 	if leaves, _, _, _ := cpuid(0, 0); leaves < 7 {
 		return false

@@ -37,16 +37,16 @@ func (c *Claim) Verify() error {
 		return c.err
 	}
 	l, err := c.link()
-	if err == nil {
-		h := resume(c.sums.id, c.i, l.from)
-		for _, d := range c.data {
-			h.Write(d)
-		}
-		c.judge(end(c.sums.id, h, c.last()) == l.to)
-		return c.err
+	if err != nil {
+		c.verified, c.err = true, err
+		return err
 	}
-	c.verified, c.err = true, err
-	return err
+	h := resume(c.sums.id, c.i, l.from)
+	for _, d := range c.data {
+		h.Write(d)
+	}
+	c.judge(end(c.sums.id, h, c.last()) == l.to)
+	return c.err
 }
 
 // VerifyBoth verifies two claims, which are not the same one, where the processor can in
@@ -81,11 +81,11 @@ func VerifyBoth(c, d *Claim) {
 	d.judge(y == state256(ld.to))
 }
 
-// Pairs reports whether VerifyBoth wins anything with this claim: it is yet to be
-// verified, consists of whole blocks of SHA-256, and stands between two states of the
-// list. How a hash begins, and how its last block is padded, is crypto/sha256's business.
+// Pairs reports whether VerifyBoth wins anything with this claim: the processor can, and
+// the claim is yet to be verified, consists of whole blocks of SHA-256, and stands between
+// two states of the list. How a hash begins, and how its last block is padded, is crypto/sha256's business.
 func (c *Claim) Pairs() bool {
-	if c.verified || c.sums.id.Alg != SHA256 || c.i == 0 || c.last() {
+	if !sha256x2.Available || c.verified || c.sums.id.Alg != SHA256 || c.i == 0 || c.last() {
 		return false
 	}
 	for _, d := range c.data {

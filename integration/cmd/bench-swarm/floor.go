@@ -9,12 +9,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/capelin-io/capelin/integration/benchkit"
+	"github.com/capelin-io/capelin/integration/harness"
 )
 
 // floor moves the same bytes to as many receivers in memory with nothing but what any
@@ -39,8 +39,14 @@ func (s scenario) floor(ctx context.Context, seed uint64) (_ *result, err error)
 		return nil, err
 	}
 	defer ln.Close()
-	before, start := ownCPU(), time.Now()
-	g, _ := errgroup.WithContext(ctx)
+	before, err := harness.ProcessCPU(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	stop := context.AfterFunc(gctx, func() { ln.Close() }) // nobody waits for who does not come
+	defer stop()
+	start := time.Now()
 	for i := range s.To {
 		g.Go(func() error { return sendFile(ln, path) })
 		g.Go(func() error {
@@ -50,11 +56,12 @@ func (s scenario) floor(ctx context.Context, seed uint64) (_ *result, err error)
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	bytes := float64(s.Size) * float64(s.To)
-	return &result{
-		Rate: bytes / (1 << 20) / time.Since(start).Seconds(),
-		CPU:  (ownCPU() - before).Seconds() / (bytes / (1 << 30)),
-	}, nil
+	took := time.Since(start)
+	after, err := harness.ProcessCPU(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
+	return s.result(took, after-before), nil
 }
 
 // sendFile sends a file to whoever connects next.
@@ -97,13 +104,4 @@ func receiveFile(addr, path string, size int64) error {
 		size -= int64(n)
 	}
 	return f.Close()
-}
-
-// ownCPU returns this process's processor time.
-func ownCPU() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		panic(err) // of a call that cannot fail
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -115,6 +115,23 @@ type result struct {
 	Sent int64   `json:"seeder_peak_rss"`     // of the agent that has the blobs
 }
 
+// result is what moving all the blobs took, and how much of processors.
+func (s scenario) result(took, cpu time.Duration) *result {
+	bytes := float64(s.Size) * float64(s.Many) * float64(s.To)
+	return &result{Rate: bytes / (1 << 20) / took.Seconds(), CPU: cpu.Seconds() / (bytes / (1 << 30))}
+}
+
+// speed adds what runs took to the figures, and returns it for people.
+func speed(f *benchkit.Figures, name string, rs []result) string {
+	var rate, cpu []float64
+	for _, r := range rs {
+		rate, cpu = append(rate, r.Rate), append(cpu, r.CPU)
+	}
+	f.Add(name+"_mib_s", benchkit.Median(rate))
+	f.Add(name+"_cpu_s_per_gib", benchkit.Median(cpu))
+	return fmt.Sprintf("%7.0f MiB/s in all %.0f, %5.2f s of CPU per GiB", benchkit.Median(rate), rate, benchkit.Median(cpu))
+}
+
 func run(ctx context.Context, o options) error {
 	all := map[string][]result{}
 	f := &benchkit.Figures{}
@@ -134,27 +151,19 @@ func run(ctx context.Context, o options) error {
 			}
 			all[s.String()] = append(all[s.String()], *r)
 		}
-		var rate, cpu, peak, sent []float64
+		var peak, sent int64
 		for _, r := range all[s.String()] {
-			rate, cpu, peak, sent = append(rate, r.Rate), append(cpu, r.CPU), append(peak, float64(r.Peak)/(1<<20)), append(sent, float64(r.Sent)/(1<<20))
+			peak, sent = max(peak, r.Peak), max(sent, r.Sent)
 		}
 		fs := "tmpfs"
 		if s.Disk {
 			fs = "disk"
 		}
-		fmt.Fprintf(o.out, "%-12s %-5s %7.0f MiB/s in all %.0f, %5.2f s of CPU per GiB, peak RSS %3.0f MiB (seeder %3.0f)\n",
-			s, fs, benchkit.Median(rate), rate, benchkit.Median(cpu), benchkit.Percentile(peak, 100), benchkit.Percentile(sent, 100))
-		f.Add(s.String()+"_mib_s", benchkit.Median(rate))
-		f.Add(s.String()+"_cpu_s_per_gib", benchkit.Median(cpu))
-		f.Add(s.String()+"_rss_mib", benchkit.Percentile(peak, 100))
+		fmt.Fprintf(o.out, "%-12s %-5s %s, peak RSS %3.0f MiB (seeder %3.0f)\n",
+			s, fs, speed(f, s.String(), all[s.String()]), float64(peak)/(1<<20), float64(sent)/(1<<20))
+		f.Add(s.String()+"_rss_mib", float64(peak)/(1<<20))
 		if rs := all[floors]; rs != nil {
-			rate, cpu = nil, nil
-			for _, r := range rs {
-				rate, cpu = append(rate, r.Rate), append(cpu, r.CPU)
-			}
-			fmt.Fprintf(o.out, "%-12s       %7.0f MiB/s in all %.0f, %5.2f s of CPU per GiB\n", floors, benchkit.Median(rate), rate, benchkit.Median(cpu))
-			f.Add(floors+"_mib_s", benchkit.Median(rate))
-			f.Add(floors+"_cpu_s_per_gib", benchkit.Median(cpu))
+			fmt.Fprintf(o.out, "%-12s       %s\n", floors, speed(f, floors, rs))
 		}
 	}
 	fmt.Fprintln(o.out, f)
@@ -256,13 +265,12 @@ func measure(ctx context.Context, s scenario, seed uint64) (_ *result, err error
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	took := time.Since(start).Seconds()
+	took := time.Since(start)
 	after, err := tracker.CPU()
 	if err != nil {
 		return nil, err
 	}
-	bytes := float64(s.Size) * float64(s.Many) * float64(s.To)
-	r := &result{Rate: bytes / (1 << 20) / took, CPU: (after - before).Seconds() / (bytes / (1 << 30))}
+	r := s.result(took, after-before)
 	for _, n := range nodes[1:] {
 		rss, err := n.Agent().PeakRSS()
 		if err != nil {
