@@ -1,6 +1,9 @@
 package main
 
 import (
+	"os"
+	"runtime/debug"
+
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
@@ -25,6 +28,12 @@ func trackerdCommand() *cobra.Command {
 			}
 			if err := log.SetLevel(cfg.LogLevel); err != nil {
 				return err
+			}
+			if os.Getenv("GOGC") == "" {
+				// After a restart all nodes connect and announce at once; most of what is
+				// scanned meanwhile are stacks that live on. Costs a tenth more memory and
+				// saves a tenth of the work.
+				debug.SetGCPercent(200)
 			}
 			return trackerd.Run(cmd.Context(), cfg)
 		},

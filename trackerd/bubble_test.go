@@ -647,3 +647,50 @@ func TestEnough(t *testing.T) {
 		}
 	})
 }
+
+// What agents have when a tracker comes is offered: it keeps of each blob as many as are
+// enough and is told in full of hardly any more, and of one blob that vanished meanwhile
+// nothing is left.
+func TestOffered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const agents, blobs, enough = 8, 1200, 2
+		n := newNet()
+		var all []*agent
+		for i := range agents {
+			a := n.agent(t, fmt.Sprint(i), "t1:1")
+			for j := range blobs {
+				a.c.AnnounceComplete(blobID(j), nil)
+			}
+			all = append(all, a)
+		}
+		time.Sleep(time.Minute)
+		var srv *server
+		defer n.serve(t, "t1:1", func(c *Config) {
+			c.Peers.Enough = enough
+			c.onServer = func(s *server) { srv = s }
+		})()
+		synctest.Wait()
+		for { // until some are connected
+			srv.mu.Lock()
+			st := srv.machine.Stats()
+			srv.mu.Unlock()
+			if st.Streams > 0 {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		for _, a := range all {
+			a.c.Announce(blobID(7), tracker.StateGone)
+		}
+		time.Sleep(10 * time.Second)
+		srv.mu.Lock()
+		st, members := srv.machine.Stats(), len(srv.machine.Members(blobID(7)))
+		srv.mu.Unlock()
+		if want := enough * (blobs - 1); st.Entries != want || members != 0 {
+			t.Errorf("%d entries, want %d; %d members of what nobody has", st.Entries, want, members)
+		}
+		for _, a := range all {
+			a.stop()
+		}
+	})
+}

@@ -72,7 +72,7 @@ func Run(ctx context.Context, cfg Config) error {
 		// 15,000 connections must not cost 64 KiB each for buffers, nor be allowed to
 		// send more than the least that HTTP/2 knows before it is taken in.
 		grpc.InitialWindowSize(64<<10), grpc.InitialConnWindowSize(64<<10),
-		grpc.ReadBufferSize(16<<10), grpc.WriteBufferSize(32<<10), // this one while there is something to write
+		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(32<<10), // this one while there is something to write
 	)
 	if cfg.onServer != nil {
 		cfg.onServer(srv)

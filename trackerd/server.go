@@ -73,6 +73,7 @@ type stream struct {
 	// Guarded by server.mu.
 	queue   []*trackerpb.ToAgent
 	pending int   // elements in queue
+	left    int   // blobs that it said it would announce and has not yet
 	end     error // why the stream must end
 }
 
@@ -158,6 +159,9 @@ func elements(m *trackerpb.ToAgent) int {
 	for _, e := range m.Enough {
 		n += 1 + e.Blobs.Len()
 	}
+	for _, a := range m.Accepts {
+		n += 1 + len(a.Blobs)
+	}
 	for _, p := range m.Peers {
 		n += 1 + len(p.Peers) + len(p.Gone)
 	}
@@ -167,6 +171,9 @@ func elements(m *trackerpb.ToAgent) int {
 func (st *stream) push(m *trackerpb.ToAgent) {
 	if st.end != nil {
 		return
+	}
+	for _, a := range m.Accepts {
+		st.left += a.Count()
 	}
 	st.pending += elements(m)
 	if st.pending > maxPending {
@@ -276,7 +283,7 @@ func split(m *trackerpb.ToAgent) (first, rest *trackerpb.ToAgent) {
 		return m, nil
 	}
 	first = &trackerpb.ToAgent{Welcome: m.Welcome, Sums: m.Sums, Peers: m.Peers[:maxPeersLists]}
-	rest = &trackerpb.ToAgent{Peers: m.Peers[maxPeersLists:], Verdicts: m.Verdicts, Enough: m.Enough, Commands: m.Commands, Lookups: m.Lookups}
+	rest = &trackerpb.ToAgent{Peers: m.Peers[maxPeersLists:], Verdicts: m.Verdicts, Enough: m.Enough, Accepts: m.Accepts, Commands: m.Commands, Lookups: m.Lookups}
 	return first, rest
 }
 
@@ -355,7 +362,7 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 	if err := entitled(g.Context(), h); err != nil {
 		return s.refuse(err)
 	}
-	arrived, blobs := called(g.Context()), int(h.Blobs)
+	arrived := called(g.Context())
 	for first := true; ; first = false {
 		if !first {
 			done()
@@ -374,13 +381,14 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 				log.G(s.ctx).WithFields(log.Fields{"node": h.Node, "command": r.Id, "error": r.Error}).Debug("a command's result that nobody waits for")
 			}
 		}
-		if err := s.take(st, m, h, first); err != nil {
+		all, err := s.take(st, m, h, first)
+		if err != nil {
 			return err
 		}
 		if first {
 			close(hello)
 		}
-		if blobs -= m.Announced(); blobs <= 0 {
+		if all {
 			arrived()
 		}
 	}
@@ -420,8 +428,9 @@ func entitled(ctx context.Context, h *trackerpb.Hello) error {
 	return nil
 }
 
-// take gives a batch to the machine, after the Hello if it is the first.
-func (s *server) take(st *stream, m *trackerpb.FromAgent, h *trackerpb.Hello, first bool) error {
+// take gives a batch to the machine, after the Hello if it is the first. It reports
+// whether the agent has announced all that it is to announce at first.
+func (s *server) take(st *stream, m *trackerpb.FromAgent, h *trackerpb.Hello, first bool) (all bool, err error) {
 	if m.Announced() > bulkBatch && len(m.Wants) == 0 {
 		s.bulk.Lock()
 		defer s.bulk.Unlock()
@@ -429,16 +438,18 @@ func (s *server) take(st *stream, m *trackerpb.FromAgent, h *trackerpb.Hello, fi
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if st.end != nil {
-		return st.end
+		return false, st.end
 	}
 	if first {
 		st.node = h.Node
+		st.left = int(h.Blobs)
 		s.streams[st.id] = st
 		s.step(state.EvOpen{Stream: st.id, Hello: h})
 		s.control.came(h.Node, st.id)
 	}
+	st.left -= m.Announced()
 	s.step(state.EvBatch{Stream: st.id, Batch: m})
-	return nil
+	return st.left <= 0, nil
 }
 
 func (s *server) refuse(err error) error {

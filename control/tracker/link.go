@@ -36,13 +36,17 @@ type link struct {
 	name   string
 	wake   chan struct{} // 1-buffered: there is something to send
 	up     bool          // Welcome has come, and the stream has not ended
+	offers bool          // the tracker answers offers
 	status TrackerStatus
 
 	dirty  map[piece.ID]uint8
 	urgent []piece.ID // keys of dirty, in the order of being marked
-	bulk   []piece.ID // keys of dirty too: announcing everything anew
+	bulk   []piece.ID // keys of dirty too: what is offered before it is announced
 	extra  []func(*trackerpb.FromAgent)
 	done   []*trackerpb.LeaseDone
+
+	offered  [][]piece.ID // of each offer without an answer, oldest first
+	accepted []piece.ID   // keys of dirty too: what was offered and is wanted
 
 	enough     map[piece.ID]time.Time // not to be announced before
 	enoughNext time.Time              // no entry is earlier
@@ -231,14 +235,15 @@ func (c *Client) linkUp(l *link, w *trackerpb.Welcome) {
 	if c.links[l.name] != l {
 		return // no longer one of ours
 	}
-	l.up = true
+	l.up, l.offers = true, w.Features&trackerpb.FeatureOffers != 0
 	l.status = TrackerStatus{
 		Addr: l.name, Connected: true, Since: time.Now(),
 		Age: time.Duration(w.AgeMs) * time.Millisecond, Software: w.Software,
 	}
 	l.dirty = map[piece.ID]uint8{}
 	l.enough, l.enoughNext = map[piece.ID]time.Time{}, time.Time{}
-	l.urgent, l.bulk, l.extra, l.done = nil, nil, nil, nil
+	l.urgent, l.bulk, l.offered, l.accepted = nil, nil, nil, nil
+	l.extra, l.done = nil, nil
 	for id, b := range c.blobs {
 		owners := c.owners(id)
 		i := slices.Index(owners, l)
@@ -276,7 +281,8 @@ func (c *Client) linkDown(l *link) {
 	defer c.mu.Unlock()
 	l.up = false
 	l.status.Connected, l.status.Since = false, time.Now()
-	l.dirty, l.enough, l.urgent, l.bulk, l.extra, l.done = nil, nil, nil, nil, nil, nil
+	l.dirty, l.enough, l.extra, l.done = nil, nil, nil, nil
+	l.urgent, l.bulk, l.offered, l.accepted = nil, nil, nil, nil
 	maps.DeleteFunc(c.asked, func(_ uint64, by *link) bool { return by == l })
 	for _, b := range c.wanted {
 		owners := c.owners(b.id)
@@ -300,7 +306,7 @@ func (c *Client) linkDown(l *link) {
 func (c *Client) collect(l *link) *trackerpb.FromAgent {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(l.urgent) == 0 && len(l.bulk) == 0 && len(l.extra) == 0 && len(l.done) == 0 {
+	if len(l.urgent) == 0 && len(l.bulk) == 0 && len(l.accepted) == 0 && len(l.extra) == 0 && len(l.done) == 0 {
 		return nil
 	}
 	m := &trackerpb.FromAgent{}
@@ -330,12 +336,73 @@ func (c *Client) collect(l *link) *trackerpb.FromAgent {
 	}
 	l.urgent = take(l.urgent, trackerpb.MaxBatch)
 	if n == 0 {
-		// By itself and not too large, so that neither the tracker nor what is urgent
-		// meanwhile has to wait for it long.
+		// By itself, and what is announced in not too large batches, so that neither
+		// the tracker nor what is urgent meanwhile has to wait for it long.
 		l.urgent = nil
-		l.bulk = take(l.bulk, trackerpb.MaxBatch/2)
+		switch {
+		case len(l.accepted) > 0:
+			l.accepted = take(l.accepted, trackerpb.MaxBatch/2)
+		case l.offers:
+			c.offer(l, m)
+		default:
+			l.bulk = take(l.bulk, trackerpb.MaxBatch/2)
+		}
 	}
 	return m
+}
+
+// offer puts into m the next of what l is to be offered. What is not complete is
+// announced without being asked for.
+func (c *Client) offer(l *link, m *trackerpb.FromAgent) {
+	now := time.Now()
+	o := &trackerpb.Offer{}
+	var ids []piece.ID
+	for n := 0; len(l.bulk) > 0 && n < trackerpb.MaxBatch; l.bulk = l.bulk[1:] {
+		id := l.bulk[0]
+		b := c.blobs[id]
+		if b != nil && b.state == StateComplete && l.dirty[id] == dirtyAnnounce && now.After(l.enough[id]) && slices.Contains(c.owners(id), l) {
+			delete(l.dirty, id)
+			delete(l.enough, id)
+			o.Add(id, b.hash)
+			ids = append(ids, id)
+			n++
+			continue
+		}
+		if n+4 > trackerpb.MaxBatch { // at most four elements per blob
+			break
+		}
+		n += c.describe(l, id, m)
+	}
+	if len(ids) > 0 {
+		m.Offers = append(m.Offers, o)
+		l.offered = append(l.offered, ids)
+	}
+}
+
+// answered takes in what l says to its oldest offer.
+func (c *Client) answered(l *link, a *trackerpb.Accept, now time.Time) {
+	if len(l.offered) == 0 {
+		return
+	}
+	ids := l.offered[0]
+	l.offered = l.offered[1:]
+	for i, id := range ids {
+		switch {
+		case a.Has(i):
+			l.dirty[id] |= dirtyAnnounce
+			l.accepted = append(l.accepted, id)
+		case c.blobs[id] != nil:
+			c.notBefore(l, id, now.Add(time.Duration(a.AgainMs)*time.Millisecond))
+		}
+	}
+	l.signal()
+}
+
+// notBefore notes until when l does not want to hear that the node has a blob.
+func (c *Client) notBefore(l *link, id piece.ID, at time.Time) {
+	l.enough[id] = at
+	l.enoughNext = earlier(l.enoughNext, at)
+	c.kick()
 }
 
 // describe puts into m what l has not heard of a blob.
@@ -486,11 +553,12 @@ func (c *Client) receive(l *link, m *trackerpb.ToAgent) {
 		at := now.Add(time.Duration(e.AgainMs) * time.Millisecond)
 		for i := range e.Blobs.Len() {
 			if id := e.Blobs.ID(i); c.blobs[id] != nil {
-				l.enough[id] = at
-				l.enoughNext = earlier(l.enoughNext, at)
-				c.kick()
+				c.notBefore(l, id, at)
 			}
 		}
+	}
+	for _, a := range m.Accepts {
+		c.answered(l, a, now)
 	}
 	for _, name := range m.Lookups {
 		id, err := name.ID()

@@ -139,7 +139,7 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // runTimer gives up trackers that do not answer, sends reports that are due, and
-// announces again what trackers had enough of.
+// offers again what trackers had enough of.
 func (c *Client) runTimer(ctx context.Context) {
 	for {
 		var timer <-chan time.Time
@@ -191,7 +191,9 @@ func (c *Client) tick(now time.Time) (next time.Time) {
 				l.enoughNext = earlier(l.enoughNext, at)
 			} else {
 				delete(l.enough, id)
-				l.markDirty(id, dirtyAnnounce)
+				l.dirty[id] |= dirtyAnnounce
+				l.bulk = append(l.bulk, id)
+				l.signal()
 			}
 		}
 		next = earlierSet(next, l.enoughNext)

@@ -1,8 +1,10 @@
 package trackerpb
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"net"
 	"strconv"
 	"unicode/utf8"
@@ -12,6 +14,9 @@ import (
 
 // Version is the version of the protocol that this package speaks.
 const Version = 1
+
+// FeatureOffers is the bit of Welcome.features of a tracker that answers an Offer.
+const FeatureOffers = 1 << 0
 
 // Limits of the protocol; PROTOCOL.md, "Limits".
 const (
@@ -119,11 +124,54 @@ func (v *Inventory) SumsHash(i int) []byte {
 	return h
 }
 
-// Announced returns how many blobs the batch announces.
+// BlobKey returns how an Offer names a blob.
+func BlobKey(id piece.ID) uint64 {
+	return binary.BigEndian.Uint64(id.Sum[:8]) + uint64(id.Size)
+}
+
+// SumsKey returns how an Offer names a hash of sums, nil if there is none.
+func SumsKey(sumsHash *[32]byte) uint64 {
+	if sumsHash == nil {
+		return 0
+	}
+	return binary.BigEndian.Uint64(sumsHash[:8])
+}
+
+// Add appends a complete blob and the hash of its sums, nil if there is none.
+func (o *Offer) Add(id piece.ID, sumsHash *[32]byte) {
+	o.Blobs = append(o.Blobs, BlobKey(id))
+	o.Sums = append(o.Sums, SumsKey(sumsHash))
+}
+
+// Set notes that the i-th blob is to be announced.
+func (a *Accept) Set(i int) {
+	for len(a.Blobs) <= i/8 {
+		a.Blobs = append(a.Blobs, 0)
+	}
+	a.Blobs[i/8] |= 1 << (i % 8)
+}
+
+// Has reports whether the i-th blob is to be announced.
+func (a *Accept) Has(i int) bool {
+	return i/8 < len(a.GetBlobs()) && a.Blobs[i/8]>>(i%8)&1 != 0
+}
+
+// Count returns how many blobs are to be announced.
+func (a *Accept) Count() (n int) {
+	for _, b := range a.GetBlobs() {
+		n += bits.OnesCount8(b)
+	}
+	return n
+}
+
+// Announced returns how many blobs the batch announces or offers.
 func (m *FromAgent) Announced() int {
 	n := len(m.Announces)
 	for _, v := range m.Inventory {
 		n += v.GetBlobs().Len()
+	}
+	for _, o := range m.Offers {
+		n += len(o.GetBlobs())
 	}
 	return n
 }
@@ -196,6 +244,11 @@ func CheckBatch(m *FromAgent) error {
 		}
 		if h, n := len(v.GetSumsHashes()), v.GetBlobs().Len(); h != 32*n {
 			return fmt.Errorf("inventory: hashes of %d bytes for %d blobs: %w", h, n, ErrInvalid)
+		}
+	}
+	for _, o := range m.Offers {
+		if b, s := len(o.GetBlobs()), len(o.GetSums()); b != s || b == 0 {
+			return fmt.Errorf("offer of %d blobs with %d sums: %w", b, s, ErrInvalid)
 		}
 	}
 	for _, b := range m.NotHere {

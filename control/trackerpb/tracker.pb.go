@@ -226,12 +226,12 @@ func (x Verdict_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Verdict_Kind.Descriptor instead.
 func (Verdict_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{15, 0}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{16, 0}
 }
 
 // FromAgent is a batch. A receiver takes hello first, then progress, done,
-// announces, inventory, not_here, disproved, unwants, wants and results, and each
-// list in its order. At most 1,000 elements in all lists together.
+// announces, inventory, offers, not_here, disproved, unwants, wants and results, and
+// each list in its order. At most 1,000 elements in all lists together.
 type FromAgent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"` // in the first message of a stream, and only there
@@ -244,6 +244,7 @@ type FromAgent struct {
 	Results       []*CommandResult       `protobuf:"bytes,8,rep,name=results,proto3" json:"results,omitempty"`
 	NotHere       []*Blob                `protobuf:"bytes,9,rep,name=not_here,json=notHere,proto3" json:"not_here,omitempty"` // answers to lookups: the sender does not have it and cannot get it
 	Inventory     []*Inventory           `protobuf:"bytes,10,rep,name=inventory,proto3" json:"inventory,omitempty"`
+	Offers        []*Offer               `protobuf:"bytes,11,rep,name=offers,proto3" json:"offers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -348,8 +349,15 @@ func (x *FromAgent) GetInventory() []*Inventory {
 	return nil
 }
 
+func (x *FromAgent) GetOffers() []*Offer {
+	if x != nil {
+		return x.Offers
+	}
+	return nil
+}
+
 // ToAgent is a batch. A receiver takes welcome first, then sums, peers,
-// verdicts, enough, commands and lookups. An empty one keeps the stream alive.
+// verdicts, enough, accepts, commands and lookups. An empty one keeps the stream alive.
 type ToAgent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Welcome       *Welcome               `protobuf:"bytes,1,opt,name=welcome,proto3" json:"welcome,omitempty"` // in the first message of a stream, and only there
@@ -358,6 +366,7 @@ type ToAgent struct {
 	Verdicts      []*Verdict             `protobuf:"bytes,4,rep,name=verdicts,proto3" json:"verdicts,omitempty"`
 	Enough        []*Enough              `protobuf:"bytes,5,rep,name=enough,proto3" json:"enough,omitempty"`
 	Commands      []*Command             `protobuf:"bytes,6,rep,name=commands,proto3" json:"commands,omitempty"`
+	Accepts       []*Accept              `protobuf:"bytes,8,rep,name=accepts,proto3" json:"accepts,omitempty"`
 	Lookups       []*Blob                `protobuf:"bytes,7,rep,name=lookups,proto3" json:"lookups,omitempty"` // to origins: do you have it? The answer is an Announce of PARTIAL or COMPLETE, or not_here
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -431,6 +440,13 @@ func (x *ToAgent) GetEnough() []*Enough {
 func (x *ToAgent) GetCommands() []*Command {
 	if x != nil {
 		return x.Commands
+	}
+	return nil
+}
+
+func (x *ToAgent) GetAccepts() []*Accept {
+	if x != nil {
+		return x.Accepts
 	}
 	return nil
 }
@@ -666,7 +682,7 @@ type Welcome struct {
 	PingMs        uint32                 `protobuf:"varint,5,opt,name=ping_ms,json=pingMs,proto3" json:"ping_ms,omitempty"`       // the tracker sends something at least this often
 	MaxBlobs      uint32                 `protobuf:"varint,6,opt,name=max_blobs,json=maxBlobs,proto3" json:"max_blobs,omitempty"` // announces and wants that it keeps for one stream
 	MaxBatch      uint32                 `protobuf:"varint,7,opt,name=max_batch,json=maxBatch,proto3" json:"max_batch,omitempty"` // elements in one FromAgent
-	Features      uint64                 `protobuf:"varint,8,opt,name=features,proto3" json:"features,omitempty"`
+	Features      uint64                 `protobuf:"varint,8,opt,name=features,proto3" json:"features,omitempty"`                 // bit 0: it answers offers; unknown bits are ignored
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -818,7 +834,8 @@ func (x *Announce) GetSumsHash() []byte {
 }
 
 // Inventory is as many Announces of COMPLETE as it has blobs: what a node has when
-// it connects. Towards the limit of a batch it counts one more than it has blobs.
+// it connects, as far as the tracker accepts it. Towards the limit of a batch it counts
+// one more than it has blobs.
 type Inventory struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blobs         *Blobs                 `protobuf:"bytes,1,opt,name=blobs,proto3" json:"blobs,omitempty"`
@@ -871,6 +888,60 @@ func (x *Inventory) GetSumsHashes() []byte {
 	return nil
 }
 
+// Offer is an Inventory in brief, which the tracker answers with an Accept. Towards
+// the limit of a batch it counts as many as it has blobs; it has at least one.
+type Offer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blobs         []uint64               `protobuf:"fixed64,1,rep,packed,name=blobs,proto3" json:"blobs,omitempty"` // of each the first 8 bytes of the digest, big endian, plus its size, modulo 2^64
+	Sums          []uint64               `protobuf:"fixed64,2,rep,packed,name=sums,proto3" json:"sums,omitempty"`   // of each the first 8 bytes of the hash of its sums, big endian; 0: not computed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Offer) Reset() {
+	*x = Offer{}
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Offer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Offer) ProtoMessage() {}
+
+func (x *Offer) ProtoReflect() protoreflect.Message {
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Offer.ProtoReflect.Descriptor instead.
+func (*Offer) Descriptor() ([]byte, []int) {
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Offer) GetBlobs() []uint64 {
+	if x != nil {
+		return x.Blobs
+	}
+	return nil
+}
+
+func (x *Offer) GetSums() []uint64 {
+	if x != nil {
+		return x.Sums
+	}
+	return nil
+}
+
 type Want struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blob          *Blob                  `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
@@ -883,7 +954,7 @@ type Want struct {
 
 func (x *Want) Reset() {
 	*x = Want{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[8]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -895,7 +966,7 @@ func (x *Want) String() string {
 func (*Want) ProtoMessage() {}
 
 func (x *Want) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[8]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -908,7 +979,7 @@ func (x *Want) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Want.ProtoReflect.Descriptor instead.
 func (*Want) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{8}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Want) GetBlob() *Blob {
@@ -949,7 +1020,7 @@ type LeaseProgress struct {
 
 func (x *LeaseProgress) Reset() {
 	*x = LeaseProgress{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[9]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1032,7 @@ func (x *LeaseProgress) String() string {
 func (*LeaseProgress) ProtoMessage() {}
 
 func (x *LeaseProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[9]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1045,7 @@ func (x *LeaseProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseProgress.ProtoReflect.Descriptor instead.
 func (*LeaseProgress) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{9}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LeaseProgress) GetBlob() *Blob {
@@ -1002,7 +1073,7 @@ type LeaseDone struct {
 
 func (x *LeaseDone) Reset() {
 	*x = LeaseDone{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[10]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1014,7 +1085,7 @@ func (x *LeaseDone) String() string {
 func (*LeaseDone) ProtoMessage() {}
 
 func (x *LeaseDone) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[10]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1027,7 +1098,7 @@ func (x *LeaseDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseDone.ProtoReflect.Descriptor instead.
 func (*LeaseDone) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{10}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LeaseDone) GetBlob() *Blob {
@@ -1063,7 +1134,7 @@ type Disproved struct {
 
 func (x *Disproved) Reset() {
 	*x = Disproved{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[11]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1146,7 @@ func (x *Disproved) String() string {
 func (*Disproved) ProtoMessage() {}
 
 func (x *Disproved) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[11]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1159,7 @@ func (x *Disproved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disproved.ProtoReflect.Descriptor instead.
 func (*Disproved) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{11}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Disproved) GetBlob() *Blob {
@@ -1119,7 +1190,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[12]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1202,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[12]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1215,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{12}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Peer) GetNode() string {
@@ -1204,7 +1275,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[13]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1287,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[13]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1300,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{13}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Peers) GetBlob() *Blob {
@@ -1270,7 +1341,7 @@ type SumsHash struct {
 
 func (x *SumsHash) Reset() {
 	*x = SumsHash{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[14]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1353,7 @@ func (x *SumsHash) String() string {
 func (*SumsHash) ProtoMessage() {}
 
 func (x *SumsHash) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[14]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1366,7 @@ func (x *SumsHash) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SumsHash.ProtoReflect.Descriptor instead.
 func (*SumsHash) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{14}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SumsHash) GetBlob() *Blob {
@@ -1324,7 +1395,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[15]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1336,7 +1407,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[15]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1349,7 +1420,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{15}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Verdict) GetBlob() *Blob {
@@ -1391,7 +1462,7 @@ type Enough struct {
 
 func (x *Enough) Reset() {
 	*x = Enough{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[16]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1474,7 @@ func (x *Enough) String() string {
 func (*Enough) ProtoMessage() {}
 
 func (x *Enough) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[16]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1487,7 @@ func (x *Enough) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enough.ProtoReflect.Descriptor instead.
 func (*Enough) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{16}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Enough) GetBlobs() *Blobs {
@@ -1427,6 +1498,59 @@ func (x *Enough) GetBlobs() *Blobs {
 }
 
 func (x *Enough) GetAgainMs() uint32 {
+	if x != nil {
+		return x.AgainMs
+	}
+	return 0
+}
+
+// Accept answers the oldest Offer that has no answer yet.
+type Accept struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blobs         []byte                 `protobuf:"bytes,1,opt,name=blobs,proto3" json:"blobs,omitempty"`                     // blob i of the offer is to be announced if bit i%8 of byte i/8 is set, or not if there is no such byte
+	AgainMs       uint32                 `protobuf:"varint,2,opt,name=again_ms,json=againMs,proto3" json:"again_ms,omitempty"` // the others are not to be announced or offered before that, but then
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Accept) Reset() {
+	*x = Accept{}
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Accept) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Accept) ProtoMessage() {}
+
+func (x *Accept) ProtoReflect() protoreflect.Message {
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Accept.ProtoReflect.Descriptor instead.
+func (*Accept) Descriptor() ([]byte, []int) {
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Accept) GetBlobs() []byte {
+	if x != nil {
+		return x.Blobs
+	}
+	return nil
+}
+
+func (x *Accept) GetAgainMs() uint32 {
 	if x != nil {
 		return x.AgainMs
 	}
@@ -1450,7 +1574,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[17]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1586,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[17]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1599,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{17}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Command) GetId() uint64 {
@@ -1552,7 +1676,7 @@ type Preheat struct {
 
 func (x *Preheat) Reset() {
 	*x = Preheat{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[18]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1688,7 @@ func (x *Preheat) String() string {
 func (*Preheat) ProtoMessage() {}
 
 func (x *Preheat) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[18]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1701,7 @@ func (x *Preheat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preheat.ProtoReflect.Descriptor instead.
 func (*Preheat) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{18}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Preheat) GetBlobs() []*Blob {
@@ -1597,7 +1721,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[19]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1733,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[19]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1746,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{19}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Drop) GetBlobs() []*Blob {
@@ -1642,7 +1766,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[20]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1778,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[20]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1791,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{20}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Report) GetBlobs() []*Blob {
@@ -1691,7 +1815,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[21]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +1827,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[21]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +1840,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{21}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CommandResult) GetId() uint64 {
@@ -1765,7 +1889,7 @@ var File_control_trackerpb_tracker_proto protoreflect.FileDescriptor
 
 const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcontrol/trackerpb/tracker.proto\x12\x12capelin.tracker.v1\"\xba\x04\n" +
+	"\x1fcontrol/trackerpb/tracker.proto\x12\x12capelin.tracker.v1\"\xed\x04\n" +
 	"\tFromAgent\x12/\n" +
 	"\x05hello\x18\x01 \x01(\v2\x19.capelin.tracker.v1.HelloR\x05hello\x12:\n" +
 	"\tannounces\x18\x02 \x03(\v2\x1c.capelin.tracker.v1.AnnounceR\tannounces\x12.\n" +
@@ -1777,14 +1901,16 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\aresults\x18\b \x03(\v2!.capelin.tracker.v1.CommandResultR\aresults\x123\n" +
 	"\bnot_here\x18\t \x03(\v2\x18.capelin.tracker.v1.BlobR\anotHere\x12;\n" +
 	"\tinventory\x18\n" +
-	" \x03(\v2\x1d.capelin.tracker.v1.InventoryR\tinventory\"\xfd\x02\n" +
+	" \x03(\v2\x1d.capelin.tracker.v1.InventoryR\tinventory\x121\n" +
+	"\x06offers\x18\v \x03(\v2\x19.capelin.tracker.v1.OfferR\x06offers\"\xb3\x03\n" +
 	"\aToAgent\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.capelin.tracker.v1.WelcomeR\awelcome\x12/\n" +
 	"\x05peers\x18\x02 \x03(\v2\x19.capelin.tracker.v1.PeersR\x05peers\x120\n" +
 	"\x04sums\x18\x03 \x03(\v2\x1c.capelin.tracker.v1.SumsHashR\x04sums\x127\n" +
 	"\bverdicts\x18\x04 \x03(\v2\x1b.capelin.tracker.v1.VerdictR\bverdicts\x122\n" +
 	"\x06enough\x18\x05 \x03(\v2\x1a.capelin.tracker.v1.EnoughR\x06enough\x127\n" +
-	"\bcommands\x18\x06 \x03(\v2\x1b.capelin.tracker.v1.CommandR\bcommands\x122\n" +
+	"\bcommands\x18\x06 \x03(\v2\x1b.capelin.tracker.v1.CommandR\bcommands\x124\n" +
+	"\aaccepts\x18\b \x03(\v2\x1a.capelin.tracker.v1.AcceptR\aaccepts\x122\n" +
 	"\alookups\x18\a \x03(\v2\x18.capelin.tracker.v1.BlobR\alookups\"2\n" +
 	"\x04Blob\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x12\n" +
@@ -1818,7 +1944,10 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\tInventory\x12/\n" +
 	"\x05blobs\x18\x01 \x01(\v2\x19.capelin.tracker.v1.BlobsR\x05blobs\x12\x1f\n" +
 	"\vsums_hashes\x18\x02 \x01(\fR\n" +
-	"sumsHashes\"v\n" +
+	"sumsHashes\"1\n" +
+	"\x05Offer\x12\x14\n" +
+	"\x05blobs\x18\x01 \x03(\x06R\x05blobs\x12\x12\n" +
+	"\x04sums\x18\x02 \x03(\x06R\x04sums\"v\n" +
 	"\x04Want\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\bR\awaiting\x12\x14\n" +
@@ -1864,6 +1993,9 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\tKIND_WAIT\x10\x04\"T\n" +
 	"\x06Enough\x12/\n" +
 	"\x05blobs\x18\x01 \x01(\v2\x19.capelin.tracker.v1.BlobsR\x05blobs\x12\x19\n" +
+	"\bagain_ms\x18\x02 \x01(\rR\aagainMs\"9\n" +
+	"\x06Accept\x12\x14\n" +
+	"\x05blobs\x18\x01 \x01(\fR\x05blobs\x12\x19\n" +
 	"\bagain_ms\x18\x02 \x01(\rR\aagainMs\"\xc0\x01\n" +
 	"\aCommand\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x127\n" +
@@ -1915,7 +2047,7 @@ func file_control_trackerpb_tracker_proto_rawDescGZIP() []byte {
 }
 
 var file_control_trackerpb_tracker_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_control_trackerpb_tracker_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_control_trackerpb_tracker_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_control_trackerpb_tracker_proto_goTypes = []any{
 	(Role)(0),             // 0: capelin.tracker.v1.Role
 	(State)(0),            // 1: capelin.tracker.v1.State
@@ -1929,69 +2061,73 @@ var file_control_trackerpb_tracker_proto_goTypes = []any{
 	(*Welcome)(nil),       // 9: capelin.tracker.v1.Welcome
 	(*Announce)(nil),      // 10: capelin.tracker.v1.Announce
 	(*Inventory)(nil),     // 11: capelin.tracker.v1.Inventory
-	(*Want)(nil),          // 12: capelin.tracker.v1.Want
-	(*LeaseProgress)(nil), // 13: capelin.tracker.v1.LeaseProgress
-	(*LeaseDone)(nil),     // 14: capelin.tracker.v1.LeaseDone
-	(*Disproved)(nil),     // 15: capelin.tracker.v1.Disproved
-	(*Peer)(nil),          // 16: capelin.tracker.v1.Peer
-	(*Peers)(nil),         // 17: capelin.tracker.v1.Peers
-	(*SumsHash)(nil),      // 18: capelin.tracker.v1.SumsHash
-	(*Verdict)(nil),       // 19: capelin.tracker.v1.Verdict
-	(*Enough)(nil),        // 20: capelin.tracker.v1.Enough
-	(*Command)(nil),       // 21: capelin.tracker.v1.Command
-	(*Preheat)(nil),       // 22: capelin.tracker.v1.Preheat
-	(*Drop)(nil),          // 23: capelin.tracker.v1.Drop
-	(*Report)(nil),        // 24: capelin.tracker.v1.Report
-	(*CommandResult)(nil), // 25: capelin.tracker.v1.CommandResult
+	(*Offer)(nil),         // 12: capelin.tracker.v1.Offer
+	(*Want)(nil),          // 13: capelin.tracker.v1.Want
+	(*LeaseProgress)(nil), // 14: capelin.tracker.v1.LeaseProgress
+	(*LeaseDone)(nil),     // 15: capelin.tracker.v1.LeaseDone
+	(*Disproved)(nil),     // 16: capelin.tracker.v1.Disproved
+	(*Peer)(nil),          // 17: capelin.tracker.v1.Peer
+	(*Peers)(nil),         // 18: capelin.tracker.v1.Peers
+	(*SumsHash)(nil),      // 19: capelin.tracker.v1.SumsHash
+	(*Verdict)(nil),       // 20: capelin.tracker.v1.Verdict
+	(*Enough)(nil),        // 21: capelin.tracker.v1.Enough
+	(*Accept)(nil),        // 22: capelin.tracker.v1.Accept
+	(*Command)(nil),       // 23: capelin.tracker.v1.Command
+	(*Preheat)(nil),       // 24: capelin.tracker.v1.Preheat
+	(*Drop)(nil),          // 25: capelin.tracker.v1.Drop
+	(*Report)(nil),        // 26: capelin.tracker.v1.Report
+	(*CommandResult)(nil), // 27: capelin.tracker.v1.CommandResult
 }
 var file_control_trackerpb_tracker_proto_depIdxs = []int32{
 	8,  // 0: capelin.tracker.v1.FromAgent.hello:type_name -> capelin.tracker.v1.Hello
 	10, // 1: capelin.tracker.v1.FromAgent.announces:type_name -> capelin.tracker.v1.Announce
-	12, // 2: capelin.tracker.v1.FromAgent.wants:type_name -> capelin.tracker.v1.Want
+	13, // 2: capelin.tracker.v1.FromAgent.wants:type_name -> capelin.tracker.v1.Want
 	6,  // 3: capelin.tracker.v1.FromAgent.unwants:type_name -> capelin.tracker.v1.Blob
-	13, // 4: capelin.tracker.v1.FromAgent.progress:type_name -> capelin.tracker.v1.LeaseProgress
-	14, // 5: capelin.tracker.v1.FromAgent.done:type_name -> capelin.tracker.v1.LeaseDone
-	15, // 6: capelin.tracker.v1.FromAgent.disproved:type_name -> capelin.tracker.v1.Disproved
-	25, // 7: capelin.tracker.v1.FromAgent.results:type_name -> capelin.tracker.v1.CommandResult
+	14, // 4: capelin.tracker.v1.FromAgent.progress:type_name -> capelin.tracker.v1.LeaseProgress
+	15, // 5: capelin.tracker.v1.FromAgent.done:type_name -> capelin.tracker.v1.LeaseDone
+	16, // 6: capelin.tracker.v1.FromAgent.disproved:type_name -> capelin.tracker.v1.Disproved
+	27, // 7: capelin.tracker.v1.FromAgent.results:type_name -> capelin.tracker.v1.CommandResult
 	6,  // 8: capelin.tracker.v1.FromAgent.not_here:type_name -> capelin.tracker.v1.Blob
 	11, // 9: capelin.tracker.v1.FromAgent.inventory:type_name -> capelin.tracker.v1.Inventory
-	9,  // 10: capelin.tracker.v1.ToAgent.welcome:type_name -> capelin.tracker.v1.Welcome
-	17, // 11: capelin.tracker.v1.ToAgent.peers:type_name -> capelin.tracker.v1.Peers
-	18, // 12: capelin.tracker.v1.ToAgent.sums:type_name -> capelin.tracker.v1.SumsHash
-	19, // 13: capelin.tracker.v1.ToAgent.verdicts:type_name -> capelin.tracker.v1.Verdict
-	20, // 14: capelin.tracker.v1.ToAgent.enough:type_name -> capelin.tracker.v1.Enough
-	21, // 15: capelin.tracker.v1.ToAgent.commands:type_name -> capelin.tracker.v1.Command
-	6,  // 16: capelin.tracker.v1.ToAgent.lookups:type_name -> capelin.tracker.v1.Blob
-	0,  // 17: capelin.tracker.v1.Hello.role:type_name -> capelin.tracker.v1.Role
-	6,  // 18: capelin.tracker.v1.Announce.blob:type_name -> capelin.tracker.v1.Blob
-	1,  // 19: capelin.tracker.v1.Announce.state:type_name -> capelin.tracker.v1.State
-	7,  // 20: capelin.tracker.v1.Inventory.blobs:type_name -> capelin.tracker.v1.Blobs
-	6,  // 21: capelin.tracker.v1.Want.blob:type_name -> capelin.tracker.v1.Blob
-	6,  // 22: capelin.tracker.v1.LeaseProgress.blob:type_name -> capelin.tracker.v1.Blob
-	6,  // 23: capelin.tracker.v1.LeaseDone.blob:type_name -> capelin.tracker.v1.Blob
-	2,  // 24: capelin.tracker.v1.LeaseDone.outcome:type_name -> capelin.tracker.v1.Outcome
-	6,  // 25: capelin.tracker.v1.Disproved.blob:type_name -> capelin.tracker.v1.Blob
-	0,  // 26: capelin.tracker.v1.Peer.role:type_name -> capelin.tracker.v1.Role
-	6,  // 27: capelin.tracker.v1.Peers.blob:type_name -> capelin.tracker.v1.Blob
-	16, // 28: capelin.tracker.v1.Peers.peers:type_name -> capelin.tracker.v1.Peer
-	6,  // 29: capelin.tracker.v1.SumsHash.blob:type_name -> capelin.tracker.v1.Blob
-	6,  // 30: capelin.tracker.v1.Verdict.blob:type_name -> capelin.tracker.v1.Blob
-	3,  // 31: capelin.tracker.v1.Verdict.kind:type_name -> capelin.tracker.v1.Verdict.Kind
-	7,  // 32: capelin.tracker.v1.Enough.blobs:type_name -> capelin.tracker.v1.Blobs
-	22, // 33: capelin.tracker.v1.Command.preheat:type_name -> capelin.tracker.v1.Preheat
-	23, // 34: capelin.tracker.v1.Command.drop:type_name -> capelin.tracker.v1.Drop
-	24, // 35: capelin.tracker.v1.Command.report:type_name -> capelin.tracker.v1.Report
-	6,  // 36: capelin.tracker.v1.Preheat.blobs:type_name -> capelin.tracker.v1.Blob
-	6,  // 37: capelin.tracker.v1.Drop.blobs:type_name -> capelin.tracker.v1.Blob
-	6,  // 38: capelin.tracker.v1.Report.blobs:type_name -> capelin.tracker.v1.Blob
-	10, // 39: capelin.tracker.v1.CommandResult.blobs:type_name -> capelin.tracker.v1.Announce
-	4,  // 40: capelin.tracker.v1.Tracker.Connect:input_type -> capelin.tracker.v1.FromAgent
-	5,  // 41: capelin.tracker.v1.Tracker.Connect:output_type -> capelin.tracker.v1.ToAgent
-	41, // [41:42] is the sub-list for method output_type
-	40, // [40:41] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	12, // 10: capelin.tracker.v1.FromAgent.offers:type_name -> capelin.tracker.v1.Offer
+	9,  // 11: capelin.tracker.v1.ToAgent.welcome:type_name -> capelin.tracker.v1.Welcome
+	18, // 12: capelin.tracker.v1.ToAgent.peers:type_name -> capelin.tracker.v1.Peers
+	19, // 13: capelin.tracker.v1.ToAgent.sums:type_name -> capelin.tracker.v1.SumsHash
+	20, // 14: capelin.tracker.v1.ToAgent.verdicts:type_name -> capelin.tracker.v1.Verdict
+	21, // 15: capelin.tracker.v1.ToAgent.enough:type_name -> capelin.tracker.v1.Enough
+	23, // 16: capelin.tracker.v1.ToAgent.commands:type_name -> capelin.tracker.v1.Command
+	22, // 17: capelin.tracker.v1.ToAgent.accepts:type_name -> capelin.tracker.v1.Accept
+	6,  // 18: capelin.tracker.v1.ToAgent.lookups:type_name -> capelin.tracker.v1.Blob
+	0,  // 19: capelin.tracker.v1.Hello.role:type_name -> capelin.tracker.v1.Role
+	6,  // 20: capelin.tracker.v1.Announce.blob:type_name -> capelin.tracker.v1.Blob
+	1,  // 21: capelin.tracker.v1.Announce.state:type_name -> capelin.tracker.v1.State
+	7,  // 22: capelin.tracker.v1.Inventory.blobs:type_name -> capelin.tracker.v1.Blobs
+	6,  // 23: capelin.tracker.v1.Want.blob:type_name -> capelin.tracker.v1.Blob
+	6,  // 24: capelin.tracker.v1.LeaseProgress.blob:type_name -> capelin.tracker.v1.Blob
+	6,  // 25: capelin.tracker.v1.LeaseDone.blob:type_name -> capelin.tracker.v1.Blob
+	2,  // 26: capelin.tracker.v1.LeaseDone.outcome:type_name -> capelin.tracker.v1.Outcome
+	6,  // 27: capelin.tracker.v1.Disproved.blob:type_name -> capelin.tracker.v1.Blob
+	0,  // 28: capelin.tracker.v1.Peer.role:type_name -> capelin.tracker.v1.Role
+	6,  // 29: capelin.tracker.v1.Peers.blob:type_name -> capelin.tracker.v1.Blob
+	17, // 30: capelin.tracker.v1.Peers.peers:type_name -> capelin.tracker.v1.Peer
+	6,  // 31: capelin.tracker.v1.SumsHash.blob:type_name -> capelin.tracker.v1.Blob
+	6,  // 32: capelin.tracker.v1.Verdict.blob:type_name -> capelin.tracker.v1.Blob
+	3,  // 33: capelin.tracker.v1.Verdict.kind:type_name -> capelin.tracker.v1.Verdict.Kind
+	7,  // 34: capelin.tracker.v1.Enough.blobs:type_name -> capelin.tracker.v1.Blobs
+	24, // 35: capelin.tracker.v1.Command.preheat:type_name -> capelin.tracker.v1.Preheat
+	25, // 36: capelin.tracker.v1.Command.drop:type_name -> capelin.tracker.v1.Drop
+	26, // 37: capelin.tracker.v1.Command.report:type_name -> capelin.tracker.v1.Report
+	6,  // 38: capelin.tracker.v1.Preheat.blobs:type_name -> capelin.tracker.v1.Blob
+	6,  // 39: capelin.tracker.v1.Drop.blobs:type_name -> capelin.tracker.v1.Blob
+	6,  // 40: capelin.tracker.v1.Report.blobs:type_name -> capelin.tracker.v1.Blob
+	10, // 41: capelin.tracker.v1.CommandResult.blobs:type_name -> capelin.tracker.v1.Announce
+	4,  // 42: capelin.tracker.v1.Tracker.Connect:input_type -> capelin.tracker.v1.FromAgent
+	5,  // 43: capelin.tracker.v1.Tracker.Connect:output_type -> capelin.tracker.v1.ToAgent
+	43, // [43:44] is the sub-list for method output_type
+	42, // [42:43] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_control_trackerpb_tracker_proto_init() }
@@ -1999,8 +2135,8 @@ func file_control_trackerpb_tracker_proto_init() {
 	if File_control_trackerpb_tracker_proto != nil {
 		return
 	}
-	file_control_trackerpb_tracker_proto_msgTypes[13].OneofWrappers = []any{}
-	file_control_trackerpb_tracker_proto_msgTypes[17].OneofWrappers = []any{
+	file_control_trackerpb_tracker_proto_msgTypes[14].OneofWrappers = []any{}
+	file_control_trackerpb_tracker_proto_msgTypes[19].OneofWrappers = []any{
 		(*Command_Preheat)(nil),
 		(*Command_Drop)(nil),
 		(*Command_Report)(nil),
@@ -2011,7 +2147,7 @@ func file_control_trackerpb_tracker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_trackerpb_tracker_proto_rawDesc), len(file_control_trackerpb_tracker_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -359,7 +359,7 @@ func (t *Tracker) settle(s *swarm) {
 		t.schedule(s)
 	}
 	if s.a == nil && len(s.members) == 0 {
-		delete(t.index, s.id)
+		t.remove(s)
 		t.swarms[s.slot] = nil
 		t.freeSwarm = append(t.freeSwarm, s.slot)
 	}

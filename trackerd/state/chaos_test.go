@@ -40,7 +40,7 @@ func chaos(t *testing.T, seed uint64) string {
 		blob := trackerpb.FromID(testID(string(rune('A' + rng.IntN(12)))))
 		s, ok := live[node]
 		var acts []Action
-		switch n := rng.IntN(22); {
+		switch n := rng.IntN(24); {
 		case !ok || n == 0:
 			next++
 			live[node] = next
@@ -81,6 +81,11 @@ func chaos(t *testing.T, seed uint64) string {
 				b.Disproved = append(b.Disproved, &trackerpb.Disproved{Blob: blob, SumsHash: h})
 			case 20, 21:
 				b.NotHere = append(b.NotHere, blob)
+			case 22, 23:
+				id, _ := blob.ID()
+				o := &trackerpb.Offer{}
+				o.Add(id, &[32]byte{byte(rng.IntN(3))})
+				b.Offers = append(b.Offers, o)
 			}
 			acts = w.step(EvBatch{Stream: s, Batch: b})
 		}

@@ -114,6 +114,9 @@ func (w *world) print(a Action) {
 				p("%s < enough %s", to, nameOf(e.Blobs.ID(i)))
 			}
 		}
+		for _, a := range m.Accepts {
+			p("%s < accept %08b", to, a.Blobs)
+		}
 		for _, c := range m.Commands {
 			p("%s < command %d", to, c.Id)
 		}
@@ -141,9 +144,21 @@ func check(t *testing.T, m *Tracker) {
 	t.Helper()
 	entries, wants, leases := 0, 0, 0
 	unstarted := map[*agent]int{}
-	for id, slot := range m.index {
-		s := m.swarms[slot]
-		if s == nil || s.id != id || s.slot != slot {
+	indexed := 0
+	for _, s := range m.index {
+		for ; s != nil; s = s.next {
+			indexed++
+		}
+	}
+	if n := m.swarmCount(); indexed != n {
+		t.Fatalf("%d swarms are in the index, of %d", indexed, n)
+	}
+	for slot, s := range m.swarms {
+		if s == nil {
+			continue
+		}
+		id, slot := s.id, uint32(slot)
+		if s.slot != slot || m.find(id) != s {
 			t.Fatalf("index of %s is broken", nameOf(id))
 		}
 		complete, have := 0, 0
@@ -375,5 +390,78 @@ func parse(t *testing.T, b *trackerpb.FromAgent, f []string) {
 		b.Disproved = append(b.Disproved, &trackerpb.Disproved{Blob: blob, SumsHash: hash(arg(2))})
 	default:
 		t.Fatalf("unknown message %v", f)
+	}
+}
+
+// TestOffer: what is accepted of an offer, and that a swarm is found by its whole name.
+func TestOffer(t *testing.T) {
+	w := newWorld(t, Config{Warmup: -1, Enough: 2})
+	open := func(s Stream, role trackerpb.Role) {
+		w.nodes[s] = fmt.Sprint("n", s)
+		w.step(EvOpen{Stream: s, Hello: hello(w.nodes[s], "", role)})
+	}
+	hash, other := [32]byte{1}, [32]byte{2}
+	full, pinned, one, unknown, twin := testID("full"), testID("pinned"), testID("one"), testID("unknown"), testID("twin")
+	second := twin // of the same key
+	second.Sum[20]++
+	announce := func(s Stream, ids ...piece.ID) {
+		v := &trackerpb.Inventory{}
+		for _, id := range ids {
+			h := &hash
+			if id != pinned {
+				h = nil
+			}
+			v.Add(id, h)
+		}
+		w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Inventory: []*trackerpb.Inventory{v}}})
+	}
+	open(1, trackerpb.Role_ROLE_AGENT)
+	open(2, trackerpb.Role_ROLE_AGENT)
+	open(3, trackerpb.Role_ROLE_AGENT)
+	open(4, trackerpb.Role_ROLE_ORIGIN)
+	announce(1, full, pinned, one, twin, second)
+	announce(2, full, pinned, twin, second)
+	for _, tt := range []struct {
+		name string
+		from Stream
+		id   piece.ID
+		sums *[32]byte
+		want bool
+	}{
+		{"unknown", 3, unknown, nil, true},
+		{"not enough", 3, one, nil, true},
+		{"enough", 3, full, nil, false},
+		{"enough, but of sums nothing is known", 3, full, &hash, true},
+		{"enough, the sums are the same", 3, pinned, &hash, false},
+		{"enough, no sums", 3, pinned, nil, false},
+		{"enough, other sums", 3, pinned, &other, true},
+		{"of a member", 1, full, nil, true},
+		{"of an origin", 4, full, nil, true},
+		{"two of the same key", 3, twin, nil, true},
+	} {
+		o := &trackerpb.Offer{}
+		o.Add(full, nil) // not to be mistaken for the second
+		o.Add(tt.id, tt.sums)
+		before := w.m.Stats()
+		acts := w.step(EvBatch{Stream: tt.from, Batch: &trackerpb.FromAgent{Offers: []*trackerpb.Offer{o}}})
+		if len(acts) != 1 || len(acts[0].(ActSend).Message.Accepts) != 1 {
+			t.Fatalf("%s: %d actions, not one Accept", tt.name, len(acts))
+		}
+		a := acts[0].(ActSend).Message.Accepts[0]
+		if a.Has(1) != tt.want || a.AgainMs < 1 {
+			t.Errorf("%s: accepted %v, want %v; the others again after %d ms", tt.name, a.Has(1), tt.want, a.AgainMs)
+		}
+		st := w.m.Stats()
+		if refused := uint64(2 - a.Count()); st.Announces-before.Announces != refused || st.EnoughSent-before.EnoughSent != refused {
+			t.Errorf("%s: %d of 2 accepted, counted as %d announcements, %d of them not kept", tt.name, a.Count(), st.Announces-before.Announces, st.EnoughSent-before.EnoughSent)
+		}
+	}
+	if w.m.find(twin) == w.m.find(second) || w.m.find(second).id != second {
+		t.Error("two blobs of the same key are one swarm")
+	}
+	w.step(EvClosed{1})
+	w.step(EvClosed{2})
+	if st := w.m.Stats(); st.Swarms != 0 || len(w.m.index) != 0 {
+		t.Errorf("%d swarms and %d keys are left", st.Swarms, len(w.m.index))
 	}
 }

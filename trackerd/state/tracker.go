@@ -41,19 +41,18 @@ type Tracker struct {
 
 	swarms    []*swarm // by slot; nil: free
 	freeSwarm []uint32
-	index     map[piece.ID]uint32
-	due       dueHeap // active swarms that have a deadline
+	index     map[uint64]*swarm // by trackerpb.BlobKey, linked by next
+	due       dueHeap           // active swarms that have a deadline
 
 	touched []*swarm
 	actions []Action
 	out     map[*agent]*trackerpb.ToAgent
 
-	announcing int      // announcements in the batch that this Step takes in
-	mark       uint64   // of sampling, see fill
-	looks      uint64   // the same, see sample
-	near, far  []*agent // scratch memory of sample
-	full       string   // the limit that was last reported
-	stats      Stats
+	mark      uint64   // of sampling, see fill
+	looks     uint64   // the same, see sample
+	near, far []*agent // scratch memory of sample
+	full      string   // the limit that was last reported
+	stats     Stats
 }
 
 // agent is a live stream.
@@ -96,6 +95,7 @@ const (
 type swarm struct {
 	slot     uint32
 	id       piece.ID
+	next     *swarm   // of the same key: as good as never
 	members  []member // the complete ones first
 	complete int      // how many are
 	have     int      // complete or partial
@@ -126,7 +126,7 @@ func New(cfg Config, seed uint64, now time.Time) *Tracker {
 		now:      now.UnixNano(),
 		byStream: map[Stream]*agent{},
 		byNode:   map[string]*agent{},
-		index:    map[piece.ID]uint32{},
+		index:    map[uint64]*swarm{},
 		out:      map[*agent]*trackerpb.ToAgent{},
 	}
 }
@@ -137,7 +137,6 @@ func (t *Tracker) Step(now time.Time, ev Event) []Action {
 	t.now = max(t.now, now.UnixNano())
 	clear(t.actions)
 	t.actions = t.actions[:0]
-	t.announcing = 0
 	switch ev := ev.(type) {
 	case EvTick:
 	case EvOpen:
@@ -182,7 +181,7 @@ func (t *Tracker) Deadline() time.Time {
 func (t *Tracker) Stats() Stats {
 	st := t.stats
 	st.Streams = len(t.byStream)
-	st.Swarms = len(t.index)
+	st.Swarms = t.swarmCount()
 	return st
 }
 
@@ -303,6 +302,7 @@ func (t *Tracker) open(ev EvOpen) {
 		PingMs:   uint32(t.cfg.PingInterval.Milliseconds()),
 		MaxBlobs: uint32(t.cfg.MaxBlobs),
 		MaxBatch: trackerpb.MaxBatch,
+		Features: trackerpb.FeatureOffers,
 	}
 }
 
@@ -335,8 +335,7 @@ func (t *Tracker) close(a *agent) {
 }
 
 func (t *Tracker) batch(a *agent, b *trackerpb.FromAgent) {
-	t.announcing = b.Announced()
-	if t.announcing >= manyAtOnce {
+	if b.Announced() >= manyAtOnce {
 		t.busy = t.now
 	}
 	for _, m := range b.Progress {
@@ -358,6 +357,9 @@ func (t *Tracker) batch(a *agent, b *trackerpb.FromAgent) {
 		for i := range v.GetBlobs().Len() {
 			t.announce(a, v.Blobs.ID(i), trackerpb.State_STATE_COMPLETE, v.SumsHash(i))
 		}
+	}
+	for _, o := range b.Offers {
+		t.offer(a, o)
 	}
 	for _, m := range b.NotHere {
 		if id, err := m.ID(); err == nil {
@@ -387,16 +389,47 @@ func (t *Tracker) batch(a *agent, b *trackerpb.FromAgent) {
 
 // find returns the swarm of a blob, or nil.
 func (t *Tracker) find(id piece.ID) *swarm {
-	if slot, ok := t.index[id]; ok {
-		return t.swarms[slot]
+	s := t.index[trackerpb.BlobKey(id)]
+	for s != nil && s.id != id {
+		s = s.next
 	}
-	return nil
+	return s
 }
+
+// enter puts a swarm into the index.
+func (t *Tracker) enter(s *swarm) {
+	key := trackerpb.BlobKey(s.id)
+	s.next = t.index[key]
+	t.index[key] = s
+}
+
+// remove takes a swarm out of the index.
+func (t *Tracker) remove(s *swarm) {
+	key := trackerpb.BlobKey(s.id)
+	first := t.index[key]
+	switch {
+	case first != s:
+		for first.next != s {
+			first = first.next
+		}
+		first.next = s.next
+	case s.next != nil:
+		t.index[key] = s.next
+	default:
+		delete(t.index, key)
+	}
+}
+
+func (t *Tracker) swarmCount() int { return len(t.swarms) - len(t.freeSwarm) }
 
 // admit returns the swarm of a blob that a is or will be a member of, or nil if
 // a limit forbids that.
 func (t *Tracker) admit(a *agent, id piece.ID) *swarm {
-	s := t.find(id)
+	return t.admitTo(a, id, t.find(id))
+}
+
+// admitTo is admit if the blob's swarm, or that there is none, is known.
+func (t *Tracker) admitTo(a *agent, id piece.ID, s *swarm) *swarm {
 	if s != nil {
 		if _, ok := a.entries[s.slot]; ok {
 			return s
@@ -408,7 +441,7 @@ func (t *Tracker) admit(a *agent, id piece.ID) *swarm {
 		limit = "blobs of one agent"
 	case t.stats.Entries >= t.cfg.MaxEntries:
 		limit = "announcements in all"
-	case s == nil && len(t.index) >= t.cfg.MaxSwarms:
+	case s == nil && t.swarmCount() >= t.cfg.MaxSwarms:
 		limit = "blobs in all"
 	}
 	if limit != "" {
@@ -429,7 +462,7 @@ func (t *Tracker) admit(a *agent, id piece.ID) *swarm {
 			s.slot = uint32(len(t.swarms))
 			t.swarms = append(t.swarms, s)
 		}
-		t.index[id] = s.slot
+		t.enter(s)
 	}
 	return s
 }
@@ -542,7 +575,7 @@ func (t *Tracker) announce(a *agent, id piece.ID, st trackerpb.State, sumsHash [
 		t.enough(a, id)
 		return
 	}
-	if s = t.admit(a, id); s == nil {
+	if s = t.admitTo(a, id, s); s == nil {
 		t.enough(a, id)
 		return
 	}
@@ -568,13 +601,39 @@ func (t *Tracker) enough(a *agent, id piece.ID) {
 	if n := len(m.Enough); n > 0 && m.Enough[n-1].Blobs.Add(id) {
 		return
 	}
-	// Up to half of it later, so that a cluster does not come back at once.
-	again := t.cfg.EnoughAgain + time.Duration(t.rng.Int64N(int64(t.cfg.EnoughAgain)/2+1))
-	e := &trackerpb.Enough{Blobs: &trackerpb.Blobs{
-		Digests: make([]byte, 0, t.announcing*id.Alg.Size()), Sizes: make([]int64, 0, t.announcing), // of many perhaps most
-	}, AgainMs: uint32(again.Milliseconds())}
+	e := &trackerpb.Enough{Blobs: &trackerpb.Blobs{}, AgainMs: t.againMs()}
 	e.Blobs.Add(id)
 	m.Enough = append(m.Enough, e)
+}
+
+// againMs returns after how many milliseconds what is not kept may be announced
+// again: up to half of EnoughAgain later than that, so that a cluster does not come back
+// at once.
+func (t *Tracker) againMs() uint32 {
+	again := t.cfg.EnoughAgain + time.Duration(t.rng.Int64N(int64(t.cfg.EnoughAgain)/2+1))
+	return uint32(again.Milliseconds())
+}
+
+// offer accepts what is to be kept, or could tell something new of sums.
+func (t *Tracker) offer(a *agent, o *trackerpb.Offer) {
+	answer := &trackerpb.Accept{AgainMs: t.againMs()}
+	for i, key := range o.Blobs {
+		if s := t.index[key]; s == nil || !t.enoughOf(a, s, o.Sums[i]) {
+			answer.Set(i)
+			continue
+		}
+		t.stats.Announces++
+		t.stats.EnoughSent++
+	}
+	m := t.send(a)
+	m.Accepts = append(m.Accepts, answer)
+}
+
+// enoughOf reports whether an announcement that a is complete, with such a SumsKey,
+// would be answered by Enough only.
+func (t *Tracker) enoughOf(a *agent, s *swarm, sums uint64) bool {
+	return s.complete >= t.cfg.Enough && s.next == nil && !a.isOrigin() &&
+		(sums == 0 || s.hashed && sums == trackerpb.SumsKey(&s.hash)) && t.flags(a, s) == 0
 }
 
 // claim takes the hash that a, which has the whole blob, gives of its sums. The

@@ -4,10 +4,9 @@
 // processor time.
 //
 // Half of an agent's blobs are everybody's, half those of one group out of twenty. The
-// agents are in this process, on the same machine: their work counts, too, but for what
-// they only have to do because they are one process on one machine (a search for free
-// ports, and the collection of thousands of clients' garbage). The last line is all
-// figures as key=value.
+// agents are in this process and on this machine, which the tracker has for itself in a
+// cluster: they do as little as they can to send what an agent sends. The last line is
+// all figures as key=value.
 package main
 
 import (
@@ -17,7 +16,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -32,9 +30,6 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-
 	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/integration/benchkit"
 	"github.com/capelin-io/capelin/integration/harness"
@@ -46,6 +41,8 @@ const (
 	metrics = "127.0.0.1:17471"
 	groups  = 20
 	within  = 5 * time.Minute // for the tracker to be full
+
+	perAgent = 128 << 10 // bytes that the tracker takes for one, with 1,000 blobs, or less
 )
 
 func main() {
@@ -74,6 +71,9 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 	}
 	defer os.RemoveAll(dir)
 	t := &trackerd{dir: dir}
+	if err := benchkit.WarmMemory(int64(agents) * perAgent); err != nil {
+		return nil, err
+	}
 	if err := t.start(); err != nil {
 		return nil, err
 	}
@@ -84,7 +84,14 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 	defer cancel()
 	c := &cluster{blobs: blobs, want: make(chan struct{}), answered: make(chan time.Time, agents)}
 	for g := range groups {
-		c.batches = append(c.batches, batches(g, blobs))
+		o, err := offers(g, blobs)
+		if err != nil {
+			return nil, err
+		}
+		c.offers = append(c.offers, o)
+	}
+	if c.wanted, err = encode(&trackerpb.FromAgent{Wants: []*trackerpb.Want{{Blob: trackerpb.FromID(blobID("wanted")), Waiting: true, Grant: true, Seq: 1}}}); err != nil {
+		return nil, err
 	}
 	begin := time.Now()
 	for i := range agents {
@@ -108,6 +115,9 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 	fmt.Printf("all agents want one more blob at once: answered after %.0f ms at p10, %.0f at p50, %.0f at most\n", 1e3*benchkit.Percentile(answers, 10), 1e3*benchkit.Median(answers), 1e3*benchkit.Percentile(answers, 100))
 	rss, peak, err := harness.Resident(t.cmd.Process.Pid)
 	if err != nil {
+		return nil, err
+	}
+	if err := benchkit.WarmMemory(int64(agents) * perAgent); err != nil {
 		return nil, err
 	}
 	t.kill()
@@ -142,46 +152,67 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 	return f, nil
 }
 
-// message is encoded once, for thousands of streams.
-type message struct {
-	*trackerpb.FromAgent
-	once sync.Once
-	msg  grpc.PreparedMsg
+// offer is what control/tracker offers at once of what an agent has.
+type offer struct {
+	encoded []byte
+	blobs   []piece.ID
+	hashes  [][32]byte // of their sums
 }
 
-func (m *message) encoded(s grpc.ClientStream) *grpc.PreparedMsg {
-	m.once.Do(func() {
-		if err := m.msg.Encode(s, m.FromAgent); err != nil {
-			panic(err) // of our own making
+// offers are those of one group's agents.
+func offers(group, blobs int) (all []*offer, err error) {
+	for at := 0; at < blobs; at += trackerpb.MaxBatch {
+		o, m := &offer{}, &trackerpb.Offer{}
+		for i := at; i < min(at+trackerpb.MaxBatch, blobs); i++ {
+			name := fmt.Sprint("all ", i)
+			if i >= blobs/2 {
+				name = fmt.Sprint(group, " ", i)
+			}
+			id := blobID(name)
+			hash := sha256.Sum256(id.Sum[:])
+			m.Add(id, &hash)
+			o.blobs = append(o.blobs, id)
+			o.hashes = append(o.hashes, hash)
 		}
-	})
-	return &m.msg
-}
-
-// batches announce the blobs of one group's agents, as many at once as
-// control/tracker does.
-func batches(group, blobs int) (ms []*message) {
-	for i := range blobs {
-		if i%(trackerpb.MaxBatch/2) == 0 {
-			ms = append(ms, &message{FromAgent: &trackerpb.FromAgent{Inventory: []*trackerpb.Inventory{{}}}})
+		if o.encoded, err = encode(&trackerpb.FromAgent{Offers: []*trackerpb.Offer{m}}); err != nil {
+			return nil, err
 		}
-		m := ms[len(ms)-1]
-		name := fmt.Sprint("all ", i)
-		if i >= blobs/2 {
-			name = fmt.Sprint(group, " ", i)
-		}
-		id := blobID(name)
-		hash := sha256.Sum256(id.Sum[:])
-		m.Inventory[0].Add(id, &hash)
+		all = append(all, o)
 	}
-	return ms
+	return all, nil
+}
+
+// accepted returns the announcements that the tracker accepts of an offer, encoded, as
+// many at once as control/tracker sends.
+func (o *offer) accepted(a *trackerpb.Accept) (all [][]byte, err error) {
+	i := 0
+	for left := a.Count(); left > 0; {
+		n := min(left, trackerpb.MaxBatch/2)
+		left -= n
+		v := &trackerpb.Inventory{
+			Blobs:      &trackerpb.Blobs{Digests: make([]byte, 0, 32*n), Sizes: make([]int64, 0, n)},
+			SumsHashes: make([]byte, 0, 32*n),
+		}
+		for ; v.Blobs.Len() < n; i++ {
+			if a.Has(i) {
+				v.Add(o.blobs[i], &o.hashes[i])
+			}
+		}
+		m, err := encode(&trackerpb.FromAgent{Inventory: []*trackerpb.Inventory{v}})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, m)
+	}
+	return all, nil
 }
 
 // cluster is all agents.
 type cluster struct {
-	blobs   int
-	batches [][]*message // by group
-	live    atomic.Int64 // streams
+	blobs  int
+	offers [][]*offer   // by group
+	wanted []byte       // encoded
+	live   atomic.Int64 // streams
 
 	want     chan struct{}  // closed when all agents are to want a blob
 	answered chan time.Time // when each of them was told what to expect
@@ -206,78 +237,6 @@ func (c *cluster) burst(ctx context.Context, agents int) ([]float64, error) {
 	}
 	return took, nil
 }
-
-// agent keeps a stream up, as a node's agent does, until ctx is done.
-func (c *cluster) agent(ctx context.Context, i int) {
-	pause := 100 * time.Millisecond // as control/tracker
-	for ctx.Err() == nil {
-		if c.session(ctx, i) {
-			pause = 100 * time.Millisecond
-		}
-		select {
-		case <-time.After(pause/2 + rand.N(pause/2)):
-		case <-ctx.Done():
-		}
-		pause = min(2*pause, 2*time.Second)
-	}
-}
-
-// session is one stream; it reports whether the tracker welcomed it.
-func (c *cluster) session(ctx context.Context, i int) bool {
-	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1+byte(i>>16), byte(i>>8), byte(i))}}
-	conn, err := grpc.NewClient("passthrough:///"+listen, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return from.DialContext(ctx, "tcp", addr) }),
-		grpc.WithIdleTimeout(0), grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10))
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
-	stream, err := trackerpb.NewTrackerClient(conn).Connect(ctx)
-	if err != nil {
-		return false
-	}
-	_ = stream.Send(&trackerpb.FromAgent{Hello: &trackerpb.Hello{
-		Version: trackerpb.Version, Cluster: "default", Node: fmt.Sprintf("node-%05d", i), Zone: fmt.Sprintf("z%d", i%3),
-		Addr: "10.0.0.1:7401", Role: trackerpb.Role_ROLE_AGENT, Software: "bench-tracker", Blobs: uint32(c.blobs),
-	}})
-	m, err := stream.Recv()
-	if err != nil || m.Welcome == nil {
-		return false
-	}
-	c.live.Add(1)
-	defer c.live.Add(-1)
-	for _, m := range c.batches[i%groups] {
-		_ = stream.SendMsg(m.encoded(stream))
-	}
-	done := make(chan struct{})
-	defer close(done)
-	select {
-	case <-c.want: // before this stream
-	default:
-		go func() {
-			select {
-			case <-done:
-			case <-c.want:
-				_ = stream.Send(&trackerpb.FromAgent{Wants: []*trackerpb.Want{{Blob: trackerpb.FromID(wanted), Waiting: true, Grant: true, Seq: 1}}})
-			}
-		}()
-	}
-	for {
-		m, err := stream.Recv()
-		if err != nil {
-			return true
-		}
-		for range m.Verdicts {
-			select {
-			case c.answered <- time.Now():
-			default: // news for one that was answered
-			}
-		}
-	}
-}
-
-// wanted is what everybody wants at once.
-var wanted = blobID("wanted")
 
 func blobID(name string) piece.ID {
 	id := piece.ID{Alg: piece.SHA256, Size: 50 << 20}
