@@ -3,6 +3,10 @@
 // whose rate is limited both ways. The ideal is one plain HTTP download of the same bytes,
 // alone, over the same link, in the same run.
 //
+// The floor is what the machine makes of the same bytes over the same links without a
+// swarm: every node at once downloads the blob from its neighbour, with nothing but what any
+// program has to do (benchkit.SendFile, benchkit.ReceiveFile), in one process.
+//
 // The last line is all figures as key=value. A run in which the machine was busy for more
 // than 80 % of the time measures the machine: it is void, and the command fails.
 package main
@@ -13,6 +17,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -88,6 +93,14 @@ type result struct {
 	Busy     float64   `json:"machine_busy"` // share of all processors' time
 	CPU      float64   `json:"cpu_seconds"`  // of all processes
 	LinkUsed float64   `json:"link_used"`    // what the node whose link carried most received, over what it may
+	Floor    *floor    `json:"floor"`
+}
+
+// floor is what the same links and machine do without a swarm.
+type floor struct {
+	Took []float64 `json:"seconds"` // by node
+	Busy float64   `json:"machine_busy"`
+	CPU  float64   `json:"cpu_seconds"`
 }
 
 func run(ctx context.Context, o options) error {
@@ -159,15 +172,22 @@ func measure(ctx context.Context, o options, s scenario) (rs []result, err error
 		}
 		b.nodes = append(b.nodes, n)
 	}
+	floor, err := b.floor(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for i := range o.runs {
 		r, err := b.run(ctx, i)
 		if err != nil {
 			return nil, err
 		}
+		r.Floor = floor
 		rs = append(rs, *r)
 		fmt.Fprintf(o.out, "  ideal %.2f s; p50 %.3f, max %.3f over it; the origin sent %.3f ×; machine %.0f%% busy\n",
 			r.Ideal, benchkit.Median(r.Took)/r.Ideal, benchkit.Percentile(r.Took, 100)/r.Ideal, r.Origin, 100*r.Busy)
 	}
+	ideal := rs[0].Ideal
+	fmt.Fprintf(o.out, "  floor: p50 %.3f, max %.3f over the first ideal; machine %.0f%% busy\n", benchkit.Median(floor.Took)/ideal, benchkit.Percentile(floor.Took, 100)/ideal, 100*floor.Busy)
 	return rs, nil
 }
 
@@ -259,6 +279,74 @@ func (b *bench) run(ctx context.Context, i int) (*result, error) {
 	return r, os.Remove(path)
 }
 
+// floor has every node download a blob from its neighbour at once.
+func (b *bench) floor(ctx context.Context) (_ *floor, err error) {
+	dir, err := os.MkdirTemp("/dev/shm", "capelin-bench-") // as the nodes' disks: in memory
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	_, path, err := benchkit.RandomImage(dir, b.Size, 0)
+	if err != nil {
+		return nil, err
+	}
+	lns := make([]net.Listener, len(b.nodes))
+	for i, n := range b.nodes {
+		if lns[i], err = n.Listen("tcp", n.Addr+":8080"); err != nil {
+			return nil, err
+		}
+		defer lns[i].Close()
+	}
+	if err := benchkit.WarmMemory(b.Size * int64(b.N)); err != nil {
+		return nil, err
+	}
+	cpu, err := harness.ProcessCPU(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
+	before, err := benchkit.Now()
+	if err != nil {
+		return nil, err
+	}
+	f := &floor{Took: make([]float64, len(b.nodes))}
+	g, gctx := errgroup.WithContext(ctx)
+	stop := context.AfterFunc(gctx, func() { // nobody waits for who does not come
+		for _, l := range lns {
+			l.Close()
+		}
+	})
+	defer stop()
+	start := time.Now()
+	for i, n := range b.nodes {
+		g.Go(func() error { return benchkit.SendFile(lns[i], path) })
+		g.Go(func() error {
+			c, err := n.DialContext(gctx, "tcp", lns[(i+1)%len(lns)].Addr().String())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			stop := context.AfterFunc(gctx, func() { c.Close() })
+			defer stop()
+			err = benchkit.ReceiveFile(c, filepath.Join(dir, n.Name), b.Size)
+			f.Took[i] = time.Since(start).Seconds()
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	after, err := benchkit.Now()
+	if err != nil {
+		return nil, err
+	}
+	now, err := harness.ProcessCPU(os.Getpid())
+	if err != nil {
+		return nil, err
+	}
+	f.Busy, f.CPU = after.Busy(before), (now - cpu).Seconds()
+	return f, nil
+}
+
 // cpu is the processor time of all processes of the cluster.
 func (b *bench) cpu() (sum time.Duration, err error) {
 	hosts := []*harness.Host{b.server.Host}
@@ -309,6 +397,15 @@ func figures(f *benchkit.Figures, s scenario, rs []result) (busy float64) {
 	add("max", benchkit.Percentile(over, 100))
 	add("origin", benchkit.Percentile(origin, 100))
 	add("cpu_s_per_gib", benchkit.Median(cpu))
+	var floors []float64
+	floor := rs[0].Floor
+	for _, t := range floor.Took {
+		floors = append(floors, t/benchkit.Median(ideal))
+	}
+	add("floor_p50", benchkit.Median(floors))
+	add("floor_max", benchkit.Percentile(floors, 100))
+	add("floor_cpu_s_per_gib", floor.CPU/(float64(s.Size)*float64(s.N)/(1<<30)))
+	add("floor_busy", floor.Busy)
 	add("link_used", benchkit.Percentile(link, 100))
 	add("busy", busy)
 	return busy

@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -48,9 +46,14 @@ func (s scenario) floor(ctx context.Context, seed uint64) (_ *result, err error)
 	defer stop()
 	start := time.Now()
 	for i := range s.To {
-		g.Go(func() error { return sendFile(ln, path) })
+		g.Go(func() error { return benchkit.SendFile(ln, path) })
 		g.Go(func() error {
-			return receiveFile(ln.Addr().String(), filepath.Join(dir, fmt.Sprint(i)), s.Size)
+			c, err := net.Dial("tcp", ln.Addr().String())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return benchkit.ReceiveFile(c, filepath.Join(dir, fmt.Sprint(i)), s.Size)
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -62,46 +65,4 @@ func (s scenario) floor(ctx context.Context, seed uint64) (_ *result, err error)
 		return nil, err
 	}
 	return s.result(took, after-before), nil
-}
-
-// sendFile sends a file to whoever connects next.
-func sendFile(ln net.Listener, path string) error {
-	c, err := ln.Accept()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.Copy(c, f) // with sendfile
-	return err
-}
-
-func receiveFile(addr, path string, size int64) error {
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	buf, h := make([]byte, 128<<10), sha256.New()
-	for size > 0 {
-		n, err := io.ReadFull(c, buf[:min(int64(len(buf)), size)])
-		if err != nil {
-			return err
-		}
-		h.Write(buf[:n])
-		if _, err := f.Write(buf[:n]); err != nil {
-			return err
-		}
-		size -= int64(n)
-	}
-	return f.Close()
 }
