@@ -1,6 +1,8 @@
 package state
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -17,15 +19,18 @@ func (t *Tracker) peerFlags(s *swarm, a *agent) (uint8, bool) {
 	if !ok {
 		return 0, false
 	}
-	f := s.members[pos].flags
-	var p uint8
+	return a.toldAs(s.members[pos].flags), true
+}
+
+// toldAs returns what is told of a as a peer if f are its flags as a member.
+func (a *agent) toldAs(f uint8) (p uint8) {
 	if f&fComplete != 0 {
 		p |= pComplete
 	}
 	if f&fLease != 0 || f&(fComplete|fPartial) != 0 && a.isOrigin() {
 		p |= pSource
 	}
-	return p, true
+	return p
 }
 
 func (a *agent) peer(flags uint8) *trackerpb.Peer {
@@ -69,29 +74,34 @@ func (t *Tracker) fill(s *swarm, w *want) {
 	clear(w.told[len(keep):])
 	w.told = keep
 
-	tell := func(a *agent) {
-		f, ok := t.peerFlags(s, a)
-		if !ok || a.mark == t.mark || a.hello.Addr == "" {
+	tell := func(td told) {
+		a := td.agent
+		if a.mark == t.mark || !a.dialable {
 			return
 		}
 		a.mark = t.mark
-		if f&pComplete != 0 {
+		if td.flags&pComplete != 0 {
 			complete++
 		}
-		w.told = append(w.told, told{a, f})
-		news.Peers = append(news.Peers, a.peer(f))
+		w.told = append(w.told, td)
+		news.Peers = append(news.Peers, a.peer(td.flags))
+	}
+	tellMember := func(a *agent) {
+		if f, ok := t.peerFlags(s, a); ok {
+			tell(told{a, f})
+		}
 	}
 	for i := range s.a.leases {
-		tell(s.a.leases[i].agent)
+		tellMember(s.a.leases[i].agent)
 	}
 	for _, a := range s.origins[:min(len(s.origins), maxOrigins)] {
-		tell(a)
+		tellMember(a)
 	}
 	if n := t.cfg.MinComplete - complete; n > 0 && s.complete > 0 {
-		t.sample(s.members[:s.complete], n, w.agent.hello.Zone, tell)
+		t.sample(s.members[:s.complete], n, w.agent.zone, tell)
 	}
 	if n := t.cfg.Sample - len(w.told); n > 0 && len(s.members) > len(w.told) {
-		t.sample(s.members, n, w.agent.hello.Zone, tell)
+		t.sample(s.members, n, w.agent.zone, tell)
 	}
 
 	if w.share != w.shareTold {
@@ -114,6 +124,15 @@ func (t *Tracker) fill(s *swarm, w *want) {
 	}
 }
 
+// zoneKey is a short name of a zone, so that thousands of agents are compared without
+// a look at their Hello. Two zones of one key would be taken for the same.
+func zoneKey(zone string) uint64 {
+	sum := sha256.Sum256([]byte(zone))
+	return binary.BigEndian.Uint64(sum[:])
+}
+
+var noZone = zoneKey("")
+
 const (
 	maxOrigins = 8   // of a swarm that each wanting agent is told of first
 	maxProbes  = 512 // members looked at for one sample
@@ -122,24 +141,24 @@ const (
 // sample gives up to n random members to tell, preferring zone but leaving room
 // for OutsideZone others. Those marked already, and those that cannot be
 // dialled, are passed over.
-func (t *Tracker) sample(members []member, n int, zone string, tell func(*agent)) {
+func (t *Tracker) sample(members []member, n int, zone uint64, tell func(told)) {
 	outside := min(t.cfg.OutsideZone, n/2)
 	near, far := t.near[:0], t.far[:0]
 	t.looks++
 	look := func(m member) (done bool) {
 		a := t.agents[m.agent]
-		if a.mark == t.mark || a.looked == t.looks || a.hello.Addr == "" {
+		if a.mark == t.mark || a.looked == t.looks || !a.dialable {
 			return false
 		}
 		a.looked = t.looks
-		if a.hello.Zone == zone {
+		if a.zone == zone {
 			if len(near) < n {
-				near = append(near, a)
+				near = append(near, told{a, a.toldAs(m.flags)})
 			}
 		} else if len(far) < n {
-			far = append(far, a)
+			far = append(far, told{a, a.toldAs(m.flags)})
 		}
-		return len(near) >= n && (zone == "" || len(far) >= outside)
+		return len(near) >= n && (zone == noZone || len(far) >= outside)
 	}
 	if len(members) <= maxProbes {
 		// All of them, in random order.
@@ -158,11 +177,11 @@ func (t *Tracker) sample(members []member, n int, zone string, tell func(*agent)
 	t.near, t.far = near, far
 	far = far[:min(len(far), max(outside, n-len(near)))]
 	near = near[:min(len(near), n-len(far))]
-	for _, a := range near {
-		tell(a)
+	for _, td := range near {
+		tell(td)
 	}
-	for _, a := range far {
-		tell(a)
+	for _, td := range far {
+		tell(td)
 	}
 	clear(t.near)
 	clear(t.far)

@@ -48,26 +48,30 @@ type Tracker struct {
 	actions []Action
 	out     map[*agent]*trackerpb.ToAgent
 
-	mark      uint64   // of sampling, see fill
-	looks     uint64   // the same, see sample
-	near, far []*agent // scratch memory of sample
-	full      string   // the limit that was last reported
+	mark      uint64 // of sampling, see fill
+	looks     uint64 // the same, see sample
+	near, far []told // scratch memory of sample
+	full      string // the limit that was last reported
 	stats     Stats
 }
 
 // agent is a live stream.
 type agent struct {
-	slot   uint32
+	// What sample looks at, of thousands.
+	mark     uint64
+	looked   uint64
+	zone     uint64 // its zoneKey
+	dialable bool
+	gone     bool // the stream ended; told lists may still name it
+	slot     uint32
+
 	stream Stream
 	hello  *trackerpb.Hello
 	since  int64
-	gone   bool // the stream ended; told lists may still name it
 	// entries: swarm slot → position in its members.
 	entries   map[uint32]uint32
 	wants     int
-	unstarted int // leases held and not started
-	mark      uint64
-	looked    uint64
+	unstarted int                // leases held and not started
 	pb        [4]*trackerpb.Peer // by peer flags; made when first needed, then shared by all messages
 }
 
@@ -280,7 +284,10 @@ func (t *Tracker) open(ev EvOpen) {
 		t.actions = append(t.actions, ActClose{old.stream})
 		t.close(old)
 	}
-	a := &agent{stream: ev.Stream, hello: ev.Hello, since: t.now, entries: map[uint32]uint32{}}
+	a := &agent{
+		zone: zoneKey(ev.Hello.Zone), dialable: ev.Hello.Addr != "",
+		stream: ev.Stream, hello: ev.Hello, since: t.now, entries: map[uint32]uint32{},
+	}
 	if n := len(t.freeAgent); n > 0 {
 		a.slot = t.freeAgent[n-1]
 		t.freeAgent = t.freeAgent[:n-1]
