@@ -31,9 +31,11 @@ const (
 func (c *cluster) agent(ctx context.Context, i int) {
 	pause := backoffMin
 	for ctx.Err() == nil {
-		if c.session(ctx, i) {
+		welcomed, err := c.session(ctx, i)
+		if welcomed {
 			pause = backoffMin
 		}
+		c.broke.Store(&err)
 		select {
 		case <-time.After(pause/2 + rand.N(pause/2)):
 		case <-ctx.Done():
@@ -42,15 +44,15 @@ func (c *cluster) agent(ctx context.Context, i int) {
 	}
 }
 
-// session is one stream; it reports whether the tracker welcomed it.
-func (c *cluster) session(ctx context.Context, i int) (welcomed bool) {
+// session is one stream; it reports whether the tracker welcomed it, and why it ended.
+func (c *cluster) session(ctx context.Context, i int) (welcomed bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	watchdog := time.AfterFunc(connectTimeout, cancel)
 	defer watchdog.Stop()
 	s, err := dial(ctx, net.IPv4(127, 1+byte(i>>16), byte(i>>8), byte(i)))
 	if err != nil {
-		return false
+		return false, err
 	}
 	defer s.conn.Close()
 	stop := context.AfterFunc(ctx, func() { s.conn.Close() })
@@ -60,14 +62,14 @@ func (c *cluster) session(ctx context.Context, i int) (welcomed bool) {
 		Addr: "10.0.0.1:7401", Role: trackerpb.Role_ROLE_AGENT, Software: "bench-tracker", Blobs: uint32(c.blobs),
 	}})
 	if err != nil {
-		return false
+		return false, err
 	}
 	var sending sync.WaitGroup
 	defer sending.Wait()
 	defer s.end()
 	sending.Go(func() { _ = s.send(hello) })
 	offers := c.offers[i%groups]
-	_ = s.receive(func(m *trackerpb.ToAgent) {
+	err = s.receive(func(m *trackerpb.ToAgent) {
 		if m.Welcome != nil {
 			watchdog.Stop()
 			welcomed = true
@@ -111,7 +113,7 @@ func (c *cluster) session(ctx context.Context, i int) (welcomed bool) {
 		c.live.Add(-1)
 	}
 	cancel()
-	return welcomed
+	return welcomed, err
 }
 
 // stream is a call of Tracker.Connect on a connection of its own: what gRPC's client
@@ -131,6 +133,8 @@ type stream struct {
 
 const streamID = 1
 
+var errEnded = errors.New("the tracker ended the stream")
+
 // dial connects from an address of the agent's own, since 15,000 connections from one
 // address would spend a tenth of the machine on the search for a free port.
 func dial(ctx context.Context, from net.IP) (*stream, error) {
@@ -140,6 +144,7 @@ func dial(ctx context.Context, from net.IP) (*stream, error) {
 		return nil, err
 	}
 	s := &stream{conn: conn, in: http2.NewFramer(io.Discard, bufio.NewReader(conn)), window: [2]int{65535, 65535}} // RFC 9113, 6.9.2
+	s.in.ReadMetaHeaders = hpack.NewDecoder(4096, nil)                                                             // RFC 9113, 6.5.2
 	s.more.L = &s.mu
 	s.out = http2.NewFramer(&s.buf, nil)
 	s.mu.Lock()
@@ -228,7 +233,11 @@ func (s *stream) receive(got func(*trackerpb.ToAgent)) error {
 		case *http2.WindowUpdateFrame:
 			s.grow(f.StreamID, int(f.Increment))
 		case *http2.GoAwayFrame, *http2.RSTStreamFrame:
-			return errors.New("the tracker ended the stream")
+			return errEnded
+		case *http2.MetaHeadersFrame:
+			if f.StreamEnded() {
+				return fmt.Errorf("%w: %v", errEnded, f.RegularFields())
+			}
 		case *http2.DataFrame:
 			data = append(data, f.Data()...)
 			for len(data) >= 5 {

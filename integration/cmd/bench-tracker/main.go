@@ -210,9 +210,10 @@ func (o *offer) accepted(a *trackerpb.Accept) (all [][]byte, err error) {
 // cluster is all agents.
 type cluster struct {
 	blobs  int
-	offers [][]*offer   // by group
-	wanted []byte       // encoded
-	live   atomic.Int64 // streams
+	offers [][]*offer            // by group
+	wanted []byte                // encoded
+	live   atomic.Int64          // streams
+	broke  atomic.Pointer[error] // why the last one that ended did
 
 	want     chan struct{}  // closed when all agents are to want a blob
 	answered chan time.Time // when each of them was told what to expect
@@ -318,7 +319,11 @@ func (t *trackerd) await(ctx context.Context, c *cluster, agents, announced int6
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("%d of %d agents are connected, and the tracker knows %d of %d announcements: %w", c.live.Load(), agents, n, announced, ctx.Err())
+			err := ctx.Err()
+			if broke := c.broke.Load(); broke != nil {
+				err = fmt.Errorf("%w (a stream ended: %w)", err, *broke)
+			}
+			return fmt.Errorf("%d of %d agents are connected, and the tracker knows %d of %d announcements: %w", c.live.Load(), agents, n, announced, err)
 		}
 	}
 }
