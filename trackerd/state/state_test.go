@@ -144,21 +144,17 @@ func check(t *testing.T, m *Tracker) {
 	t.Helper()
 	entries, wants, leases := 0, 0, 0
 	unstarted := map[*agent]int{}
-	indexed := 0
-	for _, s := range m.index {
-		for ; s != nil; s = s.next {
-			indexed++
-		}
+	keyed := 0
+	for _, k := range m.keys {
+		keyed += k.swarms
 	}
-	if n := m.swarmCount(); indexed != n {
-		t.Fatalf("%d swarms are in the index, of %d", indexed, n)
+	if n := len(m.swarms) - len(m.freeSwarm); len(m.index) != n || keyed != n {
+		t.Fatalf("%d swarms are in the index and %d have keys, of %d", len(m.index), keyed, n)
 	}
-	for slot, s := range m.swarms {
-		if s == nil {
-			continue
-		}
-		id, slot := s.id, uint32(slot)
-		if s.slot != slot || m.find(id) != s {
+	for id, s := range m.index {
+		slot := s.slot
+		k := m.keys[trackerpb.BlobKey(id)]
+		if s.id != id || m.swarms[slot] != s || k.s != nil && k.s != s {
 			t.Fatalf("index of %s is broken", nameOf(id))
 		}
 		complete, have := 0, 0
@@ -461,7 +457,7 @@ func TestOffer(t *testing.T) {
 	}
 	w.step(EvClosed{1})
 	w.step(EvClosed{2})
-	if st := w.m.Stats(); st.Swarms != 0 || len(w.m.index) != 0 {
-		t.Errorf("%d swarms and %d keys are left", st.Swarms, len(w.m.index))
+	if st := w.m.Stats(); st.Swarms != 0 || len(w.m.keys) != 0 {
+		t.Errorf("%d swarms and %d keys are left", st.Swarms, len(w.m.keys))
 	}
 }

@@ -41,8 +41,9 @@ type Tracker struct {
 
 	swarms    []*swarm // by slot; nil: free
 	freeSwarm []uint32
-	index     map[uint64]*swarm // by trackerpb.BlobKey, linked by next
-	due       dueHeap           // active swarms that have a deadline
+	index     map[piece.ID]*swarm
+	keys      map[uint64]keyed // by trackerpb.BlobKey
+	due       dueHeap          // active swarms that have a deadline
 
 	touched []*swarm
 	actions []Action
@@ -99,7 +100,6 @@ const (
 type swarm struct {
 	slot     uint32
 	id       piece.ID
-	next     *swarm   // of the same key: as good as never
 	members  []member // the complete ones first
 	complete int      // how many are
 	have     int      // complete or partial
@@ -130,7 +130,8 @@ func New(cfg Config, seed uint64, now time.Time) *Tracker {
 		now:      now.UnixNano(),
 		byStream: map[Stream]*agent{},
 		byNode:   map[string]*agent{},
-		index:    map[uint64]*swarm{},
+		index:    map[piece.ID]*swarm{},
+		keys:     map[uint64]keyed{},
 		out:      map[*agent]*trackerpb.ToAgent{},
 	}
 }
@@ -185,7 +186,7 @@ func (t *Tracker) Deadline() time.Time {
 func (t *Tracker) Stats() Stats {
 	st := t.stats
 	st.Streams = len(t.byStream)
-	st.Swarms = t.swarmCount()
+	st.Swarms = len(t.index)
 	return st
 }
 
@@ -395,39 +396,39 @@ func (t *Tracker) batch(a *agent, b *trackerpb.FromAgent) {
 }
 
 // find returns the swarm of a blob, or nil.
-func (t *Tracker) find(id piece.ID) *swarm {
-	s := t.index[trackerpb.BlobKey(id)]
-	for s != nil && s.id != id {
-		s = s.next
-	}
-	return s
+func (t *Tracker) find(id piece.ID) *swarm { return t.index[id] }
+
+// keyed is what a key of Offers stands for.
+type keyed struct {
+	s      *swarm // nil if there are, or were at once, several
+	swarms int
 }
 
-// enter puts a swarm into the index.
+// enter puts a swarm into the index. Blobs of one key, which whoever announces them
+// can make as many of as he likes, are only counted.
 func (t *Tracker) enter(s *swarm) {
+	t.index[s.id] = s
 	key := trackerpb.BlobKey(s.id)
-	s.next = t.index[key]
-	t.index[key] = s
+	k := t.keys[key]
+	if k.swarms++; k.swarms == 1 {
+		k.s = s
+	} else {
+		k.s = nil
+	}
+	t.keys[key] = k
 }
 
 // remove takes a swarm out of the index.
 func (t *Tracker) remove(s *swarm) {
+	delete(t.index, s.id)
 	key := trackerpb.BlobKey(s.id)
-	first := t.index[key]
-	switch {
-	case first != s:
-		for first.next != s {
-			first = first.next
-		}
-		first.next = s.next
-	case s.next != nil:
-		t.index[key] = s.next
-	default:
-		delete(t.index, key)
+	k := t.keys[key]
+	if k.swarms--; k.swarms == 0 {
+		delete(t.keys, key)
+	} else {
+		t.keys[key] = k
 	}
 }
-
-func (t *Tracker) swarmCount() int { return len(t.swarms) - len(t.freeSwarm) }
 
 // admit returns the swarm of a blob that a is or will be a member of, or nil if
 // a limit forbids that.
@@ -448,7 +449,7 @@ func (t *Tracker) admitTo(a *agent, id piece.ID, s *swarm) *swarm {
 		limit = "blobs of one agent"
 	case t.stats.Entries >= t.cfg.MaxEntries:
 		limit = "announcements in all"
-	case s == nil && t.swarmCount() >= t.cfg.MaxSwarms:
+	case s == nil && len(t.index) >= t.cfg.MaxSwarms:
 		limit = "blobs in all"
 	}
 	if limit != "" {
@@ -625,7 +626,7 @@ func (t *Tracker) againMs() uint32 {
 func (t *Tracker) offer(a *agent, o *trackerpb.Offer) {
 	answer := &trackerpb.Accept{AgainMs: t.againMs()}
 	for i, key := range o.Blobs {
-		if s := t.index[key]; s == nil || !t.enoughOf(a, s, o.Sums[i]) {
+		if s := t.keys[key].s; s == nil || !t.enoughOf(a, s, o.Sums[i]) {
 			answer.Set(i)
 			continue
 		}
@@ -639,7 +640,7 @@ func (t *Tracker) offer(a *agent, o *trackerpb.Offer) {
 // enoughOf reports whether an announcement that a is complete, with such a SumsKey,
 // would be answered by Enough only.
 func (t *Tracker) enoughOf(a *agent, s *swarm, sums uint64) bool {
-	return s.complete >= t.cfg.Enough && s.next == nil && !a.isOrigin() &&
+	return s.complete >= t.cfg.Enough && !a.isOrigin() &&
 		(sums == 0 || s.hashed && sums == trackerpb.SumsKey(&s.hash)) && t.flags(a, s) == 0
 }
 
