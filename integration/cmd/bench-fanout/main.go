@@ -93,7 +93,6 @@ type result struct {
 	Busy     float64   `json:"machine_busy"` // share of all processors' time
 	CPU      float64   `json:"cpu_seconds"`  // of all processes
 	LinkUsed float64   `json:"link_used"`    // what the node whose link carried most received, over what it may
-	Floor    *floor    `json:"floor"`
 }
 
 // floor is what the same links and machine do without a swarm.
@@ -104,17 +103,17 @@ type floor struct {
 }
 
 func run(ctx context.Context, o options) error {
-	all := map[string][]result{}
+	all, floors := map[string][]result{}, map[string]*floor{}
 	f := &benchkit.Figures{}
 	var void error
 	for _, s := range o.scenarios {
 		fmt.Fprintf(o.out, "%d nodes, %.1f MB, %.1f MB/s each way, one origin\n", s.N, float64(s.Size)/1e6, float64(s.Rate)/1e6)
-		rs, err := measure(ctx, o, s)
+		rs, fl, err := measure(ctx, o, s)
 		if err != nil {
 			return fmt.Errorf("%v: %w", s, err)
 		}
-		all[s.String()] = rs
-		if busy := figures(f, s, rs); busy > maxBusy {
+		all[s.String()], floors[s.String()] = rs, fl
+		if busy := figures(f, s, rs, fl); busy > maxBusy {
 			void = errors.Join(void, fmt.Errorf("%v is void: the machine was %.0f %% busy", s, 100*busy))
 		}
 		if o.simulate {
@@ -122,14 +121,14 @@ func run(ctx context.Context, o options) error {
 		}
 	}
 	fmt.Fprintln(o.out, f)
-	return errors.Join(void, benchkit.WriteJSON(o.json, map[string]any{"scenarios": all, "figures": f}))
+	return errors.Join(void, benchkit.WriteJSON(o.json, map[string]any{"scenarios": all, "floors": floors, "figures": f}))
 }
 
 // measure runs a scenario.
-func measure(ctx context.Context, o options, s scenario) (rs []result, err error) {
+func measure(ctx context.Context, o options, s scenario) (rs []result, fl *floor, err error) {
 	c, err := harness.New()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() {
 		if err != nil && ctx.Err() == nil {
@@ -141,14 +140,14 @@ func measure(ctx context.Context, o options, s scenario) (rs []result, err error
 	// So many agents start at once on one machine that answers may take longer than
 	// in a cluster. A lease, to go to a registry that there is not, would be an error.
 	if b.server, err = c.NewServer(ctx, "origin", harness.ServerOptions{TOML: "tracker.lease.lookup = \"5s\"\n"}); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if b.alone, err = c.NewHost("alone"); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, h := range []*harness.Host{b.server.Host, b.alone} {
 		if err := c.Shape(h, s.Rate); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	for i := range s.N {
@@ -163,33 +162,31 @@ func measure(ctx context.Context, o options, s scenario) (rs []result, err error
 			Env: []string{"GOMAXPROCS=1"},
 		})
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if err := c.Shape(n.Host, s.Rate); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if err := errors.Join(n.StartAgent(ctx), n.AwaitTrackers(ctx)); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		b.nodes = append(b.nodes, n)
 	}
-	floor, err := b.floor(ctx)
-	if err != nil {
-		return nil, err
+	if fl, err = b.floor(ctx); err != nil {
+		return nil, nil, err
 	}
 	for i := range o.runs {
 		r, err := b.run(ctx, i)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		r.Floor = floor
 		rs = append(rs, *r)
 		fmt.Fprintf(o.out, "  ideal %.2f s; p50 %.3f, max %.3f over it; the origin sent %.3f ×; machine %.0f%% busy\n",
 			r.Ideal, benchkit.Median(r.Took)/r.Ideal, benchkit.Percentile(r.Took, 100)/r.Ideal, r.Origin, 100*r.Busy)
 	}
 	ideal := rs[0].Ideal
-	fmt.Fprintf(o.out, "  floor: p50 %.3f, max %.3f over the first ideal; machine %.0f%% busy\n", benchkit.Median(floor.Took)/ideal, benchkit.Percentile(floor.Took, 100)/ideal, 100*floor.Busy)
-	return rs, nil
+	fmt.Fprintf(o.out, "  floor: p50 %.3f, max %.3f over the first ideal; machine %.0f%% busy\n", benchkit.Median(fl.Took)/ideal, benchkit.Percentile(fl.Took, 100)/ideal, 100*fl.Busy)
+	return rs, fl, nil
 }
 
 type bench struct {
@@ -381,7 +378,7 @@ func (b *bench) ideal(ctx context.Context, name string) (float64, error) {
 }
 
 // figures adds a scenario's, and returns how busy the machine was at most.
-func figures(f *benchkit.Figures, s scenario, rs []result) (busy float64) {
+func figures(f *benchkit.Figures, s scenario, rs []result, fl *floor) (busy float64) {
 	var over, ideal, origin, cpu, link []float64
 	for _, r := range rs {
 		for _, t := range r.Took {
@@ -399,14 +396,13 @@ func figures(f *benchkit.Figures, s scenario, rs []result) (busy float64) {
 	add("origin", benchkit.Percentile(origin, 100))
 	add("cpu_s_per_gib", benchkit.Median(cpu))
 	var floors []float64
-	floor := rs[0].Floor
-	for _, t := range floor.Took {
+	for _, t := range fl.Took {
 		floors = append(floors, t/benchkit.Median(ideal))
 	}
 	add("floor_p50", benchkit.Median(floors))
 	add("floor_max", benchkit.Percentile(floors, 100))
-	add("floor_cpu_s_per_gib", floor.CPU/(float64(s.Size)*float64(s.N)/(1<<30)))
-	add("floor_busy", floor.Busy)
+	add("floor_cpu_s_per_gib", fl.CPU/(float64(s.Size)*float64(s.N)/(1<<30)))
+	add("floor_busy", fl.Busy)
 	add("link_used", benchkit.Percentile(link, 100))
 	add("busy", busy)
 	return busy
