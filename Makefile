@@ -2,7 +2,7 @@
 
 GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS  := -s -w -X github.com/capelin-io/capelin/control/version.version=$(VERSION)
+LDFLAGS  := -s -w -X github.com/capelin-io/capelin/internal/daemon/version.version=$(VERSION)
 GOBUILD  := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 FUZZTIME ?= 10s
 BENCH    ?= .
@@ -18,8 +18,8 @@ help: ## this list
 
 .PHONY: build
 build: ## bin/capelin for this machine, and bin/linux-amd64/ and bin/linux-arm64/
-	GOARCH=amd64 $(GOBUILD) -o bin/linux-amd64/capelin .
-	GOARCH=arm64 $(GOBUILD) -o bin/linux-arm64/capelin .
+	GOARCH=amd64 $(GOBUILD) -o bin/linux-amd64/capelin ./cmd/capelin
+	GOARCH=arm64 $(GOBUILD) -o bin/linux-arm64/capelin ./cmd/capelin
 	ln -sf linux-$$($(GO) env GOHOSTARCH)/capelin bin/capelin
 
 .PHONY: demo
@@ -100,7 +100,7 @@ bench-tracker: $(B)/capelin $(B)/bench-tracker ## a tracker's memory with 15,000
 
 .PHONY: sim
 sim: ## the table of goals in virtual time: thousands of hosts (an hour)
-	$(GO) run ./swarm/sim/cmd/sim $(ARGS)
+	$(GO) run ./internal/sim/cmd/sim $(ARGS)
 
 .PHONY: lint
 lint: $(B)/golangci-lint ## gofmt, go vet, staticcheck and others, on both modules
@@ -144,7 +144,7 @@ $(B)/golangci-lint: $(I)/tools/lint/go.mod
 # Always: go decides whether anything changed.
 .PHONY: $(B)/capelin
 $(B)/capelin:
-	$(GOBUILD) -o $@ .
+	$(GOBUILD) -o $@ ./cmd/capelin
 
 .PHONY: clean
 clean: ## remove what was built

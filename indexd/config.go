@@ -5,13 +5,13 @@ import (
 	"errors"
 	"net"
 
-	"github.com/capelin-io/capelin/control/config"
-	"github.com/capelin-io/capelin/control/identity"
-	"github.com/capelin-io/capelin/control/ops"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/backends"
 	"github.com/capelin-io/capelin/fetcher/file"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/daemon/ops"
 )
 
 // Config is the configuration of `capelin indexd`; [DefaultConfig] has the

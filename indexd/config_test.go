@@ -13,9 +13,9 @@ import (
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/capelin-io/capelin/control/config"
-	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/index"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
 // What `capelin indexd config` prints is read back as the defaults.

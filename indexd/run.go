@@ -14,7 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/capelin-io/capelin/control/ops"
+	"github.com/capelin-io/capelin/internal/daemon/ops"
 )
 
 // shutdownTimeout is how long requests have to end by themselves.

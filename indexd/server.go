@@ -15,8 +15,8 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/index"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
 // Who may do what, with identity (control/INDEX.md, "Who may").

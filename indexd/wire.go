@@ -5,10 +5,10 @@ import (
 	"errors"
 	"net/http"
 
-	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/file"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
 // wired is what a Config names.

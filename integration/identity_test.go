@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/integration/harness"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
 // Who may connect where: every port of a server and a node, for every role, and

@@ -16,8 +16,8 @@ import (
 	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
 
-	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
 // Limits of the API (control/ORIGIN.md section 5).

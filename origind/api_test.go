@@ -17,10 +17,10 @@ import (
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 
-	"github.com/capelin-io/capelin/control/config"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
 func TestPushAndRead(t *testing.T) {

@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/capelin-io/capelin/content"
-	"github.com/capelin-io/capelin/control/identity"
-	"github.com/capelin-io/capelin/control/ops"
 	"github.com/capelin-io/capelin/control/tracker"
-	"github.com/capelin-io/capelin/control/version"
 	"github.com/capelin-io/capelin/fetcher/backends"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/daemon/ops"
+	"github.com/capelin-io/capelin/internal/daemon/version"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/wire"
 )

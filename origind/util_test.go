@@ -15,9 +15,9 @@ import (
 	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
 
-	"github.com/capelin-io/capelin/control/config"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 

@@ -10,7 +10,7 @@ import (
 
 	"github.com/containerd/log"
 
-	"github.com/capelin-io/capelin/control/version"
+	"github.com/capelin-io/capelin/internal/daemon/version"
 	"github.com/capelin-io/capelin/swarm"
 )
 

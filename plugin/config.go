@@ -8,9 +8,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/capelin-io/capelin/control/config"
-	"github.com/capelin-io/capelin/control/identity"
-	"github.com/capelin-io/capelin/control/ops"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/daemon/ops"
 	"github.com/capelin-io/capelin/plugin/shim"
 )
 

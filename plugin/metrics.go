@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
-	"github.com/capelin-io/capelin/control/version"
+	"github.com/capelin-io/capelin/internal/daemon/version"
 	"github.com/capelin-io/capelin/plugin/unpack"
 	"github.com/capelin-io/capelin/swarm"
 )

@@ -7,10 +7,10 @@ import (
 	"github.com/containerd/log"
 	lru "github.com/hashicorp/golang-lru/v2"
 
-	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/control/trackerpb"
-	"github.com/capelin-io/capelin/control/version"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/daemon/version"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"

@@ -3,7 +3,7 @@
 // Start from [Peer], the state machine that decides everything and does
 // nothing (no goroutine, socket or clock: Step takes the time and an event and
 // returns actions), and [Node], the thin shell that performs the actions with
-// sockets and a disk. Package swarm/sim performs them in virtual time instead.
+// sockets and a disk. Package internal/sim performs them in virtual time instead.
 //
 // The Peer's files: peer.go (time, limits), peer_conn.go (whom to be connected
 // with), peer_blob.go (joining, what is had and announced), peer_down.go (what to

@@ -8,7 +8,7 @@ import (
 )
 
 // This file is the border between the state machine (Peer, which decides) and
-// whoever drives it (Node with sockets and a disk, swarm/sim in virtual time).
+// whoever drives it (Node with sockets and a disk, internal/sim in virtual time).
 // Events go in through Step, actions come out. Nothing here does I/O.
 
 // ConnID names a connection for as long as it lives. The driver numbers them;

@@ -4,10 +4,10 @@ import (
 	"errors"
 	"net"
 
-	"github.com/capelin-io/capelin/control/config"
-	"github.com/capelin-io/capelin/control/identity"
-	"github.com/capelin-io/capelin/control/ops"
 	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/daemon/ops"
 	"github.com/capelin-io/capelin/trackerd/state"
 )
 

@@ -20,9 +20,9 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
-	"github.com/capelin-io/capelin/control/config"
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
 func dialRaw(t *testing.T, addr string) *grpc.ClientConn {

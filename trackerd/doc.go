@@ -7,7 +7,7 @@
 // cancelled, or when a listener fails. Nothing is kept on disk; a restarted
 // tracker is full again once agents have announced anew (control/PROTOCOL.md).
 //
-// With identity (control/identity) the port is mutual TLS, and a node can announce
+// With identity (internal/daemon/identity) the port is mutual TLS, and a node can announce
 // only itself. Without, everybody who can connect takes part, so that it listens
 // on loopback unless the configuration says that this is meant.
 package trackerd

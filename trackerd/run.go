@@ -18,10 +18,10 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 
-	"github.com/capelin-io/capelin/control/identity"
-	"github.com/capelin-io/capelin/control/ops"
 	"github.com/capelin-io/capelin/control/trackerpb"
-	"github.com/capelin-io/capelin/control/version"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/daemon/ops"
+	"github.com/capelin-io/capelin/internal/daemon/version"
 )
 
 // Run is the tracker. It returns nil after ctx is cancelled and all streams and

@@ -13,10 +13,10 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/capelin-io/capelin/control/config"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/file"
 	"github.com/capelin-io/capelin/fetcher/registry"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
 // Kinds of backends.

@@ -9,10 +9,10 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/capelin-io/capelin/control/config"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
 	"github.com/capelin-io/capelin/fetcher/file"
 	"github.com/capelin-io/capelin/fetcher/registry"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
 // daemon is how a daemon embeds them.

@@ -16,8 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/capelin-io/capelin/control/config"
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/durable"
 )
 

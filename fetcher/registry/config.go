@@ -10,7 +10,7 @@ import (
 	"cuelabs.dev/go/oci/ociregistry/ociref"
 	"github.com/containerd/errdefs"
 
-	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
 // Config is another registry.

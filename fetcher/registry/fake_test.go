@@ -15,7 +15,7 @@ import (
 
 	digest "github.com/opencontainers/go-digest"
 
-	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
 // fake is a registry that keeps the specification, unless before says otherwise.

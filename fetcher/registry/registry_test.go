@@ -19,9 +19,9 @@ import (
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	digest "github.com/opencontainers/go-digest"
 
-	"github.com/capelin-io/capelin/control/config"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
 var missing = "team/app@" + digest.FromString("missing").String()

@@ -20,7 +20,7 @@ import (
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 
-	"github.com/capelin-io/capelin/control/version"
+	"github.com/capelin-io/capelin/internal/daemon/version"
 )
 
 const (

@@ -13,8 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/capelin-io/capelin/control/config"
-	"github.com/capelin-io/capelin/control/identity"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
 // checkRoot compares the agent's content directory with containerd's.

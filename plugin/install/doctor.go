@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/capelin-io/capelin/control/identity"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/plugin"
 )
 

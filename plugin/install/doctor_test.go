@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/capelin-io/capelin/control/identity"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/plugin"
 )
 

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/plugin"
 )
 

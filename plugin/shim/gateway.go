@@ -22,11 +22,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/capelin-io/capelin/control/config"
-	"github.com/capelin-io/capelin/control/identity"
 	"github.com/capelin-io/capelin/control/index"
-	"github.com/capelin-io/capelin/control/ops"
 	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/daemon/ops"
 	"github.com/capelin-io/capelin/internal/reload"
 )
 

@@ -11,7 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
-	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
 // Action is what somebody does to a repository.

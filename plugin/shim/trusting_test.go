@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/capelin-io/capelin/control/identity"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
 // tlsServer is a server whose certificate a CA signed that was made for it.

@@ -30,7 +30,7 @@ import (
 
 	"github.com/capelin-io/capelin/integration/benchkit"
 	"github.com/capelin-io/capelin/integration/harness"
-	"github.com/capelin-io/capelin/swarm/sim"
+	"github.com/capelin-io/capelin/internal/sim"
 )
 
 // scenario is a fan-out.

@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
-	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/plugin"
 )
 

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/capelin-io/capelin/control/identity"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
 func init() { roles = append(roles, caCommand) }

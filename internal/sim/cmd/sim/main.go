@@ -15,7 +15,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/capelin-io/capelin/swarm/sim"
+	"github.com/capelin-io/capelin/internal/sim"
 )
 
 func main() {

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/reload"
 )
 

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/capelin-io/capelin/control/identity"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
 func TestCACommand(t *testing.T) {

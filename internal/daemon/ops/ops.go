@@ -18,7 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/capelin-io/capelin/control/config"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
 // Handler serves the metrics of reg at /metrics, "ok" at /healthz, and at

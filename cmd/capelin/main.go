@@ -12,8 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/capelin-io/capelin/control/config"
-	"github.com/capelin-io/capelin/control/version"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/version"
 )
 
 // roles are the subcommands; each file cmd_<role>.go adds its own.

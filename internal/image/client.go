@@ -14,7 +14,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
-	"github.com/capelin-io/capelin/control/version"
+	"github.com/capelin-io/capelin/internal/daemon/version"
 )
 
 // Config configures a Client. Its zero value is for registries of the public.

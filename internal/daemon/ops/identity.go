@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
-	"github.com/capelin-io/capelin/control/identity"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
 // Watch makes an identity tell the log of ctx when its files were read again, when

@@ -20,9 +20,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/capelin-io/capelin/control/identity"
-	"github.com/capelin-io/capelin/control/image"
 	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/image"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
