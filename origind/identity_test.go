@@ -15,6 +15,7 @@ import (
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/swarm"
 )
 
@@ -156,7 +157,7 @@ func TestSwarmWithIdentity(t *testing.T) {
 	}
 	node := load(t, issue(t, ca, "node", identity.RoleNode))
 	p := newPeerWith(t, func(c *swarm.NodeConfig) {
-		c.TLS, c.VerifyPeer = node.PeerTLS(identity.RoleNode, identity.RoleOrigin), identity.VerifyNode
+		seeding.Secure(c, node)
 	})
 	id := idOf(t, data)
 	p.want(t, o, id)

@@ -19,6 +19,7 @@ import (
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/daemon/ops"
 	"github.com/capelin-io/capelin/internal/daemon/version"
+	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
@@ -190,7 +191,7 @@ func (s *server) network(ctx context.Context, l net.Listener, name string) (*swa
 	}
 	var secure *tls.Config
 	if s.identity != nil {
-		nc.TLS, nc.VerifyPeer = s.identity.PeerTLS(identity.RoleNode, identity.RoleOrigin), identity.VerifyNode
+		seeding.Secure(&nc, s.identity)
 		secure = s.identity.ClientTLS(identity.RoleTracker)
 	}
 	node, err := swarm.NewNode(nc)

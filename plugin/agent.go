@@ -23,6 +23,7 @@ import (
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/daemon/ops"
 	"github.com/capelin-io/capelin/internal/daemon/version"
+	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/plugin/shim"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
@@ -231,7 +232,7 @@ func (a *agent) runNetwork(ctx context.Context, l net.Listener) error {
 		OnReport: a.report(ctx), OnWanted: a.seeder.blobWanted,
 	}
 	if a.identity != nil {
-		nc.TLS, nc.VerifyPeer = a.identity.PeerTLS(identity.RoleNode, identity.RoleOrigin), identity.VerifyNode
+		seeding.Secure(&nc, a.identity)
 	}
 	var err error
 	n.node, err = swarm.NewNode(nc)

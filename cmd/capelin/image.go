@@ -1,81 +1,24 @@
 package main
 
 import (
-	"context"
-	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/capelin-io/capelin/control/tracker"
-	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/image"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
-func init() { roles = append(roles, imageCommand, nodeCommand) }
-
-// access is how commands reach registries and trackers.
-type access struct {
-	registry image.Config
-	trackers []string
-	cluster  string
-	json     bool
-}
-
-// control returns a client of the trackers; with a certificate it speaks as an
-// admin of the cluster.
-func (a *access) control() (*tracker.Control, error) {
-	if len(a.trackers) == 0 {
-		return nil, errors.New("--tracker says which trackers to ask, as host:port")
-	}
-	var t *tls.Config
-	if a.registry.Cert != "" {
-		src, err := identity.Load(identity.Config{CA: a.registry.CA, Cert: a.registry.Cert, Key: a.registry.Key}, a.cluster)
-		if err != nil {
-			return nil, err
-		}
-		t = src.ClientTLS(identity.RoleTracker)
-	}
-	return tracker.Dial(a.trackers, t)
-}
-
-func (a *access) flags(cmd *cobra.Command) {
-	f := cmd.PersistentFlags()
-	f.StringVar(&a.registry.CA, "ca", "", "PEM file of authorities to trust: beside the system's for registries, instead of them for trackers")
-	f.StringVar(&a.registry.Cert, "cert", "", "PEM file of a client certificate, as \"capelin ca issue --role admin\" makes it")
-	f.StringVar(&a.registry.Key, "key", "", "PEM file of its key")
-	f.BoolVar(&a.json, "json", false, "print the result as JSON")
-}
-
-func (a *access) trackerFlags(cmd *cobra.Command, use string) {
-	cmd.Flags().StringArrayVar(&a.trackers, "tracker", nil, "tracker "+use+", host:port or dns+host:port as nodes have it; repeat for all of them")
-	cmd.Flags().StringVar(&a.cluster, "cluster", "default", "name of the cluster, if there is a certificate")
-}
-
-// print writes v as JSON if that is wanted, or else what text does.
-func (a *access) print(w io.Writer, v any, text func(io.Writer)) error {
-	if !a.json {
-		text(w)
-		return nil
-	}
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
-}
+func init() { roles = append(roles, imageCommand) }
 
 func imageCommand() *cobra.Command {
 	var a access
@@ -372,104 +315,4 @@ func parsePlatforms(names []string) (all []v1.Platform, err error) {
 		all = append(all, p)
 	}
 	return all, nil
-}
-
-func nodeCommand() *cobra.Command {
-	var a access
-	cmd := &cobra.Command{Use: "node", Short: "Show a cluster's nodes"}
-	a.flags(cmd)
-	ls := &cobra.Command{
-		Use:   "ls",
-		Short: "List the nodes that are connected to trackers",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			t, err := a.control()
-			if err != nil {
-				return err
-			}
-			defer t.Close()
-			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
-			defer cancel()
-			nodes, err := t.Nodes(ctx)
-			if err != nil {
-				return err
-			}
-			return a.printNodes(cmd.OutOrStdout(), nodes, time.Now())
-		},
-	}
-	a.trackerFlags(ls, "that is asked")
-	cmd.AddCommand(ls)
-	return cmd
-}
-
-// node is a tracker.Node for JSON.
-type node struct {
-	Name     string    `json:"name"`
-	Zone     string    `json:"zone,omitempty"`
-	Role     string    `json:"role"`
-	Address  string    `json:"address,omitempty"`
-	Software string    `json:"software,omitempty"`
-	Since    time.Time `json:"since"`
-	Blobs    int       `json:"blobs"`
-	Wants    int       `json:"wants"`
-}
-
-func (a *access) printNodes(w io.Writer, from []tracker.Node, now time.Time) error {
-	nodes := make([]node, len(from))
-	for i, n := range from {
-		role := "agent"
-		if n.Role == wire.RoleOrigin {
-			role = "origin"
-		}
-		nodes[i] = node{n.Name, n.Zone, role, n.Addr, n.Software, n.Since, n.Blobs, n.Wants}
-	}
-	return a.print(w, nodes, func(w io.Writer) {
-		t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-		fmt.Fprintln(t, "NODE\tROLE\tZONE\tADDRESS\tSOFTWARE\tFOR\tBLOBS\tWANTS")
-		for _, n := range nodes {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\n", n.Name, n.Role, n.Zone, n.Address, n.Software, now.Sub(n.Since).Round(time.Second), n.Blobs, n.Wants)
-		}
-		t.Flush()
-	})
-}
-
-// bar is a progress bar on a terminal, and nothing elsewhere.
-type bar struct{ b *progressbar.ProgressBar }
-
-func newBar(w io.Writer, what string) *bar {
-	f, ok := w.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
-		return &bar{}
-	}
-	return &bar{progressbar.NewOptions64(-1,
-		progressbar.OptionSetWriter(f), progressbar.OptionSetDescription(what), progressbar.OptionShowBytes(true),
-		progressbar.OptionUseIECUnits(true), progressbar.OptionShowCount(), progressbar.OptionSetPredictTime(true),
-		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionFullWidth(),
-	)}
-}
-
-// set shows how much is done. What the bar cannot draw is lost, and no harm.
-func (b *bar) set(done, total int64) {
-	if b.b != nil && total > 0 {
-		b.b.ChangeMax64(total)
-		_ = b.b.Set64(done)
-	}
-}
-
-func (b *bar) say(what string) {
-	if b.b != nil {
-		b.b.Describe(what)
-	}
-}
-
-func (b *bar) clear() {
-	if b.b != nil {
-		_ = b.b.Clear()
-	}
-}
-
-func (b *bar) end() {
-	if b.b != nil {
-		_ = b.b.Finish()
-	}
 }

@@ -12,11 +12,11 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/capelin-io/capelin/gateway"
 	"github.com/capelin-io/capelin/indexd"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/origind"
-	"github.com/capelin-io/capelin/plugin/shim"
 	"github.com/capelin-io/capelin/trackerd"
 )
 
@@ -38,16 +38,16 @@ type serverConfig struct {
 	Insecure bool            `toml:"insecure" comment:"Listen beyond loopback without identity: everybody on that network may then do everything."`
 	LogLevel string          `toml:"log_level" comment:"\"debug\", \"info\", \"warn\" or \"error\"."`
 
-	Tracker trackerd.Config    `toml:"tracker" comment:"As in \"capelin trackerd config\". Here and below, what is empty follows from the keys above."`
-	Origin  origind.Config     `toml:"origin" comment:"As in \"capelin origind config\"."`
-	Index   indexd.Config      `toml:"index" comment:"As in \"capelin indexd config\"."`
-	Gateway shim.GatewayConfig `toml:"gateway" comment:"As in \"capelin gateway config\"."`
+	Tracker trackerd.Config `toml:"tracker" comment:"As in \"capelin trackerd config\". Here and below, what is empty follows from the keys above."`
+	Origin  origind.Config  `toml:"origin" comment:"As in \"capelin origind config\"."`
+	Index   indexd.Config   `toml:"index" comment:"As in \"capelin indexd config\"."`
+	Gateway gateway.Config  `toml:"gateway" comment:"As in \"capelin gateway config\"."`
 }
 
 func defaultServerConfig() serverConfig {
 	c := serverConfig{
 		Data: "/var/lib/capelin/server", Address: "127.0.0.1", Cluster: "default", LogLevel: "info",
-		Tracker: trackerd.DefaultConfig(), Origin: origind.DefaultConfig(), Index: indexd.DefaultConfig(), Gateway: shim.DefaultGatewayConfig(),
+		Tracker: trackerd.DefaultConfig(), Origin: origind.DefaultConfig(), Index: indexd.DefaultConfig(), Gateway: gateway.DefaultConfig(),
 	}
 	for _, s := range c.common() {
 		*s.at = ""
@@ -168,6 +168,6 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 	role("tracker", func(ctx context.Context) error { return trackerd.Run(ctx, cfg.Tracker) })
 	role("origin", func(ctx context.Context) error { return origind.Run(ctx, cfg.Origin) })
 	role("index", func(ctx context.Context) error { return indexd.Run(ctx, cfg.Index) })
-	role("gateway", func(ctx context.Context) error { return shim.RunGateway(ctx, cfg.Gateway) })
+	role("gateway", func(ctx context.Context) error { return gateway.Run(ctx, cfg.Gateway) })
 	return g.Wait()
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/daemon/ops"
+	"github.com/capelin-io/capelin/internal/ociapi"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -191,7 +192,7 @@ func (m *Mirror) Serve(ctx context.Context, l net.Listener, stop time.Duration) 
 	running := &running{h: m}
 	defer running.wait()
 	return ops.Serve(ctx, l, &http.Server{
-		Handler:        patient(running), // a blob takes as long as its client does
+		Handler:        ociapi.Patient(running), // a blob takes as long as its client does
 		MaxHeaderBytes: maxHeader,
 	}, stop)
 }
@@ -296,7 +297,7 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // refusal is an error with which a request is refused.
 func refusal(status int, code, format string, args ...any) error {
-	return withStatus(status, code, fmt.Errorf(format, args...))
+	return ociapi.WithStatus(status, code, fmt.Errorf(format, args...))
 }
 
 // fail answers with an error and its own status, whatever its code's is.
@@ -449,7 +450,7 @@ func unreachable(w http.ResponseWriter, r *http.Request, err error) {
 	req := requestOf(r.Context())
 	err = fmt.Errorf("registry %s: %w", req.upstream.Host, err)
 	log.G(r.Context()).WithError(err).Debug("mirror: registry not reached")
-	fail(w, withStatus(http.StatusBadGateway, "UNAVAILABLE", err))
+	fail(w, ociapi.WithStatus(http.StatusBadGateway, "UNAVAILABLE", err))
 }
 
 // checkRedirect follows redirects as net/http does, which sends credentials only

@@ -22,6 +22,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/capelin-io/capelin/internal/ociapi"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -245,7 +246,7 @@ func newTestMirror(t *testing.T, auth string, change func(*MirrorConfig)) *mirro
 	if m.Mirror, err = NewMirror(cfg, m.swarm); err != nil {
 		t.Fatal(err)
 	}
-	srv := httptest.NewServer(patient(m.Mirror))
+	srv := httptest.NewServer(ociapi.Patient(m.Mirror))
 	m.url = srv.URL
 	t.Cleanup(func() {
 		srv.Close()

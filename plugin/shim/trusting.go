@@ -9,8 +9,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/containerd/log"
-
+	"github.com/capelin-io/capelin/internal/daemon/ops"
 	"github.com/capelin-io/capelin/internal/reload"
 )
 
@@ -20,7 +19,7 @@ type trusting struct{ *reload.Files[*http.Transport] }
 
 // newTrusting reads the file; ca is its path, or empty: the system's CAs only.
 func newTrusting(ca string) (trusting, error) {
-	f, err := reload.Open(func() (*http.Transport, error) { return trustingNow(ca) }, reread("CAs of registries"), ca)
+	f, err := reload.Open(func() (*http.Transport, error) { return trustingNow(ca) }, ops.Reread("CAs of registries"), ca)
 	return trusting{f}, err
 }
 
@@ -59,14 +58,3 @@ func (t trusting) RoundTrip(r *http.Request) (*http.Response, error) { return t.
 
 // CloseIdleConnections is for http.Client.
 func (t trusting) CloseIdleConnections() { t.Now().CloseIdleConnections() }
-
-// reread returns what tells the log that files were read again, or cannot be.
-func reread(what string) func(error) {
-	return func(err error) {
-		if err != nil {
-			log.L.WithError(err).Errorf("%s changed and cannot be used, what was there before stays in use", what)
-			return
-		}
-		log.L.Infof("%s were read again", what)
-	}
-}

@@ -8,8 +8,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-
-	"github.com/capelin-io/capelin/swarm/wire"
 )
 
 // Role is what a certificate's owner may act as.
@@ -72,16 +70,12 @@ func PeerID(cs tls.ConnectionState) (ID, error) {
 	return idOf(cs.PeerCertificates[0])
 }
 
-// VerifyNode reports why the other end of a connection may not be the peer that it
-// says it is in the swarm.
-func VerifyNode(cs tls.ConnectionState, name string, as wire.Role) error {
+// VerifyNode reports why the other end of a connection may not be the node of that
+// name and role that it says it is.
+func VerifyNode(cs tls.ConnectionState, name string, role Role) error {
 	id, err := PeerID(cs)
 	if err != nil {
 		return err
-	}
-	role := RoleNode
-	if as == wire.RoleOrigin {
-		role = RoleOrigin
 	}
 	if id.Name != name || !id.Has(role) {
 		return fmt.Errorf("the certificate is for %s", id)

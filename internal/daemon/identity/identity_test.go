@@ -23,8 +23,6 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/peer"
-
-	"github.com/capelin-io/capelin/swarm/wire"
 )
 
 func newCA(t testing.TB, cluster string) *CA {
@@ -270,15 +268,15 @@ func TestPeersAndUsers(t *testing.T) {
 	}
 
 	cs := tls.ConnectionState{}
-	if err := VerifyNode(cs, "o", wire.RoleOrigin); err == nil {
+	if err := VerifyNode(cs, "o", RoleOrigin); err == nil {
 		t.Error("nobody is an origin")
 	}
 	cs.PeerCertificates = []*x509.Certificate{{URIs: origin.ID().URIs()}}
 	for _, tt := range []struct {
 		name string
-		role wire.Role
+		role Role
 		ok   bool
-	}{{"o", wire.RoleOrigin, true}, {"p", wire.RoleOrigin, false}, {"o", wire.RoleAgent, false}, {"o", 77, false}} {
+	}{{"o", RoleOrigin, true}, {"p", RoleOrigin, false}, {"o", RoleNode, false}, {"o", "other", false}} {
 		if err := VerifyNode(cs, tt.name, tt.role); (err == nil) != tt.ok {
 			t.Errorf("%s %s: %v", tt.role, tt.name, err)
 		}

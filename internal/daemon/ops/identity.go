@@ -40,3 +40,14 @@ func Expiry(s *identity.Source) prometheus.Collector {
 		Help: "When the certificate of this role ends.",
 	}, func() float64 { return float64(s.NotAfter().Unix()) })
 }
+
+// Reread returns what tells the log that files were read again, or cannot be.
+func Reread(what string) func(error) {
+	return func(err error) {
+		if err != nil {
+			log.L.WithError(err).Errorf("%s changed and cannot be used, what was there before stays in use", what)
+			return
+		}
+		log.L.Infof("%s were read again", what)
+	}
+}

@@ -1,9 +1,8 @@
-package shim
+package gateway
 
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/capelin-io/capelin/control/index"
 	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/internal/ociapi"
 )
 
 // maxManifest is the longest manifest, in bytes, as the distribution spec has it
@@ -479,35 +479,20 @@ func translate(err error, notFound ociregistry.Error) error {
 	case errdefs.IsInvalidArgument(err):
 		return fmt.Errorf("%w: %w", ociregistry.ErrUnsupported, err)
 	case errdefs.IsConflict(err):
-		return withStatus(http.StatusConflict, "CONFLICT", err)
+		return ociapi.WithStatus(http.StatusConflict, "CONFLICT", err)
 	case errdefs.IsPermissionDenied(err), errdefs.IsUnauthorized(err):
 		// Of us, by our own servers or a storage: the client can do nothing about it.
-		return withStatus(http.StatusBadGateway, "UNAVAILABLE", err)
+		return ociapi.WithStatus(http.StatusBadGateway, "UNAVAILABLE", err)
 	case errdefs.IsResourceExhausted(err):
-		return withStatus(http.StatusInsufficientStorage, "UNAVAILABLE", err)
+		return ociapi.WithStatus(http.StatusInsufficientStorage, "UNAVAILABLE", err)
 	}
 	return unavailable(err)
 }
 
 func unavailable(err error) error {
-	return withStatus(http.StatusServiceUnavailable, "UNAVAILABLE", err)
+	return ociapi.WithStatus(http.StatusServiceUnavailable, "UNAVAILABLE", err)
 }
 
 func tooLarge(n int64) error {
-	return withStatus(http.StatusRequestEntityTooLarge, "SIZE_INVALID_MANIFEST", fmt.Errorf("a manifest of %d bytes is larger than %d", n, maxManifest))
+	return ociapi.WithStatus(http.StatusRequestEntityTooLarge, "SIZE_INVALID_MANIFEST", fmt.Errorf("a manifest of %d bytes is larger than %d", n, maxManifest))
 }
-
-// withStatus is an error with a code that is not the spec's, and so has a status
-// of its own.
-func withStatus(status int, code string, err error) error {
-	return ociregistry.NewHTTPError(coded{err, code}, status, nil, nil)
-}
-
-type coded struct {
-	error
-	code string
-}
-
-func (c coded) Code() string            { return c.code }
-func (c coded) Detail() json.RawMessage { return nil }
-func (c coded) Unwrap() error           { return c.error }

@@ -1,4 +1,4 @@
-package shim
+package gateway
 
 import (
 	"context"
@@ -27,12 +27,13 @@ import (
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/daemon/ops"
+	"github.com/capelin-io/capelin/internal/ociapi"
 	"github.com/capelin-io/capelin/internal/reload"
 )
 
-// GatewayConfig is the configuration of `capelin gateway`; [DefaultGatewayConfig]
+// Config is the configuration of `capelin gateway`; [DefaultConfig]
 // has the defaults, and `capelin gateway config` prints both.
-type GatewayConfig struct {
+type Config struct {
 	Listen  string `toml:"listen" comment:"Address of the registry API, host:port. Default 127.0.0.1:7500, which only this machine reaches; \":7500\" for all interfaces, with identity or a certificate."`
 	Metrics string `toml:"metrics" comment:"Address of /metrics (Prometheus), /healthz and /readyz over HTTP. Default 127.0.0.1:7501. Empty: none."`
 	Pprof   bool   `toml:"pprof" comment:"Serve /debug/pprof on the metrics address, which then must be a loopback address. Default false."`
@@ -60,16 +61,16 @@ type GatewayConfig struct {
 	OnListen func(api, metrics net.Addr) `toml:"-"`
 }
 
-// DefaultGatewayConfig returns the defaults, which serve this machine.
-func DefaultGatewayConfig() GatewayConfig {
-	return GatewayConfig{
+// DefaultConfig returns the defaults, which serve this machine.
+func DefaultConfig() Config {
+	return Config{
 		Listen: "127.0.0.1:7500", Metrics: "127.0.0.1:7501", Cluster: "default", LogLevel: "info",
 		Origins: []string{"127.0.0.1:7480"}, Indexes: []string{"127.0.0.1:7490"}, Rules: []RuleConfig{},
 	}
 }
 
 // Validate reports every value that cannot work.
-func (c *GatewayConfig) Validate() error {
+func (c *Config) Validate() error {
 	var errs []error
 	bad := func(key, format string, args ...any) { errs = append(errs, config.Invalid(key, format, args...)) }
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil && c.Listener == nil {
@@ -111,7 +112,7 @@ func (c *GatewayConfig) Validate() error {
 }
 
 // guarded reports whether callers are told apart.
-func (c *GatewayConfig) guarded() bool {
+func (c *Config) guarded() bool {
 	return c.Identity.Enabled() || c.Users != "" || c.Tokens != ""
 }
 
@@ -124,8 +125,8 @@ type Gateway struct {
 	api     http.Handler
 }
 
-// NewGateway returns the registry API as an http.Handler.
-func NewGateway(cfg GatewayConfig, o Origin, x Index) (*Gateway, error) {
+// New returns the registry API as an http.Handler.
+func New(cfg Config, o Origin, x Index) (*Gateway, error) {
 	rules, errs := readRules(cfg.Rules, "rule")
 	if errs != nil {
 		return nil, errors.Join(errs...)
@@ -358,51 +359,12 @@ func (g *Gateway) caller(r *http.Request) (*caller, error) {
 	return c, nil
 }
 
-const (
-	// stallTimeout ends a request whose client neither sends nor takes anything.
-	stallTimeout    = time.Minute
-	shutdownTimeout = 10 * time.Second
-)
+// shutdownTimeout is what requests have to end when the gateway stops.
+const shutdownTimeout = 10 * time.Second
 
-// patient lets a request's body and answer take as long as they move. Blobs have
-// no size that a timeout for all could be made for.
-func patient(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rc := http.NewResponseController(w)
-		_ = rc.SetWriteDeadline(time.Now().Add(stallTimeout))
-		r.Body = &patientBody{r.Body, rc}
-		h.ServeHTTP(&patientWriter{w, rc}, r)
-	})
-}
-
-type patientBody struct {
-	io.ReadCloser
-	rc *http.ResponseController
-}
-
-func (b *patientBody) Read(p []byte) (int, error) {
-	deadline := time.Now().Add(stallTimeout)
-	_ = b.rc.SetReadDeadline(deadline)
-	n, err := b.ReadCloser.Read(p)
-	_ = b.rc.SetWriteDeadline(deadline.Add(stallTimeout)) // the answer comes after the body
-	return n, err
-}
-
-type patientWriter struct {
-	http.ResponseWriter
-	rc *http.ResponseController
-}
-
-func (w *patientWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-func (w *patientWriter) Write(p []byte) (int, error) {
-	_ = w.rc.SetWriteDeadline(time.Now().Add(stallTimeout))
-	return w.ResponseWriter.Write(p)
-}
-
-// RunGateway is the gateway. It returns nil after ctx is cancelled and all requests
+// Run is the gateway. It returns nil after ctx is cancelled and all requests
 // have ended, or an error if it cannot listen or its files cannot be read.
-func RunGateway(ctx context.Context, cfg GatewayConfig) error {
+func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("gateway: %w", err)
 	}
@@ -424,7 +386,7 @@ func RunGateway(ctx context.Context, cfg GatewayConfig) error {
 				return nil, fmt.Errorf("%s with %s: %w", cfg.Cert, cfg.Key, err)
 			}
 			return &c, nil
-		}, reread("certificate and key"), cfg.Cert, cfg.Key)
+		}, ops.Reread("certificate and key"), cfg.Cert, cfg.Key)
 		if err != nil {
 			return fmt.Errorf("gateway: %w", err)
 		}
@@ -446,7 +408,7 @@ func RunGateway(ctx context.Context, cfg GatewayConfig) error {
 		return fmt.Errorf("gateway: %w", err)
 	}
 	defer x.Close()
-	gw, err := NewGateway(cfg, o, x)
+	gw, err := New(cfg, o, x)
 	if err != nil {
 		return fmt.Errorf("gateway: %w", err)
 	}
@@ -480,7 +442,7 @@ func RunGateway(ctx context.Context, cfg GatewayConfig) error {
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		return ops.Serve(gctx, ln, &http.Server{
-			Handler: patient(promhttp.InstrumentHandlerDuration(seconds, gw)), TLSConfig: secure, MaxHeaderBytes: 32 << 10,
+			Handler: ociapi.Patient(promhttp.InstrumentHandlerDuration(seconds, gw)), TLSConfig: secure, MaxHeaderBytes: 32 << 10,
 		}, shutdownTimeout)
 	})
 	f := log.Fields{"listen": ln.Addr().String(), "cluster": cfg.Cluster, "tls": secure != nil, "guarded": cfg.guarded()}

@@ -1,4 +1,4 @@
-package shim
+package gateway
 
 import (
 	"bufio"
@@ -16,6 +16,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/ops"
 	"github.com/capelin-io/capelin/internal/reload"
 )
 
@@ -68,7 +69,7 @@ var nobody = []byte("$2a$10$1pt9IUvAqMi9UUaixS/5qug5e4CrAYRYAkd/pVRKO1krHM7DCXY8
 func newUsers(passwords, tokens string) (*users, error) {
 	u := &users{passwords: passwords, tokens: tokens, verified: lru.NewLRU[[32]byte, struct{}](4096, nil, verifiedFor), slots: make(chan struct{}, bcryptAtOnce)}
 	var err error
-	u.files, err = reload.Open(u.read, reread("users"), passwords, tokens)
+	u.files, err = reload.Open(u.read, ops.Reread("users"), passwords, tokens)
 	return u, err
 }
 

@@ -1,4 +1,4 @@
-package shim
+package gateway
 
 import (
 	"crypto/sha256"
@@ -19,6 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/crypto/bcrypt"
+
+	"github.com/capelin-io/capelin/internal/ociapi"
 )
 
 // gateway is one over fakes, with users alice (team/*: everything), bob (team/*:
@@ -32,7 +34,7 @@ type gateway struct {
 	users  string
 }
 
-func newGateway(t *testing.T, change func(*GatewayConfig)) *gateway {
+func newGateway(t *testing.T, change func(*Config)) *gateway {
 	t.Helper()
 	g := &gateway{t: t, origin: newFakeOrigin(), users: filepath.Join(t.TempDir(), "users")}
 	g.index = newFakeIndex(g.origin)
@@ -43,7 +45,7 @@ func newGateway(t *testing.T, change func(*GatewayConfig)) *gateway {
 	if err := os.WriteFile(tokens, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cfg := DefaultGatewayConfig()
+	cfg := DefaultConfig()
 	cfg.Users, cfg.Tokens = g.users, tokens
 	cfg.Rules = []RuleConfig{
 		{Users: []string{"alice"}, Namespaces: []string{"team/.*"}, Actions: []string{"pull", "push", "delete"}},
@@ -57,11 +59,11 @@ func newGateway(t *testing.T, change func(*GatewayConfig)) *gateway {
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	h, err := NewGateway(cfg, g.origin, g.index)
+	h, err := New(cfg, g.origin, g.index)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := httptest.NewServer(patient(h))
+	s := httptest.NewServer(ociapi.Patient(h))
 	t.Cleanup(s.Close)
 	g.url = s.URL
 	return g
@@ -182,7 +184,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 
 // A mount needs the right to pull from the source, and otherwise is an upload.
 func TestMount(t *testing.T) {
-	g := newGateway(t, func(c *GatewayConfig) {
+	g := newGateway(t, func(c *Config) {
 		c.Rules = append(c.Rules, RuleConfig{Users: []string{"carol"}, Namespaces: []string{"shared/.*"}, Actions: []string{"pull"}})
 	})
 	secret, shared := g.blob("team/app", "secret"), g.blob("shared/app", "shared")
@@ -404,24 +406,24 @@ func TestUsersChange(t *testing.T) {
 func TestGatewayConfig(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
-		change func(*GatewayConfig)
+		change func(*Config)
 		want   string
 	}{
-		{"defaults", func(*GatewayConfig) {}, ""},
-		{"beyond loopback", func(c *GatewayConfig) { c.Listen = ":7500" }, "without TLS"},
-		{"TLS, but everybody", func(c *GatewayConfig) { c.Listen, c.Cert, c.Key = ":7500", "a", "b" }, "everybody may do everything"},
-		{"meant", func(c *GatewayConfig) { c.Listen, c.Insecure = ":7500", true }, ""},
-		{"rules for nobody", func(c *GatewayConfig) { c.Rules = []RuleConfig{RuleConfig{}.Example().(RuleConfig)} }, "nobody can be told"},
-		{"bad rule", func(c *GatewayConfig) {
+		{"defaults", func(*Config) {}, ""},
+		{"beyond loopback", func(c *Config) { c.Listen = ":7500" }, "without TLS"},
+		{"TLS, but everybody", func(c *Config) { c.Listen, c.Cert, c.Key = ":7500", "a", "b" }, "everybody may do everything"},
+		{"meant", func(c *Config) { c.Listen, c.Insecure = ":7500", true }, ""},
+		{"rules for nobody", func(c *Config) { c.Rules = []RuleConfig{RuleConfig{}.Example().(RuleConfig)} }, "nobody can be told"},
+		{"bad rule", func(c *Config) {
 			c.Users, c.Rules = "u", []RuleConfig{{Users: []string{"["}, Namespaces: []string{"("}, Actions: []string{"fly"}}}
 		}, "rule[0].actions"},
-		{"half a certificate", func(c *GatewayConfig) { c.Cert = "x" }, "cert"},
-		{"no origin", func(c *GatewayConfig) { c.Origins = nil }, "origins"},
-		{"no index", func(c *GatewayConfig) { c.Indexes = nil }, "indexes"},
-		{"log level", func(c *GatewayConfig) { c.LogLevel = "loud" }, "log_level"},
-		{"listen", func(c *GatewayConfig) { c.Listen = "x" }, "listen"},
+		{"half a certificate", func(c *Config) { c.Cert = "x" }, "cert"},
+		{"no origin", func(c *Config) { c.Origins = nil }, "origins"},
+		{"no index", func(c *Config) { c.Indexes = nil }, "indexes"},
+		{"log level", func(c *Config) { c.LogLevel = "loud" }, "log_level"},
+		{"listen", func(c *Config) { c.Listen = "x" }, "listen"},
 	} {
-		c := DefaultGatewayConfig()
+		c := DefaultConfig()
 		tt.change(&c)
 		if err := c.Validate(); (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
@@ -437,12 +439,12 @@ func FuzzRequests(f *testing.F) {
 	f.Add("DELETE", "/v2//blobs/uploads//", "")
 	o := newFakeOrigin()
 	x := newFakeIndex(o)
-	cfg := DefaultGatewayConfig()
+	cfg := DefaultConfig()
 	cfg.Users = filepath.Join(f.TempDir(), "users")
 	if err := os.WriteFile(cfg.Users, nil, 0o600); err != nil {
 		f.Fatal(err)
 	}
-	h, err := NewGateway(cfg, o, x)
+	h, err := New(cfg, o, x)
 	if err != nil {
 		f.Fatal(err)
 	}

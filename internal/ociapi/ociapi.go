@@ -1,0 +1,68 @@
+// Package ociapi is what both servers of OCI's distribution API need, the gateway
+// and the node's shim: errors with a status of their own, and patience with
+// bodies that have no size a timeout could be made for. Start from [Patient] and
+// [WithStatus]; both are safe for concurrent use.
+package ociapi
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"time"
+
+	"cuelabs.dev/go/oci/ociregistry"
+)
+
+// stallTimeout ends a request whose client neither sends nor takes anything.
+const stallTimeout = time.Minute
+
+// Patient lets a request's body and answer take as long as they move. Blobs have
+// no size that a timeout for all could be made for.
+func Patient(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(w)
+		_ = rc.SetWriteDeadline(time.Now().Add(stallTimeout))
+		r.Body = &patientBody{r.Body, rc}
+		h.ServeHTTP(&patientWriter{w, rc}, r)
+	})
+}
+
+type patientBody struct {
+	io.ReadCloser
+	rc *http.ResponseController
+}
+
+func (b *patientBody) Read(p []byte) (int, error) {
+	deadline := time.Now().Add(stallTimeout)
+	_ = b.rc.SetReadDeadline(deadline)
+	n, err := b.ReadCloser.Read(p)
+	_ = b.rc.SetWriteDeadline(deadline.Add(stallTimeout)) // the answer comes after the body
+	return n, err
+}
+
+type patientWriter struct {
+	http.ResponseWriter
+	rc *http.ResponseController
+}
+
+func (w *patientWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *patientWriter) Write(p []byte) (int, error) {
+	_ = w.rc.SetWriteDeadline(time.Now().Add(stallTimeout))
+	return w.ResponseWriter.Write(p)
+}
+
+// WithStatus returns an error with a code that is not the spec's, and so has a status
+// of its own.
+func WithStatus(status int, code string, err error) error {
+	return ociregistry.NewHTTPError(coded{err, code}, status, nil, nil)
+}
+
+type coded struct {
+	error
+	code string
+}
+
+func (c coded) Code() string            { return c.code }
+func (c coded) Detail() json.RawMessage { return nil }
+func (c coded) Unwrap() error           { return c.error }
