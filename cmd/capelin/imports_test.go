@@ -1,0 +1,118 @@
+package main
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// room is a folder of the module with what it may import of the others.
+type room struct {
+	path string // its packages are path and all below it that are in no room of their own
+	may  []string
+	why  string
+}
+
+// rooms is the order of the module, from the bottom up: who stands above may import
+// who stands below, where this says so. A room may import itself.
+var rooms = []room{
+	{"internal/sha256x2", nil, "leaf: hashing"},
+	{"internal/durable", nil, "leaf: files that survive power cuts"},
+	{"internal/errclass", nil, "leaf: errors over HTTP"},
+	{"internal/keylock", nil, "leaf: locks"},
+	{"internal/reload", nil, "leaf: files that change"},
+	{"internal/ociapi", nil, "leaf: OCI's distribution API"},
+	{"swarm/piece", []string{"internal/sha256x2"}, "strangers' bytes are checked by the standard library and our SHA-256 alone"},
+	{"swarm/wire", []string{"swarm/piece"}, "strangers' bytes are parsed by the standard library alone"},
+	{"swarm", []string{"swarm/piece", "swarm/wire"}, "the data plane knows no registry, no containerd and no daemon"},
+	{"internal/daemon", []string{"internal/durable", "internal/reload"}, "what every daemon has knows none of them"},
+	{"fetcher", []string{"internal/daemon", "internal/durable"}, "storages know neither swarm nor daemons"},
+	{"content", []string{"internal/durable", "internal/keylock", "swarm/piece"}, "bytes on disk know no network"},
+	{"control", []string{"internal/daemon", "internal/errclass", "fetcher", "swarm/piece", "swarm/wire"}, "APIs and their clients, no daemon"},
+	{"trackerd/state", []string{"control", "swarm/piece"}, "a value: no socket, no clock"},
+	{"internal/seeding", []string{"internal/daemon", "swarm", "swarm/piece", "swarm/wire"}, "what agent and origin seed alike"},
+	{"internal/image", []string{"control", "internal/daemon", "swarm/piece"}, "the client side of images"},
+	{"plugin/unpack", nil, "layers and trees, nothing of Capelin's"},
+	{"plugin/shim", []string{"internal/daemon", "internal/ociapi", "internal/reload", "swarm/piece"}, "the node's registry API"},
+	{"plugin", []string{"content", "control", "internal/daemon", "internal/durable", "internal/seeding", "plugin/shim", "plugin/unpack",
+		"swarm", "swarm/piece", "swarm/wire"}, "the node agent"},
+	{"gateway", []string{"control", "internal/daemon", "internal/ociapi", "internal/reload"}, "reaches blobs and tags through APIs only"},
+	{"origind", []string{"content", "control", "fetcher", "internal/daemon", "internal/durable", "internal/keylock", "internal/seeding",
+		"swarm", "swarm/piece", "swarm/wire"}, "the origin"},
+	{"indexd", []string{"control", "fetcher", "internal/daemon"}, "the index"},
+	{"trackerd", []string{"control", "internal/daemon", "swarm/piece", "trackerd/state"}, "the tracker"},
+	{"cmd/capelin", []string{"control", "gateway", "indexd", "internal/daemon", "internal/image", "origind", "plugin", "plugin/shim", "swarm/wire", "trackerd"},
+		"parses, wires a role, exits"},
+	{"internal/sim", []string{"control", "swarm", "swarm/piece", "swarm/wire", "trackerd/state"}, "looks at every machine, and nobody looks at it"},
+}
+
+// strangers are the modules beyond the standard library that some rooms may use;
+// rooms that are not named use what go.mod has.
+var strangers = map[string][]string{
+	"internal/sha256x2": {"golang.org/x/sys"},
+	"swarm/piece":       {"golang.org/x/sys"},
+	"swarm/wire":        {"golang.org/x/sys"},
+	"swarm":             {"golang.org/x/sys"},
+	"trackerd/state":    {"google.golang.org/grpc", "google.golang.org/protobuf", "golang.org/x", "google.golang.org/genproto"},
+}
+
+// Imports point down: a room that imports one above it, or one that it has no
+// business with, is where a house begins to lean.
+func TestImports(t *testing.T) {
+	const module = "github.com/capelin-io/capelin/"
+	roomOf := func(pkg string) string {
+		best := ""
+		for _, r := range rooms {
+			if (pkg == r.path || strings.HasPrefix(pkg, r.path+"/")) && len(r.path) > len(best) {
+				best = r.path
+			}
+		}
+		return best
+	}
+	for i, r := range rooms {
+		for _, below := range r.may {
+			if !slices.ContainsFunc(rooms[:i], func(b room) bool { return b.path == below }) {
+				t.Errorf("%s may import %s, which is not below it", r.path, below)
+			}
+		}
+	}
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, module+"...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	seen := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		imports := strings.Fields(line)
+		pkg := strings.TrimPrefix(imports[0], module)
+		name := roomOf(pkg)
+		if name == "" {
+			t.Errorf("%s is in no room: say in this test where it belongs, and what it may import", pkg)
+			continue
+		}
+		r := rooms[slices.IndexFunc(rooms, func(r room) bool { return r.path == name })]
+		seen[name] = true
+		for _, imp := range imports[1:] {
+			other, ours := strings.CutPrefix(imp, module)
+			if to := roomOf(other); ours && to != name && !slices.Contains(r.may, to) {
+				t.Errorf("%s imports %s; %s: %s", pkg, other, name, r.why)
+			}
+		}
+	}
+	for _, r := range rooms {
+		if !seen[r.path] {
+			t.Errorf("there is no package in the room %s", r.path)
+		}
+	}
+	for name, allowed := range strangers {
+		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", module+name).Output()
+		if err != nil {
+			t.Fatalf("go list: %v", err)
+		}
+		for _, dep := range strings.Fields(string(out)) {
+			if !strings.HasPrefix(dep, module) && !slices.ContainsFunc(allowed, func(a string) bool { return dep == a || strings.HasPrefix(dep, a+"/") }) {
+				t.Errorf("%s depends on %s", name, dep)
+			}
+		}
+	}
+}
