@@ -1,0 +1,186 @@
+package state
+
+import (
+	"slices"
+
+	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// lease is the right to fetch from upstream, or the fact of doing so.
+type lease struct {
+	agent   *agent
+	self    bool // not granted: the agent said that it fetches
+	since   int64
+	started bool
+	last    int64 // progress
+	bytes   int64
+}
+
+func (a *active) leaseOf(ag *agent) int {
+	for i := range a.leases {
+		if a.leases[i].agent == ag {
+			return i
+		}
+	}
+	return -1
+}
+
+// granted reports whether ag holds a lease that was given to it.
+func (a *active) granted(ag *agent) bool {
+	i := a.leaseOf(ag)
+	return i >= 0 && !a.leases[i].self
+}
+
+// progress takes in that a has n bytes of a blob from upstream. Whoever says so
+// counts as a holder, with or without a lease, but is not told LEASE: that would
+// look like one more download to make. It happens after a restart of the tracker,
+// after its lease was given to another, or on the tracker that grants none.
+func (t *Tracker) progress(a *agent, id piece.ID, n int64) {
+	s := t.find(id)
+	if s == nil || s.a == nil || s.a.leaseOf(a) < 0 {
+		if s != nil && t.flags(a, s)&fComplete != 0 {
+			return
+		}
+		if s = t.admit(a, id); s == nil {
+			return
+		}
+		act := t.activate(s)
+		act.leases = append(act.leases, lease{agent: a, self: true, since: t.now})
+		a.unstarted++
+		t.stats.Leases++
+		t.stats.LeasesSelf++
+		t.setFlags(a, s, fLease, 0)
+		if w := act.byAgent[a]; w != nil {
+			w.answered = true
+		}
+		act.changed = true
+	}
+	l := &s.a.leases[s.a.leaseOf(a)]
+	if !l.started {
+		l.started = true
+		l.last = t.now
+		a.unstarted--
+		if s.a.window == 0 {
+			s.a.window = t.now
+		}
+	}
+	if n > l.bytes {
+		s.a.windowBytes += n - l.bytes
+		t.stats.UpstreamReported += n - l.bytes
+		l.bytes = n
+		l.last = t.now
+		s.a.failures = 0
+	}
+	t.touch(s)
+}
+
+// done ends a's lease.
+func (t *Tracker) done(a *agent, id piece.ID, m *trackerpb.LeaseDone) {
+	s := t.find(id)
+	if s == nil || s.a == nil {
+		return
+	}
+	i := s.a.leaseOf(a)
+	if i < 0 {
+		return
+	}
+	switch m.Outcome {
+	case trackerpb.Outcome_OUTCOME_COMPLETE:
+		// The announcement with the hash follows; until then the blob must not
+		// look as if nobody had it.
+		t.setFlags(a, s, fComplete, fPartial)
+		t.leaseDone(s, i)
+	case trackerpb.Outcome_OUTCOME_CANCELLED:
+		t.stats.LeasesCancelled++
+		t.endLease(s, i, "given up by its holder")
+	case trackerpb.Outcome_OUTCOME_FAILED:
+		t.stats.LeasesFailed++
+		t.report(ReportFailed, a.hello.Node, id, m.Error)
+		t.endLease(s, i, "")
+		s.a.failures++
+		if s.a.failures >= t.cfg.MaxFailures {
+			s.a.failures = 0
+			s.a.nobodyUntil = t.now + int64(t.cfg.NobodyFor)
+			t.report(ReportNobody, "", id, t.cfg.NobodyFor.String())
+		} else {
+			s.a.backoffUntil = t.now + int64(t.cfg.Backoff)<<(s.a.failures-1)
+		}
+	}
+}
+
+// leaseDone ends a lease whose holder has the whole blob.
+func (t *Tracker) leaseDone(s *swarm, i int) {
+	t.stats.LeasesCompleted++
+	t.report(ReportDone, s.a.leases[i].agent.hello.Node, s.id, "")
+	t.endLease(s, i, "")
+	s.a.failures, s.a.backoffUntil, s.a.nobodyUntil = 0, 0, 0
+}
+
+// endLease removes a lease; why is for the report, "" if the caller makes it.
+func (t *Tracker) endLease(s *swarm, i int, why string) {
+	l := s.a.leases[i]
+	if !l.started {
+		l.agent.unstarted--
+	}
+	if w := s.a.byAgent[l.agent]; w != nil {
+		w.answered = true
+		t.refresh(s, w)
+	}
+	s.a.leases = slices.Delete(s.a.leases, i, i+1)
+	t.stats.Leases--
+	if why != "" {
+		t.report(ReportMoved, l.agent.hello.Node, s.id, why)
+	}
+	if len(s.a.leases) == 0 {
+		s.a.window = 0
+	}
+	s.a.changed = true
+	t.setFlags(l.agent, s, 0, fLease)
+	t.touch(s)
+}
+
+func (t *Tracker) leaseDeadline(l *lease) int64 {
+	if l.started {
+		return l.last + int64(t.cfg.Stall)
+	}
+	return l.since + int64(t.cfg.Unstarted)
+}
+
+// candidate returns who should get the lease next: a waiting agent with the
+// fewest tries, at random. limited reports that there are such agents but each
+// holds all the un-started leases that it may.
+func (t *Tracker) candidate(s *swarm) (best *want, limited bool) {
+	n := 0
+	for _, w := range s.a.wants {
+		if !w.waiting || !w.grant || w.answered || s.a.leaseOf(w.agent) >= 0 {
+			continue
+		}
+		if w.agent.unstarted >= t.cfg.MaxUnstarted {
+			limited = true
+			continue
+		}
+		switch {
+		case best == nil || w.tries < best.tries:
+			best, n = w, 1
+		case w.tries == best.tries:
+			n++
+			if t.rng.IntN(n) == 0 {
+				best = w
+			}
+		}
+	}
+	return best, limited && best == nil
+}
+
+func (t *Tracker) grant(s *swarm, w *want) {
+	t.stats.Leases++
+	t.stats.LeasesGranted++
+	t.report(ReportGranted, w.agent.hello.Node, s.id, "")
+	w.tries++
+	w.agent.unstarted++
+	s.a.leases = append(s.a.leases, lease{agent: w.agent, since: t.now})
+	s.a.changed = true
+	t.setFlags(w.agent, s, fLease, 0)
+	t.verdict(s, w)
+}
