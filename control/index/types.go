@@ -7,7 +7,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Tag is a name for a manifest in a repository, which may move (DESIGN 9).
+// Tag is a name for a manifest in a repository, which may move: tags are mutable, and each
+// write of one is a revision of its own.
 type Tag struct {
 	Repository string `json:"repository"`
 	Name       string `json:"name"`

@@ -17,8 +17,9 @@ import (
 // appended-to Sums never changes the states it already has, so a [Sums.Clone]
 // shares them.
 //
-// Sums say nothing about whether they are true: see DESIGN "proven and
-// provisional". Whoever has verified every link has proven them.
+// Sums say nothing about whether they are true. They are provisional until
+// somebody has verified every link, which leads from the hash's fixed initial
+// state to the digest: that proves them.
 type Sums struct {
 	id     ID
 	states []byte // Alg.Size() bytes for each of pieces 0..n-2

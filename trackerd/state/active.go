@@ -20,7 +20,7 @@ type active struct {
 	shares  map[string]*holders // by zone
 	dealt   []*want             // whose share has changed in this Step
 	look    lookup
-	mood    mood
+	avail   availability
 
 	failures     int   // of upstream, in a row
 	backoffUntil int64 // no lease is granted before
@@ -64,8 +64,8 @@ type told struct {
 	flags uint8
 }
 
-// mood is what can be said to wanting agents in general.
-type mood struct {
+// availability is what can be said to wanting agents in general.
+type availability struct {
 	kind  trackerpb.Verdict_Kind
 	all   bool // WAIT is for those as well that could not get the lease
 	late  bool // SOURCES are but holders whose clocks ran out
@@ -192,10 +192,10 @@ func (t *Tracker) dropWant(s *swarm, a *agent) {
 func (t *Tracker) settle(s *swarm) {
 	act := s.a
 	if act != nil {
-		before := act.mood
+		before := act.avail
 		t.decide(s)
-		if act.mood != before {
-			if act.mood.kind == trackerpb.Verdict_KIND_SOURCES && before.kind != 0 && before.kind != act.mood.kind {
+		if act.avail != before {
+			if act.avail.kind == trackerpb.Verdict_KIND_SOURCES && before.kind != 0 && before.kind != act.avail.kind {
 				act.changed, act.flushAt = true, t.now // nobody who waited must wait for the first source's name
 			}
 			for _, w := range act.wants {
@@ -258,10 +258,10 @@ const (
 	flushPause = 1_000_000 // ns between two such Steps
 )
 
-// decide grants leases and sets the mood.
+// decide grants leases and finds out what can be said in general.
 func (t *Tracker) decide(s *swarm) {
 	a := s.a
-	m := mood{kind: trackerpb.Verdict_KIND_SOURCES, have: min(s.have, 2)}
+	m := availability{kind: trackerpb.Verdict_KIND_SOURCES, have: min(s.have, 2)}
 	t.giveUp(s)
 	warm := t.warmEnd()
 	live := 0
@@ -309,14 +309,14 @@ func (t *Tracker) decide(s *swarm) {
 			m.late = true
 		case limited:
 			m.kind, m.until = trackerpb.Verdict_KIND_WAIT, t.now+limitRetry
-			if a.mood.kind == m.kind && a.mood.until > t.now {
-				m.until = a.mood.until
+			if a.avail.kind == m.kind && a.avail.until > t.now {
+				m.until = a.avail.until
 			}
 		default:
 			m.kind = trackerpb.Verdict_KIND_NOBODY
 		}
 	}
-	a.mood = m
+	a.avail = m
 }
 
 // limitRetry is how often a swarm is looked at whose waiting agents all hold as
@@ -325,7 +325,7 @@ const limitRetry = 250_000_000 // ns
 
 // verdict tells w what it should expect, if that is news.
 func (t *Tracker) verdict(s *swarm, w *want) {
-	kind, retry := s.a.mood.kind, int64(0)
+	kind, retry := s.a.avail.kind, int64(0)
 	others := s.have
 	if t.flags(w.agent, s)&(fComplete|fPartial) != 0 {
 		others--
@@ -333,15 +333,15 @@ func (t *Tracker) verdict(s *swarm, w *want) {
 	switch {
 	case s.a.granted(w.agent):
 		kind = trackerpb.Verdict_KIND_LEASE
-	case kind == trackerpb.Verdict_KIND_SOURCES && (!s.a.mood.late || !w.waiting || w.grant):
+	case kind == trackerpb.Verdict_KIND_SOURCES && (!s.a.avail.late || !w.waiting || w.grant):
 		// A late holder is not worth waiting for where nobody else can be sent: the
 		// tracker that grants knows better.
 	case others > 0 && !w.waiting:
 		// What is there of it is worth joining for, but not worth waiting for:
 		// all of it may never come.
 		kind = trackerpb.Verdict_KIND_SOURCES
-	case kind == trackerpb.Verdict_KIND_WAIT && (s.a.mood.all || w.waiting && w.grant):
-		retry = s.a.mood.until
+	case kind == trackerpb.Verdict_KIND_WAIT && (s.a.avail.all || w.waiting && w.grant):
+		retry = s.a.avail.until
 	default:
 		kind = trackerpb.Verdict_KIND_NOBODY
 	}
@@ -377,7 +377,7 @@ func (t *Tracker) schedule(s *swarm) {
 	at(a.flushAt)
 	at(a.backoffUntil)
 	at(a.nobodyUntil)
-	at(a.mood.until)
+	at(a.avail.until)
 	if len(a.look.asked) > 0 {
 		at(a.look.until)
 	}

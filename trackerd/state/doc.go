@@ -1,5 +1,5 @@
 // Package state is a tracker without its sockets: who has and who wants which
-// blob, whom to tell, and who may fetch from upstream (DESIGN.md, section 5;
+// blob, whom to tell, and who may fetch from upstream (the protocol is
 // control/PROTOCOL.md).
 //
 // Start from [Tracker]. It is a plain value with one method that changes it:
