@@ -3,9 +3,10 @@ package content
 import (
 	"errors"
 	"fmt"
-	"syscall"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/capelin-io/capelin/internal/diskfull"
 )
 
 // Errors that this package's functions wrap, besides those of containerd's
@@ -33,5 +34,5 @@ var (
 )
 
 func isNoSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return diskfull.Is(err)
 }

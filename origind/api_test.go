@@ -21,6 +21,7 @@ import (
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/diskfull"
 )
 
 func TestPushAndRead(t *testing.T) {
@@ -410,7 +411,7 @@ func TestUploadOnFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer free()
-	if err := s.write(t.Context(), u, full, []byte("x")); !errdefs.IsResourceExhausted(err) || room != 3 || u.size.Load() != 0 {
+	if err := s.write(t.Context(), u, full, []byte("x")); !diskfull.Is(err) || room != 3 || u.size.Load() != 0 {
 		t.Errorf("got %v after making room %d times, at %d", err, room, u.size.Load())
 	}
 }

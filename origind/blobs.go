@@ -16,6 +16,7 @@ import (
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/diskfull"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -166,11 +167,11 @@ func (s *server) keep(ctx context.Context, u *upload, d digest.Digest, sums *pie
 
 // putRecord is records.put that makes room if the disk is full.
 func (s *server) putRecord(ctx context.Context, r *record) error {
-	err := noSpace(s.records.put(r))
-	if errdefs.IsResourceExhausted(err) && s.store.MakeRoom(ctx, 1<<20) > 0 {
-		err = noSpace(s.records.put(r))
+	err := s.records.put(r)
+	if diskfull.Is(err) && s.store.MakeRoom(ctx, 1<<20) > 0 {
+		err = s.records.put(r)
 	}
-	return err
+	return diskfull.Classed(err)
 }
 
 // settled waits until a blob that is committed is as durable as is promised.

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -20,6 +19,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/internal/diskfull"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -134,17 +134,9 @@ func (s *uploads) start(namespace string) (id string, err error) {
 		err = os.WriteFile(filepath.Join(u.dir, "upload.json"), meta, 0o600)
 	}
 	if err != nil {
-		return "", fmt.Errorf("starting an upload: %w", errors.Join(noSpace(err), s.forget(u)))
+		return "", fmt.Errorf("starting an upload: %w", errors.Join(diskfull.Classed(err), s.forget(u)))
 	}
 	return u.id, nil
-}
-
-// noSpace gives a full disk its class.
-func noSpace(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
-	}
-	return err
 }
 
 // forget removes an upload. Nobody writes to it.
@@ -227,7 +219,7 @@ func (s *uploads) append(ctx context.Context, id string, off int64, r io.Reader)
 		err = cerr
 	}
 	if err != nil {
-		err = fmt.Errorf("upload %s at %d: %w", id, u.size.Load(), err)
+		err = fmt.Errorf("upload %s at %d: %w", id, u.size.Load(), diskfull.Classed(err))
 	}
 	return u.size.Load(), err
 }
@@ -273,9 +265,7 @@ func (s *uploads) write(ctx context.Context, u *upload, f *os.File, p []byte) er
 		u.size.Store(u.h.n)
 		u.used.Store(time.Now().UnixNano())
 		p = p[n:]
-		switch err := noSpace(err); {
-		case err == nil:
-		case !errdefs.IsResourceExhausted(err) || try > 10 || s.room(ctx, max(int64(len(p)), 16<<20)) == 0:
+		if err != nil && (!diskfull.Is(err) || try > 10 || s.room(ctx, max(int64(len(p)), 16<<20)) == 0) {
 			return err
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	api "github.com/containerd/containerd/api/services/content/v1"
@@ -20,6 +19,7 @@ import (
 	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
 
+	"github.com/capelin-io/capelin/internal/diskfull"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -339,7 +339,7 @@ func (s *session) checkDisk(err error) {
 }
 
 func isFull(err error) bool {
-	return errdefs.IsResourceExhausted(err) || errors.Is(err, syscall.ENOSPC)
+	return errdefs.IsResourceExhausted(diskfull.Classed(err))
 }
 
 // commit makes the blob containerd's: a rename and a directory sync.

@@ -281,6 +281,7 @@ func TestClasses(t *testing.T) {
 	for errno, is := range map[syscall.Errno]func(error) bool{
 		syscall.ENOSPC: errdefs.IsResourceExhausted,
 		syscall.EDQUOT: errdefs.IsResourceExhausted,
+		syscall.EFBIG:  errdefs.IsResourceExhausted,
 		syscall.EIO:    errdefs.IsUnavailable,
 		syscall.ESTALE: errdefs.IsUnavailable,
 		syscall.EMFILE: errdefs.IsUnavailable,

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -347,4 +348,15 @@ func FuzzLayer(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A full disk is of containerd's class, but not one that the blob was read from.
+func TestFullDisk(t *testing.T) {
+	full := &os.PathError{Op: "write", Path: "f", Err: syscall.EDQUOT}
+	if err := classify(fmt.Errorf("making files: %w", full)); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("writing to a full disk: %v", err)
+	}
+	if err := classify(blobError{full}); errdefs.IsResourceExhausted(err) {
+		t.Errorf("reading the blob: %v", err)
+	}
 }

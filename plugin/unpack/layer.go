@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/internal/diskfull"
 )
 
 var (
@@ -84,7 +86,8 @@ type Result struct {
 // root. If compressed is set, the blob's first bytes say how; an uncompressed
 // one is fine, too. Nobody else may change what is below root meanwhile.
 //
-// It fails with [ErrInvalid] or [ErrTooLarge], with the file system's errors,
+// It fails with [ErrInvalid] or [ErrTooLarge], with the file system's errors (a full
+// disk is errdefs.ErrResourceExhausted),
 // with ctx's, or with a [PanicError]. The caller has to compare the diff ID with what it expects, and
 // to throw the directory away if that differs or Layer failed.
 func Layer(ctx context.Context, blob io.ReaderAt, size int64, compressed bool, root string, opts Options) (Result, error) {
@@ -170,7 +173,7 @@ func classify(err error) error {
 		return err
 	case errors.Is(err, ErrInvalid), errors.Is(err, ErrTooLarge), errors.As(err, &pathErr),
 		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return err
+		return diskfull.Classed(err)
 	case errors.Is(err, tar.ErrHeader), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errDecoder):
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
