@@ -9,7 +9,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/capelin-io/capelin/internal/durable"
 	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// Checkpoints come after this many bytes, or this long after the first.
+const (
+	checkpointBytes = 64 << 20
+	checkpointEvery = 2 * time.Second
 )
 
 // checkpoint makes what counts now durable: the data first, then the map. It
@@ -214,4 +221,19 @@ func punch(f *os.File, id piece.ID, have *piece.Bits) error {
 		i = j
 	}
 	return nil
+}
+
+// writeMap replaces a map, durably, making room if it must. No digest is locked.
+func (s *Store) writeMap(path string, r *record) error {
+	b := r.encode()
+	err := durable.WriteFile(path, b, 0o600)
+	if isNoSpace(err) {
+		if s.makeRoom(context.Background(), max(int64(len(b)), 1<<20)) > 0 {
+			err = durable.WriteFile(path, b, 0o600)
+		}
+		if isNoSpace(err) {
+			err = fmt.Errorf("%s: %d bytes: %w: %w", path, len(b), ErrNoSpace, err)
+		}
+	}
+	return err
 }

@@ -394,3 +394,10 @@ func allocated(p string) int64 {
 	}
 	return st.Blocks * 512
 }
+
+// MakeRoom evicts what may be evicted until need bytes are free that were not, or
+// nothing is left, and returns how many bytes it freed. It is for a caller that
+// writes to the same file system and finds it full.
+func (s *Store) MakeRoom(ctx context.Context, need int64) (freed int64) {
+	return s.makeRoom(ctx, need)
+}

@@ -150,37 +150,3 @@ func (s *Store) importFile(path string, sums *piece.Sums) (added bool, err error
 	s.put(&entry{dgst: d, place: Committed, size: id.Size, sums: true, created: now, updated: now})
 	return true, nil
 }
-
-// MakeRoom evicts what may be evicted until need bytes are free that were not, or
-// nothing is left, and returns how many bytes it freed. It is for a caller that
-// writes to the same file system and finds it full.
-func (s *Store) MakeRoom(ctx context.Context, need int64) (freed int64) {
-	return s.makeRoom(ctx, need)
-}
-
-// Reopen opens a complete blob's file anew, for a caller that reads it from an
-// offset of its own, and closes it. [ErrIncomplete] if it is not complete.
-func (b *Blob) Reopen() (*os.File, error) {
-	st := b.st
-	st.mu.Lock()
-	err := b.usable()
-	if err == nil && !st.complete {
-		err = fmt.Errorf("%s: %w", st.dgst, ErrIncomplete)
-	}
-	st.mu.Unlock()
-	if err != nil {
-		return nil, fmt.Errorf("opening %w", err)
-	}
-	s := st.s
-	unlock := s.places.Lock(st.dgst)
-	defer unlock()
-	s.mu.Lock()
-	e := s.index[st.dgst]
-	if e == nil || e.bad {
-		s.mu.Unlock()
-		return nil, fmt.Errorf("opening %s: %w", st.dgst, ErrNotFound)
-	}
-	place := e.place
-	s.mu.Unlock()
-	return os.Open(s.blobPath(st.dgst, place))
-}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,7 +15,6 @@ import (
 	ctrdcontent "github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/capelin-io/capelin/internal/durable"
@@ -206,39 +204,6 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	return s, nil
 }
 
-func (s *Store) path(elem ...string) string {
-	return filepath.Join(append([]string{s.cfg.Root}, elem...)...)
-}
-
-// mkdir makes a directory of the store unless it is known to be there.
-func (s *Store) mkdir(p string) error {
-	if _, ok := s.dirs.Load(p); ok {
-		return nil
-	}
-	if err := os.MkdirAll(p, 0o700); err != nil {
-		return err
-	}
-	s.dirs.Store(p, true)
-	return nil
-}
-
-// oneFileSystem refuses directories between which blobs cannot be renamed.
-func (s *Store) oneFileSystem() error {
-	var dev uint64
-	for i, d := range []string{"blobs/sha256", "cache/sha256", "cache/sha512", "swarm/partial", "swarm/trash", "ingest"} {
-		var st unix.Stat_t
-		if err := unix.Stat(s.path(d), &st); err != nil {
-			return fmt.Errorf("%s: %w", s.path(d), err)
-		}
-		if i == 0 {
-			dev = st.Dev
-		} else if st.Dev != dev {
-			return fmt.Errorf("%s and %s are on different file systems, and blobs move between them by rename", s.path("blobs/sha256"), s.path(d))
-		}
-	}
-	return nil
-}
-
 func (s *Store) acquire() error {
 	p := s.path("swarm/lock")
 	f, err := os.OpenFile(p, os.O_RDWR|os.O_CREATE, 0o600)
@@ -276,127 +241,6 @@ func (s *Store) checkFormat() error {
 	return nil
 }
 
-// load builds the index from directory names and puts right what it finds.
-func (s *Store) load(ctx context.Context) error {
-	var blobs, cache, sums, labels map[string][]string // by algorithm
-	var parts, trash []string
-	g, _ := errgroup.WithContext(ctx)
-	tree := func(dst *map[string][]string, dir string) {
-		g.Go(func() (err error) {
-			*dst, err = readTree(s.path(dir))
-			return err
-		})
-	}
-	tree(&blobs, "blobs")
-	tree(&cache, "cache")
-	tree(&sums, "swarm/sums")
-	tree(&labels, "swarm/labels")
-	g.Go(func() (err error) {
-		if parts, err = readNames(s.path("swarm/partial")); err == nil {
-			trash, err = readNames(s.path("swarm/trash"))
-		}
-		return err
-	})
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	n := 0
-	for _, names := range blobs {
-		n += len(names)
-	}
-	s.index = make(map[digest.Digest]*entry, n+n/8)
-	for _, t := range trash {
-		s.trash = append(s.trash, s.path("swarm/trash", t))
-	}
-	for alg, names := range blobs {
-		for _, name := range names {
-			if d, ok := blobDigest(alg, name); ok {
-				s.put(&entry{dgst: d, place: Committed, size: -1})
-			}
-		}
-	}
-	for alg, names := range cache {
-		for _, name := range names {
-			d, ok := blobDigest(alg, name)
-			if !ok || s.index[d] != nil {
-				s.report(s.toTrash(s.path("cache", alg, name)))
-				continue
-			}
-			e := &entry{dgst: d, place: Cached, size: -1}
-			s.put(e)
-			s.keep(e)
-		}
-	}
-	for alg, names := range sums {
-		for _, name := range names {
-			hex, bad := strings.CutSuffix(name, ".bad")
-			d, ok := blobDigest(alg, hex)
-			e := s.index[d]
-			switch {
-			case !ok || e == nil:
-				s.junk = append(s.junk, s.path("swarm/sums", alg, name))
-			case bad:
-				e.bad = true
-			default:
-				e.sums = true
-			}
-		}
-	}
-	for alg, names := range labels {
-		for _, name := range names {
-			d, ok := blobDigest(alg, name)
-			if e := s.index[d]; !ok || e == nil || e.place != Committed {
-				os.Remove(s.path("swarm/labels", alg, name))
-			} else {
-				s.labels.known(d)
-			}
-		}
-	}
-	s.loadPartials(parts)
-	s.unsized = make([]digest.Digest, 0, len(s.index))
-	for _, place := range []Presence{Cached, Committed} { // eviction needs those of cache/ first
-		for d, e := range s.index {
-			if e.place == place {
-				s.unsized = append(s.unsized, d)
-			}
-		}
-	}
-	return nil
-}
-
-func (s *Store) loadPartials(names []string) {
-	have := make(map[string]bool, len(names))
-	for _, name := range names {
-		have[name] = true
-	}
-	whole := func(id piece.ID) bool {
-		e := s.index[digest.Digest(id.Digest())]
-		return e != nil && !e.bad
-	}
-	for _, name := range names {
-		base, isData := strings.CutSuffix(name, ".data")
-		base, isMap := strings.CutSuffix(base, ".map")
-		id, ok := parsePartial(base)
-		switch {
-		case !ok || !isData && !isMap:
-			s.junk = append(s.junk, s.path("swarm/partial", name))
-		case isMap:
-			if !have[base+".data"] || whole(id) {
-				os.Remove(s.path("swarm/partial", name))
-			}
-		case !have[base+".map"] || whole(id):
-			s.report(s.toTrash(s.path("swarm/partial", name)))
-		default:
-			p := &partial{id: id, bytes: allocated(s.partialPath(id, ".data"))}
-			if fi, err := os.Stat(s.path("swarm/partial", base+".map")); err == nil {
-				p.used = fi.ModTime()
-			}
-			s.parts[id] = p
-			s.keep(p)
-		}
-	}
-}
-
 // put adds a new entry to the index. s.mu is held.
 func (s *Store) put(e *entry) {
 	s.index[e.dgst] = e
@@ -415,84 +259,6 @@ func (s *Store) move(e *entry, to Presence) {
 		}
 	}
 	e.place = to
-}
-
-func readNames(dir string) ([]string, error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return f.Readdirnames(-1)
-}
-
-// readTree returns the names in each subdirectory that an algorithm may have.
-func readTree(dir string) (map[string][]string, error) {
-	algs, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	t := make(map[string][]string)
-	for _, a := range algs {
-		if !a.IsDir() || !digest.Algorithm(a.Name()).Available() {
-			continue
-		}
-		if t[a.Name()], err = readNames(filepath.Join(dir, a.Name())); err != nil {
-			return nil, err
-		}
-	}
-	return t, nil
-}
-
-// blobDigest is digest.NewDigestFromEncoded and Validate without a regular
-// expression per blob.
-func blobDigest(alg, name string) (digest.Digest, bool) {
-	a := digest.Algorithm(alg)
-	if !a.Available() || len(name) != 2*a.Size() {
-		return "", false
-	}
-	for _, c := range []byte(name) {
-		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-			return "", false
-		}
-	}
-	return digest.Digest(alg + ":" + name), true
-}
-
-// swarmID returns the ID of a blob, unless it is one that no swarm can carry: an
-// empty one, or one of an algorithm without chaining states.
-func swarmID(d digest.Digest, size int64) (piece.ID, bool) {
-	id, err := piece.ParseID(string(d), size)
-	return id, err == nil
-}
-
-func (s *Store) blobPath(d digest.Digest, place Presence) string {
-	dir := "blobs"
-	if place == Cached {
-		dir = "cache"
-	}
-	return s.path(dir, string(d.Algorithm()), d.Encoded())
-}
-
-func (s *Store) sumsPath(d digest.Digest) string {
-	return s.path("swarm/sums", string(d.Algorithm()), d.Encoded())
-}
-
-func (s *Store) partialPath(id piece.ID, ext string) string {
-	return s.path("swarm/partial", fmt.Sprintf("%v-%s-%d%s", id.Alg, id.Hex(), id.Size, ext))
-}
-
-func parsePartial(base string) (piece.ID, bool) {
-	f := strings.Split(base, "-")
-	if len(f) != 3 {
-		return piece.ID{}, false
-	}
-	n, err := strconv.ParseInt(f[2], 10, 64)
-	if err != nil || strconv.FormatInt(n, 10) != f[2] {
-		return piece.ID{}, false
-	}
-	id, err := piece.ParseID(f[0]+":"+f[1], n)
-	return id, err == nil
 }
 
 // Close writes the maps of partial blobs, closes every file, Blobs that are
@@ -598,48 +364,4 @@ func (s *Store) report(err error) {
 	if err != nil && s.cfg.Report != nil {
 		s.cfg.Report(err)
 	}
-}
-
-// dirSync lets callers that want one directory synced at once share a sync: each
-// gets one that began after it asked.
-type dirSync struct {
-	mu            sync.Mutex
-	running, next *syncCall
-}
-
-type syncCall struct {
-	done chan struct{}
-	err  error
-}
-
-func (s *Store) syncDir(dir string) error {
-	v, ok := s.syncs.Load(dir)
-	if !ok {
-		v, _ = s.syncs.LoadOrStore(dir, new(dirSync))
-	}
-	d := v.(*dirSync)
-	d.mu.Lock()
-	if c := d.next; c != nil {
-		d.mu.Unlock()
-		<-c.done
-		return c.err
-	}
-	c := &syncCall{done: make(chan struct{})}
-	if prev := d.running; prev != nil {
-		d.next = c
-		d.mu.Unlock()
-		<-prev.done
-		d.mu.Lock()
-		d.next = nil
-	}
-	d.running = c
-	d.mu.Unlock()
-	c.err = durable.SyncDir(dir)
-	d.mu.Lock()
-	if d.running == c {
-		d.running = nil
-	}
-	d.mu.Unlock()
-	close(c.done)
-	return c.err
 }

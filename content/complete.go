@@ -1,0 +1,232 @@
+package content
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// Complete proves and syncs a blob of which every piece counts, and moves it to
+// cache/, so that a Publish is a rename. Its data, its name and its sums survive
+// a power cut from then on. [ErrIncomplete] if pieces are missing. A complete
+// blob is complete already. ctx bounds the wait for another Complete only.
+//
+// Every piece was verified, or made, under one list whose first state is the
+// hash's own and whose last link is the digest, so nothing is hashed again.
+func (b *Blob) Complete(ctx context.Context) error {
+	st := b.st
+	select {
+	case st.op <- struct{}{}:
+		defer func() { <-st.op }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	st.mu.Lock()
+	err := b.usable()
+	complete, full, n := st.complete, st.have.Full(), st.have.Count()
+	st.mu.Unlock()
+	switch {
+	case err != nil:
+		return err
+	case complete:
+		return nil
+	case !full:
+		return fmt.Errorf("completing %s: %d of %d pieces: %w", st.dgst, n, st.id.Pieces(), ErrIncomplete)
+	}
+	err = st.finish()
+	if isNoSpace(err) { // for the sums; not with the digest locked
+		if st.s.makeRoom(ctx, 1<<20) > 0 {
+			err = st.finish()
+		}
+		if isNoSpace(err) {
+			err = st.noSpace(err)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("completing %s: %w", st.dgst, err)
+	}
+	st.s.blobAdded(st.dgst, st.id.Size)
+	st.s.dropPartials(st.dgst)
+	return nil
+}
+
+// finish takes the durable steps of completion, FORMAT.md section 3.4:
+//
+//	fdatasync(partial/x.data)
+//	write, fsync(sums/.tmp-1), rename(sums/.tmp-1, sums/x), fsync(sums)
+//	fchmod(partial/x.data, 0444)
+//	rename(partial/x.data, cache/x), fsync(cache)
+//	unlink(partial/x.map)
+func (st *state) finish() error {
+	s := st.s
+	// From here on nothing changes the pieces: they all count, and a list that is
+	// proven is not replaced.
+	st.mu.Lock()
+	if !st.have.Full() {
+		st.mu.Unlock()
+		return ErrIncomplete
+	}
+	st.proven = true
+	sums := st.sums.Clone()
+	st.mu.Unlock()
+	if err := fdatasync(st.f); err != nil {
+		return err
+	}
+	st.ck <- struct{}{} // no map is written any more
+	defer func() { <-st.ck }()
+	unlock := s.places.Lock(st.dgst)
+	defer unlock()
+	s.mu.Lock()
+	p, other := s.parts[st.id], s.index[st.dgst]
+	s.mu.Unlock()
+	if p == nil || p.open != st {
+		return ErrDropped
+	}
+	if err := s.writeSums(sums); err != nil {
+		return err
+	}
+	from, to := s.partialPath(st.id, ".data"), s.blobPath(st.dgst, Cached)
+	e := other
+	heals := other != nil && other.bad
+	if heals {
+		s.files.remove(st.dgst)
+		to = s.blobPath(st.dgst, Committed)
+	}
+	if other == nil || heals {
+		// Now, so that the name is never visible with another mode.
+		err := st.f.Chmod(0o444)
+		if err == nil {
+			err = os.Rename(from, to)
+		}
+		if err == nil {
+			err = s.syncDir(filepath.Dir(to))
+		}
+		if err != nil {
+			return err
+		}
+		if heals {
+			if err := os.Remove(s.sumsPath(st.dgst) + ".bad"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		now := time.Now().UnixNano()
+		e = &entry{dgst: st.dgst, place: Cached, size: st.id.Size, created: now, updated: now}
+	}
+	s.mu.Lock()
+	e.sums = true
+	switch {
+	case other == nil:
+		s.put(e)
+	case heals: // the old entry's users keep the old file
+		e.place = Committed
+		s.index[st.dgst] = e
+	}
+	if e.open == nil {
+		e.open = st
+	}
+	s.unkeep(e)
+	s.unkeep(p)
+	delete(s.parts, st.id)
+	delete(s.dirty, st)
+	s.mu.Unlock()
+	os.Remove(s.partialPath(st.id, ".map"))
+	if other != nil && !heals { // the stock store has committed it meanwhile
+		s.report(s.toTrash(from))
+	}
+	st.mu.Lock()
+	st.complete, st.dirty = true, 0
+	st.notify()
+	st.mu.Unlock()
+	return nil
+}
+
+// Publish makes a complete blob containerd's: a rename into blobs/ and a
+// directory fsync; nothing if it is there already.
+func (b *Blob) Publish(ctx context.Context) error {
+	st := b.st
+	st.mu.Lock()
+	err := b.usable()
+	complete := st.complete
+	st.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if !complete {
+		return fmt.Errorf("publishing %s: %w", st.dgst, ErrIncomplete)
+	}
+	s := st.s
+	s.mu.Lock()
+	e := s.index[st.dgst]
+	done := e != nil && e.place == Committed && !e.unsynced
+	s.mu.Unlock()
+	if done {
+		return nil
+	}
+	_, err = s.publish(st.dgst)
+	return err
+}
+
+// Drop forgets a partial blob and gives its space back; other handles get
+// [ErrDropped]. A complete blob stays.
+func (b *Blob) Drop() error {
+	st := b.st
+	s := st.s
+	st.ck <- struct{}{} // no map may be written after we removed it
+	defer func() { <-st.ck }()
+	unlock := s.places.Lock(st.dgst)
+	defer unlock()
+	s.mu.Lock()
+	p := s.parts[st.id]
+	if p == nil || p.open != st {
+		s.mu.Unlock()
+		return nil
+	}
+	s.unkeep(p)
+	delete(s.parts, st.id)
+	delete(s.dirty, st)
+	s.mu.Unlock()
+	st.mu.Lock()
+	st.gone = ErrDropped
+	st.notify()
+	st.mu.Unlock()
+	if err := s.trashPartial(st.id); err != nil {
+		return fmt.Errorf("dropping %s: %w", st.id, err)
+	}
+	return nil
+}
+
+// trashPartial removes a partial's files, the map first. The digest is locked.
+func (s *Store) trashPartial(id piece.ID) error {
+	if err := os.Remove(s.partialPath(id, ".map")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return s.toTrash(s.partialPath(id, ".data"))
+}
+
+// dropPartials removes partials of a digest that is now complete and that
+// nobody has open: they can never be of use, whatever size they claim.
+func (s *Store) dropPartials(d digest.Digest) {
+	unlock := s.places.Lock(d)
+	defer unlock()
+	s.mu.Lock()
+	var idle []piece.ID
+	for id, p := range s.parts {
+		if p.open == nil && digest.Digest(id.Digest()) == d {
+			s.unkeep(p)
+			delete(s.parts, id)
+			idle = append(idle, id)
+		}
+	}
+	s.mu.Unlock()
+	for _, id := range idle {
+		s.report(s.trashPartial(id))
+	}
+}

@@ -1,0 +1,394 @@
+package content
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// Blob opens a blob of a swarm. If there is none, create makes an empty partial
+// one, otherwise the error is [ErrNotFound]. A complete blob of this digest and
+// another size is [ErrSize]. One in quarantine is [ErrQuarantined], but create
+// begins it anew beside the wrong one, which it replaces when it is complete. The
+// first opening of a partial blob after another boot reads and verifies what it has.
+func (s *Store) Blob(ctx context.Context, id piece.ID, create bool) (*Blob, error) {
+	if err := id.Validate(); err != nil {
+		return nil, err
+	}
+	d := digest.Digest(id.Digest())
+	for {
+		if _, err := s.learn(d); err != nil {
+			return nil, fmt.Errorf("opening %s: %w", d, err)
+		}
+		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			return nil, fmt.Errorf("opening %s: store: %w", d, ErrClosed)
+		}
+		var slot **state
+		var v any
+		var complete bool
+		if e := s.index[d]; e != nil && (!e.bad || s.parts[id] == nil && !create) {
+			switch {
+			case e.bad:
+				s.mu.Unlock()
+				return nil, fmt.Errorf("opening %s: %w", d, ErrQuarantined)
+			case e.size < 0:
+				s.mu.Unlock()
+				continue
+			case e.size != id.Size:
+				size := e.size
+				s.mu.Unlock()
+				return nil, fmt.Errorf("opening %s: it has %d bytes: %w", id, size, ErrSize)
+			}
+			slot, v, complete = &e.open, e, true
+		} else {
+			p := s.parts[id]
+			if p == nil {
+				if !create {
+					s.mu.Unlock()
+					return nil, fmt.Errorf("opening %s: %w", id, ErrNotFound)
+				}
+				p = &partial{id: id}
+				s.parts[id] = p
+			}
+			slot, v = &p.open, p
+		}
+		st, first := *slot, false
+		if st == nil {
+			st, first = newState(s, id), true
+			*slot = st
+		}
+		st.refs++
+		s.unkeep(v)
+		s.mu.Unlock()
+		if first {
+			st.load(ctx, complete)
+			close(st.ready)
+		} else {
+			select {
+			case <-st.ready:
+			case <-ctx.Done():
+				s.release(st)
+				return nil, ctx.Err()
+			}
+		}
+		if st.err != nil {
+			err := st.err
+			s.release(st)
+			if !first && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) && ctx.Err() == nil {
+				continue // another opener gave up, we do not
+			}
+			if isNoSpace(err) {
+				err = fmt.Errorf("%w: %w", ErrNoSpace, err)
+			}
+			return nil, fmt.Errorf("opening %s: %w", id, err)
+		}
+		return &Blob{st: st}, nil
+	}
+}
+
+func newState(s *Store, id piece.ID) *state {
+	return &state{
+		s: s, id: id, dgst: digest.Digest(id.Digest()),
+		ready:   make(chan struct{}),
+		op:      make(chan struct{}, 1),
+		ck:      make(chan struct{}, 1),
+		have:    piece.NewBits(id.Pieces()),
+		onDisk:  piece.NewBits(id.Pieces()),
+		sums:    piece.NewSums(id),
+		claims:  make(map[int]chan struct{}),
+		changed: make(chan struct{}),
+	}
+}
+
+// load reads what is on disk; it runs before anybody else sees the state.
+func (st *state) load(ctx context.Context, complete bool) {
+	if complete {
+		st.err = st.loadComplete()
+		if errors.Is(st.err, ErrNotFound) {
+			st.s.blobGone(st.dgst, st.id.Size)
+		}
+	} else {
+		st.err = st.loadPartial(ctx)
+	}
+}
+
+func (st *state) loadComplete() error {
+	s := st.s
+	unlock := s.places.Lock(st.dgst)
+	defer unlock()
+	s.mu.Lock()
+	e := s.index[st.dgst]
+	if e == nil {
+		s.mu.Unlock()
+		return ErrNotFound
+	}
+	place, sums := e.place, e.sums
+	s.mu.Unlock()
+	f, err := os.Open(s.blobPath(st.dgst, place))
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			s.mu.Lock()
+			s.forget(e)
+			s.mu.Unlock()
+			return ErrNotFound
+		}
+		return err
+	}
+	if fi, err := f.Stat(); err != nil || fi.Size() != st.id.Size {
+		f.Close()
+		return fmt.Errorf("%s has changed its size: %w", f.Name(), errors.Join(err, ErrSize))
+	}
+	st.f, st.complete = f, true
+	st.have.SetAll()
+	if !sums {
+		return nil
+	}
+	r, err := readRecord(s.sumsPath(st.dgst), kindSums, st.id)
+	if err == nil {
+		st.sums, st.proven = r.sums, true
+		return nil
+	}
+	// Sums can be computed again.
+	s.mu.Lock()
+	e.sums = false
+	s.mu.Unlock()
+	if errors.Is(err, errRecord) {
+		err = os.Remove(s.sumsPath(st.dgst))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return err
+}
+
+func (st *state) loadPartial(ctx context.Context) error {
+	s := st.s
+	unlock := s.places.Lock(st.dgst)
+	f, err := os.OpenFile(s.partialPath(st.id, ".data"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err == nil {
+		err = f.Truncate(st.id.Size) // a hole, if it is new
+	}
+	unlock()
+	if err != nil {
+		if f != nil {
+			f.Close()
+		}
+		return err
+	}
+	st.f = f
+	r, err := readRecord(s.partialPath(st.id, ".map"), kindMap, st.id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case errors.Is(err, errRecord):
+		os.Remove(s.partialPath(st.id, ".map"))
+		return nil
+	case err == nil:
+		st.onDisk = r.have.Clone()
+		st.sums, st.proven = r.sums, r.proven
+		if err = st.recover(ctx, r); r.boot != bootID() || !same(st.have, r.have) {
+			st.dirty = 1 // so that the next map has this boot's id, and what we found
+		}
+	}
+	if err != nil {
+		f.Close()
+		st.f = nil
+	}
+	return err
+}
+
+// recover decides which pieces count. What the map covers was synced before, and
+// is believed as long as the machine has not been down since. Otherwise it is
+// verified again. In the same boot, pieces written after the last map are in the
+// page cache, so those that the sums reach are verified where they lie.
+func (st *state) recover(ctx context.Context, r *record) error {
+	sameBoot := r.boot == bootID() && r.boot != [16]byte{}
+	var todo []int
+	if !sameBoot {
+		for i := r.have.NextSet(0); i >= 0; i = r.have.NextSet(i + 1) {
+			todo = append(todo, i)
+		}
+	} else {
+		st.have = r.have.Clone()
+		data := int64(-1) // no hole before here, as far as we know
+		for i := 0; i < st.sums.Verifiable(); i++ {
+			if st.have.Has(i) {
+				continue
+			}
+			off := st.id.Offset(i)
+			if data < off {
+				var err error
+				if data, err = st.f.Seek(off, unix.SEEK_DATA); err != nil {
+					break // holes only, or a file system that cannot tell
+				}
+			}
+			if data >= off+int64(st.id.PieceSize(i)) {
+				continue
+			}
+			data = -1
+			todo = append(todo, i)
+		}
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	next := 0
+	for range min(runtime.GOMAXPROCS(0), len(todo)) {
+		wg.Go(func() {
+			buf := make([]byte, st.id.PieceSize(0))
+			for ctx.Err() == nil {
+				mu.Lock()
+				if next == len(todo) {
+					mu.Unlock()
+					return
+				}
+				i := todo[next]
+				next++
+				mu.Unlock()
+				p := buf[:st.id.PieceSize(i)]
+				if _, err := st.f.ReadAt(p, st.id.Offset(i)); err != nil || st.sums.Verify(i, p) != nil {
+					continue
+				}
+				mu.Lock()
+				st.have.Set(i)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return ctx.Err()
+}
+
+// release gives a handle up.
+func (s *Store) release(st *state) {
+	s.mu.Lock()
+	st.refs--
+	closeIt := s.idle(st)
+	s.mu.Unlock()
+	if closeIt != nil {
+		closeIt()
+	}
+}
+
+// idle does what is to be done when nobody uses st any more, and returns what
+// must be done without s.mu. s.mu is held.
+func (s *Store) idle(st *state) func() {
+	if st.refs > 0 || s.closed {
+		return nil
+	}
+	st.mu.Lock()
+	complete, gone := st.complete, st.gone != nil
+	dirty := (st.dirty > 0 || st.room) && !complete && !gone && st.err == nil
+	bytes := int64(st.have.Count()) * st.id.Length()
+	empty := st.have.Count() == 0 && st.onDisk.Count() == 0
+	st.mu.Unlock()
+	if dirty {
+		// It stays until its map is written, and space that it does not need is
+		// given back.
+		s.dirty[st] = struct{}{}
+		s.wakeCheckpoints()
+		return nil
+	}
+	delete(s.dirty, st)
+	shut := func() { st.shut(ErrClosed) }
+	if e := s.index[st.dgst]; e != nil && e.open == st {
+		e.open = nil
+		if e.place == Cached {
+			e.updated = max(e.updated, time.Now().UnixNano())
+		}
+		s.keep(e)
+		if s.cfg.CacheBytes > 0 && s.kept > s.cfg.CacheBytes {
+			s.wake()
+		}
+		return shut
+	}
+	p := s.parts[st.id]
+	if p == nil || p.open != st {
+		return shut
+	}
+	p.open = nil
+	if st.err == nil {
+		p.used, p.bytes = time.Now(), bytes
+	}
+	if empty {
+		// Nothing in it is worth a directory entry. Remove it before anybody can
+		// open it again: that takes the digest's lock, which is free to take here
+		// only without s.mu, so keep the name reserved until then.
+		p.open, st.refs = st, 1
+		return func() { s.removeEmpty(p, st) }
+	}
+	s.keep(p)
+	if s.cfg.CacheBytes > 0 && s.kept > s.cfg.CacheBytes {
+		s.wake()
+	}
+	return shut
+}
+
+// removeEmpty removes a partial blob without pieces, unless somebody has opened
+// it meanwhile, or it only could not be opened.
+func (s *Store) removeEmpty(p *partial, st *state) {
+	unlock := s.places.Lock(st.dgst)
+	s.mu.Lock()
+	st.refs--
+	st.mu.Lock()
+	used := st.refs > 0 || st.have.Count() > 0 || st.onDisk.Count() > 0 || st.complete
+	st.mu.Unlock()
+	s.mu.Unlock()
+	failed := false
+	if st.err != nil {
+		_, err := os.Lstat(s.partialPath(st.id, ".map"))
+		failed = !errors.Is(err, fs.ErrNotExist)
+	}
+	s.mu.Lock()
+	if failed && p.open == st {
+		p.open = nil
+		s.keep(p)
+	}
+	used = used || st.refs > 0
+	if used || failed || s.parts[st.id] != p {
+		closeIt := func() {}
+		if st.refs == 0 {
+			if c := s.idle(st); c != nil {
+				closeIt = c
+			}
+		}
+		s.mu.Unlock()
+		unlock()
+		closeIt()
+		return
+	}
+	delete(s.parts, st.id)
+	s.mu.Unlock()
+	os.Remove(s.partialPath(st.id, ".map"))
+	os.Remove(s.partialPath(st.id, ".data"))
+	unlock()
+	st.shut(ErrClosed)
+}
+
+// shut closes the file and fails everybody who still uses the state.
+func (st *state) shut(why error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.gone == nil {
+		st.gone = why
+	}
+	st.notify()
+	if st.f != nil {
+		st.f.Close()
+	}
+	for _, f := range st.old {
+		f.Close()
+	}
+	st.old = nil
+}
