@@ -1,4 +1,3 @@
-// Package integration tests Capelin against real containerds and registries.
 package integration
 
 import (

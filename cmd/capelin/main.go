@@ -1,5 +1,3 @@
-// Command capelin distributes container images peer to peer; each role is a
-// subcommand. It parses, wires a role, and exits: the roles are packages.
 package main
 
 import (

@@ -1,9 +1,3 @@
-// Package backends makes storage backends of their configuration, and finds the one
-// that a namespace belongs to.
-//
-// A daemon's configuration has a list of [Config], as [[backend]] tables; [Check]
-// validates it, [OpenSet] opens all of it, and [Set.Match] finds the first whose
-// patterns match a namespace. [Open] opens one.
 package backends
 
 import (

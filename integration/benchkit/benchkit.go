@@ -1,5 +1,3 @@
-// Package benchkit is what the benchmarks of whole clusters have in common: medians
-// and percentiles, how busy the machine was, and how results are printed.
 package benchkit
 
 import (

@@ -1,6 +1,3 @@
-// Package keylock is a lock per key, such as a digest, for what is done to one of
-// many things at a time. [Locks] may be used by any goroutine; a lock may be held
-// while its holder does I/O, since waiting for one does not stop a fake clock.
 package keylock
 
 import "sync"

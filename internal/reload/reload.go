@@ -1,5 +1,3 @@
-// Package reload keeps what was read from a few files, and reads it again when
-// they change.
 package reload
 
 import (

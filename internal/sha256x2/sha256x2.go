@@ -1,9 +1,3 @@
-// Package sha256x2 hashes two streams with SHA-256 at once, which takes an x86-64
-// processor with the SHA extensions little more time than one: its rounds wait for each
-// other, so half of them can belong to somebody else.
-//
-// It is crypto/sha256's compression function, for whoever has chaining states and whole
-// blocks in the hand.
 package sha256x2
 
 import "crypto/sha256"

@@ -1,4 +1,3 @@
-// Package version says which build of Capelin this is.
 package version
 
 import "runtime/debug"

@@ -1,4 +1,3 @@
-// Package treetest compares trees of files, for tests of whoever makes them.
 package treetest
 
 import (
