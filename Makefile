@@ -13,7 +13,7 @@ B := $(I)/bin
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 .DEFAULT_GOAL := help
 
 .PHONY: build
@@ -29,24 +29,41 @@ demo: ## three containerd nodes pull one image through the swarm, on this machin
 	@cd $(I) && $(GO) build -trimpath -o bin/demo ./cmd/demo
 	@$(B)/demo
 
+# One after the other, with what each took.
 .PHONY: test
-test: unit integration ## unit tests and integration tests (root)
+test: ## unit tests, the simulator's table and integration tests (root)
+	@MAKE='$(MAKE)' $(I)/stages.sh prepare vet unit sim-test tools integration
+
+.PHONY: prepare
+prepare: ## what of Debian's packages the tests need and is missing (root)
+	@$(I)/prepare.sh test
+
+.PHONY: vet
+vet: ## go vet, on both modules
+	$(GO) vet ./...
+	cd $(I) && $(GO) vet ./...
+
+# No test's verdict depends on the time it takes: these end what hangs, on however busy a machine.
+UNIT_TIMEOUT  ?= 30m
+SUITE_TIMEOUT ?= 45m
 
 .PHONY: unit
 unit: ## unit tests of the module
-	$(GO) vet ./...
-	$(GO) test -timeout 5m ./...
+	$(GO) test -timeout $(UNIT_TIMEOUT) ./...
+
+.PHONY: sim-test
+sim-test: ## the simulator's large cases, and the table of goals with a 26th of the hosts (a minute)
+	$(GO) test -timeout $(UNIT_TIMEOUT) ./internal/sim -sim.table
 
 .PHONY: integration
-integration: ## tests against real containerds and a real registry (root); RUN=regexp chooses
-	@$(I)/prepare.sh test
+integration: prepare ## tests against real containerds and a real registry (root); RUN=regexp chooses
 	@$(MAKE) -s --no-print-directory tools $(B)/capelin
 	CAPELIN_TEST_TOOLS=1 $(GO) test -count 1 -run TestRealContainerd ./plugin/install
-	cd $(I) && $(GO) vet ./... && $(GO) test -timeout 20m -count 1 -run '$(RUN)' ./...
+	cd $(I) && $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -run '$(RUN)' ./...
 
 .PHONY: race
 race: ## unit tests under the race detector
-	$(GO) test -race -timeout 15m ./...
+	$(GO) test -race -timeout $(UNIT_TIMEOUT) ./...
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (10s)

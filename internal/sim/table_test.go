@@ -11,7 +11,11 @@ import (
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
-var full = flag.Bool("sim.full", false, "run the cases at the size of a cluster, too: minutes and gigabytes")
+// Without either, the tests are quick: every kind of case, with few hosts.
+var (
+	whole = flag.Bool("sim.table", false, "run the large cases and the table of goals, too: a minute and a half (make sim-test)")
+	full  = flag.Bool("sim.full", false, "run the cases at the size of a cluster, too: minutes and gigabytes")
+)
 
 // with returns cfg changed by f.
 func with(cfg Config, f func(*Config)) Config {
@@ -37,6 +41,7 @@ type tableCase struct {
 	goal goal
 }
 
+// table has every kind of case.
 func table() []tableCase {
 	const mb = 1_000_000
 	usual := goal{p50: 1.06, p99: 1.10, origins: 1.10, redundant: 0.005}
@@ -44,17 +49,10 @@ func table() []tableCase {
 		{"1 host", FanOut(1, 1, 200*mb, 20*mb, 0), 20 * mb, goal{p50: 1.01, p99: 1.01, origins: 1.01, redundant: 0.005}},
 		{"1 host, a fast link", FanOut(1, 1, 1000*mb, 1<<30, 0), 1 << 30, goal{p50: 1.05, p99: 1.05, origins: 1.01, redundant: 0.005}},
 		{"16 hosts", FanOut(16, 1, 100*mb, 20*mb, 0), 20 * mb, usual},
-		{"32 hosts", FanOut(32, 1, 200*mb, 20*mb, 0), 20 * mb, goal{p50: 1.03, p99: 1.05, origins: 1.03, redundant: 0.005}},
-		{"16 hosts, large pieces", FanOut(16, 1, 600*mb, 300*mb, 0), 300 * mb, usual},
-		{"100 hosts", FanOut(100, 1, 30*mb, 20*mb, 0), 20 * mb, goal{p50: 1.08, p99: 1.15, origins: 1.15, redundant: 0.005}},
-		{"a long way", with(FanOut(16, 1, 100*mb, 20*mb, 0), func(c *Config) { c.Latency = 3 * time.Millisecond }), 20 * mb,
-			goal{p50: 1.10, p99: 1.15, origins: 1.10, redundant: 0.005}},
 		// Eight pieces at once would be all that is under way: 1.14 and 1.08 without
-		// counting what travels, 2.2 at the faster one.
+		// counting what travels, 2.2 at "a long way, fast links".
 		{"around the world", with(FanOut(32, 1, 128<<20, 10*mb, 0), func(c *Config) { c.Latency = 50 * time.Millisecond }), 10 * mb,
 			goal{p50: 1.16, p99: 1.20, origins: 1.12, redundant: 0.005}},
-		{"a long way, fast links", with(FanOut(32, 1, 1<<30, 100*mb, 0), func(c *Config) { c.Latency = 20 * time.Millisecond }), 100 * mb,
-			goal{p50: 1.45, p99: 1.50, origins: 1.10, redundant: 0.005}},
 		{"two layers, one after the other", with(FanOut(16, 1, 100*mb, 20*mb, 0), func(c *Config) {
 			c.Blobs = append(c.Blobs, Blob{Size: 60 * mb, Hash: true})
 		}), 20 * mb, goal{p50: 1.06, p99: 1.10, origins: 1.10, redundant: 0.005, check: func(t *testing.T, c Config, r Result) {
@@ -108,9 +106,6 @@ func table() []tableCase {
 				}
 			}
 		}}},
-		{"a slow source", with(FanOut(16, 1, 100*mb, 20*mb, 0), func(c *Config) {
-			c.Blobs[0].Hash, c.Blobs[0].SourceRate = false, 10*mb
-		}), 10 * mb, goal{p50: 1.02, p99: 1.02, redundant: 0.005}},
 		{"a slow source behind a relay", relay(), 10 * mb, goal{p50: 1.02, p99: 1.10, redundant: 0.005}},
 		{"a slow link", FanOut(4, 1, 10*mb, 100_000, 0), 100_000, goal{p50: 1.25, p99: 1.25, redundant: 0.03}},
 		{"a stall", with(FanOut(16, 1, 100*mb, 20*mb, 0), func(c *Config) {
@@ -165,6 +160,24 @@ func table() []tableCase {
 				}
 			}
 		}}},
+	}
+}
+
+// largeTable is what takes longer: more hosts, and more pieces.
+func largeTable() []tableCase {
+	const mb = 1_000_000
+	usual := goal{p50: 1.06, p99: 1.10, origins: 1.10, redundant: 0.005}
+	return []tableCase{
+		{"32 hosts", FanOut(32, 1, 200*mb, 20*mb, 0), 20 * mb, goal{p50: 1.03, p99: 1.05, origins: 1.03, redundant: 0.005}},
+		{"16 hosts, large pieces", FanOut(16, 1, 600*mb, 300*mb, 0), 300 * mb, usual},
+		{"100 hosts", FanOut(100, 1, 30*mb, 20*mb, 0), 20 * mb, goal{p50: 1.08, p99: 1.15, origins: 1.15, redundant: 0.005}},
+		{"a long way", with(FanOut(16, 1, 100*mb, 20*mb, 0), func(c *Config) { c.Latency = 3 * time.Millisecond }), 20 * mb,
+			goal{p50: 1.10, p99: 1.15, origins: 1.10, redundant: 0.005}},
+		{"a long way, fast links", with(FanOut(32, 1, 1<<30, 100*mb, 0), func(c *Config) { c.Latency = 20 * time.Millisecond }), 100 * mb,
+			goal{p50: 1.45, p99: 1.50, origins: 1.10, redundant: 0.005}},
+		{"a slow source", with(FanOut(16, 1, 100*mb, 20*mb, 0), func(c *Config) {
+			c.Blobs[0].Hash, c.Blobs[0].SourceRate = false, 10*mb
+		}), 10 * mb, goal{p50: 1.02, p99: 1.02, redundant: 0.005}},
 	}
 }
 
@@ -264,6 +277,9 @@ func (c tableCase) run(t *testing.T) {
 
 func TestTable(t *testing.T) {
 	cases := table()
+	if *whole || *full {
+		cases = append(cases, largeTable()...)
+	}
 	if *full {
 		cases = append(cases, fullTable()...)
 	}
@@ -302,8 +318,8 @@ func TestDeterministic(t *testing.T) {
 
 // The table of goals, with a 26th of the hosts: what cmd/sim measures at full size.
 func TestGoals(t *testing.T) {
-	if testing.Short() {
-		t.Skip("a quarter of a minute")
+	if !*whole && !*full {
+		t.Skip("a minute: make sim-test")
 	}
 	for k, s := range Goals(26, 8) {
 		if s.Zones > 0 {
