@@ -28,7 +28,8 @@ func NewScriptedNode(cfg NodeConfig, s *Script) (*Node, error) { return newNode(
 // What tests need to know of the limits.
 const (
 	HelloTimeout = helloTimeout
-	SilentAfter  = silentAfter
+	DeadAfter    = deadAfter
 	PingAfter    = pingAfter
+	SendTimeout  = sendTimeout
 	MaxQueued    = maxQueued
 )

@@ -77,9 +77,8 @@ const (
 	dialTimeout  = 2 * time.Second
 	helloTimeout = 5 * time.Second
 	closeTimeout = time.Second      // to send an Error and see the other side close
-	pingAfter    = 10 * time.Second // of having sent nothing
-	silentAfter  = 30 * time.Second // of having received no message, or of sending without progress
-	sweepEvery   = time.Second      // connections are checked for the two above
+	sendTimeout  = 30 * time.Second // of sending without progress
+	sweepEvery   = time.Second      // connections are checked for that
 )
 
 // maxQueued bounds the control messages, in bytes, that wait for a connection

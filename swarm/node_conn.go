@@ -32,10 +32,10 @@ type nodeConn struct {
 	since   time.Time
 	written chan struct{} // closed when the writer has ended
 
-	// Shared; in Unix nanoseconds. Whole messages received; anything sent;
-	// progress in what is being sent, if busy.
-	heard, spoke, progress atomic.Int64
-	busy                   atomic.Bool
+	// Shared. Whether something is being sent, and when, in Unix nanoseconds, it
+	// last got on.
+	busy     atomic.Bool
+	progress atomic.Int64
 
 	// Owned by the loop.
 	gone     bool        // the Peer has been told
@@ -233,15 +233,11 @@ func (c *nodeConn) flush(o output) error {
 		} else {
 			c.n.mail.put(note{conn: c, sent: b.n})
 		}
-		now := time.Now().UnixNano()
-		c.progress.Store(now)
-		c.spoke.Store(now)
+		c.progress.Store(time.Now().UnixNano())
 	}
 	if from < len(o.bytes) {
-		if _, err := c.nc.Write(o.bytes[from:]); err != nil {
-			return err
-		}
-		c.spoke.Store(time.Now().UnixNano())
+		_, err := c.nc.Write(o.bytes[from:])
+		return err
 	}
 	return nil
 }
@@ -287,7 +283,6 @@ func (c *nodeConn) receive() *wire.Fault {
 			errors.As(err, &f)
 			return f
 		}
-		c.heard.Store(time.Now().UnixNano())
 		switch m := m.(type) {
 		case *wire.Hello:
 			return &wire.Fault{Code: wire.CodeUnexpected, Type: wire.TypeHello, Reason: "a second Hello"}

@@ -318,9 +318,6 @@ func (n *Node) connected(c *nodeConn) {
 	} else {
 		n.total.Dialed++
 	}
-	c.progress.Store(c.since.UnixNano())
-	c.heard.Store(c.since.UnixNano())
-	c.spoke.Store(c.since.UnixNano())
 	n.wg.Go(c.write)
 	n.wg.Go(c.read)
 	n.step(EvConnected{c.id, c.peer, c.inbound, roundTrip(c.nc)})
@@ -346,21 +343,13 @@ func (n *Node) fault(node string, err error) {
 	n.report(Report{Kind: ReportFault, Node: node, Err: err})
 }
 
-// sweep closes connections that are silent and pings those that we left so.
+// sweep closes connections that take nothing of what is sent. Those that are quiet or
+// silent are the Peer's business (keepalive).
 func (n *Node) sweep(now time.Time) {
 	for _, c := range n.conns {
-		if c.gone {
-			continue
-		}
-		switch {
-		case now.UnixNano()-c.heard.Load() > int64(silentAfter):
-			c.close(wire.CodeTimeout, "nothing heard for "+silentAfter.String())
+		if !c.gone && c.busy.Load() && now.UnixNano()-c.progress.Load() > int64(sendTimeout) {
+			c.close(wire.CodeTimeout, "nothing taken for "+sendTimeout.String())
 			n.hangUp(c)
-		case c.busy.Load() && now.UnixNano()-c.progress.Load() > int64(silentAfter):
-			c.close(wire.CodeTimeout, "nothing taken for "+silentAfter.String())
-			n.hangUp(c)
-		case now.UnixNano()-c.spoke.Load() > int64(pingAfter):
-			c.send(&wire.Ping{})
 		}
 	}
 }

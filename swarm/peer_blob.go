@@ -628,7 +628,7 @@ func (p *Peer) onMessage(id ConnID, m wire.Message) {
 	if c == nil || c.closed {
 		return
 	}
-	c.heard = p.now
+	c.keep.heard = p.now
 	switch m := m.(type) {
 	case *wire.Open:
 		p.onOpen(c, m)

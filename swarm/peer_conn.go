@@ -16,8 +16,6 @@ const (
 
 // Delays between peers.
 const (
-	pingEvery    = 10 * time.Second // a quiet connection is pinged
-	deadAfter    = 30 * time.Second // a silent one is closed
 	giveUpAfter  = 12 * time.Second // one that owes us blocks and is silent is closed
 	snubFor      = 4 * time.Second  // a stalled peer is asked again then
 	dialBackoff  = 500 * time.Millisecond
@@ -78,8 +76,8 @@ type conn struct {
 	former  map[wire.Handle]bool  // handles that it has closed
 	handles uint32                // the last handle we gave
 
-	heard, spoke time.Duration
-	idle         time.Duration // since when nobody wants anything here; never if somebody does
+	keep keepalive
+	idle time.Duration // since when nobody wants anything here; never if somebody does
 
 	// Uploading to this peer.
 	requests int           // of this peer waiting here
@@ -162,7 +160,7 @@ func (p *Peer) tell(c *conn, m wire.Message) {
 	if c.closed {
 		return
 	}
-	c.spoke = p.now
+	c.keep.spoke = p.now
 	p.act(ActSend{c.id, m})
 }
 
@@ -240,7 +238,7 @@ func (p *Peer) onConnected(ev EvConnected) {
 	c := &conn{
 		id: ev.Conn, node: n, hello: ev.Peer, inbound: ev.Inbound, since: p.now, rtt: min(ev.RTT, maxRTT),
 		byID: make(map[piece.ID]*link), theirs: make(map[wire.Handle]*link),
-		heard: p.now, spoke: p.now, idle: p.now, owed: never, depth: minDepth, sumBytes: sumsBurst, sumAt: p.now,
+		keep: keepalive{heard: p.now, spoke: p.now}, idle: p.now, owed: never, depth: minDepth, sumBytes: sumsBurst, sumAt: p.now,
 	}
 	if n.dialing && !ev.Inbound {
 		n.dialing = false
@@ -341,11 +339,11 @@ func (p *Peer) tendConn(c *conn) {
 	if c.closed {
 		return
 	}
-	switch {
-	case p.now-c.heard > deadAfter:
+	switch c.keep.verdict(p.now) {
+	case aliveDead:
 		p.close(c, wire.CodeTimeout, "nothing heard for too long")
 		return
-	case p.now-c.spoke > pingEvery:
+	case alivePing:
 		p.tell(c, &wire.Ping{})
 	}
 	wanted := false

@@ -660,7 +660,7 @@ func (p *Peer) onBusy(c *conn, m *wire.Busy) {
 // checkStall takes its requests from a peer that has been silent too long.
 func (p *Peer) checkStall(c *conn) {
 	if c.outstanding == 0 {
-		if c.stalls > 0 && p.now-c.heard > giveUpAfter {
+		if c.stalls > 0 && c.keep.silence(p.now) > giveUpAfter {
 			p.close(c, wire.CodeTimeout, "silent for too long")
 		}
 		return

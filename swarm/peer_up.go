@@ -292,7 +292,7 @@ func (p *Peer) send() {
 		p.up.active++
 		p.upCap.take(s.n)
 		b.out += int64(s.n)
-		c.spoke = p.now
+		c.keep.spoke = p.now
 		p.flushHaves(u.l)
 		p.act(ActSendBlock{
 			Conn: c.id, Handle: u.l.mine, ID: b.id, Piece: u.i, Offset: s.off, Length: s.n, Queue: p.queue(),

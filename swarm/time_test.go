@@ -15,8 +15,8 @@ import (
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
-// bubble runs a scripted Node "node" on an in-memory network in a bubble, where
-// time is free.
+// bubble runs a Node "node", scripted unless script is nil, on an in-memory network
+// in a bubble, where time is free.
 func bubble(t *testing.T, script *swarm.Script, change func(*swarm.NodeConfig), test func(t *testing.T, n *swarm.Node, dial func() *swarmtest.Conn)) {
 	synctest.Test(t, func(t *testing.T) {
 		network := new(swarmtest.Network)
@@ -27,7 +27,10 @@ func bubble(t *testing.T, script *swarm.Script, change func(*swarm.NodeConfig), 
 		if change != nil {
 			change(&cfg)
 		}
-		n, err := swarm.NewScriptedNode(cfg, script)
+		n, err := swarm.NewNode(cfg)
+		if script != nil {
+			n, err = swarm.NewScriptedNode(cfg, script)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -110,9 +113,12 @@ func TestSlowHello(t *testing.T) {
 	})
 }
 
+// idleForEver keeps connections over which nothing is shared.
+func idleForEver(c *swarm.NodeConfig) { c.Peer.IdleAfter = 1000 * time.Hour }
+
 // A silent peer gets Pings, then an Error; one that pings stays.
 func TestKeepAlive(t *testing.T) {
-	bubble(t, &swarm.Script{}, nil, func(t *testing.T, n *swarm.Node, dial func() *swarmtest.Conn) {
+	bubble(t, nil, idleForEver, func(t *testing.T, n *swarm.Node, dial func() *swarmtest.Conn) {
 		silent, alive := dial(), dial()
 		for i, c := range []*swarmtest.Conn{silent, alive} {
 			if _, err := c.Greet(swarmtest.Hello("test", string(rune('a'+i)))); err != nil {
@@ -125,7 +131,7 @@ func TestKeepAlive(t *testing.T) {
 		if e := lastError(heard); e == nil || e.Code != wire.CodeTimeout {
 			t.Errorf("heard %+v, want timeout", heard)
 		}
-		if d := time.Since(began); d < swarm.SilentAfter || d > swarm.SilentAfter+3*time.Second {
+		if d := time.Since(began); d < swarm.DeadAfter || d > swarm.DeadAfter+3*time.Second {
 			t.Errorf("closed after %v", d)
 		}
 		if pings := len(heard) - 1; pings < 2 || pings > 3 {
@@ -155,15 +161,7 @@ func TestKeepAlive(t *testing.T) {
 
 // A peer that sends and never reads is closed, whatever waits for it.
 func TestPeerThatTakesNothing(t *testing.T) {
-	gone := make(chan swarm.ConnID, 1)
-	script := &swarm.Script{OnStep: func(ev swarm.Event) []swarm.Action {
-		if ev, ok := ev.(swarm.EvDisconnected); ok {
-			gone <- ev.Conn
-		}
-		return nil
-	}}
-	bubble(t, script, nil, func(t *testing.T, n *swarm.Node, dial func() *swarmtest.Conn) {
-		gone = make(chan swarm.ConnID, 1)
+	bubble(t, nil, idleForEver, func(t *testing.T, n *swarm.Node, dial func() *swarmtest.Conn) {
 		c := dial()
 		if _, err := c.Greet(swarmtest.Hello("test", "c")); err != nil {
 			t.Fatal(err)
@@ -175,10 +173,13 @@ func TestPeerThatTakesNothing(t *testing.T) {
 				break
 			}
 		}
-		if d := time.Since(began); d < swarm.SilentAfter || d > swarm.SilentAfter+swarm.PingAfter+10*time.Second {
+		if d := time.Since(began); d < swarm.SendTimeout || d > swarm.SendTimeout+swarm.PingAfter+10*time.Second {
 			t.Errorf("closed after %v", d)
 		}
-		<-gone
+		synctest.Wait()
+		if s := n.Snapshot(); len(s.Conns) != 0 {
+			t.Errorf("still connected: %+v", s.Conns)
+		}
 	})
 }
 
