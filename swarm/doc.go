@@ -5,11 +5,14 @@
 // returns actions), and [Node], the thin shell that performs the actions with
 // sockets and a disk. Package internal/sim performs them in virtual time instead.
 //
-// The Peer's files: peer.go (time, limits), peer_conn.go (whom to be connected
-// with), peer_blob.go (joining, what is had and announced), peer_down.go (what to
-// ask from whom, stalls, the end game, who is to blame), picker.go (rarest
-// first), peer_zone.go (what comes in from other zones), peer_sums.go (which list of
-// sums counts), peer_up.go (whom to send what). testdata/*.txt are conversations between Peers, to be read.
+// The Peer's methods are in peer_*.go, one concern a file: message (what others say), conn,
+// dial and link (whom to be connected with), known (whom the tracker names), blob (joining and
+// leaving), pieces and announce (what is had, and who is told), sums (which list of sums
+// counts), down (what to ask from whom), attempt (pieces on their way), pace (how much at
+// once, and stalls), endgame, blame, seats and zone (what comes in from other zones), up (whom
+// to send what). What they decide by are small values with rules and tests of their own:
+// keepalive.go, picker.go (rarest first), rate.go. testdata/*.txt are conversations between
+// Peers, to be read.
 //
 // The package knows no registry, no containerd and no daemon. It logs nothing:
 // it returns errors and reports events.

@@ -1,0 +1,131 @@
+package swarm
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+	"github.com/capelin-io/capelin/swarm/wire"
+)
+
+// Dials are retried ever later, and not at the same time everywhere.
+func TestDialBackoff(t *testing.T) {
+	l := newLab(t)
+	id := l.blob(2 * piece.MinLength)
+	a := l.add("a", PeerConfig{})
+	a.want(id)
+	a.named(id, "nobody")
+	l.pass(2 * time.Minute)
+	n := strings.Count(l.log.String(), "dials nobody")
+	if n < 5 || n > 20 {
+		t.Errorf("%d dials in two minutes", n)
+	}
+	// A new address is tried at once.
+	before := n
+	a.step(EvPeers{ID: id, Peers: []PeerInfo{{Node: "nobody", Addr: "elsewhere:1"}}})
+	l.pass(time.Second)
+	if n := strings.Count(l.log.String(), "dials nobody"); n <= before {
+		t.Error("a new address is not tried")
+	}
+}
+
+// A newcomer displaces a connection that is of no use, or an old one, but a
+// crowd of newcomers does not empty the house.
+func TestSurplus(t *testing.T) {
+	l := newLab(t)
+	id := l.blob(64 * piece.MinLength)
+	o := l.add("o", PeerConfig{Role: wire.RoleOrigin, MaxConns: 3})
+	o.seed(id)
+	refused := func(e *end) bool {
+		for _, m := range heardOf[*wire.Error](e) {
+			if m.Code == wire.CodeSurplus {
+				return true
+			}
+		}
+		return false
+	}
+	l.meet("o", id, wire.Open{Want: true}, "a", "b", "c")
+	l.meet("o", id, wire.Open{Want: true}, "d")
+	if !refused(l.ends["d"]) {
+		t.Error("a fourth connection is accepted at once")
+	}
+	l.pass(10 * time.Second)
+	l.meet("o", id, wire.Open{Want: true}, "e", "f", "g")
+	if refused(l.ends["e"]) {
+		t.Error("a newcomer is refused for ever")
+	}
+	if !refused(l.ends["f"]) || !refused(l.ends["g"]) {
+		t.Error("three newcomers displace three at once")
+	}
+	if n := len(o.peer.list); n != 3 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// Strangers cannot make a node keep or do more than the stated bounds.
+func TestFloods(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		flood func(l *lab, x *end, conn ConnID, id piece.ID, k int)
+		code  wire.Code
+	}{
+		{"opens", func(l *lab, x *end, conn ConnID, id piece.ID, k int) {
+			id.Sum[5], id.Sum[6] = byte(k+1), byte((k+1)>>8)
+			x.say(conn, &wire.Open{Blob: wire.Handle(100 + k), ID: id, Want: true})
+		}, wire.CodeLimit},
+		{"requests", func(l *lab, x *end, conn ConnID, id piece.ID, k int) {
+			x.say(conn, &wire.Request{Blob: 9, Piece: uint32(k % 64), Offset: 1, Length: 1})
+		}, wire.CodeLimit},
+		{"requests for any piece", func(l *lab, x *end, conn ConnID, id piece.ID, k int) {
+			x.say(conn, &wire.Request{Blob: 9, Piece: wire.AnyPiece, Length: piece.MaxBlock})
+		}, 0},
+		{"blocks", func(l *lab, x *end, conn ConnID, id piece.ID, k int) {
+			x.say(conn, &wire.Block{Blob: 9, Piece: 1, Data: make([]byte, piece.MinLength)})
+		}, wire.CodeUnexpected},
+		{"sums requests", func(l *lab, x *end, conn ConnID, id piece.ID, k int) {
+			x.say(conn, &wire.SumsRequest{Blob: 9, From: 0, Count: 64})
+		}, 0},
+		{"closing and opening", func(l *lab, x *end, conn ConnID, id piece.ID, k int) {
+			x.say(conn, &wire.Close{Blob: wire.Handle(9 + k)})
+			x.say(conn, &wire.Open{Blob: wire.Handle(10 + k), ID: id, Want: true})
+		}, 0},
+		{"bad pieces", func(l *lab, x *end, conn ConnID, id piece.ID, k int) {
+			x.say(conn, &wire.Bad{Blob: 9, Piece: uint32(k % 64)})
+		}, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLab(t)
+			id := l.blob(64 * piece.MinLength)
+			o := l.add("o", PeerConfig{})
+			o.seed(id)
+			o.silent = true
+			conn := l.meet("o", id, wire.Open{Want: true}, "x")[0]
+			x := l.ends["x"]
+			sums := 0
+			for k := range maxForeign + 10 {
+				c.flood(l, x, conn, id, k)
+				if k%100 == 0 {
+					l.run()
+					for _, s := range heardOf[*wire.Sums](x) {
+						sums += len(s.States)
+					}
+				}
+			}
+			l.run()
+			es := heardOf[*wire.Error](x)
+			switch {
+			case c.code == 0 && len(es) > 0:
+				t.Errorf("closed with %v %q", es[0].Code, es[0].Text)
+			case c.code != 0 && (len(es) != 1 || es[0].Code != c.code):
+				t.Errorf("closed with %v, want %v", es, c.code)
+			}
+			if sums > sumsBurst+sumsRate {
+				t.Errorf("%d bytes of sums were sent", sums)
+			}
+			if n := len(o.peer.blobs[id].rechecks); n > maxRechecks {
+				t.Errorf("%d rechecks", n)
+			}
+		})
+	}
+}

@@ -1,0 +1,201 @@
+package swarm
+
+import (
+	"time"
+
+	"github.com/capelin-io/capelin/swarm/wire"
+)
+
+// node is what we know of another node, connected or not.
+type node struct {
+	name, addr, zone string
+	role             wire.Role
+	conn             *conn
+	dialing          bool
+	fails            int
+	retry            time.Duration // not dialed before
+	banned           time.Duration // cut off until then
+	refs             int           // blobs that know it
+	doubt            int           // pieces that it sent wrong and nobody has sent right
+}
+
+func (p *Peer) node(name string) *node {
+	n := p.nodes[name]
+	if n == nil {
+		n = &node{name: name}
+		p.nodes[name] = n
+	}
+	return n
+}
+
+// forget drops a node that nothing refers to.
+func (p *Peer) forget(n *node) {
+	if n.refs == 0 && n.conn == nil && !n.dialing && n.banned <= p.now && n.doubt == 0 && p.nodes[n.name] == n {
+		delete(p.nodes, n.name)
+	}
+}
+
+// backoff decides when a node whose connection ended may be dialed again.
+func (p *Peer) backoff(c *conn) {
+	n := c.node
+	switch c.code {
+	case wire.CodeSurplus:
+		n.fails++
+		n.retry = p.now + p.jitter(min(surplusAfter<<min(n.fails-1, 3), maxBackoff))
+	case wire.CodeDuplicate:
+	case wire.CodeIdle:
+		n.retry = p.now + p.jitter(dialBackoff)
+	default:
+		if p.now-c.since > tenure {
+			n.fails = 0
+		}
+		n.fails++
+		n.retry = p.now + p.jitter(min(dialBackoff<<min(n.fails-1, 8), maxBackoff))
+	}
+	p.arm(&p.chores, p.now)
+}
+
+func (p *Peer) onDialFailed(ev EvDialFailed) {
+	n := p.nodes[ev.Node]
+	if n == nil || !n.dialing {
+		return
+	}
+	n.dialing = false
+	p.dialed--
+	n.fails++
+	n.retry = p.now + p.jitter(min(dialBackoff<<min(n.fails-1, 8), maxBackoff))
+	p.forget(n)
+	p.arm(&p.chores, p.now+choreEvery)
+}
+
+// dial connects downloads with peers of their swarms, as far as they have too
+// few.
+func (p *Peer) dial() {
+	for _, b := range p.order {
+		if b.downloading() {
+			p.dialFor(b)
+		}
+	}
+}
+
+func (p *Peer) dialFor(b *blob) {
+	fed := false
+	for _, l := range b.links {
+		fed = fed || (!l.c.far || b.brings() != 0) && b.useful(l)
+	}
+	starving := p.now-max(b.progress, b.began, b.looked) > starveAfter && b.inflight == 0
+	if starving {
+		b.looked = p.now // once in a while: the source may just be slow
+	}
+	near := p.dialZone(b, false, p.cfg.DialConns, !fed || starving, starving)
+	if b.brings() != 0 {
+		// Whoever brings pieces into its zone has half as many connections to others
+		// beside those inside it; or all, as far as there is nobody inside.
+		goal := max(p.cfg.DialConns-near, (p.cfg.DialConns+1)/2)
+		p.dialZone(b, true, goal, !fed || starving, starving)
+	}
+}
+
+// dialZone connects b with peers of its own zone, or with those of others (far),
+// until it has goal such connections, or one more than there are (further). It
+// returns how many there are.
+func (p *Peer) dialZone(b *blob, far bool, goal int, further, starving bool) int {
+	linked, dialing := 0, 0
+	for _, l := range b.links {
+		if l.c.far == far && (l.open || p.now-l.since <= answerWithin/2) { // else it may come to take part, but does not now
+			linked++
+		}
+	}
+	for _, k := range b.peers {
+		if k.node.dialing && p.far(k.node) == far {
+			dialing++
+		}
+	}
+	if starving && dialing == 0 && !p.room(far, p.dialed) {
+		if v := p.useless(b, far); v != nil {
+			p.close(v, wire.CodeSurplus, "nothing to get")
+		}
+	}
+	if further && p.room(far, p.dialed) && linked+dialing >= goal && dialing == 0 {
+		goal = linked + 1 // starving: look further, one at a time
+	}
+	for n := linked + dialing; n < goal && p.dialed < 2*p.cfg.DialConns; n++ {
+		if !p.room(far, p.dialed) {
+			v := p.idlest(far)
+			if v == nil {
+				break
+			}
+			p.close(v, wire.CodeSurplus, "room for a download")
+		}
+		k := p.candidate(b, far)
+		if k == nil {
+			break
+		}
+		k.node.dialing = true
+		p.dialed++
+		p.act(ActDial{k.node.name, k.node.addr})
+	}
+	return linked + dialing
+}
+
+// room reports whether there may be another connection, in our zone or to another,
+// beside so many more.
+func (p *Peer) room(far bool, more int) bool {
+	n := more
+	for _, c := range p.list {
+		if c.far == far {
+			n++
+		}
+	}
+	if far {
+		return n < (p.cfg.MaxConns+1)/2
+	}
+	return n < p.cfg.MaxConns
+}
+
+// idlest returns a connection over which nobody wants anything.
+func (p *Peer) idlest(far bool) *conn {
+	for _, o := range p.list {
+		if o.far == far && o.idle != never && p.now-o.idle > time.Second {
+			return o
+		}
+	}
+	return nil
+}
+
+// useless returns a connection that gives nothing for b and takes nothing.
+func (p *Peer) useless(b *blob, far bool) *conn {
+	for _, o := range p.list {
+		l := o.byID[b.id]
+		if o.far == far && (l == nil || !l.complete && l.useful == 0) && o.requests == 0 && o.inDriver == 0 && o.outstanding == 0 {
+			return o
+		}
+	}
+	return nil
+}
+
+// candidate picks a peer to dial for b, in our zone or in another, at random:
+// origins and sources first.
+func (p *Peer) candidate(b *blob, far bool) *known {
+	var best *known
+	rank, seen := -1, 0
+	for _, k := range b.peers {
+		n := k.node
+		if n.conn != nil || n.dialing || n.addr == "" || n.name == p.cfg.Node || n.retry > p.now || n.banned > p.now || p.far(n) != far {
+			continue
+		}
+		r := 1
+		if k.info.Source || n.role == wire.RoleOrigin {
+			r = 2
+		}
+		switch {
+		case r > rank:
+			best, rank, seen = k, r, 1
+		case r == rank:
+			if seen++; p.rng.IntN(seen) == 0 {
+				best = k
+			}
+		}
+	}
+	return best
+}

@@ -1,0 +1,139 @@
+package swarm
+
+import (
+	"slices"
+	"time"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+	"github.com/capelin-io/capelin/swarm/wire"
+)
+
+// origin reports whether the peer of l is one that a whole swarm begins with.
+func (l *link) origin() bool {
+	return l.source || l.c.node.role == wire.RoleOrigin
+}
+
+// link is a swarm on a connection: what the peer opened, and what we did.
+type link struct {
+	c    *conn
+	blob *blob // nil while we have not joined
+
+	mine   wire.Handle // ours, if opened
+	opened bool        // we have sent Open
+	behind bool        // and pieces have come or gone since that the peer was not told of
+
+	his      wire.Handle
+	open     bool // the peer has sent Open
+	want     bool
+	complete bool
+	source   bool          // the tracker says so
+	dry      time.Duration // the peer, of another zone, has nothing for ours before this
+	have     *piece.Bits   // nil if complete
+
+	// Downloading.
+	slot    int           // in blob.slots, or -1
+	useful  int           // wanted pieces that a partial peer has
+	any     int           // AnyPiece requests outstanding
+	nothing time.Duration // until then it is not asked for AnyPiece: it said Lost
+	sums    sumsState
+
+	id    piece.ID
+	since time.Duration // when we opened it, or the tracker named the peer
+
+	// Uploading.
+	haves     []uint32 // pieces to be announced
+	muted     []uint32 // pieces we have not announced since the peer has them
+	uploads   []*upload
+	refused   int // the piece that was refused last, and when
+	refusedAt time.Duration
+	given     map[int32]bool // pieces sent, or being sent, and not yet announced by the peer
+	pushed    int            // states of our list that we have sent, without a gap
+	asked     bool           // the peer has asked for sums, and is told as they grow
+}
+
+// reset forgets what went over a link since one side opened it.
+func (l *link) reset() {
+	l.asked, l.pushed, l.given, l.haves, l.muted, l.sums = false, 0, nil, nil, nil, sumsState{}
+}
+
+// link returns the link of a swarm on a connection, made if needed.
+func (p *Peer) link(c *conn, id piece.ID) *link {
+	l := c.byID[id]
+	if l == nil {
+		l = &link{c: c, id: id, slot: -1}
+		c.byID[id] = l
+		c.links = append(c.links, l)
+		if b := p.blobs[id]; b != nil {
+			p.bind(l, b)
+		}
+	}
+	return l
+}
+
+// bind brings a link and its blob together.
+func (p *Peer) bind(l *link, b *blob) {
+	l.blob = b
+	b.links = append(b.links, l)
+	k := b.known[l.c.node.name]
+	l.source = k != nil && k.info.Source
+}
+
+// unlink removes a link and all that goes on over it.
+func (p *Peer) unlink(l *link) {
+	p.detach(l)
+	c := l.c
+	if l.open {
+		delete(c.theirs, l.his)
+	}
+	c.recent = nil
+	delete(c.byID, l.id)
+	c.links = slices.DeleteFunc(c.links, func(o *link) bool { return o == l })
+}
+
+// detach parts a link from its blob.
+func (p *Peer) detach(l *link) {
+	if l.blob == nil {
+		return
+	}
+	p.shut(l)
+	b := l.blob
+	b.links = slices.DeleteFunc(b.links, func(o *link) bool { return o == l })
+	l.blob = nil
+}
+
+// shut ends what goes on over a link because the peer left the swarm: its
+// requests, ours, and what it has.
+func (p *Peer) shut(l *link) {
+	p.withdraw(l)
+	p.abortAll(l)
+	if b := l.blob; b != nil && l.slot >= 0 {
+		if !l.complete {
+			for i := l.have.NextSet(0); i >= 0; i = l.have.NextSet(i + 1) {
+				b.pick.lose(i, l.slot)
+			}
+		}
+		b.slots[l.slot] = nil
+		b.unseed(l)
+		b.near &^= 1 << l.slot
+		l.slot, l.useful = -1, 0
+	}
+}
+
+// open tells the peer that we take part in a blob's swarm, once.
+func (p *Peer) open(c *conn, b *blob) {
+	l := c.byID[b.id]
+	if l == nil || l.opened || c.closed {
+		return
+	}
+	c.handles++
+	l.mine, l.opened, l.behind, l.since = wire.Handle(c.handles), true, false, p.now
+	l.haves = nil
+	m := &wire.Open{Blob: l.mine, ID: b.id, Want: b.want, Complete: b.have.Full()}
+	if !m.Complete {
+		if b.have.Count() > 0 {
+			m.Bits, _ = b.have.AppendBinary(nil)
+		}
+	}
+	p.tell(c, m)
+	p.askSums(l)
+}

@@ -1,0 +1,259 @@
+package swarm
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+	"github.com/capelin-io/capelin/swarm/wire"
+)
+
+// Messages about a blob's swarm.
+
+func (p *Peer) onMessage(id ConnID, m wire.Message) {
+	c := p.conn(id)
+	if c == nil || c.closed {
+		return
+	}
+	c.keep.heard = p.now
+	switch m := m.(type) {
+	case *wire.Open:
+		p.onOpen(c, m)
+	case *wire.Close:
+		p.onClose(c, m)
+	case *wire.Have:
+		p.onHave(c, m)
+	case *wire.SumsRequest:
+		p.onSumsRequest(c, m)
+	case *wire.Sums:
+		p.onSums(c, m)
+	case *wire.Request:
+		p.onRequest(c, m)
+	case *wire.Block:
+		p.onBlock(c, m)
+	case *wire.Busy:
+		p.onBusy(c, m)
+	case *wire.Lost:
+		p.onLostMessage(c, m)
+	case *wire.Cancel:
+		p.onCancel(c, m)
+	case *wire.Bad:
+		p.onBad(c, m)
+	case *wire.Ping:
+	case *wire.Error:
+		c.code = m.Code
+		if m.Code == wire.CodeConvicted {
+			c.node.retry = max(c.node.retry, p.now+p.cfg.BanFor/10)
+		}
+		p.drop(c)
+		p.act(ActClose{c.id, wire.CodeShutdown, "closed by the peer"})
+	default:
+		p.close(c, wire.CodeUnexpected, "unexpected message")
+	}
+}
+
+// his returns the link of a handle that the peer gave, or closes the
+// connection.
+func (p *Peer) his(c *conn, h wire.Handle) *link {
+	if l := c.recent; l != nil && l.open && l.his == h && l.c == c {
+		return l
+	}
+	l := c.theirs[h]
+	c.recent = l
+	if l == nil {
+		p.close(c, wire.CodeUnexpected, fmt.Sprintf("no blob with handle %d is open", h))
+	}
+	return l
+}
+
+// malformed closes a connection over which something came that no state
+// allows.
+func (p *Peer) malformed(c *conn, format string, args ...any) {
+	p.close(c, wire.CodeMalformed, fmt.Sprintf(format, args...))
+}
+
+func (p *Peer) onOpen(c *conn, m *wire.Open) {
+	if err := m.ID.Validate(); err != nil {
+		p.malformed(c, "opening a blob: %v", err)
+		return
+	}
+	if c.theirs[m.Blob] != nil {
+		p.close(c, wire.CodeUnexpected, fmt.Sprintf("handle %d is in use", m.Blob))
+		return
+	}
+	n := m.ID.Pieces()
+	have := piece.NewBits(n)
+	switch {
+	case m.Complete && len(m.Bits) > 0:
+		p.malformed(c, "a complete blob with a bitfield")
+		return
+	case len(m.Bits) > 0:
+		var err error
+		if have, err = piece.ParseBits(m.Bits, n); err != nil {
+			p.malformed(c, "opening %s: %v", m.ID.Digest(), err)
+			return
+		}
+	}
+	if l := c.byID[m.ID]; l != nil && l.open {
+		p.close(c, wire.CodeUnexpected, m.ID.Digest()+" is already open")
+		return
+	}
+	if len(c.theirs) >= maxForeign {
+		p.close(c, wire.CodeLimit, "too many blobs open")
+		return
+	}
+	l := p.link(c, m.ID)
+	l.his, l.open, l.want = m.Blob, true, m.Want
+	l.complete, l.have = m.Complete || have.Full(), have
+	if l.complete {
+		l.have = nil
+	}
+	l.nothing = 0
+	c.theirs[m.Blob] = l
+	delete(c.former, m.Blob)
+	if l.blob == nil {
+		if m.Want {
+			p.act(ActInvite{m.ID})
+		}
+		return
+	}
+	if l.opened && l.behind {
+		p.tell(c, &wire.Close{Blob: l.mine})
+		l.opened = false
+	}
+	p.open(c, l.blob)
+	p.seat(l)
+	p.askSums(l)
+	p.arm(&p.pumpAt, p.now)
+}
+
+func (p *Peer) onClose(c *conn, m *wire.Close) {
+	l := p.his(c, m.Blob)
+	if l == nil {
+		return
+	}
+	p.shut(l)
+	delete(c.theirs, l.his)
+	if c.former == nil || len(c.former) >= maxForeign {
+		c.former = make(map[wire.Handle]bool)
+	}
+	c.former[l.his] = true
+	l.open, l.want, l.complete, l.have = false, false, false, nil
+	l.behind = l.behind || len(l.haves)+len(l.muted) > 0
+	l.reset()
+	if !l.opened {
+		p.unlink(l)
+	}
+	p.arm(&p.pumpAt, p.now)
+}
+
+func (p *Peer) onHave(c *conn, m *wire.Have) {
+	l := p.his(c, m.Blob)
+	if l == nil {
+		return
+	}
+	n := l.id.Pieces()
+	for _, i := range m.Pieces {
+		if int64(i) >= int64(n) {
+			p.malformed(c, "a Have of piece %d of %d", i, n)
+			return
+		}
+	}
+	l.nothing = 0
+	beyond := false
+	for _, i := range m.Pieces {
+		if len(l.given) > 0 {
+			delete(l.given, int32(i))
+		}
+		if l.complete || !l.have.Set(int(i)) {
+			continue
+		}
+		if l.blob != nil {
+			p.gain(l, int(i))
+			beyond = beyond || int(i) >= l.blob.verifiable()
+		}
+	}
+	if beyond && !l.sums.bad {
+		l.sums.at = min(l.sums.at, p.now) // it has more sums now
+		p.askSums(l)
+	}
+	if !l.complete && l.have.Full() {
+		p.completed(l)
+	}
+	if b := l.blob; b != nil && b.pick != nil && (l.useful > 0 || l.complete) && p.mayStart(b, p.window()) {
+		p.pump()
+	}
+}
+
+// completed makes a partial neighbour that has everything now a seeder.
+func (p *Peer) completed(l *link) {
+	if b := l.blob; b != nil && l.slot >= 0 {
+		for i := range b.n {
+			b.pick.lose(i, l.slot)
+		}
+		b.seeder(l)
+		l.useful = 0
+	}
+	l.complete, l.have = true, nil
+}
+
+// partial makes a seeder that lost piece i a partial neighbour.
+func (p *Peer) partial(l *link, i int) {
+	have := piece.NewBits(l.id.Pieces())
+	have.SetAll()
+	have.Clear(i)
+	l.complete, l.have = false, have
+	if b := l.blob; b != nil && l.slot >= 0 {
+		b.unseed(l)
+		for j := have.NextSet(0); j >= 0; j = have.NextSet(j + 1) {
+			p.gain(l, j)
+		}
+	}
+}
+
+func (p *Peer) onLostMessage(c *conn, m *wire.Lost) {
+	l := p.his(c, m.Blob)
+	if l == nil {
+		return
+	}
+	b := l.blob
+	if m.Piece == wire.AnyPiece {
+		if l.any > 0 {
+			p.endAny(l)
+			p.dnCap.give(b.block())
+			l.nothing = p.now + nothingFor
+		}
+		p.arm(&p.pumpAt, p.now)
+		return
+	}
+	i := int(m.Piece)
+	if int64(m.Piece) >= int64(l.id.Pieces()) {
+		p.malformed(c, "a Lost of piece %d of %d", m.Piece, l.id.Pieces())
+		return
+	}
+	if l.complete {
+		p.partial(l, i)
+	} else {
+		l.have.Clear(i)
+	}
+	if b == nil {
+		return
+	}
+	if l.slot >= 0 && b.pick.lose(i, l.slot) && b.pick.has(i) {
+		l.useful--
+	}
+	if b.attempts != nil {
+		if a := b.attempts[i].from(l); a != nil {
+			p.abort(a, false)
+		}
+	}
+	if b.have.Has(i) && l.opened {
+		// It may never have been told, since it had the piece.
+		p.tell(c, &wire.Have{Blob: l.mine, Pieces: []uint32{m.Piece}})
+	}
+	p.arm(&p.pumpAt, p.now)
+}
+
+// nothingFor is how long a peer that has nothing for AnyPiece is asked by
+// number only.
+const nothingFor = 500 * time.Millisecond

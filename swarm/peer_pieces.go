@@ -1,0 +1,199 @@
+package swarm
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+	"github.com/capelin-io/capelin/swarm/wire"
+)
+
+// onLocal: pieces came by another way than the swarm.
+func (p *Peer) onLocal(ev EvLocal) {
+	b := p.blobs[ev.ID]
+	if b == nil || ev.From < 0 || ev.To > b.n || ev.From > ev.To {
+		return
+	}
+	b.summing = false
+	w := b.id.Alg.Size()
+	// States From..: those beyond our list extend it; those within it are ours
+	// as well, and count more than anybody's.
+	states := ev.States[:min(len(ev.States)/w*w, max(0, (b.sums.MaxLen()-ev.From)*w))]
+	own := piece.NewSums(b.id)
+	switch l := b.sums.Len(); {
+	case ev.From > l:
+		// Nothing to append to: wait for the list from elsewhere.
+	case len(states) > 0:
+		_ = own.Append(b.sums.Range(0, ev.From))
+		if own.Append(states) == nil {
+			if own.Len() < l {
+				if b.sums.HasPrefix(own) {
+					own = b.sums
+				}
+			}
+			p.setSums(b, own, nil)
+		}
+	}
+	for i := ev.From; i < ev.To; i++ {
+		if b.have.Has(i) {
+			continue
+		}
+		p.cancelPiece(b, i)
+		p.gotPiece(b, i)
+	}
+	p.flushSums(b)
+	p.maybeComplete(b)
+	p.arm(&p.pumpAt, p.now)
+}
+
+func (p *Peer) onProven(id piece.ID) {
+	b := p.blobs[id]
+	if b == nil || !b.have.Full() || !b.sums.Complete() {
+		return
+	}
+	b.proven, b.segments = true, nil
+}
+
+// gotPiece records that a piece is stored.
+func (p *Peer) gotPiece(b *blob, i int) {
+	b.removeWanted(i)
+	if !b.have.Set(i) {
+		return
+	}
+	b.progress, b.stored = p.now, true
+	delete(b.rechecks, i)
+	for _, l := range b.links {
+		switch {
+		case !l.opened:
+		case !p.interested(l):
+			l.behind = true
+		default:
+			if l.haves = append(l.haves, uint32(i)); len(l.haves) >= maxHaves {
+				p.flushHaves(l)
+			}
+			if b.haveDue == never {
+				b.haveDue = max(p.now, b.haveNext)
+				p.next = min(p.next, b.haveDue)
+				p.dirty = append(p.dirty, b)
+			}
+		}
+	}
+}
+
+// maybeComplete ends a download that has everything.
+func (p *Peer) maybeComplete(b *blob) {
+	if !b.want || b.complete || !b.have.Full() {
+		return
+	}
+	b.complete = true
+	for _, l := range b.links {
+		p.flushHaves(l)
+		if l.opened && l.open {
+			for pieces := range slices.Chunk(l.muted, maxHaves) {
+				p.tell(l.c, &wire.Have{Blob: l.mine, Pieces: pieces})
+			}
+		}
+		l.muted = nil
+	}
+	p.act(ActComplete{b.id})
+}
+
+// onLost: a piece that was there is not.
+func (p *Peer) onLost(id piece.ID, i int) {
+	b := p.blobs[id]
+	if b == nil || i < 0 || i >= b.n {
+		return
+	}
+	delete(b.rechecks, i)
+	if !b.have.Clear(i) {
+		return
+	}
+	p.retract(b, i)
+	b.addWanted(i)
+	p.arm(&p.pumpAt, p.now)
+	p.arm(&p.chores, p.now+choreEvery)
+}
+
+// retract tells everybody that we do not have a piece any more.
+func (p *Peer) retract(b *blob, i int) {
+	b.complete = false
+	for _, l := range b.links {
+		l.haves = slices.DeleteFunc(l.haves, func(h uint32) bool { return h == uint32(i) })
+		p.dropUpload(l, i)
+		switch {
+		case !l.opened:
+		case l.open:
+			p.tell(l.c, &wire.Lost{Blob: l.mine, Piece: uint32(i)})
+		default:
+			l.behind = true
+		}
+	}
+}
+
+func (p *Peer) onBad(c *conn, m *wire.Bad) {
+	l := p.his(c, m.Blob)
+	if l == nil {
+		return
+	}
+	if int64(m.Piece) >= int64(l.id.Pieces()) {
+		p.malformed(c, "a Bad of piece %d of %d", m.Piece, l.id.Pieces())
+		return
+	}
+	b, i := l.blob, int(m.Piece)
+	if b == nil || !b.have.Has(i) || i >= b.verifiable() {
+		return
+	}
+	// Anybody can say so, so not more often than once a minute for a piece, and
+	// not for many at once.
+	if at, ok := b.rechecks[i]; ok && p.now-at < time.Minute {
+		return
+	}
+	if len(b.rechecks) >= maxRechecks {
+		for j, at := range b.rechecks {
+			if p.now-at >= time.Minute {
+				delete(b.rechecks, j)
+			}
+		}
+		if len(b.rechecks) >= maxRechecks {
+			return
+		}
+	}
+	if b.rechecks == nil {
+		b.rechecks = make(map[int]time.Duration)
+	}
+	b.rechecks[i] = p.now
+	p.act(ActRecheck{b.id, i})
+}
+
+// maxRechecks bounds the pieces of a blob that others can make us read again
+// within a minute.
+const maxRechecks = 32
+
+func (p *Peer) onStored(ev EvStored) {
+	b := p.blobs[ev.ID]
+	if b == nil || b.storing[ev.Piece] == nil {
+		return
+	}
+	a := b.storing[ev.Piece]
+	delete(b.storing, ev.Piece)
+	p.memory -= int64(b.id.PieceSize(ev.Piece))
+	stale := !a.sums.Agrees(b.sums, ev.Piece) // the list was replaced meanwhile
+	switch {
+	case stale && (ev.Err == nil || errors.Is(ev.Err, piece.ErrMismatch)):
+		b.addWanted(ev.Piece)
+	case ev.Err == nil:
+		p.gotPiece(b, ev.Piece)
+		p.verified(b, ev.Piece, a.node)
+		p.maybeComplete(b)
+	case errors.Is(ev.Err, piece.ErrMismatch):
+		p.mismatch(b, a, ev)
+		if p.blobs[ev.ID] == b {
+			b.addWanted(ev.Piece)
+		}
+	default:
+		p.fail(b, fmt.Errorf("storing piece %d of %s: %w", ev.Piece, b.id.Digest(), ev.Err))
+	}
+	p.pump()
+}
