@@ -2,7 +2,6 @@ package trackerd
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -20,13 +19,12 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
-	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
-func dialRaw(t *testing.T, addr string) *grpc.ClientConn {
-	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+func dialRaw(t *testing.T, addr string, opts ...grpc.DialOption) *grpc.ClientConn {
+	conn, err := grpc.NewClient("passthrough:///"+addr, append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,9 +38,13 @@ func helloMessage(node string) *trackerpb.Hello {
 
 // What the protocol does not allow ends a stream with the status that
 // PROTOCOL.md names, and leaves nothing behind.
-func TestRefusals(t *testing.T) {
-	p := startTracker(t, func(c *Config) { c.MaxStreams = 2 })
-	conn := dialRaw(t, p.addr)
+func TestRefusals(t *testing.T) { synctest.Test(t, testRefusals) }
+
+func testRefusals(t *testing.T) {
+	n := newNet()
+	defer n.serve(t, "t1:1", func(c *Config) { c.MaxStreams = 2 })()
+	conn := dialRaw(t, "t1:1", grpc.WithContextDialer(n.dial))
+	defer conn.Close() // before the tracker ends
 	long := strings.Repeat("x", 300)
 	blob := trackerpb.FromID(blobID(1))
 	many := &trackerpb.FromAgent{}
@@ -82,21 +84,19 @@ func TestRefusals(t *testing.T) {
 		{"outcome", []*trackerpb.FromAgent{good, {Done: []*trackerpb.LeaseDone{{Blob: blob}}}}, codes.InvalidArgument, "outcome 0"},
 		{"too large", []*trackerpb.FromAgent{{Hello: &trackerpb.Hello{Software: strings.Repeat("x", 2<<20)}}}, codes.ResourceExhausted, "larger than max"},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			s, err := trackerpb.NewTrackerClient(conn).Connect(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, m := range tt.msgs {
-				_ = s.Send(m)
-			}
-			for err == nil {
-				_, err = s.Recv()
-			}
-			if status.Code(err) != tt.code || !strings.Contains(err.Error(), tt.text) {
-				t.Errorf("got %v, want %v, %s", err, tt.code, tt.text)
-			}
-		})
+		s, err := trackerpb.NewTrackerClient(conn).Connect(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range tt.msgs {
+			_ = s.Send(m)
+		}
+		for err == nil {
+			_, err = s.Recv()
+		}
+		if status.Code(err) != tt.code || !strings.Contains(err.Error(), tt.text) {
+			t.Errorf("%s: got %v, want %v, %s", tt.name, err, tt.code, tt.text)
+		}
 	}
 	var open []trackerpb.Tracker_ConnectClient
 	for i := range 2 {
@@ -126,9 +126,7 @@ func TestRefusals(t *testing.T) {
 
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, "GET", url, nil)
+	req, err := http.NewRequestWithContext(t.Context(), "GET", url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,16 +142,31 @@ func get(t *testing.T, url string) (int, string) {
 }
 
 func TestHTTPAndHealth(t *testing.T) {
-	p := startTracker(t, nil)
-	a := startAgent(t, "a", p.addr)
-	a.waitUp(p.addr)
-	id := blobID(1)
-	a.c.Want(id, tracker.Want{Waiting: true})
-	a.waitVerdict(id, tracker.Lease)
-	a.c.LeaseProgress(id, 77)
-	a.c.AnnounceComplete(id, nil)
-	a.c.Want(id, tracker.Want{})
-	a.waitVerdict(id, tracker.Sources)
+	p := startTracker(t, func(c *Config) {
+		c.Lease.Unstarted, c.Lease.Stall = config.Duration(time.Hour), config.Duration(time.Hour)
+	})
+	s, err := trackerpb.NewTrackerClient(dialRaw(t, p.addr)).Connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob := trackerpb.FromID(blobID(1))
+	for _, m := range []*trackerpb.FromAgent{
+		{Hello: helloMessage("a")},
+		{Wants: []*trackerpb.Want{{Blob: blob, Waiting: true, Grant: true, Seq: 1}}},
+		{
+			Progress:  []*trackerpb.LeaseProgress{{Blob: blob, Bytes: 77}},
+			Announces: []*trackerpb.Announce{{Blob: blob, State: trackerpb.State_STATE_COMPLETE}},
+			Wants:     []*trackerpb.Want{{Blob: blob, Seq: 2}},
+		},
+	} {
+		if err := s.Send(m); err != nil {
+			t.Fatal(err)
+		}
+		// Each is answered: with a Welcome, a lease, sources.
+		if _, err := s.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, path := range []string{"/healthz", "/readyz"} {
 		if code, body := get(t, "http://"+p.metrics+path); code != 200 || body != "ok\n" {
 			t.Errorf("%s: %d %q", path, code, body)

@@ -42,9 +42,77 @@ func (s *story) holder(what string, without ...*agent) *agent {
 	return h[0]
 }
 
+// source checks that all but h are told that h, and nobody else, is the blob's source.
+func (s *story) source(h *agent) {
+	s.t.Helper()
+	time.Sleep(time.Second) // news travel together
+	synctest.Wait()
+	for _, a := range s.agents {
+		var sources []string
+		for name, p := range a.peers[blobID(1)] {
+			if p.Source {
+				sources = append(sources, name)
+			}
+		}
+		if a != h && !slices.Equal(sources, []string{h.name}) {
+			s.t.Errorf("%s was told of the sources %v, want %s", a.name, sources, h.name)
+		}
+	}
+}
+
 func (s *story) want() {
 	for _, a := range s.agents {
 		a.c.Want(blobID(1), tracker.Want{Waiting: true})
+	}
+}
+
+// The story that matters most: agents ask at the same moment for a blob that
+// nobody has. One gets the lease, the others are told of it; it dies, and
+// another one gets the lease; that one finishes, and everybody knows.
+func TestLeaseStory(t *testing.T) {
+	for trackers := range 3 {
+		t.Run(fmt.Sprint(1+trackers), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				id := blobID(1)
+				s := &story{t: t, n: newNet()}
+				var addrs []string
+				for i := range 1 + trackers {
+					addrs = append(addrs, fmt.Sprintf("t%d:1", i))
+					defer s.n.serve(t, addrs[i], nil)()
+				}
+				for i := range 8 {
+					a := s.n.agent(t, fmt.Sprintf("n%d", i), addrs...)
+					defer a.stop()
+					s.agents = append(s.agents, a)
+				}
+				synctest.Wait()
+				s.want()
+				first := s.holder("first")
+				s.source(first)
+				first.c.LeaseProgress(id, 0)
+				first.stop()
+				s.agents = slices.DeleteFunc(s.agents, func(a *agent) bool { return a == first })
+				second := s.holder("once the first has gone")
+				s.source(second)
+				second.c.LeaseProgress(id, 1000)
+				hash := [32]byte{1, 2, 3}
+				second.c.AnnounceComplete(id, &hash)
+				second.c.LeaseDone(id, nil)
+				time.Sleep(time.Second)
+				synctest.Wait()
+				for _, a := range s.agents {
+					if a == second {
+						continue
+					}
+					if a.hashes[id] != hash || !a.peers[id][second.name].Complete {
+						t.Errorf("%s, at the end: hash %x, peers %v; want %x, and %s complete", a.name, a.hashes[id], a.peers[id], hash, second.name)
+					}
+					if slices.ContainsFunc(a.verdicts[id], func(v tracker.Verdict) bool { return v.Kind != tracker.Sources }) {
+						t.Errorf("%s, at the end: verdicts %v, want sources only", a.name, a.verdicts[id])
+					}
+				}
+			})
+		})
 	}
 }
 
