@@ -309,7 +309,8 @@ func (s *store) manifest(ctx context.Context, repo string, desc ociregistry.Desc
 	if _, err := io.ReadFull(r, raw); err != nil {
 		return nil, unavailable(fmt.Errorf("manifest %s of %s: %w", desc.Digest, repo, err))
 	}
-	return reader{io.NopCloser(bytes.NewReader(raw)), ociregistry.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}}, nil
+	shown := ociregistry.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
+	return reader{io.NopCloser(bytes.NewReader(raw)), shown}, nil
 }
 
 func (s *store) PushManifest(ctx context.Context, repo, tag string, raw []byte, mediaType string) (ociregistry.Descriptor, error) {
@@ -318,7 +319,9 @@ func (s *store) PushManifest(ctx context.Context, repo, tag string, raw []byte, 
 
 // push stores a manifest whose digest was checked, and makes a tag point to it if
 // one is given.
-func (s *store) push(ctx context.Context, repo, tag string, raw []byte, mediaType string, d digest.Digest) (desc ociregistry.Descriptor, err error) {
+func (s *store) push(
+	ctx context.Context, repo, tag string, raw []byte, mediaType string, d digest.Digest,
+) (desc ociregistry.Descriptor, err error) {
 	if err := allow(ctx, Push, repo); err != nil {
 		return desc, err
 	}
@@ -427,7 +430,10 @@ func (s *store) Tags(ctx context.Context, repo, after string) iter.Seq2[string, 
 }
 
 // pages yields the names of all pages that are to be shown.
-func pages(yield func(string, error) bool, after string, unknown ociregistry.Error, page func(after string) ([]string, bool, error), show func(string) bool) {
+func pages(
+	yield func(string, error) bool, after string, unknown ociregistry.Error,
+	page func(after string) ([]string, bool, error), show func(string) bool,
+) {
 	for more := true; more; {
 		var names []string
 		var err error
@@ -444,7 +450,9 @@ func pages(yield func(string, error) bool, after string, unknown ociregistry.Err
 	}
 }
 
-func (s *store) Referrers(ctx context.Context, repo string, d ociregistry.Digest, artifactType string) iter.Seq2[ociregistry.Descriptor, error] {
+func (s *store) Referrers(
+	ctx context.Context, repo string, d ociregistry.Digest, artifactType string,
+) iter.Seq2[ociregistry.Descriptor, error] {
 	return func(yield func(ociregistry.Descriptor, error) bool) {
 		if err := allow(ctx, Pull, repo); err != nil {
 			yield(ociregistry.Descriptor{}, err)
@@ -494,5 +502,6 @@ func unavailable(err error) error {
 }
 
 func tooLarge(n int64) error {
-	return ociapi.WithStatus(http.StatusRequestEntityTooLarge, "SIZE_INVALID_MANIFEST", fmt.Errorf("a manifest of %d bytes is larger than %d", n, maxManifest))
+	return ociapi.WithStatus(http.StatusRequestEntityTooLarge, "SIZE_INVALID_MANIFEST",
+		fmt.Errorf("a manifest of %d bytes is larger than %d", n, maxManifest))
 }

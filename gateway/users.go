@@ -67,7 +67,11 @@ const (
 var nobody = []byte("$2a$10$1pt9IUvAqMi9UUaixS/5qug5e4CrAYRYAkd/pVRKO1krHM7DCXY82")
 
 func newUsers(passwords, tokens string) (*users, error) {
-	u := &users{passwords: passwords, tokens: tokens, verified: lru.NewLRU[[32]byte, struct{}](4096, nil, verifiedFor), slots: make(chan struct{}, bcryptAtOnce)}
+	u := &users{
+		passwords: passwords, tokens: tokens,
+		verified: lru.NewLRU[[32]byte, struct{}](4096, nil, verifiedFor),
+		slots:    make(chan struct{}, bcryptAtOnce),
+	}
 	var err error
 	u.files, err = reload.Open(u.read, ops.Reread("users"), passwords, tokens)
 	return u, err

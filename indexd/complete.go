@@ -77,9 +77,11 @@ func (x *Index) reach(ctx context.Context, repo string, m *index.Manifest) (need
 		}
 		switch {
 		case seen && size != d.Size:
-			err = fmt.Errorf("manifest %s says that %s has %d bytes, elsewhere it has %d: %w", n.neededBy, d.Digest, d.Size, size, errdefs.ErrInvalidArgument)
+			err = fmt.Errorf("manifest %s says that %s has %d bytes, elsewhere it has %d: %w",
+				n.neededBy, d.Digest, d.Size, size, errdefs.ErrInvalidArgument)
 		case len(sizes) > maxReached || n.manifest && d.Size > index.MaxManifest || bytes > maxBytes:
-			err = fmt.Errorf("manifest %s reaches more than %d others and blobs, or %d bytes of manifests: %w", m.Descriptor.Digest, maxReached, maxBytes, errdefs.ErrInvalidArgument)
+			err = fmt.Errorf("manifest %s reaches more than %d others and blobs, or %d bytes of manifests: %w",
+				m.Descriptor.Digest, maxReached, maxBytes, errdefs.ErrInvalidArgument)
 		}
 		return !seen, err
 	}
@@ -87,7 +89,8 @@ func (x *Index) reach(ctx context.Context, repo string, m *index.Manifest) (need
 	level := []*index.Manifest{m}
 	for depth := 0; len(level) > 0; depth++ {
 		if depth > maxDepth {
-			return nil, nil, fmt.Errorf("manifest %s has indexes within each other, more than %d deep: %w", m.Descriptor.Digest, maxDepth, errdefs.ErrInvalidArgument)
+			return nil, nil, fmt.Errorf("manifest %s has indexes within each other, more than %d deep: %w",
+				m.Descriptor.Digest, maxDepth, errdefs.ErrInvalidArgument)
 		}
 		var children []need
 		for _, p := range level {
@@ -134,7 +137,8 @@ func (x *Index) children(ctx context.Context, repo string, needs []need) ([]*ind
 			case errdefs.IsNotFound(err):
 				return nil
 			case err == nil && m.Descriptor.Size != n.desc.Size:
-				return fmt.Errorf("manifest %s says that %s has %d bytes, it has %d: %w", n.neededBy, n.desc.Digest, n.desc.Size, m.Descriptor.Size, errdefs.ErrInvalidArgument)
+				return fmt.Errorf("manifest %s says that %s has %d bytes, it has %d: %w",
+					n.neededBy, n.desc.Digest, n.desc.Size, m.Descriptor.Size, errdefs.ErrInvalidArgument)
 			}
 			found[i] = &m
 			return err

@@ -93,7 +93,8 @@ func (x *Index) manifestBytes(ctx context.Context, repo string, d digest.Digest)
 	}
 	defer r.Close()
 	if info.Size > index.MaxManifest {
-		return nil, fmt.Errorf("manifest %s@%s has %d bytes, %d are allowed: %w", repo, d, info.Size, index.MaxManifest, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("manifest %s@%s has %d bytes, %d are allowed: %w",
+			repo, d, info.Size, index.MaxManifest, errdefs.ErrInvalidArgument)
 	}
 	if err := x.memory.Acquire(ctx, index.MaxManifest); err != nil {
 		return nil, originError(d, err)
@@ -192,7 +193,9 @@ const maxPageBytes = 4 << 20
 // ReferrersPage lists the manifests whose subject is d, and that have the
 // artifactType if that is not empty, after the digest after, in the order of their
 // digests, at most limit (1..1000, otherwise 1000).
-func (x *Index) ReferrersPage(ctx context.Context, repo string, d digest.Digest, artifactType string, after digest.Digest, limit int) (index.Referrers, error) {
+func (x *Index) ReferrersPage(
+	ctx context.Context, repo string, d digest.Digest, artifactType string, after digest.Digest, limit int,
+) (index.Referrers, error) {
 	page := index.Referrers{Referrers: []ocispec.Descriptor{}}
 	if err := checkDigest(repo, d); err != nil {
 		return page, err

@@ -169,5 +169,6 @@ func (x *Index) list(ctx context.Context, prefix, after string, limit int) ([]fe
 // for one) is not the fault of whoever asked the index, so that the class is always
 // the same.
 func (x *Index) storageError(what, key string, err error) error {
-	return fmt.Errorf("index storage %s: %s %s: %v: %w", x.backend.Name(), what, key, err, errdefs.ErrUnavailable) //nolint:errorlint // its class must not show
+	//nolint:errorlint // its class must not show
+	return fmt.Errorf("index storage %s: %s %s: %v: %w", x.backend.Name(), what, key, err, errdefs.ErrUnavailable)
 }

@@ -87,7 +87,8 @@ func (r *request) content() (ocispec.Descriptor, error) {
 		return c.Descriptor, fmt.Errorf("the request's body: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	if d := r.digest(); d != "" && d != c.Descriptor.Digest {
-		return c.Descriptor, fmt.Errorf("the request is about %.200q, its body about %.200q: %w", d, c.Descriptor.Digest, errdefs.ErrInvalidArgument)
+		return c.Descriptor, fmt.Errorf("the request is about %.200q, its body about %.200q: %w",
+			d, c.Descriptor.Digest, errdefs.ErrInvalidArgument)
 	}
 	return c.Descriptor, nil
 }

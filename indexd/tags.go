@@ -204,7 +204,8 @@ func (x *Index) update(ctx context.Context, repo, name string, change func(*tagO
 		}
 		wait = min(2*wait, maxWait)
 	}
-	return tagObject{}, fmt.Errorf("tag %s:%s: others wrote it %d times in between, try again: %w", repo, name, maxTries, errdefs.ErrUnavailable)
+	return tagObject{}, fmt.Errorf("tag %s:%s: others wrote it %d times in between, try again: %w",
+		repo, name, maxTries, errdefs.ErrUnavailable)
 }
 
 var seed = maphash.MakeSeed()

@@ -42,19 +42,23 @@ type commands struct {
 	slow    chan *trackerpb.Command // Preheats
 	quick   chan *trackerpb.Command
 
-	mu    sync.Mutex
-	under map[uint64]bool // way; a command that comes again is not begun again
+	mu      sync.Mutex
+	running map[uint64]bool // by ID; a command that comes again is not begun again
 }
 
 func newCommands(fs *fetches, d commandDisk, result func(*trackerpb.CommandResult)) *commands {
-	return &commands{fetches: fs, disk: d, result: result, slow: make(chan *trackerpb.Command, maxQueued), quick: make(chan *trackerpb.Command, maxQueued), under: map[uint64]bool{}}
+	return &commands{
+		fetches: fs, disk: d, result: result,
+		slow: make(chan *trackerpb.Command, maxQueued), quick: make(chan *trackerpb.Command, maxQueued),
+		running: map[uint64]bool{},
+	}
 }
 
 // add takes in a command. It does not block.
 func (c *commands) add(cmd *trackerpb.Command) {
 	c.mu.Lock()
-	again := c.under[cmd.GetId()]
-	c.under[cmd.GetId()] = true
+	again := c.running[cmd.GetId()]
+	c.running[cmd.GetId()] = true
 	c.mu.Unlock()
 	if again {
 		return // the result goes to whoever asked last
@@ -73,7 +77,7 @@ func (c *commands) add(cmd *trackerpb.Command) {
 // done sends a command's last result.
 func (c *commands) done(r *trackerpb.CommandResult) {
 	c.mu.Lock()
-	delete(c.under, r.Id)
+	delete(c.running, r.Id)
 	c.mu.Unlock()
 	c.result(r)
 }

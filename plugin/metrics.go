@@ -30,13 +30,15 @@ func newMetrics() *metrics {
 		reg: prometheus.NewRegistry(),
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "capelin", Subsystem: "agent", Name: "call_seconds",
-			Help: "Time to answer a call of containerd's. Write streams count by message: Write/open, Write/wait, Write/stat, Write/write, Write/commit; of those only Write/wait waits for the swarm. Apply is the unpacking of a layer.",
+			Help: "Time to answer a call of containerd's. Write streams count by message: Write/open, Write/wait, Write/stat, " +
+				"Write/write, Write/commit; of those only Write/wait waits for the swarm. Apply is the unpacking of a layer.",
 			// Around the 5 ms that a call under containerd's locks may take.
 			Buckets: []float64{.0001, .00025, .0005, .001, .002, .003, .004, .005, .0075, .01, .025, .05, .1, .25, 1, 5, 30, 120},
 		}, []string{"method", "code"}),
 		sessions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "capelin", Subsystem: "agent", Name: "sessions_total",
-			Help: "How waiting for the swarm ended: complete; lease (this node downloads for the cluster); nobody, stalled, alone, stopping (containerd downloads the rest); small; gone (the client left); failed.",
+			Help: "How waiting for the swarm ended: complete; lease (this node downloads for the cluster); " +
+				"nobody, stalled, alone, stopping (containerd downloads the rest); small; gone (the client left); failed.",
 		}, []string{"outcome"}),
 		waits: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "capelin", Subsystem: "agent", Name: "wait_seconds",
@@ -49,7 +51,8 @@ func newMetrics() *metrics {
 		}, []string{"kind"}),
 		layers: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "capelin", Subsystem: "agent", Name: "unpacked_layers_total",
-			Help: "Layers that the agent unpacked, by compression (tar is none) and by whose code: capelin; containerd, whose applier takes what capelin's does not. Failures are in call_seconds, method Apply.",
+			Help: "Layers that the agent unpacked, by compression (tar is none) and by whose code: capelin; " +
+				"containerd, whose applier takes what capelin's does not. Failures are in call_seconds, method Apply.",
 		}, []string{"format", "by"}),
 	}
 	m.reg.MustRegister(
@@ -60,7 +63,10 @@ func newMetrics() *metrics {
 			ConstLabels: prometheus.Labels{"version": version.Version()},
 		}, func() float64 { return 1 }),
 	)
-	for _, o := range []outcome{outcomeComplete, outcomeLease, outcomeNobody, outcomeStalled, outcomeAlone, outcomeStopping, outcomeSmall, outcomeGone, outcomeFailed} {
+	for _, o := range []outcome{
+		outcomeComplete, outcomeLease, outcomeNobody, outcomeStalled, outcomeAlone, outcomeStopping,
+		outcomeSmall, outcomeGone, outcomeFailed,
+	} {
 		m.sessions.WithLabelValues(string(o))
 	}
 	return m
@@ -105,7 +111,8 @@ func (m *metrics) watch(a *agent) {
 	gauge := func(name, help string, f func() float64) {
 		m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "capelin", Subsystem: "agent", Name: name, Help: help}, f))
 	}
-	gauge("fetches", "Blobs that containerd waits for or writes, or that are fetched ahead of it.", func() float64 { return float64(a.fetches.count()) })
+	gauge("fetches", "Blobs that containerd waits for or writes, or that are fetched ahead of it.",
+		func() float64 { return float64(a.fetches.count()) })
 	m.reg.MustRegister(&swarmCollector{a})
 }
 
@@ -113,15 +120,23 @@ func (m *metrics) watch(a *agent) {
 type swarmCollector struct{ a *agent }
 
 var (
-	bytesDesc     = prometheus.NewDesc("capelin_agent_bytes_total", "Bytes of blobs that came to this node's disk, by source: peer (verified pieces), registry (what containerd downloaded itself, manifests included, and what the shim took from registries, whether kept or relayed).", []string{"source"}, nil)
-	peerBytesDesc = prometheus.NewDesc("capelin_agent_peer_bytes_total", "Traffic with peers, in bytes of blobs; what was received twice or did not verify counts, too; by the peer's zone: own (always, without zones) or other.", []string{"direction", "zone"}, nil)
-	connsDesc     = prometheus.NewDesc("capelin_agent_connections", "Connections to peers.", nil, nil)
-	joinedDesc    = prometheus.NewDesc("capelin_agent_swarms", "Blobs whose swarms this node takes part in now.", nil, nil)
-	badDesc       = prometheus.NewDesc("capelin_agent_mismatched_pieces_total", "Pieces that did not match their sums.", nil, nil)
-	blobsDesc     = prometheus.NewDesc("capelin_agent_blobs", "Complete blobs on disk.", []string{"place"}, nil)
-	cacheDesc     = prometheus.NewDesc("capelin_agent_cache_bytes", "Bytes kept beyond what containerd holds.", nil, nil)
-	trackerDesc   = prometheus.NewDesc("capelin_agent_tracker_connected", "Whether the tracker's stream is up.", []string{"tracker"}, nil)
+	bytesDesc = agentDesc("bytes_total",
+		"Bytes of blobs that came to this node's disk, by source: peer (verified pieces), registry (what containerd downloaded "+
+			"itself, manifests included, and what the shim took from registries, whether kept or relayed).", "source")
+	peerBytesDesc = agentDesc("peer_bytes_total",
+		"Traffic with peers, in bytes of blobs; what was received twice or did not verify counts, too; "+
+			"by the peer's zone: own (always, without zones) or other.", "direction", "zone")
+	connsDesc   = agentDesc("connections", "Connections to peers.")
+	joinedDesc  = agentDesc("swarms", "Blobs whose swarms this node takes part in now.")
+	badDesc     = agentDesc("mismatched_pieces_total", "Pieces that did not match their sums.")
+	blobsDesc   = agentDesc("blobs", "Complete blobs on disk.", "place")
+	cacheDesc   = agentDesc("cache_bytes", "Bytes kept beyond what containerd holds.")
+	trackerDesc = agentDesc("tracker_connected", "Whether the tracker's stream is up.", "tracker")
 )
+
+func agentDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("capelin_agent_"+name, help, labels, nil)
+}
 
 func (c *swarmCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{bytesDesc, peerBytesDesc, connsDesc, joinedDesc, badDesc, blobsDesc, cacheDesc, trackerDesc} {

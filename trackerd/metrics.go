@@ -26,13 +26,14 @@ var (
 	descPeers     = desc("peers_told_total", "Peers that agents were told of.")
 	descConflicts = desc("sums_conflicts_total", "Claims of other sums than the pinned ones.")
 	descDisproved = desc("sums_disproved_total", "Pinned sums that were disproved.")
-	descLookups   = desc("lookups_total", "Blobs that origins were asked for, by answer: found, missed, or late if some did not answer in time.", "answer")
-	descGranted   = desc("leases_granted_total", "Upstream leases granted, by reason: first, or beside a slow holder.", "reason")
-	descEnded     = desc("leases_ended_total", "Upstream leases that ended, by outcome.", "outcome")
-	descSelf      = desc("downloads_unleased_total", "Downloads from upstream by agents that held no lease.")
-	descUpstream  = desc("upstream_bytes_total", "Bytes that agents reported to have from upstream.")
-	descVerdicts  = desc("verdicts_total", "Answers to agents that want a blob.", "verdict")
-	descAge       = desc("age_seconds", "Time since the start, at the last event.")
+	descLookups   = desc("lookups_total",
+		"Blobs that origins were asked for, by answer: found, missed, or late if some did not answer in time.", "answer")
+	descGranted  = desc("leases_granted_total", "Upstream leases granted, by reason: first, or beside a slow holder.", "reason")
+	descEnded    = desc("leases_ended_total", "Upstream leases that ended, by outcome.", "outcome")
+	descSelf     = desc("downloads_unleased_total", "Downloads from upstream by agents that held no lease.")
+	descUpstream = desc("upstream_bytes_total", "Bytes that agents reported to have from upstream.")
+	descVerdicts = desc("verdicts_total", "Answers to agents that want a blob.", "verdict")
+	descAge      = desc("age_seconds", "Time since the start, at the last event.")
 )
 
 func (c *collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }

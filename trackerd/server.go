@@ -283,7 +283,10 @@ func split(m *trackerpb.ToAgent) (first, rest *trackerpb.ToAgent) {
 		return m, nil
 	}
 	first = &trackerpb.ToAgent{Welcome: m.Welcome, Sums: m.Sums, Peers: m.Peers[:maxPeersLists]}
-	rest = &trackerpb.ToAgent{Peers: m.Peers[maxPeersLists:], Verdicts: m.Verdicts, Enough: m.Enough, Accepts: m.Accepts, Commands: m.Commands, Lookups: m.Lookups}
+	rest = &trackerpb.ToAgent{
+		Peers: m.Peers[maxPeersLists:], Verdicts: m.Verdicts, Enough: m.Enough,
+		Accepts: m.Accepts, Commands: m.Commands, Lookups: m.Lookups,
+	}
 	return first, rest
 }
 
@@ -351,7 +354,8 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 	defer func() { done() }()
 	h := m.GetHello()
 	if h.GetVersion() != trackerpb.Version && h != nil {
-		return s.refuse(status.Errorf(codes.FailedPrecondition, "protocol version %d is not spoken here, only %d", h.GetVersion(), trackerpb.Version))
+		return s.refuse(status.Errorf(codes.FailedPrecondition, "protocol version %d is not spoken here, only %d",
+			h.GetVersion(), trackerpb.Version))
 	}
 	if err := trackerpb.CheckHello(h); err != nil {
 		return s.refuse(status.Error(codes.InvalidArgument, err.Error()))

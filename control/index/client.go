@@ -174,7 +174,8 @@ func (c *Client) DeleteManifest(ctx context.Context, repo string, d digest.Diges
 // a digest that nobody knows. More than 10,000 of them are errdefs.ErrResourceExhausted.
 func (c *Client) Referrers(ctx context.Context, repo string, d digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
 	return AllReferrers(repo, d, func(after digest.Digest) (page Referrers, err error) {
-		err = c.do(ctx, "GET", PathReferrers, params("repository", repo, "digest", string(d), "artifactType", artifactType, "after", string(after)), nil, &page)
+		query := params("repository", repo, "digest", string(d), "artifactType", artifactType, "after", string(after))
+		err = c.do(ctx, "GET", PathReferrers, query, nil, &page)
 		return page, err
 	})
 }
@@ -311,7 +312,8 @@ func (c *Client) ask(ctx context.Context, base, method, path string, query url.V
 		return nil, err
 	}
 	// Not even "not found" can be believed of whoever this is.
-	return nil, fmt.Errorf("index %s: %s %s: status %d without an index's answer; is this the index's address? %w", base, method, path, resp.StatusCode, errdefs.ErrUnavailable)
+	return nil, fmt.Errorf("index %s: %s %s: status %d without an index's answer; is this the index's address? %w",
+		base, method, path, resp.StatusCode, errdefs.ErrUnavailable)
 }
 
 // Limit returns what the limit n of a page means.

@@ -30,7 +30,8 @@ func CheckRepository(name string) error {
 	}
 	for e := range strings.SplitSeq(name, "/") {
 		if len(e) > maxElement {
-			return fmt.Errorf("the repository's name %q has more than %d bytes between two slashes: %w", name, maxElement, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("the repository's name %q has more than %d bytes between two slashes: %w",
+				name, maxElement, errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil

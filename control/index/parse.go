@@ -95,7 +95,9 @@ func parseManifest(mediaType string, raw []byte) (Manifest, error) {
 }
 
 // topFields are those of all kinds of manifests.
-var topFields = []string{"schemaVersion", "mediaType", "artifactType", "config", "layers", "blobs", "manifests", "fsLayers", "history", "subject", "annotations"}
+var topFields = []string{
+	"schemaVersion", "mediaType", "artifactType", "config", "layers", "blobs", "manifests", "fsLayers", "history", "subject", "annotations",
+}
 
 // read fills in what a manifest of a known type refers to.
 func (m *Manifest) read(raw []byte) error {

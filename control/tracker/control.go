@@ -240,7 +240,7 @@ func (c *Control) Preheat(ctx context.Context, r PreheatRequest, told func(Progr
 		Blobs: blobNames(r.Blobs), Nodes: r.Nodes.wire(),
 		AtOnce: uint32(max(r.AtOnce, 0)), PatienceMs: uint32(min(max(r.Patience, 0), 24*time.Hour).Milliseconds()),
 	}
-	return c.operate(ctx, told, func(ctx context.Context, client trackerpb.ControlClient) (grpc.ServerStreamingClient[trackerpb.Progress], error) {
+	return c.operate(ctx, told, func(ctx context.Context, client trackerpb.ControlClient) (progressStream, error) {
 		return client.Preheat(ctx, m)
 	})
 }
@@ -249,7 +249,7 @@ func (c *Control) Preheat(ctx context.Context, r PreheatRequest, told func(Progr
 // as Preheat.
 func (c *Control) Drop(ctx context.Context, blobs []piece.ID, nodes Selection, told func(Progress)) (Progress, error) {
 	m := &trackerpb.DropRequest{Blobs: blobNames(blobs), Nodes: nodes.wire()}
-	return c.operate(ctx, told, func(ctx context.Context, client trackerpb.ControlClient) (grpc.ServerStreamingClient[trackerpb.Progress], error) {
+	return c.operate(ctx, told, func(ctx context.Context, client trackerpb.ControlClient) (progressStream, error) {
 		return client.Drop(ctx, m)
 	})
 }
@@ -262,8 +262,13 @@ func blobNames(ids []piece.ID) []*trackerpb.Blob {
 	return blobs
 }
 
+// progressStream is a tracker's answer to an operation.
+type progressStream = grpc.ServerStreamingClient[trackerpb.Progress]
+
 // operate runs an operation on one tracker: nodes have streams to all of them.
-func (c *Control) operate(ctx context.Context, told func(Progress), start func(context.Context, trackerpb.ControlClient) (grpc.ServerStreamingClient[trackerpb.Progress], error)) (Progress, error) {
+func (c *Control) operate(
+	ctx context.Context, told func(Progress), start func(context.Context, trackerpb.ControlClient) (progressStream, error),
+) (Progress, error) {
 	names, err := c.names(ctx)
 	if err != nil {
 		return Progress{}, err
@@ -317,7 +322,9 @@ func (c *Control) names(ctx context.Context) ([]string, error) {
 
 // all calls several trackers at once. got is given to those calls that succeed,
 // one after the other; n is how many did. It is an error only if none does.
-func (c *Control) all(ctx context.Context, names []string, f func(context.Context, trackerpb.ControlClient) (got func(), err error)) (n int, err error) {
+func (c *Control) all(
+	ctx context.Context, names []string, f func(context.Context, trackerpb.ControlClient) (got func(), err error),
+) (n int, err error) {
 	var wg sync.WaitGroup
 	got := make([]func(), len(names))
 	errs := make([]error, len(names))
@@ -369,7 +376,10 @@ func (c *Control) conn(name string) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+name,
 		grpc.WithTransportCredentials(creds),
 		grpc.WithContextDialer(c.cfg.Dial),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: backoffMin, Multiplier: 2, MaxDelay: backoffMax}, MinConnectTimeout: connectTimeout}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: backoffMin, Multiplier: 2, MaxDelay: backoffMax},
+			MinConnectTimeout: connectTimeout,
+		}),
 		// A tracker whose machine is gone must not hold a call for ever.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithIdleTimeout(time.Minute),

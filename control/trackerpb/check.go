@@ -226,7 +226,8 @@ func CheckHello(h *Hello) error {
 // CheckBatch reports what is wrong with a FromAgent; its hello is not looked
 // at. After it every blob in the batch has a valid ID.
 func CheckBatch(m *FromAgent) error {
-	n := m.Announced() + len(m.Inventory) + len(m.Wants) + len(m.Unwants) + len(m.Progress) + len(m.Done) + len(m.Disproved) + len(m.Results) + len(m.NotHere)
+	n := m.Announced() + len(m.Inventory) + len(m.Wants) + len(m.Unwants) + len(m.Progress) +
+		len(m.Done) + len(m.Disproved) + len(m.Results) + len(m.NotHere)
 	for _, r := range m.Results {
 		n += len(r.GetBlobs())
 	}

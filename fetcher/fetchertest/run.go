@@ -467,9 +467,8 @@ func testWrite(t *testing.T, s suite) {
 func testWriteFails(t *testing.T, s suite) {
 	boom := errors.New("boom")
 	cancel := func() {} // of the case that runs
-	half := func(then func([]byte) (int, error)) io.Reader {
-		return io.MultiReader(bytes.NewReader(random(400<<10)), readerFunc(then))
-	}
+	half := func(then io.Reader) io.Reader { return io.MultiReader(bytes.NewReader(random(400<<10)), then) }
+	is := func(want error) func(error) bool { return func(err error) bool { return errors.Is(err, want) } }
 	for _, old := range [][]byte{nil, []byte("what was there before")} {
 		for _, tt := range []struct {
 			name string
@@ -483,12 +482,12 @@ func testWriteFails(t *testing.T, s suite) {
 			{"long", 8, strings.NewReader("123456789"), errdefs.IsInvalidArgument},
 			{"long for 0", 0, strings.NewReader("1"), errdefs.IsInvalidArgument},
 			{"very long", 300 << 10, bytes.NewReader(random(s.o.Large)), errdefs.IsInvalidArgument},
-			{"fails at once", 10, iotest.ErrReader(boom), func(err error) bool { return errors.Is(err, boom) }},
-			{"fails half way", 800 << 10, half(func([]byte) (int, error) { return 0, boom }), func(err error) bool { return errors.Is(err, boom) }},
-			{"fails after all", 400 << 10, half(func([]byte) (int, error) { return 0, boom }), func(err error) bool { return errors.Is(err, boom) }},
-			{"fails, size unknown", -1, half(func([]byte) (int, error) { return 0, boom }), func(err error) bool { return errors.Is(err, boom) }},
-			{"ends early, size unknown", -1, half(func([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }), func(err error) bool { return errors.Is(err, io.ErrUnexpectedEOF) }},
-			{"cancelled", 1 << 40, half(func(p []byte) (int, error) { cancel(); return len(p), nil }), func(err error) bool { return errors.Is(err, context.Canceled) }},
+			{"fails at once", 10, iotest.ErrReader(boom), is(boom)},
+			{"fails half way", 800 << 10, half(iotest.ErrReader(boom)), is(boom)},
+			{"fails after all", 400 << 10, half(iotest.ErrReader(boom)), is(boom)},
+			{"fails, size unknown", -1, half(iotest.ErrReader(boom)), is(boom)},
+			{"ends early, size unknown", -1, half(iotest.ErrReader(io.ErrUnexpectedEOF)), is(io.ErrUnexpectedEOF)},
+			{"cancelled", 1 << 40, half(readerFunc(func(p []byte) (int, error) { cancel(); return len(p), nil })), is(context.Canceled)},
 		} {
 			ctx, stop := context.WithCancel(t.Context())
 			cancel = stop
@@ -710,7 +709,8 @@ func testCount(t *testing.T, s suite) {
 
 func testList(t *testing.T, s suite) {
 	keys := []string{
-		"top", "l/a-b", "l/a/b", "l/a/b2/c", "l/a.b", "l/a0", "l/ab/c", "l/ab/d/e/f", "l/A", "l/~", "l/!", "l/é", "l/zz/1", "l/zz/2", "m/x", "l2/x", "l-/x", "k/x",
+		"top", "l/a-b", "l/a/b", "l/a/b2/c", "l/a.b", "l/a0", "l/ab/c", "l/ab/d/e/f", "l/A", "l/~", "l/!", "l/é",
+		"l/zz/1", "l/zz/2", "m/x", "l2/x", "l-/x", "k/x",
 	}
 	for i, key := range keys {
 		s.write(t, key, make([]byte, i))
@@ -720,8 +720,9 @@ func testList(t *testing.T, s suite) {
 		sizes[key] = int64(i)
 	}
 	slices.Sort(keys)
+	between := []string{"", "l/a", "l/a/", "l/a/b/c/d", "l/a/zzz", "l/b", "zzzz", "a", "l/ab/c/x", "l/zz", "\x00", "\xff"}
 	for _, prefix := range []string{"", "l/", "l/a/", "l/ab/d/", "l/zz/", "l/a0/", "none/", "l/a-b/", "l/ab/d/e/f/"} {
-		for _, after := range append([]string{"", "l/a", "l/a/", "l/a/b/c/d", "l/a/zzz", "l/b", "zzzz", "a", "l/ab/c/x", "l/zz", "\x00", "\xff"}, keys...) {
+		for _, after := range append(between, keys...) {
 			var want []string
 			for _, k := range keys {
 				if strings.HasPrefix(k, prefix) && k > after {

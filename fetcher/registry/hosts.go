@@ -153,7 +153,8 @@ func (b *Backend) credentials(host string) (name, secret string, err error) {
 		case entry.Username != "":
 			return entry.Username, entry.Password, nil
 		case entry.AccessToken != "":
-			return "", "", fmt.Errorf("%s has a registrytoken for %s, which is not supported: use a name and a password, or an identitytoken", b.cfg.DockerConfig, host)
+			return "", "", fmt.Errorf("%s has a registrytoken for %s, which is not supported: use a name and a password, or an identitytoken",
+				b.cfg.DockerConfig, host)
 		}
 	}
 	return "", "", nil

@@ -81,7 +81,8 @@ func (b *Backend) Manifest(ctx context.Context, namespace, ref string) ([]byte, 
 	if isTag(ref) {
 		want, name = "", namespace+":"+ref
 	} else if err := want.Validate(); err != nil {
-		return nil, ocispec.Descriptor{}, b.fail("reading a manifest of", namespace, fmt.Errorf("%q is neither a tag nor a digest: %w", ref, errdefs.ErrInvalidArgument))
+		return nil, ocispec.Descriptor{}, b.fail("reading a manifest of", namespace,
+			fmt.Errorf("%q is neither a tag nor a digest: %w", ref, errdefs.ErrInvalidArgument))
 	}
 	r, err := b.manifestRequest(http.MethodGet, namespace, ref)
 	if err == nil {

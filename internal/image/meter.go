@@ -32,7 +32,8 @@ const maxRedirects = 10
 var blobURL = regexp.MustCompile(`/v2/.+/blobs/([a-z0-9]+:[a-f0-9]+)$`)
 
 func (m *meter) RoundTrip(req *http.Request) (*http.Response, error) {
-	upload := req.Body != nil && (req.Method == http.MethodPatch || req.Method == http.MethodPut) && !strings.Contains(req.URL.Path, "/manifests/")
+	upload := req.Body != nil && (req.Method == http.MethodPatch || req.Method == http.MethodPut) &&
+		!strings.Contains(req.URL.Path, "/manifests/")
 	if upload {
 		req = req.Clone(req.Context())
 		req.Body = counted{req.Body, []*atomic.Int64{&m.up}}

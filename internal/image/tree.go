@@ -112,7 +112,9 @@ func (i item) read(ctx context.Context, platform *v1.Platform, depth int, n *int
 			return nil, fmt.Errorf("index %s: manifest %s: %w", h, d.Digest, err)
 		}
 		if child == (item{}) { // of a kind that is not an image's
-			m.Manifests = append(m.Manifests, Manifest{Digest: d.Digest.String(), MediaType: string(d.MediaType), ArtifactType: d.ArtifactType, Size: d.Size})
+			m.Manifests = append(m.Manifests, Manifest{
+				Digest: d.Digest.String(), MediaType: string(d.MediaType), ArtifactType: d.ArtifactType, Size: d.Size,
+			})
 			continue
 		}
 		c, err := child.read(ctx, d.Platform, depth+1, n)

@@ -17,9 +17,12 @@ import (
 func checkConfiguration(_ context.Context, p *patient, add report) {
 	switch {
 	case p.agent.Err != nil:
-		add(Fail, p.agent.Err.Error(), "The agent does not start with it.", "Correct it; \"capelin agent config\" prints every key. What follows is about the defaults.")
+		add(Fail, p.agent.Err.Error(),
+			"The agent does not start with it.",
+			"Correct it; \"capelin agent config\" prints every key. What follows is about the defaults.")
 	case p.agent.Path == "":
-		add(Warn, "there is no "+ConfigPath+", and the agent runs on defaults", "The defaults name no tracker and listen on loopback.", "capelin agent install, or capelin agent config > "+ConfigPath)
+		add(Warn, "there is no "+ConfigPath+", and the agent runs on defaults",
+			"The defaults name no tracker and listen on loopback.", "capelin agent install, or capelin agent config > "+ConfigPath)
 	default:
 		add(OK, p.agent.Path, "", "")
 	}
@@ -32,7 +35,8 @@ func checkFallback(_ context.Context, p *patient, add report) {
 		add(OK, "containerd is as configured", "", "")
 		return
 	}
-	add(Fail, "this node fell back to containerd's own content store: "+m, "Images are there and containers start, but pulls come from the registry.",
+	add(Fail, "this node fell back to containerd's own content store: "+m,
+		"Images are there and containers start, but pulls come from the registry.",
 		fmt.Sprintf("Find out why with \"journalctl -u %s\", then \"capelin agent fallback --undo\".", agentUnit))
 }
 
@@ -49,18 +53,21 @@ func checkContainerd(_ context.Context, p *patient, add report) {
 	}
 	switch {
 	case s.Version == "":
-		add(Warn, fmt.Sprintf("%s, of an unknown version", s.Flavor), "It must be 2.1 or newer.", "Check that it is installed and running: "+errText(s.NotRunning))
+		add(Warn, fmt.Sprintf("%s, of an unknown version", s.Flavor),
+			"It must be 2.1 or newer.", "Check that it is installed and running: "+errText(s.NotRunning))
 	case !atLeast(s.Version, 2, 1):
 		add(Fail, what, "The agent is made for the content store API of containerd 2.1 and newer.", "Update containerd.")
 	case s.Running == nil:
-		add(Fail, what+" does not answer: "+errText(s.NotRunning), "Without it nothing is pulled and nothing starts.", fmt.Sprintf("systemctl status %s; journalctl -u %s", s.Unit, s.Unit))
+		add(Fail, what+" does not answer: "+errText(s.NotRunning),
+			"Without it nothing is pulled and nothing starts.", fmt.Sprintf("systemctl status %s; journalctl -u %s", s.Unit, s.Unit))
 	default:
 		add(OK, what, "", "")
 	}
 	if s.Template != "" && exists(p, s.Template) {
 		text, err := read(p, s.Template)
 		if err == nil && !strings.Contains(string(text), `template "base"`) && !strings.Contains(string(text), proxyName) {
-			add(Warn, s.Template+" replaces "+s.Flavor+"'s own template", "Drop-ins are imported only if it says so.", fmt.Sprintf("Add imports = [%q] to it.", s.DropIns+"/*.toml"))
+			add(Warn, s.Template+" replaces "+s.Flavor+"'s own template",
+				"Drop-ins are imported only if it says so.", fmt.Sprintf("Add imports = [%q] to it.", s.DropIns+"/*.toml"))
 		}
 	}
 }
@@ -110,7 +117,9 @@ func checkDropIn(_ context.Context, p *patient, add report) {
 		return
 	}
 	if p.agent.Err == nil && !strings.HasSuffix(path, ".tmpl") && string(text) != plugin.ContainerdConfig(p.agent.Config, u) {
-		add(Warn, fmt.Sprintf("%s is not what %s would have", path, p.agent.file()), "The agent's socket, or whether it unpacks, may be another than containerd thinks; or there are snapshotters to which it does not unpack yet; or somebody has merged more into it.",
+		add(Warn, fmt.Sprintf("%s is not what %s would have", path, p.agent.file()),
+			"The agent's socket, or whether it unpacks, may be another than containerd thinks; or there are "+
+				"snapshotters to which it does not unpack yet; or somebody has merged more into it.",
 			"See what would change: capelin agent install --dry-run")
 		return
 	}
@@ -126,15 +135,20 @@ func checkStores(_ context.Context, p *patient, add report) {
 	if proxy, ours := e.Proxies[proxyName]; ours {
 		switch {
 		case proxy.Type != "content":
-			add(Fail, fmt.Sprintf("the proxy plugin %s is of type %q", proxyName, proxy.Type), "containerd does not take it for a content store.", "Write the drop-in again: capelin agent install")
+			add(Fail, fmt.Sprintf("the proxy plugin %s is of type %q", proxyName, proxy.Type),
+				"containerd does not take it for a content store.", "Write the drop-in again: capelin agent install")
 		case proxy.Address != p.agent.Socket:
-			add(Fail, fmt.Sprintf("containerd looks for the agent on %s, the agent is on %s", proxy.Address, p.agent.Socket), "containerd would wait for it for ever.", "Make the drop-in and socket in "+p.agent.file()+" agree.")
+			add(Fail, fmt.Sprintf("containerd looks for the agent on %s, the agent is on %s", proxy.Address, p.agent.Socket),
+				"containerd would wait for it for ever.", "Make the drop-in and socket in "+p.agent.file()+" agree.")
 		case !slices.Contains(e.Disabled, stockContent):
-			add(Fail, stockContent+" is not disabled", "containerd accepts one content store only, and does not start with two.", "Write the drop-in again: capelin agent install")
+			add(Fail, stockContent+" is not disabled",
+				"containerd accepts one content store only, and does not start with two.",
+				"Write the drop-in again: capelin agent install")
 		}
 	}
 	for _, other := range e.otherStores() {
-		add(Fail, "the proxy plugin "+other+" is a content store, too", "containerd accepts one content store only, and does not start with two.", "Remove one of the two.")
+		add(Fail, "the proxy plugin "+other+" is a content store, too",
+			"containerd accepts one content store only, and does not start with two.", "Remove one of the two.")
 	}
 	if p.survey.Running == nil {
 		return
@@ -144,7 +158,8 @@ func checkStores(_ context.Context, p *patient, add report) {
 		switch {
 		case pl.Type != typeContent || strings.Contains(pl.Err, "skip plugin"):
 		case pl.Err != "":
-			add(Fail, fmt.Sprintf("the running containerd could not load its content store %s: %s", pl.ID, pl.Err), "Nothing can be pulled or started.", "journalctl -u "+p.survey.Unit)
+			add(Fail, fmt.Sprintf("the running containerd could not load its content store %s: %s", pl.ID, pl.Err),
+				"Nothing can be pulled or started.", "journalctl -u "+p.survey.Unit)
 		default:
 			have = append(have, pl.ID)
 		}
@@ -153,7 +168,8 @@ func checkStores(_ context.Context, p *patient, add report) {
 	case slices.Equal(have, []string{proxyName}):
 		add(OK, "the running containerd uses the agent", "", "")
 	case configured && len(have) > 0:
-		add(Fail, fmt.Sprintf("the running containerd uses %s", strings.Join(have, ", ")), "It was started before the drop-in was there.", "systemctl restart "+agentUnit+" "+p.survey.Unit)
+		add(Fail, fmt.Sprintf("the running containerd uses %s", strings.Join(have, ", ")),
+			"It was started before the drop-in was there.", "systemctl restart "+agentUnit+" "+p.survey.Unit)
 	case len(have) > 0:
 		add(Warn, fmt.Sprintf("the running containerd uses %s", strings.Join(have, ", ")), "The swarm is of no use to it.", "See drop-in.")
 	}
@@ -175,24 +191,28 @@ func checkUnits(ctx context.Context, p *patient, add report) {
 			add(Warn, err.Error(), "Nothing is known about the unit.", "")
 		case st["LoadState"] != "loaded" && unit == fallbackUnit:
 			bad = true
-			add(Warn, unit+" is not installed", "If the agent cannot run, no container starts until somebody comes.", "capelin agent install --start")
+			add(Warn, unit+" is not installed",
+				"If the agent cannot run, no container starts until somebody comes.", "capelin agent install --start")
 		case st["LoadState"] != "loaded":
 			bad = true
 			add(Fail, unit+" is not installed", "The agent does not run when the node starts.", "capelin agent install --start")
 		case unit == fallbackUnit:
 		case st["UnitFileState"] != "enabled":
 			bad = true
-			add(Fail, unit+" is not enabled", "After the next boot containerd waits for an agent that nobody starts.", "systemctl enable "+socketUnit+" "+agentUnit)
+			add(Fail, unit+" is not enabled",
+				"After the next boot containerd waits for an agent that nobody starts.", "systemctl enable "+socketUnit+" "+agentUnit)
 		case st["ActiveState"] != "active" && !fallen:
 			bad = true
-			add(Fail, fmt.Sprintf("%s is %s (%s)", unit, st["ActiveState"], st["Result"]), "containerd cannot reach its content store.", "journalctl -u "+unit)
+			add(Fail, fmt.Sprintf("%s is %s (%s)", unit, st["ActiveState"], st["Result"]),
+				"containerd cannot reach its content store.", "journalctl -u "+unit)
 		}
 	}
 	if !bad {
 		add(OK, "installed and enabled", "", "")
 	}
 	if p.agent.Unpack && !exists(p, filepath.Join(UnitDir, unpackConf)) {
-		add(Fail, "unpack = true, but "+filepath.Join(UnitDir, unpackConf)+" is not there", "The agent's unit hides directories into which it unpacks.", "capelin agent install --start")
+		add(Fail, "unpack = true, but "+filepath.Join(UnitDir, unpackConf)+" is not there",
+			"The agent's unit hides directories into which it unpacks.", "capelin agent install --start")
 	}
 }
 
@@ -204,7 +224,9 @@ func checkSocket(ctx context.Context, p *patient, add report) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if err := p.Healthy(ctx, p.agent.Socket); err != nil {
-		add(Fail, fmt.Sprintf("the agent does not answer on %s: %v", p.agent.Socket, err), "containerd waits for it at every pull and every container start.", fmt.Sprintf("systemctl status %s; journalctl -u %s", agentUnit, agentUnit))
+		add(Fail, fmt.Sprintf("the agent does not answer on %s: %v", p.agent.Socket, err),
+			"containerd waits for it at every pull and every container start.",
+			fmt.Sprintf("systemctl status %s; journalctl -u %s", agentUnit, agentUnit))
 		return
 	}
 	add(OK, "the agent answers on "+p.agent.Socket, "", "")
@@ -217,12 +239,16 @@ func checkLayers(_ context.Context, p *patient, add report) {
 	}
 	e := &p.survey.Effective
 	if e.Discard && p.agent.Cache.Size <= 0 {
-		add(Warn, "discard_unpacked_layers is true, and cache.size is 0 or less", "containerd deletes each layer as soon as it is unpacked, so that this node seeds nothing.", "Give the cache a size, such as cache.size = \"32GiB\", or set discard_unpacked_layers = false.")
+		add(Warn, "discard_unpacked_layers is true, and cache.size is 0 or less",
+			"containerd deletes each layer as soon as it is unpacked, so that this node seeds nothing.",
+			"Give the cache a size, such as cache.size = \"32GiB\", or set discard_unpacked_layers = false.")
 	} else if e.Discard {
 		add(OK, fmt.Sprintf("discard_unpacked_layers is true: this node seeds what is in its cache of %v", p.agent.Cache.Size), "", "")
 	}
 	if e.MaxDownloads > 3 {
-		add(Warn, fmt.Sprintf("max_concurrent_downloads is %d", e.MaxDownloads), "A node may hold 3 upstream leases that it has not begun to use (lease.max_unstarted of the trackers): with more downloads at once the others wait, or come from the registry more than once.",
+		add(Warn, fmt.Sprintf("max_concurrent_downloads is %d", e.MaxDownloads),
+			"A node may hold 3 upstream leases that it has not begun to use (lease.max_unstarted of the trackers): "+
+				"with more downloads at once the others wait, or come from the registry more than once.",
 			fmt.Sprintf("Set lease.max_unstarted = %d on the trackers.", e.MaxDownloads))
 	}
 }
@@ -230,7 +256,8 @@ func checkLayers(_ context.Context, p *patient, add report) {
 // checkAuthorize looks whether both sides mean the same.
 func checkAuthorize(_ context.Context, p *patient, add report) {
 	if p.survey != nil && p.survey.Effective.Sharing == "isolated" && p.agent.Authorize != "blob" {
-		add(Warn, "content_sharing_policy is \"isolated\", and authorize is \""+p.agent.Authorize+"\"", "containerd's namespaces do not share blobs, but the swarm gives them to whoever can name them.",
+		add(Warn, "content_sharing_policy is \"isolated\", and authorize is \""+p.agent.Authorize+"\"",
+			"containerd's namespaces do not share blobs, but the swarm gives them to whoever can name them.",
 			fmt.Sprintf("Set authorize = \"blob\" in %s.", p.agent.file()))
 	}
 }

@@ -30,7 +30,8 @@ func checkRoot(_ context.Context, p *patient, add report) {
 		return
 	}
 	if !exists(p, root) {
-		add(Warn, root+" does not exist yet", "The agent makes it, but on a containerd that has run it should be there.", "Check that containerd's root is mounted.")
+		add(Warn, root+" does not exist yet",
+			"The agent makes it, but on a containerd that has run it should be there.", "Check that containerd's root is mounted.")
 		return
 	}
 	top, err := p.Disk(root)
@@ -103,10 +104,12 @@ func checkDisk(_ context.Context, p *patient, add report) {
 	case free < 0.02:
 		add(Fail, space, "Pulls fail when the disk is full.", "Remove images or enlarge the disk.")
 	case free < evict:
-		add(Warn, fmt.Sprintf("%s, and kubelet evicts below %.0f%%", space, 100*evict), "kubelet removes images and evicts pods.", "Remove images or enlarge the disk.")
+		add(Warn, fmt.Sprintf("%s, and kubelet evicts below %.0f%%", space, 100*evict),
+			"kubelet removes images and evicts pods.", "Remove images or enlarge the disk.")
 	case free < floor:
 		add(Warn, fmt.Sprintf("%s, less than cache.free_floor (%.0f%%)", space, 100*floor),
-			"The cache is kept empty: what containerd deletes is not seeded any more.", "Enlarge the disk, or lower cache.free_floor, but not below kubelet's threshold.")
+			"The cache is kept empty: what containerd deletes is not seeded any more.",
+			"Enlarge the disk, or lower cache.free_floor, but not below kubelet's threshold.")
 	default:
 		add(OK, space, "", "")
 	}
@@ -126,7 +129,9 @@ func checkKernel(_ context.Context, p *patient, add report) {
 	case atLeast(k, 5, 6):
 		add(OK, "Linux "+k, "", "")
 	case p.agent.Unpack:
-		add(Warn, "Linux "+k+", and unpack = true", "The agent's own unpacking needs openat2, of Linux 5.6; without it containerd's slower code is used.", "Update the kernel, or set unpack = false.")
+		add(Warn, "Linux "+k+", and unpack = true",
+			"The agent's own unpacking needs openat2, of Linux 5.6; without it containerd's slower code is used.",
+			"Update the kernel, or set unpack = false.")
 	default:
 		add(Warn, "Linux "+k, "It works, but not with unpack = true, which needs Linux 5.6.", "Update the kernel.")
 	}
@@ -154,7 +159,8 @@ const wantFiles = 1 << 20
 func checkFiles(ctx context.Context, p *patient, add report) {
 	if data, err := read(p, "/proc/sys/fs/nr_open"); err == nil {
 		if n, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && n < wantFiles {
-			add(Fail, fmt.Sprintf("fs.nr_open is %d", n), fmt.Sprintf("The agent's unit asks for %d open files, and cannot be started with more than fs.nr_open.", wantFiles),
+			add(Fail, fmt.Sprintf("fs.nr_open is %d", n),
+				fmt.Sprintf("The agent's unit asks for %d open files, and cannot be started with more than fs.nr_open.", wantFiles),
 				fmt.Sprintf("sysctl fs.nr_open=%d, or lower LimitNOFILE in a drop-in of %s.", wantFiles, agentUnit))
 			return
 		}
@@ -167,7 +173,9 @@ func checkFiles(ctx context.Context, p *patient, add report) {
 		return
 	}
 	if n, err := strconv.Atoi(st["LimitNOFILE"]); err == nil && n < 16384 {
-		add(Warn, fmt.Sprintf("the agent may have %d files open", n), "Blobs and peers' connections are open files: it may run out of them.", fmt.Sprintf("Raise LimitNOFILE of %s.", agentUnit))
+		add(Warn, fmt.Sprintf("the agent may have %d files open", n),
+			"Blobs and peers' connections are open files: it may run out of them.",
+			fmt.Sprintf("Raise LimitNOFILE of %s.", agentUnit))
 		return
 	}
 	add(OK, "the agent may have "+st["LimitNOFILE"]+" files open", "", "")
@@ -180,9 +188,12 @@ func checkClock(_ context.Context, p *patient, add report) {
 	case err != nil:
 		add(Warn, err.Error(), "Whether the clock is synchronised is not known.", "")
 	case now.Year() < 2025:
-		add(Fail, "it is "+now.UTC().Format(time.RFC3339), "Registries' and Capelin's certificates are not valid at this time.", "Set the clock; run chrony or systemd-timesyncd.")
+		add(Fail, "it is "+now.UTC().Format(time.RFC3339),
+			"Registries' and Capelin's certificates are not valid at this time.", "Set the clock; run chrony or systemd-timesyncd.")
 	case !synced:
-		add(Warn, "it is not synchronised", "Certificates are refused by a clock that is wrong, and logs of nodes cannot be compared.", "Run chrony or systemd-timesyncd.")
+		add(Warn, "it is not synchronised",
+			"Certificates are refused by a clock that is wrong, and logs of nodes cannot be compared.",
+			"Run chrony or systemd-timesyncd.")
 	default:
 		add(OK, "synchronised", "", "")
 	}
@@ -193,7 +204,9 @@ func checkIdentity(_ context.Context, p *patient, add report) {
 	c := p.certificates()
 	switch {
 	case !c.Enabled() && p.agent.Insecure:
-		add(Warn, "there is none, and insecure = true", "Everybody on that network can take blobs from this node and tell it about others.", "Make certificates with \"capelin ca\" and configure [identity].")
+		add(Warn, "there is none, and insecure = true",
+			"Everybody on that network can take blobs from this node and tell it about others.",
+			"Make certificates with \"capelin ca\" and configure [identity].")
 		return
 	case !c.Enabled():
 		add(OK, "there is none, and none is needed on loopback", "", "")
@@ -208,7 +221,9 @@ func checkIdentity(_ context.Context, p *patient, add report) {
 		add(Fail, err.Error(), why, issue)
 		return
 	case cerr == nil && now.Before(cert.NotBefore):
-		add(Fail, fmt.Sprintf("the certificate is valid from %s, and it is %s here", cert.NotBefore.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339)), why, "Check the clock of this node, and of the machine that issued it.")
+		from, here := cert.NotBefore.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339)
+		add(Fail, fmt.Sprintf("the certificate is valid from %s, and it is %s here", from, here),
+			why, "Check the clock of this node, and of the machine that issued it.")
 		return
 	case cerr == nil && now.After(cert.NotAfter):
 		add(Fail, "the certificate has ended on "+cert.NotAfter.UTC().Format(time.RFC3339), why, issue)
@@ -232,23 +247,29 @@ func checkIdentity(_ context.Context, p *patient, add report) {
 	}
 	switch left := cert.NotAfter.Sub(now); {
 	case id.Name != name:
-		add(Fail, fmt.Sprintf("the certificate is for %q, and this is node %q", id.Name, name), "A node may speak for itself only.", "Issue one with that name, or set node in "+p.agent.file()+".")
+		add(Fail, fmt.Sprintf("the certificate is for %q, and this is node %q", id.Name, name),
+			"A node may speak for itself only.", "Issue one with that name, or set node in "+p.agent.file()+".")
 	case !id.Has(identity.RoleNode):
-		add(Fail, fmt.Sprintf("the certificate is for %s", id), "It lacks the role node: no peer and no tracker speaks with it.", "Issue one with --role node.")
+		add(Fail, fmt.Sprintf("the certificate is for %s", id),
+			"It lacks the role node: no peer and no tracker speaks with it.", "Issue one with --role node.")
 	case left < 30*24*time.Hour:
-		add(Warn, fmt.Sprintf("the certificate ends on %s, in %d days", cert.NotAfter.UTC().Format(time.RFC3339), int(left.Hours()/24)), "After that the node is alone.", "Issue a new one: files are read again without a restart.")
+		add(Warn, fmt.Sprintf("the certificate ends on %s, in %d days", cert.NotAfter.UTC().Format(time.RFC3339), int(left.Hours()/24)),
+			"After that the node is alone.", "Issue a new one: files are read again without a restart.")
 	default:
 		add(OK, fmt.Sprintf("%s, until %s", id, cert.NotAfter.UTC().Format(time.DateOnly)), "", "")
 	}
 	if fi, err := os.Stat(c.Key); err == nil && fi.Mode().Perm()&0o077 != 0 {
-		add(Warn, fmt.Sprintf("%s can be read by others (%04o)", p.agent.Identity.Key, fi.Mode().Perm()), "Who has the key is this node.", "chmod 600 "+p.agent.Identity.Key)
+		add(Warn, fmt.Sprintf("%s can be read by others (%04o)", p.agent.Identity.Key, fi.Mode().Perm()),
+			"Who has the key is this node.", "chmod 600 "+p.agent.Identity.Key)
 	}
 }
 
 // checkTrackers connects to each tracker.
 func checkTrackers(ctx context.Context, p *patient, add report) {
 	if len(p.agent.Trackers) == 0 {
-		add(Warn, "none are configured", "Nodes do not find each other: each pulls from the registry by itself.", fmt.Sprintf("Set trackers in %s.", p.agent.file()))
+		add(Warn, "none are configured",
+			"Nodes do not find each other: each pulls from the registry by itself.",
+			fmt.Sprintf("Set trackers in %s.", p.agent.file()))
 		return
 	}
 	up := 0
@@ -270,7 +291,9 @@ func checkTrackers(ctx context.Context, p *patient, add report) {
 	if up == 0 {
 		s, why = Fail, "Nodes do not find each other: each pulls from the registry by itself."
 	}
-	add(s, strings.Join(down, "; "), why, "Check that capelin trackerd runs there, listens on more than loopback, that no firewall is between, and that both have certificates of one CA, or none.")
+	add(s, strings.Join(down, "; "), why,
+		"Check that capelin trackerd runs there, listens on more than loopback, that no firewall is between, "+
+			"and that both have certificates of one CA, or none.")
 }
 
 // reach connects to one address of a tracker.
@@ -341,13 +364,16 @@ func checkAdvertise(_ context.Context, p *patient, add report) {
 	}
 	switch {
 	case remote && identity.IsLoopback(p.agent.Listen):
-		add(Fail, fmt.Sprintf("listen is %s, but trackers are elsewhere", p.agent.Listen), "No other node can connect to this one: it takes from the swarm and gives nothing.",
+		add(Fail, fmt.Sprintf("listen is %s, but trackers are elsewhere", p.agent.Listen),
+			"No other node can connect to this one: it takes from the swarm and gives nothing.",
 			fmt.Sprintf("Set listen in %s to an address that other nodes reach, such as \":7401\".", p.agent.file()))
 	case remote && identity.IsLoopback(told):
-		add(Fail, fmt.Sprintf("advertise is %s, but trackers are elsewhere", told), "Other nodes are told an address on which they find themselves.",
+		add(Fail, fmt.Sprintf("advertise is %s, but trackers are elsewhere", told),
+			"Other nodes are told an address on which they find themselves.",
 			fmt.Sprintf("Set advertise in %s to an address that other nodes reach, or leave it empty.", p.agent.file()))
 	case p.agent.Advertise != "" && !ownAddress(p, p.agent.Advertise):
-		add(Warn, fmt.Sprintf("advertise is %s, which is no address of this host", p.agent.Advertise), "Unless it is translated on the way, other nodes connect to another host.", "Check advertise, or leave it empty.")
+		add(Warn, fmt.Sprintf("advertise is %s, which is no address of this host", p.agent.Advertise),
+			"Unless it is translated on the way, other nodes connect to another host.", "Check advertise, or leave it empty.")
 	case !remote && identity.IsLoopback(told):
 		add(OK, "loopback only, like its trackers", "", "")
 	case listen == "" || told == p.agent.Listen:

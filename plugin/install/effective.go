@@ -224,14 +224,16 @@ func (s *Survey) unpacking(h Host, dropIn string) (plugin.Unpacking, error) {
 	if len(u.UnpackTo) == 0 { // containerd's defaults
 		u.UnpackTo = []plugin.UnpackTo{{Platform: "linux", Snapshotter: "overlayfs"}}
 		if erofs && atLeast(s.Version, 2, 3) {
-			u.UnpackTo = append(u.UnpackTo, plugin.UnpackTo{Platform: "linux(+erofs)/" + runtime.GOARCH, Snapshotter: "erofs", Differ: "erofs", Optional: true})
+			platform := "linux(+erofs)/" + runtime.GOARCH
+			u.UnpackTo = append(u.UnpackTo, plugin.UnpackTo{Platform: platform, Snapshotter: "erofs", Differ: "erofs", Optional: true})
 		}
 	}
 	// An entry for a snapshotter that cannot be used keeps a containerd before 2.3, which
 	// does not know "optional", from pulling. Native can always be used.
 	optional := atLeast(s.Version, 2, 3)
 	for _, id := range usable(typeSnapshots) {
-		if id != "erofs" && (optional || id == "native") && !slices.ContainsFunc(u.UnpackTo, func(t plugin.UnpackTo) bool { return t.Snapshotter == id }) {
+		named := slices.ContainsFunc(u.UnpackTo, func(t plugin.UnpackTo) bool { return t.Snapshotter == id })
+		if id != "erofs" && (optional || id == "native") && !named {
 			u.UnpackTo = append(u.UnpackTo, plugin.UnpackTo{Platform: "linux", Snapshotter: id, Optional: optional})
 		}
 	}

@@ -169,7 +169,8 @@ func answers(ctx context.Context, h Host, socket string, wait time.Duration) err
 
 // unitState asks systemd for a unit's state.
 func unitState(ctx context.Context, h Host, unit string) (map[string]string, error) {
-	out, err := h.Run(ctx, "systemctl", "show", "--property=LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,MainPID,LimitNOFILE", unit)
+	out, err := h.Run(ctx, "systemctl", "show",
+		"--property=LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,MainPID,LimitNOFILE", unit)
 	if err != nil {
 		return nil, err
 	}

@@ -207,7 +207,12 @@ func (l Local) Disk(path string) (Disk, error) {
 	if err := unix.Statfs(l.Path(path), &fs); err != nil {
 		return Disk{}, &os.PathError{Op: "statfs", Path: path, Err: err}
 	}
-	return Disk{Device: uint64(st.Dev), Size: int64(fs.Blocks) * int64(fs.Bsize), Free: int64(fs.Bavail) * int64(fs.Bsize)}, nil //nolint:unconvert // not on every architecture
+	block := int64(fs.Bsize) //nolint:unconvert // not on every architecture
+	return Disk{
+		Device: uint64(st.Dev), //nolint:unconvert // not on every architecture
+		Size:   int64(fs.Blocks) * block,
+		Free:   int64(fs.Bavail) * block,
+	}, nil
 }
 
 // Kernel asks the kernel.

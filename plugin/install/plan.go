@@ -165,7 +165,8 @@ func (p *Plan) agentConfig(h Host, c *Change, set []string) error {
 		return err
 	}
 	if p.Agent.Root != p.Survey.ContentRoot && !p.force {
-		return fmt.Errorf("root in %s is %s, but containerd keeps its content in %s: with another directory all images would be gone", c.Path, p.Agent.Root, p.Survey.ContentRoot)
+		return fmt.Errorf("root in %s is %s, but containerd keeps its content in %s: with another directory all images would be gone",
+			c.Path, p.Agent.Root, p.Survey.ContentRoot)
 	}
 	return nil
 }
@@ -224,7 +225,8 @@ func (p *Plan) obsolete(h Host, path, was string) error {
 	case sum(data) == was:
 		p.Changes = append(p.Changes, Change{Path: path, Action: Remove, Old: data})
 	default:
-		p.Changes = append(p.Changes, Change{Path: path, Action: Keep, Old: data, New: data, Why: "no longer needed, but it has been changed since it was installed"})
+		const why = "no longer needed, but it has been changed since it was installed"
+		p.Changes = append(p.Changes, Change{Path: path, Action: Keep, Old: data, New: data, Why: why})
 	}
 	return nil
 }

@@ -50,7 +50,9 @@ var layouts = []Layout{
 var Flavors = []string{"containerd", "k3s", "rke2"}
 
 // unitDirs is where systemd finds units.
-var unitDirs = []string{"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"}
+var unitDirs = []string{
+	"/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system",
+}
 
 // Where says what Look shall not find out by itself; its zero value is nothing.
 type Where struct {
@@ -222,7 +224,8 @@ func (s *Survey) place(h Host) (path string, form Form, err error) {
 		return s.Template, FormTemplate, nil
 	}
 	if len(f.Imports) > 0 {
-		return "", 0, fmt.Errorf("%s has imports, but none for a directory of drop-ins: add %q to its list", s.Config, filepath.Join(s.DropIns, "*.toml"))
+		return "", 0, fmt.Errorf("%s has imports, but none for a directory of drop-ins: add %q to its list",
+			s.Config, filepath.Join(s.DropIns, "*.toml"))
 	}
 	return path, FormEdit, nil
 }

@@ -146,7 +146,13 @@ func (r *Removal) Apply(ctx context.Context, h Host, restart bool) error {
 			return err
 		}
 	}
-	for _, dir := range []string{filepath.Dir(filepath.Join(UnitDir, unpackConf)), filepath.Join(UnitDir, r.Receipt.Unit+".wants"), filepath.Dir(r.Receipt.Config), StateDir} {
+	dirs := []string{
+		filepath.Dir(filepath.Join(UnitDir, unpackConf)),
+		filepath.Join(UnitDir, r.Receipt.Unit+".wants"),
+		filepath.Dir(r.Receipt.Config),
+		StateDir,
+	}
+	for _, dir := range dirs {
 		_ = os.Remove(h.Path(dir)) // if it is empty
 	}
 	if restart {

@@ -67,7 +67,8 @@ func (c *MirrorConfig) Check(prefix string, insecure bool) (errs []error) {
 		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 			bad("listen", "%q is not host:port", c.Listen)
 		} else if !insecure && !identity.IsLoopback(c.Listen) {
-			bad("listen", "%q is reached from other machines, and they would pull through this node: use a loopback address, or say insecure = true", c.Listen)
+			bad("listen", "%q is reached from other machines, and they would pull through this node: "+
+				"use a loopback address, or say insecure = true", c.Listen)
 		}
 	}
 	if _, err := parseUpstream(c.Upstream); err != nil {
@@ -159,7 +160,8 @@ func newMirror(cfg MirrorConfig, blobs Blobs, t http.RoundTripper) (*Mirror, err
 		client: &http.Client{Transport: t, CheckRedirect: checkRedirect},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "capelin", Subsystem: "agent", Name: "shim_requests_total",
-			Help: "Requests to the registry shim, by kind: ping; manifest; list; blob_head; blob (from the swarm, or downloaded into it); blob_relayed (the registry did not allow it, or the swarm could not serve it); refused (not a pull).",
+			Help: "Requests to the registry shim, by kind: ping; manifest; list; blob_head; blob (from the swarm, or downloaded into it); " +
+				"blob_relayed (the registry did not allow it, or the swarm could not serve it); refused (not a pull).",
 		}, []string{"kind"}),
 	}
 	m.upstream, _ = parseUpstream(cfg.Upstream) // it was checked
@@ -315,13 +317,16 @@ func fail(w http.ResponseWriter, err error) {
 func (m *Mirror) parse(r *http.Request) (req request, err error) {
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		return req, refusal(http.StatusMethodNotAllowed, "UNSUPPORTED", "this is a mirror for pulls, method %s is for the registry itself", r.Method)
+		return req, refusal(http.StatusMethodNotAllowed, "UNSUPPORTED",
+			"this is a mirror for pulls, method %s is for the registry itself", r.Method)
 	case m.local && !loopbackName(r.Host):
-		return req, refusal(http.StatusForbidden, "DENIED", "this mirror serves its own machine, as localhost or by a loopback address, not as %q", r.Host)
+		return req, refusal(http.StatusForbidden, "DENIED",
+			"this mirror serves its own machine, as localhost or by a loopback address, not as %q", r.Host)
 	case len(r.RequestURI) > maxTarget:
 		return req, refusal(http.StatusRequestURITooLong, "UNSUPPORTED", "the request's target has more than %d bytes", maxTarget)
 	case slices.Contains(r.Header.Values("Via"), m.via):
-		return req, refusal(http.StatusLoopDetected, "UNSUPPORTED", "this mirror was told to ask itself: see the request's ns, and shim.upstream in the agent's configuration")
+		return req, refusal(http.StatusLoopDetected, "UNSUPPORTED",
+			"this mirror was told to ask itself: see the request's ns, and shim.upstream in the agent's configuration")
 	}
 	if req.kind, req.digest = classify(r); req.kind == "" {
 		return req, refusal(http.StatusNotFound, "NAME_INVALID", "%q is not a path of the distribution API that has to do with pulls", r.URL.Path)

@@ -31,7 +31,8 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, req request) {
 		}
 	}
 	relay := func(why error) {
-		log.G(r.Context()).WithError(why).WithFields(log.Fields{"digest": req.digest, "registry": req.upstream.Host}).Debug("mirror: blob relayed")
+		fields := log.Fields{"digest": req.digest, "registry": req.upstream.Host}
+		log.G(r.Context()).WithError(why).WithFields(fields).Debug("mirror: blob relayed")
 		m.count(kindBlobRelayed)
 		m.proxy.ServeHTTP(w, r)
 	}
@@ -184,7 +185,8 @@ func (s *source) check(resp *http.Response, off int64) (skip int64, err error) {
 		return off, nil
 	case http.StatusPartialContent:
 		if from, to, size := contentRange(resp); off == 0 || from != off || to != s.size-1 || size != s.size {
-			return 0, fmt.Errorf("sends %.100q of the bytes from %d to %d: %w", resp.Header.Get("Content-Range"), off, s.size-1, errdefs.ErrUnavailable)
+			return 0, fmt.Errorf("sends %.100q of the bytes from %d to %d: %w",
+				resp.Header.Get("Content-Range"), off, s.size-1, errdefs.ErrUnavailable)
 		}
 		return 0, nil
 	case http.StatusUnauthorized:

@@ -172,7 +172,9 @@ func Able() bool {
 // nor containerd's applier can do here fails with errdefs.ErrNotImplemented, at
 // which containerd's diff service tries its next differ: media types that no
 // stream processor takes, and mounts of the mount manager without one.
-func (a *Applier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
+func (a *Applier) Apply(
+	ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts ...diff.ApplyOpt,
+) (ocispec.Descriptor, error) {
 	root, o, ok := a.target(mounts)
 	compressed, known := a.layerType(ctx, desc.MediaType)
 	if !a.able || !ok || !known {
@@ -212,7 +214,9 @@ func (a *Applier) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []m
 	}, nil
 }
 
-func (a *Applier) applyStock(ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts []diff.ApplyOpt) (res ocispec.Descriptor, err error) {
+func (a *Applier) applyStock(
+	ctx context.Context, desc ocispec.Descriptor, mounts []mount.Mount, opts []diff.ApplyOpt,
+) (res ocispec.Descriptor, err error) {
 	for _, m := range mounts {
 		if !a.manager && strings.Contains(m.Type, "/") { // such as format/mkdir/overlay
 			return res, fmt.Errorf("unpacking layer %s to a mount of type %s: %w", desc.Digest, m.Type, errdefs.ErrNotImplemented)
@@ -252,7 +256,8 @@ func (a *Applier) layerType(ctx context.Context, mt string) (compressed, known b
 	default:
 		return false, false
 	}
-	if suffix != "" && base != ocispec.MediaTypeImageLayer && base != ocispec.MediaTypeImageLayerNonDistributable { //nolint:staticcheck // deprecated, and still found
+	//nolint:staticcheck // deprecated, and still found
+	if suffix != "" && base != ocispec.MediaTypeImageLayer && base != ocispec.MediaTypeImageLayerNonDistributable {
 		return false, false
 	}
 	c, err := images.DiffCompression(ctx, mt)

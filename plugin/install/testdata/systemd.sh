@@ -30,9 +30,12 @@ export XDG_RUNTIME_DIR=/run/u HOME=/run/home
 
 # A user manager cannot protect file systems.
 mkdir /etc/systemd/system/capelin-agent.service.d
-printf '[Service]\nProtectSystem=no\nProtectHome=no\nPrivateTmp=no\nRestrictAddressFamilies=\nNoNewPrivileges=no\nOOMScoreAdjust=0\n' > /etc/systemd/system/capelin-agent.service.d/test.conf
+printf '%s\n' '[Service]' ProtectSystem=no ProtectHome=no PrivateTmp=no RestrictAddressFamilies= NoNewPrivileges=no OOMScoreAdjust=0 \
+	> /etc/systemd/system/capelin-agent.service.d/test.conf
 printf '[Service]\nType=notify\nExecStart=/usr/local/bin/containerd\n' > /etc/systemd/system/containerd.service
-printf 'version = 3\ndisabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]\n' > /etc/containerd/config.toml
+printf '%s\n' 'version = 3' \
+	'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]' \
+	> /etc/containerd/config.toml
 /lib/systemd/systemd --user > "$top/log" 2>&1 &
 for i in $(seq 50); do systemctl list-units > /dev/null 2>&1 && break; sleep 0.1; done
 
