@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/capelin-io/capelin/internal/httpclient"
 )
 
 // Paths of the API; INDEX.md says what goes with them.
@@ -102,5 +104,5 @@ func readError(index string, body []byte) (err error, ok bool) {
 	if len(e.Message) > 2*maxMessage {
 		e.Message = e.Message[:2*maxMessage]
 	}
-	return &remoteError{index, e.Message, class}, true
+	return httpclient.Refused("index "+index, e.Message, class), true
 }

@@ -8,17 +8,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/capelin-io/capelin/internal/httpclient"
 )
 
 // How long one index may take to answer before the next one is asked. The index
@@ -45,60 +46,25 @@ type Config struct {
 
 // Client asks one of several indexes; if it is unavailable, the others.
 type Client struct {
-	bases []string // "http://host:port"
-	http  *http.Client
+	http    *httpclient.Client
+	indexes []*httpclient.Server
 	// current is the index that answered last; all calls begin with it.
 	current atomic.Int32
 }
 
 // New returns a client. It does not connect yet.
 func New(cfg Config) (*Client, error) {
-	if len(cfg.Indexes) == 0 {
-		return nil, fmt.Errorf("index client: no index is configured: %w", errdefs.ErrInvalidArgument)
+	h, err := httpclient.New(httpclient.Options{
+		What: "index", Servers: cfg.Indexes, TLS: cfg.TLS, DialTimeout: dialTimeout, MaxIdle: 16,
+	})
+	if err != nil {
+		return nil, err
 	}
-	c := &Client{}
-	for _, addr := range cfg.Indexes {
-		base, err := baseURL(addr, cfg.TLS != nil)
-		if err != nil {
-			return nil, err
-		}
-		c.bases = append(c.bases, base)
-	}
-	tr := &http.Transport{
-		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		TLSHandshakeTimeout: dialTimeout,
-		MaxIdleConnsPerHost: 16,
-		IdleConnTimeout:     time.Minute,
-		ForceAttemptHTTP2:   true,
-	}
-	if cfg.TLS != nil {
-		tr.TLSClientConfig = cfg.TLS.Clone()
-	}
-	c.http = &http.Client{
-		Transport:     tr,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	return c, nil
-}
-
-func baseURL(addr string, secure bool) (string, error) {
-	scheme, host, ok := strings.Cut(addr, "://")
-	if !ok {
-		scheme, host = "http", addr
-		if secure {
-			scheme = "https"
-		}
-	}
-	host = strings.TrimSuffix(host, "/")
-	name, port, err := net.SplitHostPort(host)
-	if (scheme != "http" && scheme != "https") || err != nil || name == "" || port == "" || strings.ContainsAny(host, "/?#@ ") {
-		return "", fmt.Errorf("index %q is not host:port or http(s)://host:port: %w", addr, errdefs.ErrInvalidArgument)
-	}
-	return scheme + "://" + host, nil
+	return &Client{http: h, indexes: h.Servers()}, nil
 }
 
 // Close closes idle connections. Calls that are under way go on.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() { c.http.Close() }
 
 // Tag returns a tag. Whoever asks after a write was acknowledged sees it.
 func (c *Client) Tag(ctx context.Context, repo, name string) (Tag, error) {
@@ -251,18 +217,22 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 		}
 	}
 	var errs []error
-	first := int(c.current.Load())
-	for i := range c.bases {
-		at := (first + i) % len(c.bases)
-		answer, err := c.ask(ctx, c.bases[at], method, path, query, body)
+	current := int(c.current.Load())
+	order := slices.Concat(c.indexes[current:], c.indexes[:current])
+	r := &httpclient.Request{Method: method, Path: path + "?" + query.Encode()}
+	if in != nil {
+		r.Header = http.Header{"Content-Type": {"application/json"}}
+	}
+	for x := range c.http.Turns(ctx, order, true) { // all writes may be repeated
+		answer, err := c.ask(ctx, x, r, body)
 		switch {
 		case err == nil:
-			c.current.Store(int32(at))
+			c.current.Store(int32(slices.Index(c.indexes, x)))
 			if out == nil {
 				return nil
 			}
 			if err := json.Unmarshal(answer, out); err != nil {
-				return fmt.Errorf("index %s: the answer to %s %s: %w: %w", c.bases[at], method, path, err, errdefs.ErrUnavailable)
+				return fmt.Errorf("index %s: the answer to %s %s: %w: %w", x.Base, method, path, err, errdefs.ErrUnavailable)
 			}
 			return nil
 		case method == "DELETE" && len(errs) > 0 && errdefs.IsNotFound(err):
@@ -271,31 +241,22 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 			return err
 		}
 		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
-		}
 	}
-	return errors.Join(errs...)
+	return c.http.LastRound(errs)
 }
 
 // ask asks one index.
-func (c *Client) ask(ctx context.Context, base, method, path string, query url.Values, body []byte) ([]byte, error) {
+func (c *Client) ask(ctx context.Context, x *httpclient.Server, r *httpclient.Request, body []byte) ([]byte, error) {
 	timeout := writeTimeout
-	if method == "GET" {
+	if r.Method == "GET" {
 		timeout = readTimeout
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := httpclient.Within(ctx, timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, base+path+"?"+query.Encode(), bytes.NewReader(body))
+	r.Body = bytes.NewReader(body)
+	resp, err := c.http.Do(ctx, x, r)
 	if err != nil {
-		return nil, fmt.Errorf("index %s: %w: %w", base, err, errdefs.ErrInvalidArgument)
-	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("index %s: %w: %w", base, err, errdefs.ErrUnavailable)
+		return nil, err
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, MaxResponse+1))
@@ -303,17 +264,15 @@ func (c *Client) ask(ctx context.Context, base, method, path string, query url.V
 		err = errors.New("the answer is too large")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("index %s: %s %s: %w: %w", base, method, path, err, errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("index %s: %s %s: %w: %w", x.Base, r.Method, r.Path, err, errdefs.ErrUnavailable)
 	}
 	if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusNoContent {
 		return answer, nil
 	}
-	if err, ok := readError(base, answer); ok {
+	if err, ok := readError(x.Base, answer); ok {
 		return nil, err
 	}
-	// Not even "not found" can be believed of whoever this is.
-	return nil, fmt.Errorf("index %s: %s %s: status %d without an index's answer; is this the index's address? %w",
-		base, method, path, resp.StatusCode, errdefs.ErrUnavailable)
+	return nil, c.http.Stranger(x, r, fmt.Sprintf("status %d without an index's answer", resp.StatusCode))
 }
 
 // Limit returns what the limit n of a page means.

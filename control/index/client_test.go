@@ -179,21 +179,11 @@ func TestCallEnds(t *testing.T) {
 	}
 }
 
-func TestAddresses(t *testing.T) {
-	for addr, want := range map[string]string{
-		"h:1": "http://h:1", "http://h:1": "http://h:1", "https://h:1/": "https://h:1", "[::1]:1": "http://[::1]:1",
-		"": "", "h": "", ":1": "", "h:": "", "ftp://h:1": "", "http://h:1/x": "", "h:1?x": "", "u@h:1": "",
-	} {
-		got, err := baseURL(addr, false)
-		if got != want || (err == nil) != (want != "") {
-			t.Errorf("%q: %q, %v", addr, got, err)
+func TestNew(t *testing.T) {
+	for _, bad := range [][]string{nil, {"h"}, {"h:1", "ftp://h:1"}} {
+		if _, err := New(Config{Indexes: bad}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", bad, err)
 		}
-	}
-	if got, err := baseURL("h:1", true); got != "https://h:1" || err != nil {
-		t.Errorf("with TLS: %q, %v", got, err)
-	}
-	if _, err := New(Config{}); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("no index: %v", err)
 	}
 }
 

@@ -81,12 +81,3 @@ func (e *MissingError) Error() string {
 }
 
 func (e *MissingError) Unwrap() error { return errdefs.ErrFailedPrecondition }
-
-// remoteError is what an index answered.
-type remoteError struct {
-	index, text string
-	class       error
-}
-
-func (e *remoteError) Error() string { return "index " + e.index + ": " + e.text }
-func (e *remoteError) Unwrap() error { return e.class }

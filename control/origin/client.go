@@ -9,19 +9,17 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/control/ring"
+	"github.com/capelin-io/capelin/internal/httpclient"
 )
 
 // How long one origin may take before the next one is asked, or the call fails.
@@ -33,15 +31,6 @@ const (
 	commitTimeout = 5 * time.Minute  // one attempt; a commit that takes longer is asked for again
 	stallTimeout  = 30 * time.Second // without a byte, in the middle of an answer
 )
-
-// An origin that failed is asked after all others for so long, doubling.
-const (
-	downMin = time.Second
-	downMax = 30 * time.Second
-)
-
-// errSlow ends a request that took too long.
-var errSlow = errors.New("no answer in time")
 
 // Config says where the origins are.
 type Config struct {
@@ -56,86 +45,37 @@ type Config struct {
 // Client asks origins: for each blob in an order of its own, the next one if one
 // fails, those that failed lately last.
 type Client struct {
-	http    *http.Client
-	names   []string           // bases of all
-	origins map[string]*remote // by base
-}
-
-// remote is one origin.
-type remote struct {
-	base string // "http://host:port"
-	tag  string // tells its uploads from others'
-
-	mu    sync.Mutex
-	until time.Time     // it is asked last before
-	wait  time.Duration // how long that was
+	http    *httpclient.Client
+	names   []string                      // bases of all
+	origins map[string]*httpclient.Server // by base
 }
 
 // New returns a client. It does not connect yet.
 func New(cfg Config) (*Client, error) {
-	if len(cfg.Origins) == 0 {
-		return nil, fmt.Errorf("origin client: no origin is configured: %w", errdefs.ErrInvalidArgument)
+	h, err := httpclient.New(httpclient.Options{
+		What: "origin", Servers: cfg.Origins, TLS: cfg.TLS,
+		DialTimeout: dialTimeout, Bulk: true, MaxIdle: 32,
+		Redirects: 3, // an origin may name another one, that has the blob
+	})
+	if err != nil {
+		return nil, err
 	}
-	c := &Client{origins: map[string]*remote{}}
-	for _, addr := range cfg.Origins {
-		base, err := baseURL(addr, cfg.TLS != nil)
-		if err != nil {
-			return nil, err
-		}
-		if c.origins[base] == nil {
-			sum := sha256.Sum256([]byte(base))
-			c.origins[base] = &remote{base: base, tag: hex.EncodeToString(sum[:4])}
-			c.names = append(c.names, base)
-		}
+	c := &Client{http: h, origins: map[string]*httpclient.Server{}}
+	for _, o := range h.Servers() {
+		c.names = append(c.names, o.Base)
+		c.origins[o.Base] = o
 	}
-	// HTTP/1.1: blobs are large, and a connection for each moves them faster than
-	// streams that share one.
-	tr := &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		TLSHandshakeTimeout:   dialTimeout,
-		MaxIdleConnsPerHost:   32,
-		IdleConnTimeout:       time.Minute,
-		ExpectContinueTimeout: 2 * time.Second,
-		DisableCompression:    true,
-		ReadBufferSize:        64 << 10,
-		WriteBufferSize:       64 << 10,
-	}
-	if cfg.TLS != nil {
-		tr.TLSClientConfig = cfg.TLS.Clone()
-	}
-	c.http = &http.Client{Transport: tr, CheckRedirect: checkRedirect}
 	return c, nil
 }
 
-// checkRedirect lets an origin name another one, that has the blob.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	switch {
-	case len(via) > 3:
-		return errors.New("more than 3 redirects")
-	case req.URL.Scheme != via[0].URL.Scheme:
-		return fmt.Errorf("redirected from %s to %s", via[0].URL.Scheme, req.URL.Scheme)
-	}
-	return nil
-}
-
-func baseURL(addr string, secure bool) (string, error) {
-	scheme, host, ok := strings.Cut(addr, "://")
-	if !ok {
-		scheme, host = "http", addr
-		if secure {
-			scheme = "https"
-		}
-	}
-	host = strings.TrimSuffix(host, "/")
-	name, port, err := net.SplitHostPort(host)
-	if (scheme != "http" && scheme != "https") || err != nil || name == "" || port == "" || strings.ContainsAny(host, "/?#@ ") {
-		return "", fmt.Errorf("origin %q is not host:port or http(s)://host:port: %w", addr, errdefs.ErrInvalidArgument)
-	}
-	return scheme + "://" + host, nil
+// tagOf tells an origin's uploads from others'.
+func tagOf(o *httpclient.Server) string {
+	sum := sha256.Sum256([]byte(o.Base))
+	return hex.EncodeToString(sum[:4])
 }
 
 // Close closes idle connections. Calls that are under way go on.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() { c.http.Close() }
 
 // Stat returns what is known of a blob. The error is errdefs.ErrNotFound only if
 // every origin says that it is certainly not there.
@@ -144,15 +84,15 @@ func (c *Client) Stat(ctx context.Context, ref Ref) (Info, error) {
 		return Info{}, err
 	}
 	var info Info
-	err := c.find(ctx, ref, func(o *remote) error {
-		ctx, cancel := context.WithTimeoutCause(ctx, statTimeout, errSlow)
+	err := c.find(ctx, ref, func(o *httpclient.Server) error {
+		ctx, cancel := httpclient.Within(ctx, statTimeout)
 		defer cancel()
-		resp, err := c.send(ctx, o, "HEAD", blobPath(ref), nil, nil)
+		resp, err := c.send(ctx, o, &httpclient.Request{Method: "HEAD", Path: blobPath(ref)})
 		if err != nil {
 			return err
 		}
 		resp.Body.Close()
-		info, err = readInfo(o, resp)
+		info, err = c.readInfo(o, resp)
 		return err
 	})
 	return info, err
@@ -198,19 +138,19 @@ func (c *Client) StartUpload(ctx context.Context, namespace string) (id string, 
 	if err := CheckNamespace(namespace); err != nil {
 		return "", fmt.Errorf("starting an upload: %w", err)
 	}
-	err = c.each(ctx, strconv.FormatUint(rand.Uint64(), 16), func(o *remote) error {
-		ctx, cancel := context.WithTimeoutCause(ctx, writeTimeout, errSlow)
+	err = c.each(ctx, strconv.FormatUint(rand.Uint64(), 16), func(o *httpclient.Server) error {
+		ctx, cancel := httpclient.Within(ctx, writeTimeout)
 		defer cancel()
-		resp, err := c.send(ctx, o, "POST", PathUploads+"?"+url.Values{ParamNamespace: {namespace}}.Encode(), nil, nil)
+		resp, err := c.send(ctx, o, &httpclient.Request{Method: "POST", Path: PathUploads + "?" + url.Values{ParamNamespace: {namespace}}.Encode()})
 		if err != nil {
 			return err
 		}
 		resp.Body.Close()
 		at := resp.Header.Get(HeaderUpload)
 		if err := CheckUploadID(at); err != nil {
-			return fmt.Errorf("origin %s: starting an upload: %w: %w", o.base, err, errdefs.ErrUnavailable)
+			return fmt.Errorf("origin %s: starting an upload: %w: %w", o.Base, err, errdefs.ErrUnavailable)
 		}
-		id = o.tag + "-" + at
+		id = tagOf(o) + "-" + at
 		return nil
 	})
 	return id, err
@@ -228,55 +168,18 @@ func (c *Client) Append(ctx context.Context, id string, off int64, r io.Reader) 
 	if off < 0 || off > MaxSize {
 		return 0, fmt.Errorf("appending at %d to upload %s: %w", off, id, errdefs.ErrOutOfRange)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	body := &sending{r: r, stall: time.AfterFunc(stallTimeout, func() { cancel(errSlow) })}
-	defer body.end()
-	resp, err := c.send(ctx, o, "PATCH", path+"?"+url.Values{ParamOffset: {strconv.FormatInt(off, 10)}}.Encode(), body,
-		http.Header{"Content-Type": {"application/octet-stream"}, "Expect": {"100-continue"}})
+	stall := httpclient.NewStall(ctx, stallTimeout)
+	defer stall.End()
+	resp, err := c.send(stall.Context(), o, &httpclient.Request{
+		Method: "PATCH", Path: path + "?" + url.Values{ParamOffset: {strconv.FormatInt(off, 10)}}.Encode(), Body: stall.Sending(r),
+		Header: http.Header{"Content-Type": {"application/octet-stream"}, "Expect": {"100-continue"}},
+	})
 	if err != nil {
 		return 0, err
 	}
 	resp.Body.Close()
-	return readNumber(o, resp, HeaderOffset)
+	return c.readNumber(o, resp, HeaderOffset)
 }
-
-// sending is the body of a request. While it is not being read, the origin takes
-// nothing, or has yet to answer.
-type sending struct {
-	r     io.Reader
-	stall *time.Timer
-	mu    sync.Mutex
-	ended bool
-}
-
-func (s *sending) Read(p []byte) (int, error) {
-	s.arm(0)
-	n, err := s.r.Read(p)
-	s.arm(stallTimeout)
-	return n, err
-}
-
-// arm sets the timer, or with 0 stops it; not any more after end.
-func (s *sending) arm(d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if d > 0 && !s.ended {
-		s.stall.Reset(d)
-	} else {
-		s.stall.Stop()
-	}
-}
-
-// end leaves the timer stopped for good.
-func (s *sending) end() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.ended = true
-	s.stall.Stop()
-}
-
-func (s *sending) Close() error { return nil }
 
 // UploadOffset returns where the next byte of an upload goes.
 func (c *Client) UploadOffset(ctx context.Context, id string) (int64, error) {
@@ -284,14 +187,14 @@ func (c *Client) UploadOffset(ctx context.Context, id string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, writeTimeout, errSlow)
+	ctx, cancel := httpclient.Within(ctx, writeTimeout)
 	defer cancel()
-	resp, err := c.send(ctx, o, "HEAD", path, nil, nil)
+	resp, err := c.send(ctx, o, &httpclient.Request{Method: "HEAD", Path: path})
 	if err != nil {
 		return 0, err
 	}
 	resp.Body.Close()
-	return readNumber(o, resp, HeaderOffset)
+	return c.readNumber(o, resp, HeaderOffset)
 }
 
 // Commit ends an upload: its bytes become the blob d, which is as durable as the
@@ -320,10 +223,10 @@ func (c *Client) Commit(ctx context.Context, id string, d digest.Digest) (Info, 
 }
 
 // commit asks for a commit; not done: the origin is at it still.
-func (c *Client) commit(ctx context.Context, o *remote, path string) (_ Info, done bool, _ error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, commitTimeout, errSlow)
+func (c *Client) commit(ctx context.Context, o *httpclient.Server, path string) (_ Info, done bool, _ error) {
+	ctx, cancel := httpclient.Within(ctx, commitTimeout)
 	defer cancel()
-	resp, err := c.send(ctx, o, "PUT", path, nil, nil)
+	resp, err := c.send(ctx, o, &httpclient.Request{Method: "PUT", Path: path})
 	if err != nil {
 		return Info{}, false, err
 	}
@@ -331,7 +234,7 @@ func (c *Client) commit(ctx context.Context, o *remote, path string) (_ Info, do
 	if resp.StatusCode == http.StatusAccepted {
 		return Info{}, false, nil
 	}
-	info, err := readInfo(o, resp)
+	info, err := c.readInfo(o, resp)
 	return info, true, err
 }
 
@@ -341,9 +244,9 @@ func (c *Client) Cancel(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, writeTimeout, errSlow)
+	ctx, cancel := httpclient.Within(ctx, writeTimeout)
 	defer cancel()
-	resp, err := c.send(ctx, o, "DELETE", path, nil, nil)
+	resp, err := c.send(ctx, o, &httpclient.Request{Method: "DELETE", Path: path})
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
@@ -364,9 +267,9 @@ func (c *Client) Delete(ctx context.Context, ref Ref) error {
 	for _, name := range c.names {
 		o := c.origins[name]
 		err := func() error {
-			ctx, cancel := context.WithTimeoutCause(ctx, writeTimeout, errSlow)
+			ctx, cancel := httpclient.Within(ctx, writeTimeout)
 			defer cancel()
-			resp, err := c.send(ctx, o, "DELETE", blobPath(ref), nil, nil)
+			resp, err := c.send(ctx, o, &httpclient.Request{Method: "DELETE", Path: blobPath(ref)})
 			if err != nil {
 				return err
 			}
@@ -395,13 +298,13 @@ func blobPath(ref Ref) string {
 }
 
 // upload returns the origin of an upload and the path that it has there.
-func (c *Client) upload(id string) (*remote, string, error) {
+func (c *Client) upload(id string) (*httpclient.Server, string, error) {
 	tag, at, ok := strings.Cut(id, "-")
 	if !ok || CheckUploadID(at) != nil {
 		return nil, "", fmt.Errorf("%q is not the id of an upload: %w", shorten(id), errdefs.ErrInvalidArgument)
 	}
 	for _, o := range c.origins {
-		if o.tag == tag {
+		if tagOf(o) == tag {
 			return o, PathUploads + "/" + at, nil
 		}
 	}
@@ -409,139 +312,81 @@ func (c *Client) upload(id string) (*remote, string, error) {
 }
 
 // order returns the origins in the order in which they are asked for key.
-func (c *Client) order(key string) []*remote {
-	now := time.Now()
-	all := make([]*remote, 0, len(c.names))
+func (c *Client) order(key string) []*httpclient.Server {
+	all := make([]*httpclient.Server, 0, len(c.names))
 	for _, name := range ring.Top(c.names, key, len(c.names)) {
 		all = append(all, c.origins[name])
 	}
-	down := map[*remote]bool{}
-	for _, o := range all {
-		o.mu.Lock()
-		down[o] = o.until.After(now)
-		o.mu.Unlock()
-	}
-	slices.SortStableFunc(all, func(a, b *remote) int {
-		switch {
-		case down[a] == down[b]:
-			return 0
-		case down[b]:
-			return -1
-		}
-		return 1
-	})
 	return all
 }
 
-// failed notes that an origin did not answer, answered that it does.
-func (o *remote) failed() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.wait = min(max(2*o.wait, downMin), downMax)
-	o.until = time.Now().Add(o.wait)
-}
-
-func (o *remote) answered() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.wait, o.until = 0, time.Time{}
-}
-
-// each calls ask with one origin after the other until one is not unavailable.
-func (c *Client) each(ctx context.Context, key string, ask func(*remote) error) error {
+// each calls ask with one origin after the other until one is not unavailable. It asks
+// none twice: what ask asks for may have been done although no answer came.
+func (c *Client) each(ctx context.Context, key string, ask func(*httpclient.Server) error) error {
 	var errs []error
-	for _, o := range c.order(key) {
+	for o := range c.http.Turns(ctx, c.order(key), false) {
 		err := ask(o)
 		if err == nil || !errdefs.IsUnavailable(err) {
 			return err
 		}
-		if errs = append(errs, err); ctx.Err() != nil {
-			break
-		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-// find is each for a blob: that one origin does not have it says nothing of the
-// others. If one could not say, the blob is unavailable.
-func (c *Client) find(ctx context.Context, ref Ref, ask func(*remote) error) error {
+// find is each for reading a blob, as often as it takes: that one origin does not have it
+// says nothing of the others. If one could not say, the blob is unavailable.
+func (c *Client) find(ctx context.Context, ref Ref, ask func(*httpclient.Server) error) error {
 	var missing, errs []error
-	for _, o := range c.order(string(ref.Digest)) {
+	for o := range c.http.Turns(ctx, c.order(string(ref.Digest)), true) {
 		err := ask(o)
 		switch {
 		case err == nil:
 			return nil
 		case errdefs.IsNotFound(err):
 			missing = append(missing, err)
-			continue
-		case !errdefs.IsUnavailable(err) && !errdefs.IsDataLoss(err):
+		case errdefs.IsUnavailable(err) || errdefs.IsDataLoss(err):
+			errs = append(errs, err)
+		default:
 			return err
-		}
-		if errs = append(errs, err); ctx.Err() != nil {
-			break
 		}
 	}
 	if len(errs) > 0 {
-		return errors.Join(errs...)
+		return c.http.LastRound(errs)
 	}
 	return missing[0]
 }
 
 // send makes a request and returns an answer that is not an error; its body is
 // to be closed.
-func (c *Client) send(ctx context.Context, o *remote, method, path string, body io.ReadCloser, header http.Header) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, o.base+path, nil)
-	if err != nil {
-		return nil, fmt.Errorf("origin %s: %w: %w", o.base, err, errdefs.ErrInvalidArgument)
-	}
-	if body != nil {
-		req.Body, req.ContentLength = body, -1
-	}
-	for k, v := range header {
-		req.Header[k] = v
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		if cause := context.Cause(ctx); cause == nil || errors.Is(cause, errSlow) {
-			o.failed() // otherwise the caller gave up
-		}
-		return nil, fmt.Errorf("origin %s: %s %s: %w: %w", o.base, method, path, unwrapURL(err), errdefs.ErrUnavailable)
-	}
-	o.answered()
-	if resp.StatusCode/100 == 2 {
-		return resp, nil
+func (c *Client) send(ctx context.Context, o *httpclient.Server, r *httpclient.Request) (*http.Response, error) {
+	resp, err := c.http.Do(ctx, o, r)
+	if err != nil || resp.StatusCode/100 == 2 {
+		return resp, err
 	}
 	defer resp.Body.Close()
 	_, _ = io.CopyN(io.Discard, resp.Body, 2*MaxReason) // so that the connection can be used again
 	class := ClassOf(resp.Header.Get(HeaderError))
 	if class == nil {
-		// Not even "not found" can be believed of whoever this is.
-		return nil, fmt.Errorf("origin %s: %s %s: status %d without an origin's answer; is this an origin's address? %w", o.base, method, path, resp.StatusCode, errdefs.ErrUnavailable)
+		return nil, c.http.Stranger(o, r, fmt.Sprintf("status %d without an origin's answer", resp.StatusCode))
 	}
 	text := resp.Header.Get(HeaderReason)
 	if text == "" {
-		text = method + " " + path + ": " + class.Error()
+		text = r.Method + " " + r.Path + ": " + class.Error()
 	}
-	return resp, &remoteError{origin: o.base, text: text[:min(len(text), MaxReason)], class: class}
+	return resp, httpclient.Refused("origin "+o.Base, text[:min(len(text), MaxReason)], class)
 }
 
-// unwrapURL leaves out the method and URL, which our messages have.
-func unwrapURL(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err
-	}
-	return err
-}
-
-func readInfo(o *remote, resp *http.Response) (Info, error) {
-	size, err := readNumber(o, resp, HeaderSize)
+func (c *Client) readInfo(o *httpclient.Server, resp *http.Response) (Info, error) {
+	size, err := c.readNumber(o, resp, HeaderSize)
 	return Info{Size: size, Durable: resp.Header.Get(HeaderDurable) == "true"}, err
 }
 
-func readNumber(o *remote, resp *http.Response, header string) (int64, error) {
+func (c *Client) readNumber(o *httpclient.Server, resp *http.Response, header string) (int64, error) {
 	n, err := strconv.ParseInt(resp.Header.Get(header), 10, 64)
 	if err != nil || n < 0 || n > MaxSize {
-		return 0, fmt.Errorf("origin %s: %s is %q; is this an origin's address? %w", o.base, header, shorten(resp.Header.Get(header)), errdefs.ErrUnavailable)
+		asked := &httpclient.Request{Method: resp.Request.Method, Path: resp.Request.URL.RequestURI()}
+		return 0, c.http.Stranger(o, asked, fmt.Sprintf("%s is %q", header, shorten(resp.Header.Get(header))))
 	}
 	return n, nil
 }

@@ -51,12 +51,3 @@ func Reason(err error) string {
 	}
 	return s
 }
-
-// remoteError is what an origin answered.
-type remoteError struct {
-	origin, text string
-	class        error
-}
-
-func (e *remoteError) Error() string { return "origin " + e.origin + ": " + e.text }
-func (e *remoteError) Unwrap() error { return e.class }

@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/capelin-io/capelin/internal/httpclient"
 )
 
 // maxResumes is how often a reader goes on elsewhere without having received a
@@ -22,17 +23,15 @@ type reader struct {
 	ref     Ref
 	off, n  int64 // what is still to be read; negative n: not known yet
 	size    int64 // of the blob, once known
-	o       *remote
+	o       *httpclient.Server
 	body    io.ReadCloser // nil: to be opened
-	cancel  context.CancelFunc
-	stall   *time.Timer
 	resumes int
 	err     error // sticky
 }
 
 // open asks for the rest of the range.
 func (r *reader) open() (info Info, err error) {
-	err = r.c.find(r.ctx, r.ref, func(o *remote) error {
+	err = r.c.find(r.ctx, r.ref, func(o *httpclient.Server) error {
 		info, err = r.ask(o)
 		return err
 	})
@@ -41,11 +40,14 @@ func (r *reader) open() (info Info, err error) {
 
 // ask asks one origin. The request's context ends when the reader is closed, or
 // nothing comes for too long.
-func (r *reader) ask(o *remote) (Info, error) {
-	ctx, stop := context.WithCancelCause(r.ctx)
-	cancel := func() { stop(nil) }
-	stall := time.AfterFunc(openTimeout, func() { stop(errSlow) })
-	give := func() { stall.Stop(); cancel() }
+func (r *reader) ask(o *httpclient.Server) (info Info, err error) {
+	stall := httpclient.NewStall(r.ctx, stallTimeout)
+	defer func() {
+		if r.body == nil {
+			stall.End()
+		}
+	}()
+	stall.Start(openTimeout)
 	rng := fmt.Sprintf("bytes=%d-", r.off)
 	if r.n > 0 {
 		rng += fmt.Sprint(r.off + min(r.n, MaxSize) - 1)
@@ -54,11 +56,10 @@ func (r *reader) ask(o *remote) (Info, error) {
 	if r.off == 0 && r.n < 0 {
 		header = nil // the whole blob; an empty one has no range
 	}
-	resp, err := r.c.send(ctx, o, "GET", blobPath(r.ref), nil, header)
+	resp, err := r.c.send(stall.Context(), o, &httpclient.Request{Method: "GET", Path: blobPath(r.ref), Header: header})
 	if errdefs.IsOutOfRange(err) && resp != nil {
 		// At its very end there is nothing, which is no error.
-		defer give()
-		info, ierr := readInfo(o, resp)
+		info, ierr := r.c.readInfo(o, resp)
 		if ierr == nil && info.Size == r.off {
 			r.size, r.n = info.Size, 0
 			return info, nil
@@ -66,25 +67,21 @@ func (r *reader) ask(o *remote) (Info, error) {
 		return Info{}, err
 	}
 	if err != nil {
-		give()
 		return Info{}, err
 	}
-	info, err := readInfo(o, resp)
-	if err == nil {
+	if info, err = r.c.readInfo(o, resp); err == nil {
 		err = r.accept(o, resp, info)
 	}
 	if err != nil {
-		give()
 		resp.Body.Close()
 		return Info{}, err
 	}
-	stall.Reset(stallTimeout)
-	r.o, r.body, r.cancel, r.stall = o, resp.Body, cancel, stall
+	r.o, r.body = o, stall.Answer(resp.Body)
 	return info, nil
 }
 
 // accept checks that an answer is the range that was asked for.
-func (r *reader) accept(o *remote, resp *http.Response, info Info) error {
+func (r *reader) accept(o *httpclient.Server, resp *http.Response, info Info) error {
 	left := info.Size - r.off
 	if r.n >= 0 {
 		left = min(left, r.n)
@@ -94,7 +91,7 @@ func (r *reader) accept(o *remote, resp *http.Response, info Info) error {
 	case left < 0 || r.size > 0 && info.Size != r.size,
 		resp.ContentLength != left,
 		resp.StatusCode == http.StatusOK && !whole:
-		return fmt.Errorf("origin %s: %s at %d: the answer is not the range that was asked for: %w", o.base, r.ref, r.off, errdefs.ErrUnavailable)
+		return fmt.Errorf("origin %s: %s at %d: the answer is not the range that was asked for: %w", o.Base, r.ref, r.off, errdefs.ErrUnavailable)
 	}
 	r.size, r.n = info.Size, left
 	return nil
@@ -125,7 +122,6 @@ func (r *reader) Read(p []byte) (int, error) {
 		r.off, r.n = r.off+int64(n), r.n-int64(n)
 		if n > 0 {
 			r.resumes = 0
-			r.stall.Reset(stallTimeout)
 			return n, nil // an error comes again
 		}
 		if err == nil {
@@ -139,9 +135,9 @@ func (r *reader) Read(p []byte) (int, error) {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
-		r.o.failed()
+		r.o.Failed()
 		if r.resumes++; r.resumes > maxResumes {
-			r.err = fmt.Errorf("origin %s: reading %s at %d: %w: %w", r.o.base, r.ref, r.off, err, errdefs.ErrUnavailable)
+			r.err = fmt.Errorf("origin %s: reading %s at %d: %w: %w", r.o.Base, r.ref, r.off, err, errdefs.ErrUnavailable)
 			return 0, r.err
 		}
 	}
@@ -150,8 +146,6 @@ func (r *reader) Read(p []byte) (int, error) {
 // drop gives the answer up.
 func (r *reader) drop() {
 	if r.body != nil {
-		r.stall.Stop()
-		r.cancel()
 		r.body.Close()
 		r.body = nil
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/capelin-io/capelin/internal/daemon/version"
+	"github.com/capelin-io/capelin/internal/httpclient"
 )
 
 const (
@@ -346,49 +347,17 @@ func (b *Backend) do(h *docker.RegistryHost, req *http.Request) (*http.Response,
 		}
 		return nil
 	}
-	ctx, cancel := context.WithCancelCause(req.Context())
-	resp, err := client.Do(req.WithContext(ctx))
+	stall := httpclient.NewStall(req.Context(), b.cfg.Stall.D()) // until its header comes, Timeout counts
+	resp, err := client.Do(req.WithContext(stall.Context()))
 	if err != nil {
-		cancel(nil)
+		stall.End()
 		if cerr := req.Context().Err(); cerr != nil {
 			return nil, cerr
 		}
 		return nil, &networkError{err}
 	}
-	stall := b.cfg.Stall.D()
-	timer := time.AfterFunc(stall, func() { cancel(fmt.Errorf("%w for %v", errStalled, stall)) })
-	timer.Stop()
-	resp.Body = &body{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, stall: stall, timer: timer}
+	resp.Body = stall.Answer(resp.Body)
 	return resp, nil
-}
-
-var errStalled = errors.New("no byte came")
-
-// body is a response's, which fails if nothing comes for a while.
-type body struct {
-	io.ReadCloser
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	stall  time.Duration
-	timer  *time.Timer // runs during Read, and then cancels
-}
-
-func (b *body) Read(p []byte) (int, error) {
-	b.timer.Reset(b.stall)
-	n, err := b.ReadCloser.Read(p)
-	b.timer.Stop()
-	if err != nil && err != io.EOF {
-		if cause := context.Cause(b.ctx); errors.Is(cause, errStalled) {
-			err = cause
-		}
-	}
-	return n, err
-}
-
-func (b *body) Close() error {
-	err := b.ReadCloser.Close()
-	b.cancel(nil)
-	return err
 }
 
 // failure reads what a response says beyond its status, and closes it.

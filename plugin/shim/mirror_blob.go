@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/capelin-io/capelin/internal/httpclient"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -145,24 +146,22 @@ func contentRange(resp *http.Response) (from, to, size int64) {
 
 // open is the blob's Upstream.
 func (s *source) open(ctx context.Context, off int64) (io.ReadCloser, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	timer := time.AfterFunc(upstreamStall, func() {
-		cancel(fmt.Errorf("registry %s: nothing came for %v: %w", s.url.Host, upstreamStall, errdefs.ErrUnavailable))
-	})
+	stall := httpclient.NewStall(ctx, upstreamStall)
+	stall.Start(upstreamStall)
 	fail := func(err error) (io.ReadCloser, error) {
-		timer.Stop()
-		cancel(nil)
+		err = stall.Err(err)
+		stall.End()
 		return nil, fmt.Errorf("registry %s: %w", s.url.Host, err)
 	}
 	rng := ""
 	if off > 0 {
 		rng = fmt.Sprintf("bytes=%d-%d", off, s.size-1)
 	}
-	resp, err := s.do(ctx, http.MethodGet, rng)
+	resp, err := s.do(stall.Context(), http.MethodGet, rng)
 	if err != nil {
 		return fail(fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable))
 	}
-	b := &upstreamBody{body: resp.Body, ctx: ctx, cancel: cancel, timer: timer}
+	b := stall.Answer(resp.Body)
 	skip, err := s.check(resp, off)
 	if err == nil && skip > 0 {
 		_, err = io.CopyN(io.Discard, b, skip)
@@ -197,32 +196,6 @@ func (s *source) check(resp *http.Response, off int64) (skip int64, err error) {
 		return 0, fmt.Errorf("%s: %w", resp.Status, errdefs.ErrNotFound)
 	}
 	return 0, fmt.Errorf("%s: %w", resp.Status, errdefs.ErrUnavailable)
-}
-
-// upstreamBody is a registry's answer, given up when it stalls.
-type upstreamBody struct {
-	body   io.ReadCloser
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	timer  *time.Timer
-}
-
-func (b *upstreamBody) Read(p []byte) (int, error) {
-	b.timer.Reset(upstreamStall) // not while nobody reads: the disk may be slow
-	n, err := b.body.Read(p)
-	b.timer.Stop()
-	if err != nil && !errors.Is(err, io.EOF) {
-		if cause := context.Cause(b.ctx); cause != nil {
-			err = cause
-		}
-	}
-	return n, err
-}
-
-func (b *upstreamBody) Close() error {
-	b.timer.Stop()
-	b.cancel(nil)
-	return b.body.Close()
 }
 
 func newHash(a piece.Algorithm) hash.Hash {

@@ -1,0 +1,218 @@
+package httpclient
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/containerd/errdefs"
+)
+
+// Options say which servers there are, and how they are talked to.
+type Options struct {
+	// What the servers are, as errors call them: "origin".
+	What string
+	// Servers are host:port, or http(s)://host:port; at least one. One that is named
+	// twice counts once.
+	Servers []string
+	// TLS is for servers that are named by host:port (nil: plain HTTP) or https.
+	TLS *tls.Config
+	// DialTimeout is for a connection, and as long again for TLS.
+	DialTimeout time.Duration
+	// Bulk: bodies are large. Each has a connection for itself (HTTP/1.1), which moves
+	// them faster than streams that share one.
+	Bulk bool
+	// MaxIdle is how many idle connections are kept to each server.
+	MaxIdle int
+	// Redirects is how many are followed, to the same scheme only. 0: a redirect is the
+	// answer.
+	Redirects int
+
+	// dial is for tests. nil: TCP.
+	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// Client sends requests to servers.
+type Client struct {
+	what    string
+	servers []*Server
+	http    *http.Client
+}
+
+// When a question that no server has answered is asked again.
+const (
+	maxRounds = 3
+	pauseMin  = 100 * time.Millisecond
+	pauseMax  = 400 * time.Millisecond
+	retryFor  = time.Second // no round begins later than so long after the first
+)
+
+// New returns a client. It does not connect yet.
+func New(o Options) (*Client, error) {
+	if len(o.Servers) == 0 {
+		return nil, fmt.Errorf("%s client: no %s is configured: %w", o.What, o.What, errdefs.ErrInvalidArgument)
+	}
+	c := &Client{what: o.What}
+	for _, addr := range o.Servers {
+		base, err := baseURL(addr, o.TLS != nil)
+		if err != nil {
+			return nil, fmt.Errorf("%s %q %w: %w", o.What, addr, err, errdefs.ErrInvalidArgument)
+		}
+		if !slices.ContainsFunc(c.servers, func(s *Server) bool { return s.Base == base }) {
+			c.servers = append(c.servers, newServer(base))
+		}
+	}
+	tr := &http.Transport{
+		DialContext:           o.dial,
+		TLSHandshakeTimeout:   o.DialTimeout,
+		MaxIdleConnsPerHost:   o.MaxIdle,
+		IdleConnTimeout:       time.Minute,
+		ExpectContinueTimeout: 2 * time.Second,
+		DisableCompression:    true,
+		ForceAttemptHTTP2:     !o.Bulk,
+	}
+	if tr.DialContext == nil {
+		tr.DialContext = (&net.Dialer{Timeout: o.DialTimeout}).DialContext
+	}
+	if o.Bulk {
+		tr.ReadBufferSize, tr.WriteBufferSize = 64<<10, 64<<10
+	}
+	if o.TLS != nil {
+		tr.TLSClientConfig = o.TLS.Clone()
+	}
+	c.http = &http.Client{Transport: tr, CheckRedirect: follow(o.Redirects)}
+	return c, nil
+}
+
+// baseURL returns "http://host:port" of a server's address.
+func baseURL(addr string, secure bool) (string, error) {
+	scheme, host, ok := strings.Cut(addr, "://")
+	if !ok {
+		scheme, host = "http", addr
+		if secure {
+			scheme = "https"
+		}
+	}
+	host = strings.TrimSuffix(host, "/")
+	name, port, err := net.SplitHostPort(host)
+	if (scheme != "http" && scheme != "https") || err != nil || name == "" || port == "" || strings.ContainsAny(host, "/?#@ ") {
+		return "", errors.New("is not host:port or http(s)://host:port")
+	}
+	return scheme + "://" + host, nil
+}
+
+func follow(most int) func(*http.Request, []*http.Request) error {
+	return func(req *http.Request, via []*http.Request) error {
+		switch {
+		case most == 0:
+			return http.ErrUseLastResponse
+		case len(via) > most:
+			return fmt.Errorf("more than %d redirects", most)
+		case req.URL.Scheme != via[0].URL.Scheme:
+			return fmt.Errorf("redirected from %s to %s", via[0].URL.Scheme, req.URL.Scheme)
+		}
+		return nil
+	}
+}
+
+// Servers returns all servers, in the order in which they are configured.
+func (c *Client) Servers() []*Server { return slices.Clone(c.servers) }
+
+// Close closes idle connections. Calls that are under way go on.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Turns hands out servers in turn, those that did not answer lately last, until the
+// caller breaks off or all have had theirs; again and again, after pauses, if none has
+// answered and the request may be carried out twice. It ends with ctx.
+func (c *Client) Turns(ctx context.Context, servers []*Server, twice bool) iter.Seq[*Server] {
+	return func(yield func(*Server) bool) {
+		began := time.Now()
+		pause := backoff.ExponentialBackOff{InitialInterval: pauseMin, MaxInterval: pauseMax, Multiplier: 2, RandomizationFactor: 0.5}
+		for round := 1; ; round++ {
+			answered := false
+			for _, s := range healthiest(servers) {
+				before := s.failures.Load()
+				if !yield(s) || ctx.Err() != nil {
+					return
+				}
+				answered = answered || s.failures.Load() == before
+			}
+			if answered || !twice || round == maxRounds {
+				return
+			}
+			wait := pause.NextBackOff()
+			if time.Since(began)+wait > retryFor {
+				return
+			}
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// LastRound joins the errors of Turns' last round, one of each server at most.
+func (c *Client) LastRound(errs []error) error {
+	return errors.Join(errs[max(0, len(errs)-len(c.servers)):]...)
+}
+
+// Do sends a request and returns the answer, whatever it says; its body is to be
+// closed. A lack of an answer is errdefs.ErrUnavailable, and held against the server
+// unless the caller gave up.
+func (c *Client) Do(ctx context.Context, s *Server, r *Request) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, r.Method, s.Base+r.Path, r.Body)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w: %w", c.what, s.Base, err, errdefs.ErrInvalidArgument)
+	}
+	maps.Copy(req.Header, r.Header)
+	resp, err := c.http.Do(req)
+	if err == nil {
+		s.answered()
+		return resp, nil
+	}
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		err = u.Err // without method and URL, which our text has
+	}
+	err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, ErrTimeout):
+		s.Failed()
+		err = cause
+	case cause == nil:
+		s.Failed()
+	}
+	return nil, fmt.Errorf("%s %s: %s %s: %w", c.what, s.Base, r.Method, r.Path, err)
+}
+
+// Stranger is the error for an answer that is none of such a server. Not even "not
+// found" can be believed of whoever this is: it is errdefs.ErrUnavailable.
+func (c *Client) Stranger(s *Server, r *Request, text string) error {
+	return fmt.Errorf("%s %s: %s %s: %s; is this the address of an %s? %w", c.what, s.Base, r.Method, r.Path, text, c.what, errdefs.ErrUnavailable)
+}
+
+// Refused is the error that a server ("origin http://host:port") answered: its text,
+// and its class.
+func Refused(server, text string, class error) error {
+	return &refusal{server + ": " + text, class}
+}
+
+// refusal wraps a class whose own words are not part of the text.
+type refusal struct {
+	text  string
+	class error
+}
+
+func (e *refusal) Error() string { return e.text }
+func (e *refusal) Unwrap() error { return e.class }

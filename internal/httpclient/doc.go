@@ -1,0 +1,26 @@
+// Package httpclient is what the clients of HTTP servers have in common: which of
+// several servers is asked, when one is asked again, when a transfer has stalled, and
+// errors that name the server and what it was asked for. What a request is, and what
+// an answer means, each client knows itself.
+//
+// Start from [Client], for those who talk to Capelin's own servers; [Stall] is for
+// everybody who moves large bodies.
+//
+// # Asking again
+//
+// [Client.Turns] hands out the servers in the caller's order, but those that have just
+// failed to answer after all others: for a second first, twice as long with each
+// failure, half a minute at most. If no server answers at all, it hands them out again
+// after a pause, three times within a second or so, for servers that are being
+// restarted; but only to a caller whose request may be carried out twice. A server that
+// answers "unavailable" has answered.
+//
+// # Time
+//
+// A request without a large body has a time in which it must be over ([Within]). A
+// transfer may take as long as it likes, but not stand still: [Stall].
+//
+// # Concurrency
+//
+// A Client is safe for concurrent use and starts no goroutine of its own.
+package httpclient

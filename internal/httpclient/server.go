@@ -1,0 +1,76 @@
+package httpclient
+
+import (
+	"io"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// A server that did not answer is asked after all others for so long, doubling.
+const (
+	downMin = time.Second
+	downMax = 30 * time.Second
+)
+
+// Request is what a server is asked.
+type Request struct {
+	Method string
+	Path   string // with the query
+	Header http.Header
+	Body   io.Reader // nil: none
+}
+
+// Server is one server, and whether it answers.
+type Server struct {
+	Base string // "http://host:port"
+
+	failures atomic.Uint64
+
+	mu    sync.Mutex
+	until time.Time // it is asked last before
+	pause backoff.ExponentialBackOff
+}
+
+func newServer(base string) *Server {
+	return &Server{Base: base, pause: backoff.ExponentialBackOff{InitialInterval: downMin, MaxInterval: downMax, Multiplier: 2}}
+}
+
+// Failed notes that a server did not answer, or broke its answer off.
+func (s *Server) Failed() {
+	s.failures.Add(1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.until = time.Now().Add(s.pause.NextBackOff())
+}
+
+func (s *Server) answered() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pause.Reset()
+	s.until = time.Time{}
+}
+
+func (s *Server) down(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.until.After(now)
+}
+
+// healthiest returns servers in their order, those last that have just failed.
+func healthiest(servers []*Server) []*Server {
+	now := time.Now()
+	var up, down []*Server
+	for _, s := range servers {
+		if s.down(now) {
+			down = append(down, s)
+		} else {
+			up = append(up, s)
+		}
+	}
+	return slices.Concat(up, down)
+}
