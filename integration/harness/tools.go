@@ -50,7 +50,7 @@ func Built(name string) (string, error) {
 	pkg := "./cmd/" + name
 	dir := moduleDir()
 	if name == "capelin" {
-		dir, pkg = filepath.Dir(dir), "."
+		dir, pkg = filepath.Dir(dir), "./cmd/capelin"
 	}
 	cmd := exec.Command("go", "build", "-trimpath", "-o", out, pkg)
 	cmd.Dir = dir
