@@ -24,7 +24,7 @@ func TestKill(t *testing.T) {
 		return
 	}
 	var es []entry
-	for i := range 40 {
+	for i := range 15 {
 		d := fmt.Sprint("d", i)
 		es = append(es, directory(d))
 		for j := range 50 {
@@ -44,7 +44,7 @@ func TestKill(t *testing.T) {
 	}
 	want := describe(t, clean, since)
 
-	for _, reads := range []int{1, 20, 60} {
+	for _, reads := range []int{1, 20, 30} {
 		dir, tmp := t.TempDir(), t.TempDir()
 		cmd := exec.Command(os.Args[0], "-test.run=^TestKill$")
 		cmd.Env = append(os.Environ(), "UNPACK_KILL_BLOB="+file, "UNPACK_KILL_DIR="+dir, "TMPDIR="+tmp)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -73,7 +74,17 @@ func common(a, b []byte) int {
 	return min(len(a), len(b))
 }
 
-func samples() map[string][]byte {
+// contains checks that what r expands is want.
+func contains(t *testing.T, want []byte, r io.Reader) {
+	t.Helper()
+	got, err := io.ReadAll(r)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("%d bytes, want %d, equal up to %d: %v", len(got), len(want), common(got, want), err)
+	}
+}
+
+// samples are not to be changed.
+var samples = sync.OnceValue(func() map[string][]byte {
 	r := rand.New(rand.NewPCG(1, 2))
 	noise := make([]byte, 700_000)
 	for i := range noise {
@@ -109,15 +120,15 @@ func samples() map[string][]byte {
 	})
 	m["source"] = source.Bytes()
 	return m
-}
+})
 
 func TestSamples(t *testing.T) {
 	for name, b := range samples() {
 		for _, level := range []int{flate.HuffmanOnly, 0, 1, 6, 9} {
 			t.Run(fmt.Sprint(name, level), func(t *testing.T) {
 				gz := pack(level, b)
-				compare(t, gz, NewReader(bytes.NewReader(gz)))
-				compare(t, gz, small(gz))
+				contains(t, b, NewReader(bytes.NewReader(gz)))
+				contains(t, b, small(gz))
 			})
 		}
 		t.Run(name+" klauspost", func(t *testing.T) {
@@ -125,7 +136,7 @@ func TestSamples(t *testing.T) {
 			w, _ := kgzip.NewWriterLevel(&z, kgzip.BestCompression)
 			w.Write(b)
 			w.Close()
-			compare(t, z.Bytes(), NewReader(&z))
+			contains(t, b, NewReader(&z))
 		})
 	}
 }
