@@ -2,119 +2,21 @@ package gateway
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
-	"sync/atomic"
-	"time"
 
 	"cuelabs.dev/go/oci/ociregistry"
 	"cuelabs.dev/go/oci/ociregistry/ociserver"
 	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/capelin-io/capelin/control/index"
-	"github.com/capelin-io/capelin/control/origin"
-	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
-	"github.com/capelin-io/capelin/internal/daemon/ops"
-	"github.com/capelin-io/capelin/internal/ociapi"
-	"github.com/capelin-io/capelin/internal/reload"
 )
-
-// Config is the configuration of `capelin gateway`; [DefaultConfig]
-// has the defaults, and `capelin gateway config` prints both.
-type Config struct {
-	Listen  string `toml:"listen" comment:"Address of the registry API, host:port. Default 127.0.0.1:7500, which only this machine reaches; \":7500\" for all interfaces, with identity or a certificate."`
-	Metrics string `toml:"metrics" comment:"Address of /metrics (Prometheus), /healthz and /readyz over HTTP. Default 127.0.0.1:7501. Empty: none."`
-	Pprof   bool   `toml:"pprof" comment:"Serve /debug/pprof on the metrics address, which then must be a loopback address. Default false."`
-	Cluster string `toml:"cluster" comment:"Name of the cluster, 1 to 64 bytes. Default \"default\"."`
-
-	Origins []string `toml:"origins" comment:"Addresses of the origins' APIs, host:port each, where blobs are. Default 127.0.0.1:7480."`
-	Indexes []string `toml:"indexes" comment:"Addresses of the indexes' APIs, host:port each, where tags are. Default 127.0.0.1:7490."`
-
-	Cert string `toml:"cert" comment:"PEM file with the certificate that Docker, containerd and other clients see. Empty: the identity's, whose --host then must be the name by which they know the gateway. A changed file is read again."`
-	Key  string `toml:"key" comment:"PEM file with its private key."`
-
-	Users  string       `toml:"users" comment:"File of users and the bcrypt hashes of their passwords, as \"htpasswd -B\" writes it. A changed file is read again. Empty: nobody can log in by name."`
-	Tokens string       `toml:"tokens" comment:"TOML file of bearer tokens: [[token]] tables with user, sha256 (of the token, hexadecimal) and expires. A changed file is read again. Empty: none."`
-	Rules  []RuleConfig `toml:"rule" comment:"What users may do. What no rule allows is refused. Without identity, users and tokens there must be no rules, and everybody may do everything."`
-
-	Identity identity.Config `toml:"identity" comment:"Who this gateway is. With identity it speaks to origins and indexes by mutual TLS. The certificate needs the role gateway."`
-	Insecure bool            `toml:"insecure" comment:"Listen beyond loopback without TLS or without users: passwords can then be read by others, or everybody may do everything. Default false."`
-
-	LogLevel string `toml:"log_level" comment:"trace, debug, info, warn or error. Pushes, deletions and refusals are logged as \"audit\". Default info."`
-
-	// Listener, if not nil, is used instead of Listen. Run closes it.
-	Listener net.Listener `toml:"-"`
-	// OnListen, if not nil, is called once the listeners are open, with their
-	// addresses; metrics is nil if off.
-	OnListen func(api, metrics net.Addr) `toml:"-"`
-}
-
-// DefaultConfig returns the defaults, which serve this machine.
-func DefaultConfig() Config {
-	return Config{
-		Listen: "127.0.0.1:7500", Metrics: "127.0.0.1:7501", Cluster: "default", LogLevel: "info",
-		Origins: []string{"127.0.0.1:7480"}, Indexes: []string{"127.0.0.1:7490"}, Rules: []RuleConfig{},
-	}
-}
-
-// Validate reports every value that cannot work.
-func (c *Config) Validate() error {
-	var errs []error
-	bad := func(key, format string, args ...any) { errs = append(errs, config.Invalid(key, format, args...)) }
-	if _, _, err := net.SplitHostPort(c.Listen); err != nil && c.Listener == nil {
-		bad("listen", "%q is not host:port", c.Listen)
-	}
-	errs = append(errs, ops.Check(c.Metrics, c.Pprof)...)
-	errs = append(errs, c.Identity.Check("identity.")...)
-	if n := len(c.Cluster); n < 1 || n > 64 {
-		bad("cluster", "must have 1 to 64 bytes, has %d", n)
-	}
-	if len(c.Origins) == 0 {
-		bad("origins", "must name at least one")
-	}
-	if len(c.Indexes) == 0 {
-		bad("indexes", "must name at least one")
-	}
-	if (c.Cert == "") != (c.Key == "") {
-		bad("cert", "needs key, and key needs cert")
-	}
-	_, rules := readRules(c.Rules, "rule")
-	errs = append(errs, rules...)
-	if !c.guarded() && len(c.Rules) > 0 {
-		bad("rule", "nobody can be told from anybody without identity, users or tokens")
-	}
-	if c.Listener == nil && !c.Insecure && !identity.IsLoopback(c.Listen) {
-		switch {
-		case c.Cert == "" && !c.Identity.Enabled():
-			bad("listen", "%q is reached from other machines without TLS: configure [identity] or cert and key, or say insecure = true", c.Listen)
-		case !c.guarded():
-			bad("listen", "%q is reached from other machines, and everybody may do everything: configure [identity], users or tokens, or say insecure = true", c.Listen)
-		}
-	}
-	switch c.LogLevel {
-	case "trace", "debug", "info", "warn", "error":
-	default:
-		bad("log_level", "%q is not trace, debug, info, warn or error", c.LogLevel)
-	}
-	return errors.Join(errs...)
-}
-
-// guarded reports whether callers are told apart.
-func (c *Config) guarded() bool {
-	return c.Identity.Enabled() || c.Users != "" || c.Tokens != ""
-}
 
 // Gateway is a registry over origins and an index, for those who may use it.
 type Gateway struct {
@@ -357,113 +259,4 @@ func (g *Gateway) caller(r *http.Request) (*caller, error) {
 	}
 	c.user = user
 	return c, nil
-}
-
-// shutdownTimeout is what requests have to end when the gateway stops.
-const shutdownTimeout = 10 * time.Second
-
-// Run is the gateway. It returns nil after ctx is cancelled and all requests
-// have ended, or an error if it cannot listen or its files cannot be read.
-func Run(ctx context.Context, cfg Config) error {
-	if err := cfg.Validate(); err != nil {
-		return fmt.Errorf("gateway: %w", err)
-	}
-	var id *identity.Source
-	var toOrigins, toIndexes, secure *tls.Config
-	if cfg.Identity.Enabled() {
-		var err error
-		if id, err = identity.Load(cfg.Identity, cfg.Cluster); err != nil {
-			return fmt.Errorf("gateway: %w", err)
-		}
-		ops.Watch(ctx, id)
-		toOrigins, toIndexes = id.ClientTLS(identity.RoleOrigin), id.ClientTLS(identity.RoleIndex)
-		secure = id.ServerTLSOptional(identity.Roles...)
-	}
-	if cfg.Cert != "" {
-		pair, err := reload.Open(func() (*tls.Certificate, error) {
-			c, err := tls.LoadX509KeyPair(cfg.Cert, cfg.Key)
-			if err != nil {
-				return nil, fmt.Errorf("%s with %s: %w", cfg.Cert, cfg.Key, err)
-			}
-			return &c, nil
-		}, ops.Reread("certificate and key"), cfg.Cert, cfg.Key)
-		if err != nil {
-			return fmt.Errorf("gateway: %w", err)
-		}
-		if secure == nil {
-			secure = &tls.Config{MinVersion: tls.VersionTLS12}
-		}
-		secure.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return pair.Get(), nil }
-	}
-	if secure != nil {
-		secure.MinVersion = tls.VersionTLS12 // clients of all kinds
-	}
-	o, err := origin.New(origin.Config{Origins: cfg.Origins, TLS: toOrigins})
-	if err != nil {
-		return fmt.Errorf("gateway: %w", err)
-	}
-	defer o.Close()
-	x, err := index.New(index.Config{Indexes: cfg.Indexes, TLS: toIndexes})
-	if err != nil {
-		return fmt.Errorf("gateway: %w", err)
-	}
-	defer x.Close()
-	gw, err := New(cfg, o, x)
-	if err != nil {
-		return fmt.Errorf("gateway: %w", err)
-	}
-
-	ln := cfg.Listener
-	if ln == nil {
-		if ln, err = net.Listen("tcp", cfg.Listen); err != nil {
-			return fmt.Errorf("gateway: listening: %w", err)
-		}
-	}
-	defer ln.Close()
-	var metricsLn net.Listener
-	if cfg.Metrics != "" {
-		if metricsLn, err = net.Listen("tcp", cfg.Metrics); err != nil {
-			return fmt.Errorf("gateway: listening for metrics: %w", err)
-		}
-		defer metricsLn.Close()
-	}
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if id != nil {
-		reg.MustRegister(ops.Expiry(id))
-	}
-	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "capelin_gateway_request_seconds", Help: "Requests of the registry API, by method and status.",
-		Buckets: []float64{.005, .02, .1, .5, 2, 10, 60, 600},
-	}, []string{"method", "code"})
-	reg.MustRegister(seconds)
-
-	var ready atomic.Bool
-	group, gctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		return ops.Serve(gctx, ln, &http.Server{
-			Handler: ociapi.Patient(promhttp.InstrumentHandlerDuration(seconds, gw)), TLSConfig: secure, MaxHeaderBytes: 32 << 10,
-		}, shutdownTimeout)
-	})
-	f := log.Fields{"listen": ln.Addr().String(), "cluster": cfg.Cluster, "tls": secure != nil, "guarded": cfg.guarded()}
-	var metricsAddr net.Addr
-	if metricsLn != nil {
-		group.Go(func() error { return ops.ServeMetrics(gctx, metricsLn, reg, ready.Load, cfg.Pprof) })
-		metricsAddr = metricsLn.Addr()
-		f["metrics"] = metricsAddr.String()
-	}
-	if id != nil {
-		group.Go(func() error { return id.Run(gctx) })
-	}
-	ready.Store(true)
-	log.G(ctx).WithFields(f).Info("gateway is up")
-	if cfg.OnListen != nil {
-		cfg.OnListen(ln.Addr(), metricsAddr)
-	}
-	group.Go(func() error {
-		<-gctx.Done()
-		ready.Store(false)
-		return nil
-	})
-	return group.Wait()
 }

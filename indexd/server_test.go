@@ -313,7 +313,7 @@ func TestRun(t *testing.T) {
 		t.Error(tag, err)
 	}
 	_, _, other := start(func(c *Config) { c.Listen = addr })
-	if err := other(); err == nil || !strings.Contains(err.Error(), "listening") {
+	if err := other(); err == nil || !strings.Contains(err.Error(), "listen address "+addr) {
 		t.Errorf("taken address: %v", err)
 	}
 	if err := stop(); err != nil {

@@ -17,7 +17,6 @@ type wired struct {
 	origins Origin
 	tls     *tls.Config                              // nil: plain
 	peer    func(*http.Request) (identity.ID, error) // nil: nobody has an identity
-	source  *identity.Source                         // nil: none of our own
 	closers []func() error
 }
 
@@ -29,21 +28,17 @@ func (w *wired) close() error {
 	return errors.Join(errs...)
 }
 
-// wire opens what a Config names. It starts nothing.
-func (c *Config) wire() (_ *wired, err error) {
+// wire opens what a Config names, for an index of that identity, which may be nil. It
+// starts nothing.
+func (c *Config) wire(id *identity.Source) (_ *wired, err error) {
 	w := &wired{backend: c.Backend, origins: c.Origin, tls: c.TLS}
 	defer func() {
 		if err != nil {
 			_ = w.close()
 		}
 	}()
-	if c.Identity.Enabled() {
-		if w.source, err = identity.Load(c.Identity, c.Cluster); err != nil {
-			return nil, err
-		}
-		if w.tls == nil {
-			w.tls = w.source.ServerTLS(readers...)
-		}
+	if id != nil && w.tls == nil {
+		w.tls = id.ServerTLS(readers...)
 	}
 	if w.tls != nil {
 		w.peer = func(r *http.Request) (identity.ID, error) {
@@ -63,8 +58,8 @@ func (c *Config) wire() (_ *wired, err error) {
 	}
 	if w.origins == nil {
 		conf := origin.Config{Origins: c.Origins}
-		if w.source != nil {
-			conf.TLS = w.source.ClientTLS(identity.RoleOrigin)
+		if id != nil {
+			conf.TLS = id.ClientTLS(identity.RoleOrigin)
 		}
 		o, err := origin.New(conf)
 		if err != nil {

@@ -6,25 +6,24 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/backends"
+	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
-	"github.com/capelin-io/capelin/internal/daemon/ops"
 )
 
 // Config is the configuration of `capelin origind`; [DefaultConfig] has the
 // defaults, and `capelin origind config` prints both.
 type Config struct {
-	Root    string `toml:"root" comment:"Directory for everything the origin keeps. All of it must be on one file system. Must be an absolute path."`
-	Listen  string `toml:"listen" comment:"Address of the HTTP API, host:port. The default is for trying Capelin on one machine."`
-	Metrics string `toml:"metrics" comment:"Address for Prometheus (/metrics), /healthz and /readyz. Empty: none."`
-	Pprof   bool   `toml:"pprof" comment:"Serve /debug/pprof on the metrics address, which then must be a loopback address."`
+	Root   string `toml:"root" comment:"Directory for everything the origin keeps. All of it must be on one file system. Must be an absolute path."`
+	Listen string `toml:"listen" comment:"Address of the HTTP API, host:port. The default is for trying Capelin on one machine."`
+	daemon.Common
 
-	Cluster  string   `toml:"cluster" comment:"Name of the cluster. Agents, trackers and origins of one cluster must agree on it."`
 	Node     string   `toml:"node" comment:"Name of this origin, unique in the cluster, among its nodes too. Empty: the certificate's, or without identity \"origin-\" and the host's name."`
 	Zone     string   `toml:"zone" comment:"Where this origin is, such as a rack or an availability zone. May be empty."`
 	Trackers []string `toml:"trackers" comment:"Trackers, as host:port, or dns+host:port for all addresses of a name; written as agents have them. Empty: none; then blobs are served over HTTP only."`
@@ -39,11 +38,6 @@ type Config struct {
 	Queue   QueueConfig   `toml:"queue" comment:"Writing pushed blobs to their backend."`
 
 	Backends []backends.Config `toml:"backend" comment:"Where blobs live; a push whose namespace belongs to none is refused. Without any, this origin keeps everything itself. Each is a [[backend]] table."`
-
-	Identity identity.Config `toml:"identity" comment:"Who this origin is. With identity everything between nodes and servers is mutual TLS; nodes and indexes may then read, and gateways, origins and operators may read and write. The certificate needs the role origin, and its name must be the origin's."`
-	Insecure bool            `toml:"insecure" comment:"Without identity: listen on addresses that other machines reach, all the same. Everybody on that network may then do everything."`
-
-	LogLevel string `toml:"log_level" comment:"\"debug\", \"info\", \"warn\" or \"error\"."`
 
 	// Stores, if not nil, is used instead of Backends. Run does not close it.
 	Stores Backends `toml:"-"`
@@ -108,13 +102,19 @@ type QueueConfig struct {
 	Max     config.Duration `toml:"max_backoff" comment:"The longest pause."`
 }
 
+// Notes adds to the comments of common keys.
+func (Config) Notes() map[string]string {
+	return map[string]string{
+		"identity": "Nodes and indexes may then read, and gateways, origins and operators may read and write. The certificate needs the role origin, and its name must be the origin's.",
+	}
+}
+
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	return Config{
 		Root:       "/var/lib/capelin/origin",
 		Listen:     "127.0.0.1:7480",
-		Metrics:    "127.0.0.1:7482",
-		Cluster:    "default",
+		Common:     daemon.DefaultCommon("127.0.0.1:7482"),
 		Trackers:   []string{},
 		Durability: "origin",
 		Swarm:      SwarmConfig{Listen: "127.0.0.1:7481"},
@@ -125,31 +125,19 @@ func DefaultConfig() Config {
 			Repository: config.Duration(10 * time.Second),
 			Negative:   config.Duration(10 * time.Second),
 		},
-		Cold:     ColdConfig{Max: 64, Attempts: 5, Grace: config.Duration(5 * time.Second)},
-		Queue:    QueueConfig{Workers: 4, Backoff: config.Duration(time.Second), Max: config.Duration(5 * time.Minute)},
-		LogLevel: "info",
+		Cold:  ColdConfig{Max: 64, Attempts: 5, Grace: config.Duration(5 * time.Second)},
+		Queue: QueueConfig{Workers: 4, Backoff: config.Duration(time.Second), Max: config.Duration(5 * time.Minute)},
 	}
 }
 
 // Validate reports everything that is wrong with c, by key.
 func (c *Config) Validate() error {
-	var errs []error
+	errs := slices.Concat(c.Common.Check(),
+		c.CheckListen("listen", c.Listen, c.Listener), c.CheckListen("swarm.listen", c.Swarm.Listen, c.SwarmListener))
 	bad := func(key, format string, args ...any) { errs = append(errs, config.Invalid(key, format, args...)) }
 	if !filepath.IsAbs(c.Root) {
 		bad("root", "%q is not an absolute path", c.Root)
 	}
-	listen := func(key, addr string, l net.Listener) {
-		if l != nil {
-			return
-		}
-		if _, _, err := net.SplitHostPort(addr); err != nil {
-			bad(key, "%q is not host:port", addr)
-		} else {
-			errs = append(errs, c.Identity.CheckListen(key, addr, c.Insecure)...)
-		}
-	}
-	listen("listen", c.Listen, c.Listener)
-	listen("swarm.listen", c.Swarm.Listen, c.SwarmListener)
 	if c.Swarm.Advertise != "" {
 		if host, port, err := net.SplitHostPort(c.Swarm.Advertise); err != nil || host == "" || port == "" {
 			bad("swarm.advertise", "%q is not host:port", c.Swarm.Advertise)
@@ -159,9 +147,6 @@ func (c *Config) Validate() error {
 	}
 	if c.Swarm.Upload < 0 {
 		bad("swarm.upload", "%v is negative", c.Swarm.Upload)
-	}
-	if len(c.Cluster) < 1 || len(c.Cluster) > 64 {
-		bad("cluster", "%q has %d bytes, not 1 to 64", c.Cluster, len(c.Cluster))
 	}
 	if len(c.Node) > 253 {
 		bad("node", "%q has more than 253 bytes", c.Node)
@@ -210,13 +195,6 @@ func (c *Config) Validate() error {
 		}
 	}
 	errs = append(errs, backends.Check(c.Backends, "backend")...)
-	errs = append(errs, c.Identity.Check("identity.")...)
-	errs = append(errs, ops.Check(c.Metrics, c.Pprof)...)
-	switch c.LogLevel {
-	case "debug", "info", "warn", "error":
-	default:
-		bad("log_level", "%q is none of \"debug\", \"info\", \"warn\", \"error\"", c.LogLevel)
-	}
 	return errors.Join(errs...)
 }
 

@@ -6,14 +6,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/capelin-io/capelin/swarm"
 )
 
-// metrics are what /metrics serves.
+// metrics are what the origin counts.
 type metrics struct {
-	reg *prometheus.Registry
+	reg prometheus.Registerer
 
 	requests   *prometheus.CounterVec // method, code
 	pushes     prometheus.Counter
@@ -26,12 +25,12 @@ type metrics struct {
 	writeTime  prometheus.Histogram
 }
 
-func newMetrics() *metrics {
+func newMetrics(reg prometheus.Registerer) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "capelin_origin_" + name, Help: help})
 	}
 	m := &metrics{
-		reg: prometheus.NewRegistry(),
+		reg: reg,
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "capelin_origin_http_requests_total", Help: "Requests answered, by method and status.",
 		}, []string{"method", "code"}),
@@ -47,8 +46,7 @@ func newMetrics() *metrics {
 			Buckets: []float64{.01, .05, .1, .5, 1, 5, 10, 60, 300, 1800},
 		}),
 	}
-	m.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.requests, m.pushes, m.pushBytes, m.inBytes, m.reads, m.readBytes, m.writes, m.writeBytes, m.writeTime)
+	m.reg.MustRegister(m.requests, m.pushes, m.pushBytes, m.inBytes, m.reads, m.readBytes, m.writes, m.writeBytes, m.writeTime)
 	return m
 }
 

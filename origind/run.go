@@ -3,21 +3,19 @@ package origind
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
 	"net"
 	"net/http"
 	"path/filepath"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/log"
-	"golang.org/x/sync/errgroup"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/fetcher/backends"
+	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
-	"github.com/capelin-io/capelin/internal/daemon/ops"
 	"github.com/capelin-io/capelin/internal/daemon/version"
 	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/swarm"
@@ -29,117 +27,92 @@ const shutdownTimeout = 10 * time.Second
 
 // Run is the origin. It returns nil after ctx is done and everything has ended, or
 // an error about what failed, at the start or later.
-func Run(ctx context.Context, cfg Config) (err error) {
-	if err := cfg.Validate(); err != nil {
-		return fmt.Errorf("origind: %w", err)
-	}
-	var id *identity.Source // nil: none
-	if cfg.Identity.Enabled() {
-		if id, err = identity.Load(cfg.Identity, cfg.Cluster); err != nil {
-			return fmt.Errorf("origind: %w", err)
-		}
-		ops.Watch(ctx, id)
-	}
-	name, err := cfg.node(id)
-	if err != nil {
-		return fmt.Errorf("origind: %w", err)
-	}
-	if cfg.Stores == nil && len(cfg.Backends) > 0 {
-		set, err := backends.OpenSet(cfg.Backends)
+func Run(ctx context.Context, cfg Config) error {
+	return daemon.Run(ctx, "origin", &cfg, func(ctx context.Context, d *daemon.Daemon) (err error) {
+		name, err := cfg.node(d.Identity)
 		if err != nil {
-			return fmt.Errorf("origind: %w", err)
+			return err
 		}
-		defer set.Close()
-		cfg.Stores = set
-	}
-	l, err := openListeners(ctx, &cfg)
-	if err != nil {
-		return fmt.Errorf("origind: %w", err)
-	}
-	defer l.close()
-
-	// What ctx ends is the service; the work under it goes on until that has ended.
-	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopWork()
-	s, err := openServer(ctx, work, cfg)
-	if err != nil {
-		return fmt.Errorf("origind: %w", err)
-	}
-	defer func() {
-		stopWork()
-		s.requests.Wait()
-		s.wg.Wait()
-		if cerr := s.store.Close(); err == nil {
-			err = cerr
-		}
-	}()
-	s.identity = id
-	node, trackers, err := s.network(work, l.swarm, name)
-	if err != nil {
-		return fmt.Errorf("origind: %w", err)
-	}
-	s.seeder.node, s.seeder.trackers = node, trackers
-	s.seeder.up.Store(true)
-	s.metrics.watch(s, node)
-
-	var ready atomic.Bool
-	g, gctx := errgroup.WithContext(ctx) // gctx ends with ctx or the first failure
-	run := func(what string, f func() error) {
-		g.Go(func() error {
-			if err := f(); err != nil && work.Err() == nil {
-				return fmt.Errorf("origind: %s: %w", what, err)
+		if cfg.Stores == nil && len(cfg.Backends) > 0 {
+			set, err := backends.OpenSet(cfg.Backends)
+			if err != nil {
+				return err
 			}
-			return nil
-		})
-	}
-	// Bodies and answers have deadlines of their own (moving, sendFile, follow).
-	api := &http.Server{Handler: s.handler()}
-	if id != nil {
-		run("identity", func() error { return id.Run(work) })
-		api.TLSConfig = id.ServerTLS(readers...) // writers are among them
-	}
-	served := make(chan struct{})
-	run("API", func() error {
-		defer close(served)
-		return ops.Serve(gctx, l.api, api, shutdownTimeout)
-	})
-	if l.metrics != nil {
-		run("metrics", func() error { return ops.ServeMetrics(gctx, l.metrics, s.metrics.reg, ready.Load, cfg.Pprof) })
-	}
-	run("content directory", func() error { return s.store.Run(work) })
-	run("swarm", func() error { return node.Run(work) })
-	if trackers != nil {
-		run("trackers", func() error { return trackers.Run(work) })
-	}
-	run("seeding", func() error { s.seeder.run(work); return nil })
-	run("write-back", func() error { s.queue.run(work); return nil })
-	run("uploads", func() error { s.sweepUploads(work); return nil })
-	ready.Store(true)
-	log.G(ctx).WithFields(log.Fields{
-		"node": name, "cluster": cfg.Cluster, "root": cfg.Root, "listen": l.api.Addr().String(), "swarm": l.swarm.Addr().String(),
-		"version": version.Version(),
-	}).Info("origin is up")
-	if cfg.OnListen != nil {
-		var m net.Addr
-		if l.metrics != nil {
-			m = l.metrics.Addr()
+			defer set.Close()
+			cfg.Stores = set
 		}
-		cfg.OnListen(l.api.Addr(), l.swarm.Addr(), m)
-	}
-	g.Go(func() error {
-		<-gctx.Done()
-		ready.Store(false)
-		log.G(work).Info("origin is stopping")
-		<-served
-		stopWork()
-		return nil
+		api, err := d.Listen(ctx, "listen", cfg.Listen, cfg.Listener)
+		if err != nil {
+			return err
+		}
+		peers, err := d.Listen(ctx, "swarm.listen", cfg.Swarm.Listen, cfg.SwarmListener)
+		if err != nil {
+			return err
+		}
+		s, err := openServer(ctx, d.Work, cfg, d.Metrics)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			d.Stop()
+			s.requests.Wait()
+			s.wg.Wait()
+			if cerr := s.store.Close(); err == nil {
+				err = cerr
+			}
+		}()
+		s.identity = d.Identity
+		node, trackers, err := s.network(d.Work, peers, name)
+		if err != nil {
+			return err
+		}
+		s.seeder.node, s.seeder.trackers = node, trackers
+		s.seeder.up.Store(true)
+		s.metrics.watch(s, node)
+		return d.Serve(ctx, daemon.Parts{
+			Servers: []daemon.Part{daemon.HTTP("API", api, s.httpServer(), shutdownTimeout)},
+			Work:    s.background(node, trackers),
+			Log:     log.Fields{"node": name, "root": cfg.Root, "listen": api.Addr().String(), "swarm": peers.Addr().String()},
+			Up: func(metrics net.Addr) {
+				if cfg.OnListen != nil {
+					cfg.OnListen(api.Addr(), peers.Addr(), metrics)
+				}
+			},
+		})
 	})
-	return g.Wait()
+}
+
+// httpServer serves the API. Bodies and answers have deadlines of their own (moving,
+// sendFile, follow).
+func (s *server) httpServer() *http.Server {
+	api := &http.Server{Handler: s.handler()}
+	if s.identity != nil {
+		api.TLSConfig = s.identity.ServerTLS(readers...) // writers are among them
+	}
+	return api
+}
+
+// background is what runs under s.work all the time; trackers may be nil.
+func (s *server) background(node *swarm.Node, trackers *tracker.Client) []daemon.Part {
+	forever := func(run func(context.Context)) func(context.Context) error {
+		return func(ctx context.Context) error { run(ctx); return nil }
+	}
+	parts := []daemon.Part{
+		{Name: "content directory", Run: s.store.Run},
+		{Name: "swarm", Run: node.Run},
+		{Name: "seeding", Run: forever(s.seeder.run)},
+		{Name: "write-back", Run: forever(s.queue.run)},
+		{Name: "uploads", Run: forever(s.sweepUploads)},
+	}
+	if trackers != nil {
+		parts = append(parts, daemon.Part{Name: "trackers", Run: trackers.Run})
+	}
+	return parts
 }
 
 // openServer opens what the origin keeps on disk.
-func openServer(ctx, work context.Context, cfg Config) (_ *server, err error) {
-	s := &server{cfg: cfg, backends: cfg.Stores, metrics: newMetrics(), work: work}
+func openServer(ctx, work context.Context, cfg Config, reg prometheus.Registerer) (_ *server, err error) {
+	s := &server{cfg: cfg, backends: cfg.Stores, metrics: newMetrics(reg), work: work}
 	if s.backends == nil {
 		s.backends = here{}
 	}
@@ -239,40 +212,6 @@ func (s *server) sweepUploads(ctx context.Context) {
 		case <-t.C:
 		case <-ctx.Done():
 			return
-		}
-	}
-}
-
-// listeners are what the origin listens on; metrics may be nil.
-type listeners struct{ api, swarm, metrics net.Listener }
-
-func openListeners(ctx context.Context, cfg *Config) (_ *listeners, err error) {
-	l := &listeners{api: cfg.Listener, swarm: cfg.SwarmListener}
-	defer func() {
-		if err != nil {
-			l.close()
-		}
-	}()
-	var lc net.ListenConfig
-	open := func(at *net.Listener, key, addr string) {
-		if *at == nil && err == nil {
-			if *at, err = lc.Listen(ctx, "tcp", addr); err != nil {
-				err = fmt.Errorf("%s: %w", key, err)
-			}
-		}
-	}
-	open(&l.api, "listen", cfg.Listen)
-	open(&l.swarm, "swarm.listen", cfg.Swarm.Listen)
-	if cfg.Metrics != "" {
-		open(&l.metrics, "metrics", cfg.Metrics)
-	}
-	return l, err
-}
-
-func (l *listeners) close() {
-	for _, x := range []net.Listener{l.api, l.swarm, l.metrics} {
-		if x != nil {
-			x.Close()
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
@@ -269,7 +270,7 @@ func eventually(t testing.TB, what string, f func() bool) {
 func newServer(t testing.TB, cfg Config) (*server, context.Context) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	s, err := openServer(ctx, ctx, cfg)
+	s, err := openServer(ctx, ctx, cfg, prometheus.NewRegistry())
 	if err != nil {
 		cancel()
 		t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -13,15 +12,15 @@ import (
 	ctrdcontent "github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/log"
-	"github.com/coreos/go-systemd/v22/daemon"
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
-	"github.com/capelin-io/capelin/internal/daemon/ops"
 	"github.com/capelin-io/capelin/internal/daemon/version"
 	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/plugin/shim"
@@ -40,13 +39,18 @@ type agent struct {
 	metrics       *metrics
 	registryBytes atomic.Int64
 	identity      *identity.Source // nil: none
-	ready         atomic.Bool
 
 	disk    *disk
 	fetches *fetches
 	images  *images
 	seeder  *seeder
 	network atomic.Pointer[network] // nil until it is up
+
+	listeners listeners
+	sessions  *sessions
+	grpc      *grpc.Server
+	health    *health.Server
+	mirror    *shim.Mirror // nil: no shim
 }
 
 // network is what the agent has to do with other machines.
@@ -62,50 +66,51 @@ type network struct {
 // means that ctx ended it. Several agents may run in one process, on different
 // content directories; with Config.Unpack only one, because the place of
 // temporary mounts is the process's.
-func Run(ctx context.Context, cfg Config) (err error) {
-	if err := cfg.Validate(); err != nil {
-		return fmt.Errorf("configuration of the agent: %w", err)
-	}
-	a := &agent{cfg: cfg, started: time.Now(), metrics: newMetrics()}
-	if a.name, err = cfg.node(); err != nil {
-		return fmt.Errorf("the name of this node: %w", err)
-	}
-	if cfg.Identity.Enabled() {
-		if a.identity, err = identity.Load(cfg.Identity, cfg.Cluster); err != nil {
+func Run(ctx context.Context, cfg Config) error {
+	return daemon.Run(ctx, "agent", &cfg, func(ctx context.Context, d *daemon.Daemon) (err error) {
+		a := &agent{cfg: cfg, started: time.Now(), metrics: newMetrics(d.Metrics), identity: d.Identity}
+		defer func() {
+			d.Stop()
+			if cerr := a.close(); err == nil {
+				err = cerr
+			}
+		}()
+		if err := a.open(ctx, d); err != nil {
 			return err
 		}
-		if id := a.identity.ID(); id.Name != a.name || !id.Has(identity.RoleNode) {
-			return fmt.Errorf("identity: the certificate %s is for %s, and this is node %q: issue one with that name and the role node, or set node", cfg.Identity.Cert, id, a.name)
+		if err := a.assemble(ctx, d); err != nil {
+			return err
 		}
-		ops.Watch(ctx, a.identity)
+		return d.Serve(ctx, a.parts(ctx))
+	})
+}
+
+// open finds out who this node is, and opens its content directory and sockets.
+func (a *agent) open(ctx context.Context, d *daemon.Daemon) (err error) {
+	if a.name, err = a.cfg.node(); err != nil {
+		return fmt.Errorf("the name of this node: %w", err)
 	}
-
-	// What ctx ends is the agent's service; the work under it goes on until that
-	// has ended.
-	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopWork()
-
+	if a.identity != nil {
+		if id := a.identity.ID(); id.Name != a.name || !id.Has(identity.RoleNode) {
+			return fmt.Errorf("identity: the certificate %s is for %s, and this is node %q: issue one with that name and the role node, or set node",
+				a.cfg.Identity.Cert, id, a.name)
+		}
+	}
 	store, err := content.Open(ctx, content.Config{
-		Root: cfg.Root, CacheBytes: int64(cfg.Cache.Size), FreeFloor: cfg.Cache.FreeFloor, Observer: a,
-		Report: func(err error) { log.G(work).WithError(err).Warn("content directory") },
+		Root: a.cfg.Root, CacheBytes: int64(a.cfg.Cache.Size), FreeFloor: a.cfg.Cache.FreeFloor, Observer: a,
+		Report: func(err error) { log.G(d.Work).WithError(err).Warn("content directory") },
 	})
 	if err != nil {
-		return fmt.Errorf("content directory %s: %w", cfg.Root, err)
+		return fmt.Errorf("content directory %s: %w", a.cfg.Root, err)
 	}
-	defer func() {
-		if cerr := store.Close(); err == nil {
-			err = cerr
-		}
-	}()
 	a.disk = &disk{store}
+	return a.listen(ctx, d)
+}
 
-	lis, err := a.listen(ctx)
-	if err != nil {
-		return err
-	}
-	defer lis.close()
-
-	a.fetches = newFetches(work, fetchConfig{
+// assemble makes what answers containerd and the shim's clients.
+func (a *agent) assemble(ctx context.Context, d *daemon.Daemon) (err error) {
+	cfg, store := &a.cfg, a.disk.Store
+	a.fetches = newFetches(d.Work, fetchConfig{
 		AuthorizeBlob: cfg.Authorize == "blob",
 		Find:          cfg.Wait.Find.D(), Stall: cfg.Wait.Stall.D(), Prefetch: cfg.Wait.Prefetch.D(),
 		MaxPrefetch: 32,
@@ -121,110 +126,89 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	svc := newService(visible, a.fetches, a.images)
 	svc.called = a.metrics.called
+	a.sessions = svc.sessions
 	a.metrics.watch(a)
-	var mirror *shim.Mirror
-	if lis.shim != nil {
-		if cfg.Shim.CA == "" {
-			cfg.Shim.CA = cfg.Identity.CA
+
+	if a.listeners.shim != nil {
+		mc := cfg.Shim
+		if mc.CA == "" {
+			mc.CA = cfg.Identity.CA
 		}
-		cfg.Shim.OnRelayed = func(n int) { a.registryBytes.Add(int64(n)) }
-		if mirror, err = shim.NewMirror(cfg.Shim, shimBlobs{a.fetches}); err != nil {
+		mc.OnRelayed = func(n int) { a.registryBytes.Add(int64(n)) }
+		if a.mirror, err = shim.NewMirror(mc, shimBlobs{a.fetches}); err != nil {
 			return fmt.Errorf("registry shim: %w", err)
 		}
-		defer mirror.Close()
-		a.metrics.reg.MustRegister(mirror)
+		d.Metrics.MustRegister(a.mirror)
 	}
 
-	srv := grpc.NewServer(
+	a.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 		grpc.UnaryInterceptor(a.metrics.unary), grpc.StreamInterceptor(a.metrics.stream),
 	)
-	api.RegisterContentServer(srv, svc)
+	api.RegisterContentServer(a.grpc, svc)
 	if cfg.Unpack {
-		a.unpack(ctx, srv, visible)
+		a.unpack(ctx, a.grpc, visible)
 	}
-	hs := health.NewServer()
-	healthpb.RegisterHealthServer(srv, hs)
+	a.health = health.NewServer()
+	healthpb.RegisterHealthServer(a.grpc, a.health)
+	return nil
+}
 
-	g, gctx := errgroup.WithContext(ctx) // gctx ends with ctx or the first failure
-	run := func(what string, f func() error) {
-		g.Go(func() error {
-			if err := f(); err != nil && work.Err() == nil {
-				return fmt.Errorf("%s: %w", what, err)
+// parts are what runs. Containers start from what the content service answers, so
+// systemd starts containerd as soon as that serves, before there is a swarm.
+func (a *agent) parts(ctx context.Context) daemon.Parts {
+	patience := a.cfg.Wait.Stop.D()
+	p := daemon.Parts{
+		Servers: []daemon.Part{daemon.GRPC("content service", a.listeners.content, a.grpc, patience, func() {
+			a.health.Shutdown()
+			a.fetches.drain()
+		})},
+		Work: []daemon.Part{
+			{Name: "content directory", Run: a.disk.Run},
+			{Name: "network", Run: a.runNetwork},
+			{Name: "learning", Run: func(ctx context.Context) error { a.images.run(ctx, a.sessions.ids); return nil }},
+			{Name: "watchdog", Run: func(ctx context.Context) error { watchdog(ctx); return nil }},
+		},
+		Log: log.Fields{"node": a.name, "root": a.cfg.Root, "socket": a.cfg.Socket, "took": time.Since(a.started).Round(time.Millisecond).String()},
+		Up: func(metrics net.Addr) {
+			notify(ctx, systemd.SdNotifyReady)
+			if metrics != nil {
+				a.metricsAddr = metrics.String()
 			}
-			return nil
-		})
+		},
+		Stopping: func() { notify(ctx, systemd.SdNotifyStopping) },
 	}
+	if a.mirror != nil { // it gives its requests the same time
+		p.Servers = append(p.Servers, daemon.Part{Name: "registry shim", Run: func(ctx context.Context) error {
+			return a.mirror.Serve(ctx, a.listeners.shim, patience)
+		}})
+	}
+	if a.listeners.admin != nil {
+		p.Work = append(p.Work, daemon.HTTP("admin socket", a.listeners.admin,
+			&http.Server{Handler: a.adminHandler(), ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second}, time.Second))
+	}
+	return p
+}
 
-	// Reads first: containers start from here.
-	run("content service", func() error { return srv.Serve(lis.content) })
-	notify(gctx, daemon.SdNotifyReady)
-	a.ready.Store(true)
-	log.G(ctx).WithFields(log.Fields{
-		"node": a.name, "cluster": cfg.Cluster, "root": cfg.Root, "socket": cfg.Socket,
-		"version": version.Version(), "took": time.Since(a.started).Round(time.Millisecond).String(),
-	}).Info("agent is ready")
-
-	run("content directory", func() error { return store.Run(work) })
-	if a.identity != nil {
-		run("identity", func() error { return a.identity.Run(work) })
-		a.metrics.reg.MustRegister(ops.Expiry(a.identity))
+// close closes what there is, when nothing runs any more.
+func (a *agent) close() error {
+	if a.fetches != nil {
+		a.fetches.wait()
 	}
-	run("network", func() error { return a.runNetwork(work, lis.swarm) })
-	run("learning", func() error { a.images.run(work, svc.sessions.ids); return nil })
-	if lis.admin != nil {
-		run("admin socket", func() error {
-			return ops.Serve(work, lis.admin, &http.Server{Handler: a.adminHandler(), ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second}, time.Second)
-		})
+	if a.mirror != nil {
+		a.mirror.Close()
 	}
-	if lis.metrics != nil {
-		run("metrics", func() error {
-			return ops.ServeMetrics(work, lis.metrics, a.metrics.reg, a.ready.Load, a.cfg.Pprof)
-		})
-	}
-	shimStopped := make(chan struct{})
-	if mirror != nil {
-		run("registry shim", func() error {
-			defer close(shimStopped)
-			return mirror.Serve(gctx, lis.shim, cfg.Wait.Stop.D())
-		})
-	} else {
-		close(shimStopped)
-	}
-	run("watchdog", func() error { watchdog(work); return nil })
-
-	g.Go(func() error {
-		<-gctx.Done()
-		defer stopWork()
-		a.ready.Store(false)
-		notify(work, daemon.SdNotifyStopping)
-		log.G(work).Info("agent is stopping")
-		hs.Shutdown()
-		a.fetches.drain()
-		stopped := make(chan struct{})
-		go func() {
-			srv.GracefulStop()
-			close(stopped)
-		}()
-		select {
-		case <-stopped:
-		case <-time.After(cfg.Wait.Stop.D()):
-			log.G(work).Warn("calls still run, ending them")
-			srv.Stop()
-			<-stopped
-		}
-		<-shimStopped // it gives its requests the same time
+	a.listeners.close()
+	if a.disk == nil {
 		return nil
-	})
-	err = g.Wait()
-	a.fetches.wait()
-	return err
+	}
+	return a.disk.Close()
 }
 
 // runNetwork runs what concerns other machines: the swarm, the trackers' client,
 // and seeding.
-func (a *agent) runNetwork(ctx context.Context, l net.Listener) error {
-	cfg := a.cfg
+func (a *agent) runNetwork(ctx context.Context) error {
+	cfg, l := a.cfg, a.listeners.swarm
 	n := &network{advertise: advertised(ctx, cfg, l.Addr())}
 	nc := swarm.NodeConfig{
 		Cluster: cfg.Cluster, Node: a.name, Zone: cfg.Zone, Role: wire.RoleAgent, Software: version.Software(),
@@ -264,75 +248,6 @@ func (a *agent) runNetwork(ctx context.Context, l net.Listener) error {
 	g.Go(func() error { a.seeder.run(gctx, peers, announce); return nil })
 	g.Go(func() error { a.relimit(gctx, n.node); return nil })
 	return g.Wait()
-}
-
-// listeners are what the agent listens on; admin, metrics and shim may be nil.
-type listeners struct {
-	content, admin, swarm, metrics, shim net.Listener
-	own                                  []string // Unix sockets to be removed
-}
-
-func (a *agent) listen(ctx context.Context) (_ *listeners, err error) {
-	l := &listeners{}
-	defer func() {
-		if err != nil {
-			l.close()
-		}
-	}()
-	given, err := activated()
-	if err != nil {
-		return nil, err
-	}
-	unix := func(path string) (net.Listener, error) {
-		if g := given[path]; g != nil {
-			delete(given, path)
-			return g, nil
-		}
-		u, err := listenUnix(ctx, path)
-		if err == nil {
-			l.own = append(l.own, path)
-		}
-		return u, err
-	}
-	if l.content, err = unix(a.cfg.Socket); err != nil {
-		return nil, err
-	}
-	if a.cfg.Admin != "" {
-		if l.admin, err = unix(a.cfg.Admin); err != nil {
-			return nil, err
-		}
-	}
-	for path, g := range given {
-		g.Close()
-		return nil, fmt.Errorf("systemd passed the socket %s, but the configuration names %s", path, a.cfg.Socket)
-	}
-	if l.swarm, err = listenTCP(ctx, "listen", a.cfg.Listen); err != nil {
-		return nil, err
-	}
-	if a.cfg.Metrics != "" {
-		if l.metrics, err = listenTCP(ctx, "metrics", a.cfg.Metrics); err != nil {
-			return nil, err
-		}
-		a.metricsAddr = l.metrics.Addr().String()
-	}
-	if a.cfg.Shim.Listen != "" {
-		if l.shim, err = listenTCP(ctx, "shim", a.cfg.Shim.Listen); err != nil {
-			return nil, err
-		}
-		a.shimAddr = l.shim.Addr().String()
-	}
-	return l, nil
-}
-
-func (l *listeners) close() {
-	for _, x := range []net.Listener{l.content, l.admin, l.swarm, l.metrics, l.shim} {
-		if x != nil {
-			x.Close()
-		}
-	}
-	for _, path := range l.own {
-		os.Remove(path)
-	}
 }
 
 // PiecesAdded, BlobAdded and BlobGone make the agent the store's observer.
@@ -405,14 +320,14 @@ func (p swarmPeers) Join(ctx context.Context, id piece.ID, as joinAs, onDone fun
 
 // notify tells systemd, if it is there.
 func notify(ctx context.Context, state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	if _, err := systemd.SdNotify(false, state); err != nil {
 		log.G(ctx).WithError(err).Warn("cannot notify systemd")
 	}
 }
 
 // watchdog tells systemd that the agent lives, if it asked for that.
 func watchdog(ctx context.Context) {
-	every, err := daemon.SdWatchdogEnabled(false)
+	every, err := systemd.SdWatchdogEnabled(false)
 	if err != nil || every == 0 {
 		return
 	}
@@ -421,7 +336,7 @@ func watchdog(ctx context.Context) {
 	for {
 		select {
 		case <-t.C:
-			notify(ctx, daemon.SdNotifyWatchdog)
+			notify(ctx, systemd.SdNotifyWatchdog)
 		case <-ctx.Done():
 			return
 		}

@@ -28,6 +28,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/trackerd"
@@ -319,11 +320,11 @@ func TestAgentRefuses(t *testing.T) {
 		text string
 	}{
 		{"content directory", func(c *Config) { c.Root = cfg.Root }, content.ErrLocked, cfg.Root},
-		{"socket", func(c *Config) { c.Socket = cfg.Socket }, ErrInUse, cfg.Socket},
-		{"admin socket", func(c *Config) { c.Admin = cfg.Admin }, ErrInUse, cfg.Admin},
-		{"swarm port", func(c *Config) { c.Listen = taken.Addr().String() }, ErrInUse, "listen address " + taken.Addr().String()},
-		{"metrics port", func(c *Config) { c.Metrics = taken.Addr().String() }, ErrInUse, "metrics address " + taken.Addr().String()},
-		{"shim's port", func(c *Config) { c.Shim.Listen = taken.Addr().String() }, ErrInUse, "shim address " + taken.Addr().String()},
+		{"socket", func(c *Config) { c.Socket = cfg.Socket }, daemon.ErrInUse, cfg.Socket},
+		{"admin socket", func(c *Config) { c.Admin = cfg.Admin }, daemon.ErrInUse, cfg.Admin},
+		{"swarm port", func(c *Config) { c.Listen = taken.Addr().String() }, daemon.ErrInUse, "listen address " + taken.Addr().String()},
+		{"metrics port", func(c *Config) { c.Metrics = taken.Addr().String() }, daemon.ErrInUse, "metrics address " + taken.Addr().String()},
+		{"shim's port", func(c *Config) { c.Shim.Listen = taken.Addr().String() }, daemon.ErrInUse, "shim.listen address " + taken.Addr().String()},
 		{"socket's place", func(c *Config) {
 			c.Socket += ".txt"
 			os.WriteFile(c.Socket, []byte("precious"), 0o600)

@@ -5,12 +5,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/config"
-	"github.com/capelin-io/capelin/internal/daemon/identity"
-	"github.com/capelin-io/capelin/internal/daemon/ops"
 	"github.com/capelin-io/capelin/plugin/shim"
 )
 
@@ -21,7 +21,6 @@ type Config struct {
 	Socket string `toml:"socket" comment:"Unix socket on which containerd finds the agent, as in the drop-in that \"capelin agent containerd-config\" prints. With systemd's socket activation, the socket unit must name the same path."`
 	Admin  string `toml:"admin" comment:"Unix socket for \"capelin status\" on this node. Empty: none."`
 
-	Cluster  string   `toml:"cluster" comment:"Name of the cluster. Agents and trackers of one cluster must agree on it."`
 	Node     string   `toml:"node" comment:"Name of this node, unique in the cluster. Empty: the host's name."`
 	Zone     string   `toml:"zone" comment:"Where this node is, such as a rack or an availability zone. What comes from other zones comes in once, whatever the number of nodes. May be empty: then all peers are equal."`
 	Trackers []string `toml:"trackers" comment:"Trackers, as host:port, or dns+host:port for all addresses of a name. Empty: none; then blobs come from the registry, and from no peer."`
@@ -40,13 +39,7 @@ type Config struct {
 	Unpack       bool `toml:"unpack" comment:"Unpack layers in the agent, faster than containerd does, for containerd's transfer service (CRI) and diff service. The agent then writes to the snapshotters' directories: it must run as root in a mount namespace that has them where containerd sees them (see contrib/systemd/capelin-agent-unpack.conf). After a change run \"capelin agent install\" again, and restart both. Default true."`
 	UnpackLayers int  `toml:"unpack_layers" comment:"How many layers of an image are unpacked at once: containerd's max_concurrent_unpacks, which takes effect with snapshotters that can rebase (overlayfs). One layer keeps several processors busy, so 1, the default, is rarely slower; and with more, directories that a layer does not mention no longer inherit owner and mode from the layers below. Needs containerd 2.2.9, 2.3.7, 2.4.2 or newer: some before them forget what a layer deletes. After a change as with unpack."`
 
-	Identity identity.Config `toml:"identity" comment:"Who this node is. With identity everything between nodes and servers is mutual TLS. The certificate needs the role node, and its name must be the node's."`
-	Insecure bool            `toml:"insecure" comment:"Listen beyond loopback without identity: everybody on that network may then take from this node whatever it can name."`
-
-	Metrics string `toml:"metrics" comment:"Address for Prometheus (/metrics), /healthz and /readyz. Empty: none."`
-	Pprof   bool   `toml:"pprof" comment:"Serve /debug/pprof on the metrics address, which then must be a loopback address."`
-
-	LogLevel string `toml:"log_level" comment:"\"debug\", \"info\", \"warn\" or \"error\"."`
+	daemon.Common
 
 	// Workers is how many pieces of the swarm are verified and written at once; 0:
 	// as many as the process has processors (GOMAXPROCS). Fewer leave processors
@@ -76,13 +69,19 @@ type WaitConfig struct {
 	Stop     config.Duration `toml:"stop" comment:"For running calls to end when the agent is stopped."`
 }
 
+// Notes adds to the comments of common keys.
+func (Config) Notes() map[string]string {
+	return map[string]string{
+		"identity": "The certificate needs the role node, and its name must be the node's.",
+	}
+}
+
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	return Config{
 		Root:      "/var/lib/containerd/io.containerd.content.v1.content",
 		Socket:    "/run/capelin/content.sock",
 		Admin:     "/run/capelin/admin.sock",
-		Cluster:   "default",
 		Trackers:  []string{},
 		Listen:    "127.0.0.1:7401",
 		Authorize: "manifest",
@@ -95,14 +94,13 @@ func DefaultConfig() Config {
 		},
 		Shim:   shim.DefaultMirrorConfig(),
 		Unpack: true, UnpackLayers: 1,
-		Metrics:  "127.0.0.1:7403",
-		LogLevel: "info",
+		Common: daemon.DefaultCommon("127.0.0.1:7403"),
 	}
 }
 
 // Validate reports everything that is wrong with c, by key.
 func (c *Config) Validate() error {
-	var errs []error
+	errs := slices.Concat(c.Common.Check(), c.CheckListen("listen", c.Listen, nil))
 	bad := func(key, format string, args ...any) { errs = append(errs, config.Invalid(key, format, args...)) }
 	abs := func(key, path string) {
 		switch {
@@ -120,9 +118,6 @@ func (c *Config) Validate() error {
 			bad("admin", "%q is containerd's socket", c.Admin)
 		}
 	}
-	if len(c.Cluster) < 1 || len(c.Cluster) > 64 {
-		bad("cluster", "%q has %d bytes, not 1 to 64", c.Cluster, len(c.Cluster))
-	}
 	if c.UnpackLayers < 1 || c.UnpackLayers > 64 {
 		bad("unpack_layers", "%d is not 1 to 64", c.UnpackLayers)
 	}
@@ -138,12 +133,6 @@ func (c *Config) Validate() error {
 			bad("trackers", "%q is not host:port or dns+host:port", t)
 		}
 	}
-	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
-		bad("listen", "%q is not host:port", c.Listen)
-	} else {
-		errs = append(errs, c.Identity.CheckListen("listen", c.Listen, c.Insecure)...)
-	}
-	errs = append(errs, c.Identity.Check("identity.")...)
 	if c.Advertise != "" {
 		if host, port, err := net.SplitHostPort(c.Advertise); err != nil || host == "" || port == "" {
 			bad("advertise", "%q is not host:port", c.Advertise)
@@ -169,12 +158,6 @@ func (c *Config) Validate() error {
 		}
 	}
 	errs = append(errs, c.Shim.Check("shim.", c.Insecure)...)
-	errs = append(errs, ops.Check(c.Metrics, c.Pprof)...)
-	switch c.LogLevel {
-	case "debug", "info", "warn", "error":
-	default:
-		bad("log_level", "%q is none of \"debug\", \"info\", \"warn\", \"error\"", c.LogLevel)
-	}
 	return errors.Join(errs...)
 }
 

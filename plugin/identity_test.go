@@ -63,7 +63,7 @@ func TestAgentsWithIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if text, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(text), "capelin_certificate_expiry_timestamp_seconds 1") {
+	if text, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(text), "capelin_certificate_expiry_timestamp_seconds{role=\"agent\"} 1") {
 		t.Errorf("no expiry among the metrics: %v", err)
 	}
 	// The swarm does.

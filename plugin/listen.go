@@ -9,15 +9,71 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
+
+	"github.com/capelin-io/capelin/internal/daemon"
 )
 
-// ErrInUse says that somebody else answers on a socket or port that the agent
-// was told to use.
-var ErrInUse = errors.New("already in use")
+// listeners are what the agent listens on; admin and shim may be nil.
+type listeners struct {
+	content, admin, swarm, shim net.Listener
+	own                         []string // Unix sockets to be removed
+}
+
+// listen opens the listeners, but takes Unix sockets from systemd if it has them.
+func (a *agent) listen(ctx context.Context, d *daemon.Daemon) error {
+	l := &a.listeners
+	given, err := activated()
+	if err != nil {
+		return err
+	}
+	unix := func(path string) (net.Listener, error) {
+		if g := given[path]; g != nil {
+			delete(given, path)
+			return g, nil
+		}
+		u, err := listenUnix(ctx, path)
+		if err == nil {
+			l.own = append(l.own, path)
+		}
+		return u, err
+	}
+	if l.content, err = unix(a.cfg.Socket); err != nil {
+		return err
+	}
+	if a.cfg.Admin != "" {
+		if l.admin, err = unix(a.cfg.Admin); err != nil {
+			return err
+		}
+	}
+	for path, g := range given {
+		g.Close()
+		return fmt.Errorf("systemd passed the socket %s, but the configuration names %s", path, a.cfg.Socket)
+	}
+	if l.swarm, err = d.Listen(ctx, "listen", a.cfg.Listen, nil); err != nil {
+		return err
+	}
+	if a.cfg.Shim.Listen != "" {
+		if l.shim, err = d.Listen(ctx, "shim.listen", a.cfg.Shim.Listen, nil); err != nil {
+			return err
+		}
+		a.shimAddr = l.shim.Addr().String()
+	}
+	return nil
+}
+
+func (l *listeners) close() {
+	for _, x := range []net.Listener{l.content, l.admin} {
+		if x != nil {
+			x.Close()
+		}
+	}
+	for _, path := range l.own {
+		os.Remove(path)
+	}
+}
 
 // activated returns the listeners that systemd passed, by the path of their
 // Unix socket. It can be called once in a process.
@@ -36,14 +92,14 @@ func activated() (map[string]net.Listener, error) {
 }
 
 // listenUnix makes a Unix socket that only root may connect to. A socket that is
-// left over is replaced; one on which somebody answers is ErrInUse. The socket
+// left over is replaced; one on which somebody answers is [daemon.ErrInUse]. The socket
 // appears under its name only when it is ready, in one step. The caller removes
 // it.
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	switch c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path); {
 	case err == nil:
 		c.Close()
-		return nil, fmt.Errorf("socket %s: another process answers on it: %w", path, ErrInUse)
+		return nil, fmt.Errorf("socket %s: another process answers on it: %w", path, daemon.ErrInUse)
 	case errors.Is(err, os.ErrPermission):
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
@@ -75,18 +131,6 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
 	return l, nil
-}
-
-// listenTCP listens on an address that key configures.
-func listenTCP(ctx context.Context, key, addr string) (net.Listener, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
-	switch {
-	case err == nil:
-		return l, nil
-	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("%s address %s: another process has it: %w", key, addr, ErrInUse)
-	}
-	return nil, fmt.Errorf("%s address %s: %w", key, addr, err)
 }
 
 // advertised returns the address that others are told: the configured one, or

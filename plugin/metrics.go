@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 
@@ -17,7 +16,7 @@ import (
 
 // metrics are what the agent counts. Names begin with capelin_agent_.
 type metrics struct {
-	reg      *prometheus.Registry
+	reg      prometheus.Registerer
 	calls    *prometheus.HistogramVec // by method and code
 	sessions *prometheus.CounterVec   // by outcome
 	waits    *prometheus.HistogramVec // by outcome
@@ -25,9 +24,9 @@ type metrics struct {
 	layers   *prometheus.CounterVec   // by format, by
 }
 
-func newMetrics() *metrics {
+func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
-		reg: prometheus.NewRegistry(),
+		reg: reg,
 		calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "capelin", Subsystem: "agent", Name: "call_seconds",
 			Help: "Time to answer a call of containerd's. Write streams count by message: Write/open, Write/wait, Write/stat, " +
@@ -56,7 +55,6 @@ func newMetrics() *metrics {
 		}, []string{"format", "by"}),
 	}
 	m.reg.MustRegister(
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		m.calls, m.sessions, m.waits, m.reports, m.layers,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: "capelin", Subsystem: "agent", Name: "info", Help: "Always 1.",

@@ -3,26 +3,18 @@ package trackerd
 import (
 	"errors"
 	"net"
+	"slices"
 
-	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/config"
-	"github.com/capelin-io/capelin/internal/daemon/identity"
-	"github.com/capelin-io/capelin/internal/daemon/ops"
 	"github.com/capelin-io/capelin/trackerd/state"
 )
 
 // Config is the configuration of `capelin trackerd`; [DefaultConfig] has the
 // defaults, and `capelin trackerd config` prints both.
 type Config struct {
-	Listen  string `toml:"listen" comment:"Address for agents' streams, host:port. Default 127.0.0.1:7470, which only agents on this machine reach; \":7470\" for all interfaces, with identity."`
-	Metrics string `toml:"metrics" comment:"Address of /metrics (Prometheus), /healthz and /readyz over HTTP. Default 127.0.0.1:7471. Empty: none."`
-	Pprof   bool   `toml:"pprof" comment:"Serve /debug/pprof on the metrics address, which then must be a loopback address. Default false."`
-	Cluster string `toml:"cluster" comment:"Name of the cluster, 1 to 64 bytes. Agents that name another one are refused. Default \"default\"; agents have the same default."`
-
-	LogLevel string `toml:"log_level" comment:"trace, debug, info, warn or error. Each lease is logged at debug. Default info."`
-
-	Identity identity.Config `toml:"identity" comment:"Who this tracker is. With identity agents and origins connect by mutual TLS, and each can announce only itself. The certificate needs the role tracker."`
-	Insecure bool            `toml:"insecure" comment:"Listen beyond loopback without identity: everybody on that network may then take part. Default false."`
+	Listen string `toml:"listen" comment:"Address for agents' streams, host:port. The default is reached by agents on this machine only; \":7470\" for all interfaces, with identity."`
+	daemon.Common
 
 	MaxStreams int `toml:"max_streams" comment:"How many agents may be connected at once. Default 50000. Each takes about 50 KiB of memory and a file descriptor."`
 
@@ -72,14 +64,21 @@ type LimitsConfig struct {
 	Blobs         int `toml:"blobs" comment:"Blobs in all, at about 400 bytes each. Default 1000000; 0 means the default."`
 }
 
+// Notes adds to the comments of common keys.
+func (Config) Notes() map[string]string {
+	return map[string]string{
+		"cluster":   "Agents that name another one are refused.",
+		"log_level": "Each lease is logged at debug.",
+		"identity":  "Agents and origins can then announce only themselves. The certificate needs the role tracker.",
+	}
+}
+
 // DefaultConfig returns the defaults, which serve agents on the same machine.
 func DefaultConfig() Config {
 	d := state.Config{}.WithDefaults()
 	return Config{
 		Listen:     "127.0.0.1:7470",
-		Metrics:    "127.0.0.1:7471",
-		Cluster:    "default",
-		LogLevel:   "info",
+		Common:     daemon.DefaultCommon("127.0.0.1:7471"),
 		MaxStreams: 50000,
 		Lease: LeaseConfig{
 			Warmup:       config.Duration(d.Warmup),
@@ -114,30 +113,8 @@ func DefaultConfig() Config {
 
 // Validate reports every value that cannot work.
 func (c *Config) Validate() error {
-	var errs []error
+	errs := slices.Concat(c.CheckListen("listen", c.Listen, c.Listener), c.Common.Check())
 	bad := func(key, format string, args ...any) { errs = append(errs, config.Invalid(key, format, args...)) }
-	addr := func(key, v string, optional bool) {
-		if v == "" && optional {
-			return
-		}
-		if _, _, err := net.SplitHostPort(v); err != nil {
-			bad(key, "%q is not host:port", v)
-		}
-	}
-	if c.Listener == nil {
-		addr("listen", c.Listen, false)
-		errs = append(errs, c.Identity.CheckListen("listen", c.Listen, c.Insecure)...)
-	}
-	errs = append(errs, c.Identity.Check("identity.")...)
-	errs = append(errs, ops.Check(c.Metrics, c.Pprof)...)
-	if n := len(c.Cluster); n < 1 || n > trackerpb.MaxCluster {
-		bad("cluster", "must have 1 to %d bytes, has %d", trackerpb.MaxCluster, n)
-	}
-	switch c.LogLevel {
-	case "trace", "debug", "info", "warn", "error":
-	default:
-		bad("log_level", "%q is not trace, debug, info, warn or error", c.LogLevel)
-	}
 	if c.MaxStreams < 1 {
 		bad("max_streams", "must be at least 1, is %d", c.MaxStreams)
 	}

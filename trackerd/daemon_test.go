@@ -2,6 +2,7 @@ package trackerd
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
@@ -205,7 +207,7 @@ func TestAddressTaken(t *testing.T) {
 	for _, f := range []*string{&cfg.Metrics, &cfg.Listen} {
 		cfg.Listen, cfg.Metrics = "127.0.0.1:0", "127.0.0.1:0"
 		*f = ln.Addr().String()
-		if err := Run(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "address already in use") {
+		if err := Run(t.Context(), cfg); !errors.Is(err, daemon.ErrInUse) || !strings.Contains(err.Error(), "address "+ln.Addr().String()) {
 			t.Errorf("%v", err)
 		}
 	}
@@ -305,7 +307,7 @@ func TestConfig(t *testing.T) {
 		{"pprof = true\nmetrics = \":6060\"", `F:1:1: pprof: is served on loopback only, and metrics is ":6060"`},
 		{"pprof = true\nmetrics = \"[::1]:6060\"", ""},
 		{"[lease]\nstall = \"-1s\"\nmax_unstarted = -1\n[peers]\nsample = 201", "F:2:1: lease.stall: must not be negative, is -1s\nF:3:1: lease.max_unstarted: must be in 0..1000, is -1\nF:5:1: peers.sample: must be in 0..200, is 201"},
-		{"cluster = \"\"\nmax_streams = 0", "F:1:1: cluster: must have 1 to 64 bytes, has 0\nF:2:1: max_streams: must be at least 1, is 0"},
+		{"cluster = \"\"\nmax_streams = 0", "F:1:1: cluster: \"\" has 0 bytes, not 1 to 64\nF:2:1: max_streams: must be at least 1, is 0"},
 		{"clutser = \"x\"", "F:1:1: clutser: no such key"},
 	} {
 		got := ""

@@ -3,8 +3,14 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 
+	"github.com/capelin-io/capelin/gateway"
+	"github.com/capelin-io/capelin/indexd"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/origind"
+	"github.com/capelin-io/capelin/plugin"
 	"github.com/capelin-io/capelin/trackerd"
 )
 
@@ -32,3 +38,29 @@ func TestLoadConfig(t *testing.T) {
 		}
 	}
 }
+
+// What earlier versions printed as their defaults still is a configuration, and means
+// the same.
+func TestEarlierConfigs(t *testing.T) {
+	for _, tt := range []struct {
+		role      string
+		got, want any // pointers
+	}{
+		{"agent", ptr(plugin.DefaultConfig()), ptr(plugin.DefaultConfig())},
+		{"trackerd", ptr(trackerd.DefaultConfig()), ptr(trackerd.DefaultConfig())},
+		{"origind", ptr(origind.DefaultConfig()), ptr(origind.DefaultConfig())},
+		{"indexd", ptr(indexd.DefaultConfig()), ptr(indexd.DefaultConfig())},
+		{"gateway", ptr(gateway.DefaultConfig()), ptr(gateway.DefaultConfig())},
+		{"server", ptr(defaultServerConfig()), ptr(defaultServerConfig())},
+	} {
+		path := filepath.Join("testdata", "7c156ac", tt.role+".toml")
+		if err := config.Load(path, tt.got); err != nil {
+			t.Error(err)
+		}
+		if !reflect.DeepEqual(tt.got, tt.want) {
+			t.Errorf("%s:\ngot  %+v\nwant %+v", path, tt.got, tt.want)
+		}
+	}
+}
+
+func ptr[T any](v T) *T { return &v }

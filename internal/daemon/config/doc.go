@@ -3,9 +3,10 @@
 //
 // Start from [Load] and [Print]. A configuration is a struct of fields with
 // `toml:"name"` and `comment:"meaning, unit, default, what zero does"` tags;
-// nested structs are tables. Load is strict: a key that no field has, a value
-// that does not fit and a value that Validate refuses are all errors, told
-// together, each with file, line, column and key. Print writes every key with
+// nested structs are tables, and what an embedded one has are keys of the struct
+// around it. Load is strict: a key that no field has, a value that does not fit and
+// a value that Validate refuses are all errors, told together, each with file, line,
+// column and key. Print writes every key with
 // its comment, so that its output is both the reference and a file to start
 // from; it parses back to what was printed. Slices of structs are arrays of
 // tables ([[name]]), which have no defaults, and are printed as an example.

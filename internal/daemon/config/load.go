@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"reflect"
 	"slices"
@@ -294,18 +295,22 @@ func typeOf(t reflect.Type, key []string) reflect.Type {
 		}
 		return t
 	}
-	for f := range fields(t) {
-		if name, _, _ := strings.Cut(f.Tag.Get("toml"), ","); strings.EqualFold(name, key[0]) {
+	for name, f := range fields(t) {
+		if strings.EqualFold(name, key[0]) {
 			return typeOf(f.Type, key[1:])
 		}
 	}
 	return nil
 }
 
-func fields(t reflect.Type) func(func(reflect.StructField) bool) {
-	return func(yield func(reflect.StructField) bool) {
-		for i := range t.NumField() {
-			if !yield(t.Field(i)) {
+// fields returns those that are keys, what is embedded included, with their names. A
+// struct that is embedded has no table of its own: its keys are those of the struct
+// around it.
+func fields(t reflect.Type) iter.Seq2[string, reflect.StructField] {
+	return func(yield func(string, reflect.StructField) bool) {
+		for _, f := range reflect.VisibleFields(t) {
+			name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
+			if name != "" && name != "-" && !yield(name, f) {
 				return
 			}
 		}

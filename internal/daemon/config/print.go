@@ -17,7 +17,9 @@ import (
 // without a toml tag, or with "-", are left out. A slice of structs must be empty,
 // because a file that spells one out could not be merged with defaults; it is
 // printed as a commented table with what the struct's method Example() any
-// returns, or else its zero value.
+// returns, or else its zero value. What a struct's method Notes() map[string]string
+// returns is added to the comments of these keys: what it has to say of keys that
+// it shares with others, by embedding.
 func Print(w io.Writer, defaults any) error {
 	b := bufio.NewWriter(w)
 	v := reflect.Indirect(reflect.ValueOf(defaults))
@@ -40,14 +42,13 @@ func printTable(w *bufio.Writer, prefix string, v reflect.Value, width int) erro
 	}
 	var tables []sub
 	first := prefix == ""
-	for i := range v.NumField() {
-		f := v.Type().Field(i)
-		name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
-		if name == "" || name == "-" {
-			continue
-		}
-		comment := f.Tag.Get("comment")
-		fv := v.Field(i)
+	var notes map[string]string
+	if n, ok := v.Interface().(interface{ Notes() map[string]string }); ok {
+		notes = n.Notes()
+	}
+	for name, f := range fields(v.Type()) {
+		comment := strings.TrimSpace(f.Tag.Get("comment") + " " + notes[name])
+		fv := v.FieldByIndex(f.Index)
 		if _, ok := fv.Interface().(encoding.TextMarshaler); !ok && fv.Kind() == reflect.Struct {
 			tables = append(tables, sub{name, comment, fv, false})
 			continue

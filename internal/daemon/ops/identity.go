@@ -33,11 +33,11 @@ func Watch(ctx context.Context, s *identity.Source) {
 	}
 }
 
-// Expiry is a gauge of when an identity's certificate ends, in Unix seconds.
-func Expiry(s *identity.Source) prometheus.Collector {
+// Expiry is a gauge of when the certificate of a role's identity ends, in Unix seconds.
+func Expiry(s *identity.Source, role string) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "capelin_certificate_expiry_timestamp_seconds",
-		Help: "When the certificate of this role ends.",
+		Help: "When the certificate of the role ends.", ConstLabels: prometheus.Labels{"role": role},
 	}, func() float64 { return float64(s.NotAfter().Unix()) })
 }
 

@@ -12,30 +12,50 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-func TestHandler(t *testing.T) {
-	reg := prometheus.NewRegistry()
-	c := prometheus.NewCounter(prometheus.CounterOpts{Name: "capelin_test_total", Help: "A test."})
-	reg.MustRegister(c)
-	ready := false
+// A page has the metrics of all its roles, those of the process once, and is ready
+// when all of them are.
+func TestPage(t *testing.T) {
+	counter := func(name string) *prometheus.Registry {
+		reg := prometheus.NewRegistry()
+		reg.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: "A test."}))
+		return reg
+	}
+	page := NewPage()
+	one, two := page.Role("one"), page.Role("two")
+	get := func(profiler bool, path string) (int, string) {
+		w := httptest.NewRecorder()
+		page.Handler(profiler).ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		return w.Code, w.Body.String()
+	}
+	oneReady, twoReady := false, true
+	for _, step := range []struct {
+		name string
+		do   func()
+		want string // of /readyz
+	}{
+		{"before they are shown", func() {}, "not ready: one, two\n"},
+		{"one is shown", func() { one.Show(counter("capelin_one_total"), func() bool { return oneReady }) }, "not ready: one, two\n"},
+		{"one is ready", func() { oneReady = true }, "not ready: two\n"},
+		{"two is shown", func() { two.Show(counter("capelin_two_total"), func() bool { return twoReady }) }, "ok\n"},
+		{"two stops", func() { twoReady = false }, "not ready: two\n"},
+	} {
+		step.do()
+		code, body := get(false, "/readyz")
+		if body != step.want || (code == http.StatusOK) != (step.want == "ok\n") {
+			t.Errorf("%s: /readyz: %d %q, want %q", step.name, code, body, step.want)
+		}
+		if code, body := get(false, "/healthz"); code != http.StatusOK {
+			t.Errorf("%s: /healthz: %d %q", step.name, code, body)
+		}
+	}
+	code, body := get(false, "/metrics")
+	for _, want := range []string{"capelin_one_total 0\n", "capelin_two_total 0\n", "\ngo_goroutines ", "\nprocess_open_fds "} {
+		if code != http.StatusOK || strings.Count(body, want) != 1 {
+			t.Errorf("/metrics: %d, has %q %d times, want once", code, want, strings.Count(body, want))
+		}
+	}
 	for _, profiler := range []bool{false, true} {
-		h := Handler(reg, func() bool { return ready }, profiler)
-		get := func(path string) (int, string) {
-			w := httptest.NewRecorder()
-			h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
-			return w.Code, w.Body.String()
-		}
-		if code, body := get("/metrics"); code != 200 || !strings.Contains(body, "capelin_test_total 0") {
-			t.Errorf("/metrics: %d %q", code, body)
-		}
-		if code, _ := get("/healthz"); code != 200 {
-			t.Errorf("/healthz: %d", code)
-		}
-		for _, ready = range []bool{false, true} {
-			if code, _ := get("/readyz"); (code == 200) != ready {
-				t.Errorf("/readyz: %d, ready %t", code, ready)
-			}
-		}
-		if code, _ := get("/debug/pprof/cmdline"); (code == 200) != profiler {
+		if code, _ := get(profiler, "/debug/pprof/cmdline"); (code == http.StatusOK) != profiler {
 			t.Errorf("/debug/pprof/cmdline: %d, profiler %t", code, profiler)
 		}
 	}

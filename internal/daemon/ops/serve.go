@@ -7,8 +7,6 @@ import (
 	"net"
 	"net/http"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 )
 
 // Serve serves HTTP on ln, over TLS if s.TLSConfig is set, until ctx is done; then
@@ -55,13 +53,4 @@ func Serve(ctx context.Context, ln net.Listener, s *http.Server, stop time.Durat
 	}
 	_ = s.Close()
 	return fmt.Errorf("serving HTTP on %s: %w", ln.Addr(), err)
-}
-
-// ServeMetrics serves [Handler] on ln until ctx is done.
-func ServeMetrics(ctx context.Context, ln net.Listener, reg prometheus.Gatherer, ready func() bool, profiler bool) error {
-	return Serve(ctx, ln, &http.Server{
-		Handler:      http.MaxBytesHandler(Handler(reg, ready, profiler), 1<<10),
-		ReadTimeout:  10 * time.Second,
-		WriteTimeout: 10 * time.Minute, // a profile takes as long as it is asked to
-	}, time.Second)
 }

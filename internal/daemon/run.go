@@ -1,0 +1,201 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/containerd/log"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/daemon/ops"
+	"github.com/capelin-io/capelin/internal/daemon/version"
+)
+
+// Config is a role's configuration: a pointer to a struct that embeds [Common].
+type Config interface {
+	Validate() error
+	common() *Common
+}
+
+// ErrInUse says that somebody else answers on a socket or port that a role was told
+// to use.
+var ErrInUse = errors.New("already in use")
+
+// Daemon is a role that runs.
+type Daemon struct {
+	// Work is what everything but servers runs under. It has the values of Run's
+	// context and ends later: when all servers have ended, or with Stop.
+	Work context.Context
+	// Identity is who the role is; nil: it has none.
+	Identity *identity.Source
+	// Metrics are the role's own; those of Go and the process are not among them.
+	Metrics *prometheus.Registry
+
+	role      string
+	cfg       *Common
+	stop      context.CancelFunc
+	listeners []net.Listener
+}
+
+// Run checks a role's configuration, loads its identity, and calls run, which makes
+// the role's parts and has [Daemon.Serve] run them. When run has returned, Work has
+// ended and all listeners are closed. An error says of which role it is; nil means
+// that ctx has ended.
+func Run(ctx context.Context, role string, cfg Config, run func(ctx context.Context, d *Daemon) error) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%s: %w", role, err)
+		}
+	}()
+	if err := cfg.Validate(); err != nil {
+		return fmt.Errorf("configuration: %w", err)
+	}
+	d := &Daemon{role: role, cfg: cfg.common(), Metrics: prometheus.NewRegistry()}
+	d.Work, d.stop = context.WithCancel(context.WithoutCancel(ctx))
+	defer d.stop()
+	if d.cfg.Identity.Enabled() {
+		if d.Identity, err = identity.Load(d.cfg.Identity, d.cfg.Cluster); err != nil {
+			return err
+		}
+		ops.Watch(ctx, d.Identity)
+		d.Metrics.MustRegister(ops.Expiry(d.Identity, role))
+	}
+	defer func() {
+		for _, l := range d.listeners {
+			l.Close()
+		}
+	}()
+	return run(ctx, d)
+}
+
+// Stop ends Work. Serve has done it when it returns; this is for parts that cannot
+// be served, because making another one failed.
+func (d *Daemon) Stop() { d.stop() }
+
+// Listen listens on the address that key configures, or returns the listener that is
+// given in its place, if it is not nil. Run closes it in the end.
+func (d *Daemon) Listen(ctx context.Context, key, addr string, given net.Listener) (net.Listener, error) {
+	if given == nil {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		switch {
+		case errors.Is(err, syscall.EADDRINUSE):
+			return nil, fmt.Errorf("%s address %s: another process has it: %w", key, addr, ErrInUse)
+		case err != nil:
+			return nil, fmt.Errorf("%s address %s: %w", key, addr, err)
+		}
+		given = l
+	}
+	d.listeners = append(d.listeners, given)
+	return given, nil
+}
+
+// Part is something that runs until its context is done. What it returns ends the
+// role, if it is an error.
+type Part struct {
+	Name string
+	Run  func(ctx context.Context) error
+}
+
+// Parts are what a role is made of.
+type Parts struct {
+	// Servers answer others. Each stops when its context is done, and then has its
+	// own patience with what it is answering.
+	Servers []Part
+	// Work is what servers need. It runs under Daemon.Work, until they have ended.
+	Work []Part
+	// Log is what the log says of the role when it is up.
+	Log log.Fields
+	// Up, if not nil, is called when the servers run, with the address of the metrics
+	// or nil if there are none.
+	Up func(metrics net.Addr)
+	// Stopping, if not nil, is called when the role is no longer ready, before the
+	// servers hear of it.
+	Stopping func()
+}
+
+// Serve runs the parts until ctx is done or one of them fails, and ends them in the
+// order that the package's documentation says. All have ended when it returns.
+func (d *Daemon) Serve(ctx context.Context, p Parts) error {
+	defer d.stop()
+	var metrics net.Listener
+	if d.cfg.Metrics != "" {
+		var err error
+		if metrics, err = d.Listen(ctx, "metrics", d.cfg.Metrics, nil); err != nil {
+			return err
+		}
+	}
+	serving, stopServing := context.WithCancel(d.Work)
+	defer stopServing()
+	g, gctx := errgroup.WithContext(ctx) // gctx ends with ctx or the first failure
+	run := func(ctx context.Context, part Part) error {
+		if err := part.Run(ctx); err != nil && d.Work.Err() == nil {
+			return fmt.Errorf("%s: %w", part.Name, err)
+		}
+		return nil
+	}
+	var servers sync.WaitGroup
+	for _, part := range p.Servers {
+		servers.Add(1)
+		g.Go(func() error {
+			defer servers.Done()
+			return run(serving, part)
+		})
+	}
+	var ready atomic.Bool
+	ready.Store(true)
+	addr := d.show(ready.Load, metrics, &p)
+	d.logUp(ctx, p.Log, addr)
+	if p.Up != nil {
+		p.Up(addr)
+	}
+	for _, part := range p.Work {
+		g.Go(func() error { return run(d.Work, part) })
+	}
+	g.Go(func() error {
+		<-gctx.Done()
+		ready.Store(false)
+		if p.Stopping != nil {
+			p.Stopping()
+		}
+		log.G(d.Work).Info(d.role + " is stopping")
+		stopServing()
+		servers.Wait()
+		d.stop()
+		return nil
+	})
+	return g.Wait()
+}
+
+// show puts the role on its own page, on the page of the process, or on both; and adds
+// to the parts' work what that and the identity need. It returns the own page's address.
+func (d *Daemon) show(ready func() bool, ln net.Listener, p *Parts) (addr net.Addr) {
+	if d.Identity != nil {
+		p.Work = append(p.Work, Part{"identity", d.Identity.Run})
+	}
+	shared := prometheus.Gatherer(d.Metrics)
+	if ln != nil {
+		page := ops.NewPage()
+		page.Role(d.role).Show(d.Metrics, ready)
+		p.Work = append(p.Work, Part{"metrics", func(ctx context.Context) error { return page.Serve(ctx, ln, d.cfg.Pprof) }})
+		addr, shared = ln.Addr(), nil
+	}
+	if d.cfg.Shown != nil {
+		d.cfg.Shown.Show(shared, ready)
+	}
+	return addr
+}
+
+func (d *Daemon) logUp(ctx context.Context, fields log.Fields, metrics net.Addr) {
+	l := log.G(ctx).WithFields(log.Fields{"cluster": d.cfg.Cluster, "version": version.Version(), "tls": d.Identity != nil}).WithFields(fields)
+	if metrics != nil {
+		l = l.WithField("metrics", metrics.String())
+	}
+	l.Info(d.role + " is up")
+}
