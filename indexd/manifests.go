@@ -180,13 +180,6 @@ func (x *Index) digests(ctx context.Context, prefix string, after digest.Digest,
 	return all, more, nil
 }
 
-// Referrers returns all manifests whose subject is d, as index.Client does.
-func (x *Index) Referrers(ctx context.Context, repo string, d digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
-	return index.AllReferrers(repo, d, func(after digest.Digest) (index.Referrers, error) {
-		return x.ReferrersPage(ctx, repo, d, artifactType, after, 0)
-	})
-}
-
 // maxPageBytes is how many bytes of annotations a page of referrers has, about.
 const maxPageBytes = 4 << 20
 

@@ -1,6 +1,7 @@
 package indexd
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -210,4 +211,11 @@ func TestDeleteRacesPut(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Referrers returns all manifests whose subject is d, as index.Client does.
+func (x *Index) Referrers(ctx context.Context, repo string, d digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
+	return index.AllReferrers(repo, d, func(after digest.Digest) (index.Referrers, error) {
+		return x.ReferrersPage(ctx, repo, d, artifactType, after, 0)
+	})
 }

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // Median of values; NaN of none.
@@ -114,13 +113,4 @@ func (m Machine) Busy(before Machine) float64 {
 		return 0
 	}
 	return (m.busy - before.busy) / (m.total - before.total)
-}
-
-// Seconds of a list of durations.
-func Seconds(d ...time.Duration) []float64 {
-	s := make([]float64, len(d))
-	for i := range d {
-		s[i] = d[i].Seconds()
-	}
-	return s
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -396,4 +397,11 @@ func TestSharedImport(t *testing.T) {
 	if got := h.get(t, "/etc/containerd/config.toml"); !strings.HasPrefix(got, "imports = ") {
 		t.Errorf("containerd's configuration is %q", got)
 	}
+}
+
+// Changed reports whether anything would be written.
+func (p *Plan) Changed() bool {
+	return slices.ContainsFunc(p.Changes, func(c Change) bool {
+		return c.Action == Create || c.Action == Update || c.Action == Remove || c.Action == Conflict && p.force
+	})
 }

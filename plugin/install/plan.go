@@ -293,13 +293,6 @@ func (p *Plan) Conflicts() (paths []string) {
 	return paths
 }
 
-// Changed reports whether anything would be written.
-func (p *Plan) Changed() bool {
-	return slices.ContainsFunc(p.Changes, func(c Change) bool {
-		return c.Action == Create || c.Action == Update || c.Action == Remove || c.Action == Conflict && p.force
-	})
-}
-
 // Apply writes the files, and then the receipt. It writes nothing and fails with
 // ErrConflict if there are conflicts, unless Options.Force was set: then the files
 // in the way are kept beside the new ones, with the suffix ".orig". After a

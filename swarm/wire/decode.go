@@ -2,7 +2,6 @@ package wire
 
 import (
 	"bufio"
-	"errors"
 	"io"
 	"sync"
 
@@ -130,35 +129,6 @@ func (r *Reader) block(n int) (Message, error) {
 	}
 	return b, nil
 }
-
-// Decode decodes one frame, which must be all of p. The message refers to
-// nothing of p. An unknown optional message is ErrUnknown.
-func Decode(p []byte) (Message, error) {
-	if len(p) < HeaderLen {
-		return nil, io.ErrUnexpectedEOF
-	}
-	t, n, f := parseHeader([HeaderLen]byte(p))
-	if f != nil {
-		return nil, f
-	}
-	p = p[HeaderLen:]
-	switch {
-	case len(p) < n:
-		return nil, io.ErrUnexpectedEOF
-	case len(p) > n:
-		return nil, malformed(t, "bytes after the frame")
-	case !t.known():
-		return nil, ErrUnknown
-	}
-	m, f := decodeBody(t, p, false)
-	if f != nil {
-		return nil, f
-	}
-	return m, nil
-}
-
-// ErrUnknown says that a message is of an unknown type that may be skipped.
-var ErrUnknown = errors.New("unknown optional message")
 
 // parseHeader returns the type and the body's length, checked against the
 // type's bounds.

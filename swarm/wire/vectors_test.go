@@ -144,7 +144,7 @@ func outcome(err error) string {
 		return "ok"
 	case errors.As(err, &f):
 		return f.Code.String()
-	case errors.Is(err, ErrUnknown):
+	case errors.Is(err, errUnknown):
 		return "skipped"
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return "truncated"
@@ -171,9 +171,9 @@ func TestVectors(t *testing.T) {
 					t.Errorf("encoded\n%x, want\n%x", enc, v.frame)
 				}
 			}
-			m, err := Decode(v.frame)
+			m, err := decode(v.frame)
 			if got := outcome(err); got != v.outcome {
-				t.Fatalf("Decode: %v; want %s", err, v.outcome)
+				t.Fatalf("decode: %v; want %s", err, v.outcome)
 			}
 			if v.outcome == "ok" && !reflect.DeepEqual(m, v.message) {
 				t.Errorf("decoded %+v, want %+v", m, v.message)

@@ -196,7 +196,7 @@ func FuzzReader(f *testing.F) {
 				t.Fatalf("%+v encodes to\n%x, came from\n%x", m, enc, rest[:min(len(rest), len(enc))])
 			}
 			rest = rest[len(enc):]
-			again, err := Decode(enc)
+			again, err := decode(enc)
 			if err != nil || !reflect.DeepEqual(again, m) {
 				t.Fatalf("decoded again: %+v, %v; want %+v", again, err, m)
 			}
@@ -268,3 +268,32 @@ func BenchmarkAppend(b *testing.B) {
 		})
 	}
 }
+
+// decode decodes one frame, which must be all of p. The message refers to
+// nothing of p. An unknown optional message is errUnknown.
+func decode(p []byte) (Message, error) {
+	if len(p) < HeaderLen {
+		return nil, io.ErrUnexpectedEOF
+	}
+	t, n, f := parseHeader([HeaderLen]byte(p))
+	if f != nil {
+		return nil, f
+	}
+	p = p[HeaderLen:]
+	switch {
+	case len(p) < n:
+		return nil, io.ErrUnexpectedEOF
+	case len(p) > n:
+		return nil, malformed(t, "bytes after the frame")
+	case !t.known():
+		return nil, errUnknown
+	}
+	m, f := decodeBody(t, p, false)
+	if f != nil {
+		return nil, f
+	}
+	return m, nil
+}
+
+// errUnknown says that a message is of an unknown type that may be skipped.
+var errUnknown = errors.New("unknown optional message")
