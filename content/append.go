@@ -8,6 +8,8 @@ import (
 	"os"
 	"sync"
 
+	"github.com/capelin-io/capelin/internal/durable"
+	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -286,15 +288,12 @@ func (st *state) wipe(list *piece.Sums) error {
 	st.dirty, st.room = 0, false
 	st.mu.Unlock()
 	st.ck <- struct{}{}
-	err := os.Remove(st.s.partialPath(st.id, ".map"))
-	if errors.Is(err, os.ErrNotExist) {
-		err = nil
+	err := durable.Remove(st.s.partialPath(st.id, ".map"))
+	if err == nil {
+		err = disk.Truncate(st.f, 0)
 	}
 	if err == nil {
-		err = st.f.Truncate(0)
-	}
-	if err == nil {
-		err = st.f.Truncate(st.id.Size)
+		err = disk.Truncate(st.f, st.id.Size)
 	}
 	st.mu.Lock()
 	if err == nil {
@@ -348,12 +347,12 @@ func (st *state) takeFile(path string) (bool, error) {
 	if !mine || st.gone != nil || st.complete || st.have.Count() > 0 || st.onDisk.Count() > 0 || len(st.claims) > 0 || st.drain != nil {
 		return false, nil
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := disk.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return false, err
 	}
-	if err = f.Truncate(st.id.Size); err == nil {
-		err = os.Rename(path, s.partialPath(st.id, ".data"))
+	if err = disk.Truncate(f, st.id.Size); err == nil {
+		err = disk.Rename(path, s.partialPath(st.id, ".data"))
 	}
 	if err != nil {
 		f.Close()

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/capelin-io/capelin/internal/durable"
+	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -41,7 +42,7 @@ func (st *state) checkpoint() error {
 		st.onDisk.Set(i)
 	}
 	st.mu.Unlock()
-	err := fdatasync(st.f)
+	err := disk.Datasync(st.f)
 	if err == nil {
 		err = st.s.writeMap(st.s.partialPath(st.id, ".map"), &r)
 	}

@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/capelin-io/capelin/internal/durable"
+	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -77,7 +78,7 @@ func (st *state) finish() error {
 	st.proven = true
 	sums := st.sums.Clone()
 	st.mu.Unlock()
-	if err := fdatasync(st.f); err != nil {
+	if err := disk.Datasync(st.f); err != nil {
 		return err
 	}
 	st.ck <- struct{}{} // no map is written any more
@@ -104,7 +105,7 @@ func (st *state) finish() error {
 		// Now, so that the name is never visible with another mode.
 		err := st.f.Chmod(0o444)
 		if err == nil {
-			err = os.Rename(from, to)
+			err = disk.Rename(from, to)
 		}
 		if err == nil {
 			err = s.syncDir(filepath.Dir(to))
@@ -113,7 +114,7 @@ func (st *state) finish() error {
 			return err
 		}
 		if heals {
-			if err := os.Remove(s.sumsPath(st.dgst) + ".bad"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := durable.Remove(s.sumsPath(st.dgst) + ".bad"); err != nil {
 				return err
 			}
 		}
@@ -137,7 +138,7 @@ func (st *state) finish() error {
 	delete(s.parts, st.id)
 	delete(s.dirty, st)
 	s.mu.Unlock()
-	os.Remove(s.partialPath(st.id, ".map"))
+	_ = disk.Remove(s.partialPath(st.id, ".map"))
 	if other != nil && !heals { // the stock store has committed it meanwhile
 		s.report(s.toTrash(from))
 	}
@@ -205,7 +206,7 @@ func (b *Blob) Drop() error {
 
 // trashPartial removes a partial's files, the map first. The digest is locked.
 func (s *Store) trashPartial(id piece.ID) error {
-	if err := os.Remove(s.partialPath(id, ".map")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := disk.Remove(s.partialPath(id, ".map")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return s.toTrash(s.partialPath(id, ".data"))

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +15,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/internal/durable/disk"
 )
 
 // This file is containerd's side of the Store, but for sequential writers, which
@@ -108,14 +109,14 @@ func (s *Store) publishLocked(d digest.Digest) (_ ctrdcontent.Info, gone int64, 
 	s.mu.Unlock()
 	to := s.blobPath(d, Committed)
 	if place == Cached {
-		if err := s.mkdir(filepath.Dir(to)); err != nil {
+		if err := s.dirs.Make(filepath.Dir(to)); err != nil {
 			return ctrdcontent.Info{}, 0, err
 		}
 		now := time.Now()
 		from := s.blobPath(d, Cached)
-		err := os.Chtimes(from, now, now) // as the stock store does at commit
+		err := disk.Chtimes(from, now, now) // as the stock store does at commit
 		if err == nil {
-			err = os.Rename(from, to)
+			err = disk.Rename(from, to)
 		}
 		if err != nil {
 			s.mu.Lock()
@@ -199,15 +200,15 @@ func (s *Store) delete(d digest.Digest) (int64, error) {
 	var err error
 	if cache {
 		to := s.blobPath(d, Cached)
-		if err = s.mkdir(filepath.Dir(to)); err == nil {
-			err = os.Rename(from, to)
+		if err = s.dirs.Make(filepath.Dir(to)); err == nil {
+			err = disk.Rename(from, to)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			cache, err = false, nil // somebody else has unlinked it
 		}
 	} else {
 		if bad {
-			os.Remove(s.sumsPath(d) + ".bad")
+			_ = disk.Remove(s.sumsPath(d) + ".bad")
 		}
 		err = s.toTrash(from)
 	}
@@ -283,7 +284,7 @@ func (s *Store) Update(ctx context.Context, info ctrdcontent.Info, fieldpaths ..
 	res := e.info()
 	s.mu.Unlock()
 	res.Labels = labels
-	if err := os.Chtimes(s.blobPath(d, Committed), now, res.CreatedAt); err != nil {
+	if err := disk.Chtimes(s.blobPath(d, Committed), now, res.CreatedAt); err != nil {
 		return ctrdcontent.Info{}, err
 	}
 	return res, nil

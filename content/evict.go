@@ -15,6 +15,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/capelin-io/capelin/internal/durable/disk"
 )
 
 const (
@@ -212,7 +214,7 @@ func (s *Store) unkeep(v any) {
 // file that is not there is no error.
 func (s *Store) toTrash(p string) error {
 	t := s.path("swarm/trash", fmt.Sprintf("%d-%d-%s", time.Now().UnixNano(), s.trashSeq.Add(1), filepath.Base(p)))
-	if err := os.Rename(p, t); err != nil {
+	if err := disk.Rename(p, t); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
@@ -250,7 +252,7 @@ func (s *Store) emptyTrash(ctx context.Context) {
 // gone, if it still is.
 func (s *Store) unlink(p string, trash bool) error {
 	if trash {
-		return os.RemoveAll(p)
+		return disk.RemoveAll(p)
 	}
 	// Sums and quarantine marks are written under their digest's lock.
 	name, bad := strings.CutSuffix(filepath.Base(p), ".bad")
@@ -264,7 +266,7 @@ func (s *Store) unlink(p string, trash bool) error {
 			return nil
 		}
 	}
-	if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := disk.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return nil

@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/capelin-io/capelin/internal/durable"
+	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -73,7 +74,7 @@ func (s *Store) checkImport(path string, sums *piece.Sums) error {
 	if err := sums.Verify(last, buf); err != nil {
 		return err
 	}
-	return fdatasync(f)
+	return disk.Datasync(f)
 }
 
 // importFile takes the durable steps of FORMAT.md section 3.6. It reports whether
@@ -106,7 +107,7 @@ func (s *Store) importFile(path string, sums *piece.Sums) (added bool, err error
 			}
 		}
 		if err == nil {
-			return false, os.Remove(path)
+			return false, disk.Remove(path)
 		}
 		if !errors.Is(err, ErrNotFound) {
 			return false, err
@@ -123,11 +124,11 @@ func (s *Store) importFile(path string, sums *piece.Sums) (added bool, err error
 	}
 	s.files.remove(d)
 	to := s.blobPath(d, Committed)
-	if err = s.mkdir(filepath.Dir(to)); err == nil {
+	if err = s.dirs.Make(filepath.Dir(to)); err == nil {
 		err = os.Chmod(path, 0o444)
 	}
 	if err == nil {
-		err = os.Rename(path, to)
+		err = disk.Rename(path, to)
 	}
 	if err == nil {
 		err = s.syncDir(filepath.Dir(to))
@@ -136,7 +137,7 @@ func (s *Store) importFile(path string, sums *piece.Sums) (added bool, err error
 		return false, err
 	}
 	if bad {
-		if err := os.Remove(s.sumsPath(d) + ".bad"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := durable.Remove(s.sumsPath(d) + ".bad"); err != nil {
 			return false, err
 		}
 	}

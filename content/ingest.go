@@ -260,6 +260,10 @@ func (w *seqWriter) Commit(ctx context.Context, size int64, expected digest.Dige
 		return fmt.Errorf("syncing ref %q: %w", w.ref, err)
 	}
 	s := w.s
+	if err := s.dirs.Make(filepath.Dir(s.blobPath(d, Committed))); err != nil { // the stock store would not sync it
+		w.Close()
+		return fmt.Errorf("committing ref %q: %w", w.ref, err)
+	}
 	unlock := s.places.Lock(d)
 	err := w.Writer.Commit(ctx, size, expected, opts...)
 	w.closed = true

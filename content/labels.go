@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/internal/durable"
+	"github.com/capelin-io/capelin/internal/durable/disk"
 )
 
 // labelStore keeps labels, a file per digest that has any. It implements
@@ -18,6 +19,7 @@ import (
 // under containerd it is empty.
 type labelStore struct {
 	root string
+	dirs *durable.Dirs
 
 	wmu sync.Mutex // serialises writers, held over their I/O
 
@@ -25,8 +27,8 @@ type labelStore struct {
 	m  map[digest.Digest]map[string]string // nil value: on disk, not read yet
 }
 
-func newLabelStore(root string) *labelStore {
-	return &labelStore{root: root, m: make(map[digest.Digest]map[string]string)}
+func newLabelStore(root string, dirs *durable.Dirs) *labelStore {
+	return &labelStore{root: root, dirs: dirs, m: make(map[digest.Digest]map[string]string)}
 }
 
 // known notes at Open that d has a file.
@@ -110,7 +112,7 @@ func (l *labelStore) write(d digest.Digest, m map[string]string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(l.path(d)), 0o700); err != nil {
+	if err := l.dirs.Make(filepath.Dir(l.path(d))); err != nil {
 		return err
 	}
 	if err := durable.WriteFile(l.path(d), append(b, '\n'), 0o600); err != nil {
@@ -130,7 +132,7 @@ func (l *labelStore) remove(d digest.Digest) error {
 	if !ok {
 		return nil
 	}
-	if err := os.Remove(l.path(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := disk.Remove(l.path(d)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return nil

@@ -17,18 +17,6 @@ func (s *Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.cfg.Root}, elem...)...)
 }
 
-// mkdir makes a directory of the store unless it is known to be there.
-func (s *Store) mkdir(p string) error {
-	if _, ok := s.dirs.Load(p); ok {
-		return nil
-	}
-	if err := os.MkdirAll(p, 0o700); err != nil {
-		return err
-	}
-	s.dirs.Store(p, true)
-	return nil
-}
-
 // oneFileSystem refuses directories between which blobs cannot be renamed.
 func (s *Store) oneFileSystem() error {
 	var dev uint64

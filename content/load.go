@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -81,7 +82,7 @@ func (s *Store) load(ctx context.Context) error {
 		for _, name := range names {
 			d, ok := blobDigest(alg, name)
 			if e := s.index[d]; !ok || e == nil || e.place != Committed {
-				os.Remove(s.path("swarm/labels", alg, name))
+				_ = disk.Remove(s.path("swarm/labels", alg, name))
 			} else {
 				s.labels.known(d)
 			}
@@ -117,7 +118,7 @@ func (s *Store) loadPartials(names []string) {
 			s.junk = append(s.junk, s.path("swarm/partial", name))
 		case isMap:
 			if !have[base+".data"] || whole(id) {
-				os.Remove(s.path("swarm/partial", name))
+				_ = disk.Remove(s.path("swarm/partial", name))
 			}
 		case !have[base+".map"] || whole(id):
 			s.report(s.toTrash(s.path("swarm/partial", name)))

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -165,7 +166,7 @@ func (st *state) loadComplete() error {
 	e.sums = false
 	s.mu.Unlock()
 	if errors.Is(err, errRecord) {
-		err = os.Remove(s.sumsPath(st.dgst))
+		err = disk.Remove(s.sumsPath(st.dgst))
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
@@ -176,9 +177,9 @@ func (st *state) loadComplete() error {
 func (st *state) loadPartial(ctx context.Context) error {
 	s := st.s
 	unlock := s.places.Lock(st.dgst)
-	f, err := os.OpenFile(s.partialPath(st.id, ".data"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := disk.OpenFile(s.partialPath(st.id, ".data"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err == nil {
-		err = f.Truncate(st.id.Size) // a hole, if it is new
+		err = disk.Truncate(f, st.id.Size) // a hole, if it is new
 	}
 	unlock()
 	if err != nil {
@@ -193,7 +194,7 @@ func (st *state) loadPartial(ctx context.Context) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case errors.Is(err, errRecord):
-		os.Remove(s.partialPath(st.id, ".map"))
+		_ = disk.Remove(s.partialPath(st.id, ".map"))
 		return nil
 	case err == nil:
 		st.onDisk = r.have.Clone()
@@ -370,8 +371,8 @@ func (s *Store) removeEmpty(p *partial, st *state) {
 	}
 	delete(s.parts, st.id)
 	s.mu.Unlock()
-	os.Remove(s.partialPath(st.id, ".map"))
-	os.Remove(s.partialPath(st.id, ".data"))
+	_ = disk.Remove(s.partialPath(st.id, ".map"))
+	_ = disk.Remove(s.partialPath(st.id, ".data"))
 	unlock()
 	st.shut(ErrClosed)
 }

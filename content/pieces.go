@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -151,7 +152,7 @@ func (st *state) write(i int, data [][]byte) error {
 	off := st.id.Offset(i)
 	for _, d := range data {
 		for try := 0; ; try++ {
-			n, err := st.f.WriteAt(d, off)
+			n, err := disk.WriteAt(st.f, d, off)
 			if err == nil {
 				off += int64(len(d))
 				break

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/capelin-io/capelin/internal/durable"
+	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/internal/keylock"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -93,9 +94,9 @@ type Store struct {
 	labels *labelStore
 	places keylock.Locks[digest.Digest] // held while a digest's files are renamed or opened
 	files  fileCache
-	syncs  sync.Map // directory → *dirSync
-	dirs   sync.Map // directories known to exist
-	memory bool     // the root is on a tmpfs
+	syncs  sync.Map      // directory → *dirSync
+	dirs   *durable.Dirs // makes directories, all that there are
+	memory bool          // the root is on a tmpfs
 
 	refs ingests
 
@@ -146,6 +147,9 @@ type partial struct {
 
 const formatLine = "capelin content 1\n"
 
+// dirMode is the mode of directories.
+const dirMode = 0o700
+
 // Open opens the content directory, which no other process may have open
 // ([ErrLocked]). It reads directory names only, so that it takes well under a
 // second with 100,000 blobs and a cold cache; sizes are learned later. What a
@@ -163,17 +167,21 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	}
 	s := &Store{
 		cfg:   cfg,
+		dirs:  durable.NewDirs(cfg.Root, dirMode),
 		kick:  make(chan struct{}, 1),
 		ckick: make(chan struct{}, 1),
 		index: make(map[digest.Digest]*entry),
 		parts: make(map[piece.ID]*partial),
 		dirty: make(map[*state]struct{}),
 	}
+	if err := durable.MkdirAll(cfg.Root, dirMode); err != nil {
+		return nil, err
+	}
 	for _, d := range []string{
-		"", "blobs", "blobs/sha256", "ingest", "cache", "cache/sha256", "cache/sha512",
+		"blobs", "blobs/sha256", "ingest", "cache", "cache/sha256", "cache/sha512",
 		"swarm", "swarm/partial", "swarm/trash", "swarm/sums", "swarm/sums/sha256", "swarm/sums/sha512", "swarm/labels",
 	} {
-		if err := s.mkdir(s.path(d)); err != nil {
+		if err := s.dirs.Make(s.path(d)); err != nil {
 			return nil, err
 		}
 	}
@@ -192,7 +200,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if err := s.checkFormat(); err != nil {
 		return nil, err
 	}
-	s.labels = newLabelStore(s.path("swarm/labels"))
+	s.labels = newLabelStore(s.path("swarm/labels"), s.dirs)
 	s.files.init(readerFiles)
 	s.refs.init()
 	if err := s.load(ctx); err != nil {
@@ -206,7 +214,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 
 func (s *Store) acquire() error {
 	p := s.path("swarm/lock")
-	f, err := os.OpenFile(p, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := disk.OpenFile(p, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}

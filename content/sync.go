@@ -1,12 +1,7 @@
 package content
 
 import (
-	"errors"
-	"fmt"
-	"os"
 	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/capelin-io/capelin/internal/durable"
 )
@@ -53,23 +48,4 @@ func (s *Store) syncDir(dir string) error {
 	d.mu.Unlock()
 	close(c.done)
 	return c.err
-}
-
-func fdatasync(f *os.File) error {
-	c, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var serr error
-	err = c.Control(func(fd uintptr) {
-		for {
-			if serr = unix.Fdatasync(int(fd)); !errors.Is(serr, unix.EINTR) {
-				return
-			}
-		}
-	})
-	if err := errors.Join(err, serr); err != nil {
-		return fmt.Errorf("syncing %s: %w", f.Name(), err)
-	}
-	return nil
 }

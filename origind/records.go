@@ -122,16 +122,18 @@ const maxRecord = 1 << 20
 // records keeps them on disk, as records/<alg>/<2 hex>/<hex>.json.
 type records struct {
 	dir   string
+	dirs  *durable.Dirs
 	locks keylock.Locks[digest.Digest]
 }
 
 func openRecords(dir string) (*records, error) {
+	s := &records{dir: dir, dirs: durable.NewDirs(filepath.Dir(dir), 0o700)}
 	for _, alg := range []string{"sha256", "sha512"} {
-		if err := os.MkdirAll(filepath.Join(dir, alg), 0o700); err != nil {
+		if err := s.dirs.Make(filepath.Join(dir, alg)); err != nil {
 			return nil, err
 		}
 	}
-	return &records{dir: dir}, errors.Join(durable.SyncDir(dir), durable.SyncDir(filepath.Dir(dir)))
+	return s, nil
 }
 
 // recordKey is what a record is called, here and in backends.
@@ -184,14 +186,7 @@ func (s *records) put(r *record) error {
 		return fmt.Errorf("record of %s: %d bytes are more than %d: %w", r.Digest, len(b), maxRecord, errdefs.ErrResourceExhausted)
 	}
 	p := s.path(r.Digest)
-	dir := filepath.Dir(p)
-	err = os.Mkdir(dir, 0o700)
-	if err == nil {
-		err = durable.SyncDir(filepath.Dir(dir))
-	} else if errors.Is(err, fs.ErrExist) {
-		err = nil
-	}
-	if err == nil {
+	if err = s.dirs.Make(filepath.Dir(p)); err == nil {
 		err = durable.WriteFile(p, b, 0o600)
 	}
 	if err != nil {
@@ -202,15 +197,7 @@ func (s *records) put(r *record) error {
 
 // remove forgets a blob's record, durably. Its digest is locked.
 func (s *records) remove(d digest.Digest) error {
-	p := s.path(d)
-	err := os.Remove(p)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		err = durable.SyncDir(filepath.Dir(p))
-	}
-	if err != nil {
+	if err := durable.Remove(s.path(d)); err != nil {
 		return fmt.Errorf("removing the record of %s: %w", d, err)
 	}
 	return nil

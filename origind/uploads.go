@@ -20,6 +20,8 @@ import (
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/internal/diskfull"
+	"github.com/capelin-io/capelin/internal/durable"
+	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -60,7 +62,7 @@ func openUploads(dir string, max int, expire time.Duration, room func(context.Co
 		return nil, err
 	}
 	s := &uploads{dir: dir, max: max, expire: expire, room: room, m: map[string]*upload{}, committed: committed}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	entries, err := os.ReadDir(dir)
@@ -71,7 +73,7 @@ func openUploads(dir string, max int, expire time.Duration, room func(context.Co
 		u, err := s.load(e.Name())
 		if err == nil {
 			s.m[u.id] = u
-		} else if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+		} else if err := disk.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 			return nil, err
 		}
 	}
@@ -125,7 +127,7 @@ func (s *uploads) start(namespace string) (id string, err error) {
 	}
 	meta, err := json.Marshal(uploadMeta{namespace})
 	if err == nil {
-		err = os.Mkdir(u.dir, 0o700)
+		err = disk.Mkdir(u.dir, 0o700)
 	}
 	if err == nil {
 		err = os.WriteFile(u.path(), nil, 0o600)
@@ -144,7 +146,7 @@ func (s *uploads) forget(u *upload) error {
 	s.mu.Lock()
 	delete(s.m, u.id)
 	s.mu.Unlock()
-	return os.RemoveAll(u.dir)
+	return disk.RemoveAll(u.dir)
 }
 
 func (s *uploads) get(id string) (*upload, error) {
@@ -210,7 +212,7 @@ func (s *uploads) append(ctx context.Context, id string, off int64, r io.Reader)
 	if err := u.rehash(ctx); err != nil {
 		return u.size.Load(), err
 	}
-	f, err := os.OpenFile(u.path(), os.O_WRONLY, 0)
+	f, err := disk.OpenFile(u.path(), os.O_WRONLY, 0)
 	if err != nil {
 		return u.size.Load(), fmt.Errorf("upload %s: %w", id, err)
 	}
@@ -260,7 +262,7 @@ func (s *uploads) write(ctx context.Context, u *upload, f *os.File, p []byte) er
 		return fmt.Errorf("blobs have at most %d bytes: %w", int64(origin.MaxSize), errdefs.ErrInvalidArgument)
 	}
 	for try := 0; len(p) > 0; try++ {
-		n, err := f.WriteAt(p, u.h.n)
+		n, err := disk.WriteAt(f, p, u.h.n)
 		u.h.Write(p[:n])
 		u.size.Store(u.h.n)
 		u.used.Store(time.Now().UnixNano())

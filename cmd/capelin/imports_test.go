@@ -44,7 +44,7 @@ var rooms = []room{
 		"swarm", "swarm/piece", "swarm/wire"}, "the origin"},
 	{"indexd", []string{"control", "fetcher", "internal/daemon"}, "the index"},
 	{"trackerd", []string{"control", "internal/daemon", "swarm/piece", "trackerd/state"}, "the tracker"},
-	{"cmd/capelin", []string{"control", "gateway", "indexd", "internal/daemon", "internal/image", "origind", "plugin", "plugin/shim", "swarm/wire", "trackerd"},
+	{"cmd/capelin", []string{"control", "gateway", "indexd", "internal/daemon", "internal/durable", "internal/image", "origind", "plugin", "plugin/shim", "swarm/wire", "trackerd"},
 		"parses, wires a role, exits"},
 	{"internal/sim", []string{"control", "swarm", "swarm/piece", "swarm/wire", "trackerd/state"}, "looks at every machine, and nobody looks at it"},
 }

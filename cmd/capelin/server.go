@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 
 	"github.com/containerd/log"
@@ -16,6 +15,7 @@ import (
 	"github.com/capelin-io/capelin/indexd"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/durable"
 	"github.com/capelin-io/capelin/origind"
 	"github.com/capelin-io/capelin/trackerd"
 )
@@ -157,7 +157,7 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("configuration of the server: %w", err)
 	}
-	if err := os.MkdirAll(cfg.Data, 0o750); err != nil {
+	if err := durable.MkdirAll(cfg.Data, 0o750); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	cfg = cfg.fill()

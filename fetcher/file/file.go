@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -19,6 +18,7 @@ import (
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/durable"
+	"github.com/capelin-io/capelin/internal/durable/disk"
 )
 
 // Config is a directory.
@@ -46,16 +46,15 @@ const (
 
 // Backend is a directory of objects.
 type Backend struct {
-	root *os.Root
+	root *disk.Root
 	path string
 	tmp  string   // our directory of temporary files, below root
 	mine *os.File // its lock, held until Close
 	seq  atomic.Uint64
 
-	locks [stripes]stripe
+	dirs *durable.Dirs
 
-	mu      sync.Mutex
-	durable map[string]struct{} // directories that were synced up to the root
+	locks [stripes]stripe
 }
 
 var _ fetcher.Backend = (*Backend)(nil)
@@ -66,21 +65,22 @@ func Open(cfg Config) (_ *Backend, err error) {
 	if errs := cfg.Check(""); errs != nil {
 		return nil, fmt.Errorf("file backend: %w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}
-	b := &Backend{path: filepath.Clean(cfg.Path), durable: map[string]struct{}{}}
+	b := &Backend{path: filepath.Clean(cfg.Path)}
 	defer func() {
 		if err != nil {
 			_ = b.Close()
 			err = fmt.Errorf("opening %s: %w", b.Name(), classed(err))
 		}
 	}()
-	if err := makeAll(b.path); err != nil {
+	if err := durable.MkdirAll(b.path, dirMode); err != nil {
 		return nil, err
 	}
-	if b.root, err = os.OpenRoot(b.path); err != nil {
+	if b.root, err = disk.OpenRoot(b.path); err != nil {
 		return nil, err
 	}
+	b.dirs = durable.NewDirsIn(b.root, dirMode)
 	for _, dir := range []string{private, tmpDir, lockDir} {
-		if err := b.root.MkdirAll(dir, dirMode); err != nil {
+		if err := b.root.Mkdir(dir, dirMode); err != nil && !errors.Is(err, os.ErrExist) { // they need not last
 			return nil, err
 		}
 	}
@@ -88,23 +88,6 @@ func Open(cfg Config) (_ *Backend, err error) {
 		b.locks[i].init(fmt.Sprintf("%s/%02x", lockDir, i))
 	}
 	return b, b.enter()
-}
-
-// makeAll is os.MkdirAll that survives a power cut.
-func makeAll(dir string) error {
-	if fi, err := os.Stat(dir); err == nil && fi.IsDir() {
-		return nil
-	}
-	parent := filepath.Dir(dir)
-	if parent != dir {
-		if err := makeAll(parent); err != nil {
-			return err
-		}
-	}
-	if err := os.Mkdir(dir, dirMode); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	return durable.SyncDir(parent)
 }
 
 // enter makes our directory of temporary files and removes those of the dead. A

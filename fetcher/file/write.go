@@ -18,6 +18,7 @@ import (
 
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/internal/durable"
+	"github.com/capelin-io/capelin/internal/durable/disk"
 )
 
 const (
@@ -153,7 +154,7 @@ func fill(ctx context.Context, f *os.File, size int64, r io.Reader) error {
 		if size >= 0 && int64(m) > size-n {
 			return fmt.Errorf("there are more than %d bytes to write: %w", size, errdefs.ErrInvalidArgument)
 		}
-		if _, err := f.Write(buf[:m]); err != nil {
+		if _, err := disk.Write(f, buf[:m]); err != nil {
 			return err
 		}
 		if n += int64(m); n-started >= writeBack {
@@ -189,7 +190,7 @@ func (b *Backend) date(f *os.File, tmp string, at time.Time) error {
 	if err := b.root.Chtimes(tmp, at, at); err != nil {
 		return err
 	}
-	return f.Sync()
+	return disk.Sync(f)
 }
 
 // dateAfter sees to it that the file is later than the one that it replaces. File
@@ -220,65 +221,16 @@ func (b *Backend) dateAfter(f *os.File, tmp string, old os.FileInfo) error {
 func (b *Backend) publish(tmp, key string) error {
 	dir := path.Dir(key)
 	for range 2 {
-		if err := b.mkdirs(dir); err != nil {
+		if err := b.dirs.Make(dir); err != nil {
 			return prefixed(err)
 		}
 		err := durable.RenameIn(b.root, tmp, key)
 		if !errors.Is(err, os.ErrNotExist) {
 			return prefixed(err)
 		}
-		b.forget() // somebody removed directories
+		b.dirs.Forget() // somebody removed directories
 	}
 	return fmt.Errorf("the directory %s is removed again and again: %w", dir, errdefs.ErrUnavailable)
-}
-
-// maxDurable bounds what is remembered of directories.
-const maxDurable = 4096
-
-// mkdirs makes a directory and syncs all above it. It does so for a directory that
-// is there, too, once: whoever made it may not have come to that.
-func (b *Backend) mkdirs(dir string) error {
-	if dir == "." {
-		return nil
-	}
-	b.mu.Lock()
-	_, ok := b.durable[dir]
-	b.mu.Unlock()
-	if ok {
-		return nil
-	}
-	parent := path.Dir(dir)
-	if err := b.mkdirs(parent); err != nil {
-		return err
-	}
-	if err := b.root.Mkdir(dir, dirMode); err != nil {
-		if !errors.Is(err, os.ErrExist) {
-			return err
-		}
-		fi, err := b.root.Lstat(dir)
-		if err != nil {
-			return err
-		}
-		if !fi.IsDir() {
-			return &os.PathError{Op: "mkdir", Path: dir, Err: syscall.ENOTDIR}
-		}
-	}
-	if err := durable.SyncDirIn(b.root, parent); err != nil {
-		return err
-	}
-	b.mu.Lock()
-	if len(b.durable) >= maxDurable {
-		clear(b.durable)
-	}
-	b.durable[dir] = struct{}{}
-	b.mu.Unlock()
-	return nil
-}
-
-func (b *Backend) forget() {
-	b.mu.Lock()
-	clear(b.durable)
-	b.mu.Unlock()
 }
 
 // Delete implements fetcher.Backend.

@@ -1,4 +1,4 @@
-// Package durable makes small files and renames survive a power cut.
+// Package durable makes small files, directories and names survive a power cut.
 //
 // There is one sequence for publishing, and everything in Capelin that must not
 // be half there after a crash uses it:
@@ -9,6 +9,9 @@
 //	rename(".tmp-x", name)
 //	fsync(dir)
 //
+// And a directory's own name is its parent's: [MkdirAll] and [Dirs] make
+// directories, from the top, and sync the parent of each.
+//
 // The functions may be called concurrently; two writers of one name leave one
-// of the two contents, whole.
+// of the two contents, whole. The operations themselves are package disk's.
 package durable

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/capelin-io/capelin/internal/durable/disk"
 )
 
 func TestWriteFile(t *testing.T) {
@@ -50,7 +52,7 @@ func TestWriteFileLeavesNothingOnError(t *testing.T) {
 
 func TestInRoot(t *testing.T) {
 	dir := t.TempDir()
-	root, err := os.OpenRoot(dir)
+	root, err := disk.OpenRoot(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

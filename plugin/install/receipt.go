@@ -73,7 +73,7 @@ func sum(data []byte) string {
 
 // write makes a file of the host, with its directories, durably.
 func write(h Host, path string, data []byte, perm os.FileMode) error {
-	if err := os.MkdirAll(h.Path(filepath.Dir(path)), 0o755); err != nil {
+	if err := durable.MkdirAll(h.Path(filepath.Dir(path)), 0o755); err != nil {
 		return err
 	}
 	return durable.WriteFile(h.Path(path), data, perm)

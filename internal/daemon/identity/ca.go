@@ -53,7 +53,7 @@ func InitCA(dir, cluster string) (*CA, error) {
 			return nil, fmt.Errorf("%s: an authority is there already: %w", filepath.Join(dir, name), fs.ErrExist)
 		}
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -146,7 +146,7 @@ func (ca *CA) Issue(dir string, id ID, hosts []string, valid time.Duration) erro
 	if _, err := x509.ParseCertificate(der); err != nil {
 		return fmt.Errorf("certificate for %s: %w", id, err)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := durable.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	if err := durable.WriteFile(filepath.Join(dir, CACert), ca.pem, 0o644); err != nil {
