@@ -1,6 +1,7 @@
 package trackerpb
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -234,81 +235,38 @@ func CheckBatch(m *FromAgent) error {
 	if n > MaxBatch {
 		return fmt.Errorf("batch of %d elements, at most %d: %w", n, MaxBatch, ErrInvalid)
 	}
-	for _, a := range m.Announces {
-		if err := checkAnnounce(a); err != nil {
+	return cmp.Or(
+		each(m.Announces, checkAnnounce),
+		each(m.Inventory, checkInventory),
+		each(m.Offers, checkOffer),
+		each(m.NotHere, checkBlob("not here")),
+		each(m.Wants, func(w *Want) error { return checkBlob("want")(w.GetBlob()) }),
+		each(m.Unwants, checkBlob("unwant")),
+		each(m.Progress, checkLeaseProgress),
+		each(m.Done, checkLeaseDone),
+		each(m.Disproved, checkDisproved),
+		each(m.Results, checkResult),
+	)
+}
+
+// each returns what check has against the first of a list's elements that is not right.
+func each[T any](list []T, check func(T) error) error {
+	for _, e := range list {
+		if err := check(e); err != nil {
 			return err
-		}
-	}
-	for _, v := range m.Inventory {
-		if err := v.GetBlobs().Check(); err != nil {
-			return fmt.Errorf("inventory: %w", err)
-		}
-		if h, n := len(v.GetSumsHashes()), v.GetBlobs().Len(); h != 32*n {
-			return fmt.Errorf("inventory: hashes of %d bytes for %d blobs: %w", h, n, ErrInvalid)
-		}
-	}
-	for _, o := range m.Offers {
-		if b, s := len(o.GetBlobs()), len(o.GetSums()); b != s || b == 0 {
-			return fmt.Errorf("offer of %d blobs with %d sums: %w", b, s, ErrInvalid)
-		}
-	}
-	for _, b := range m.NotHere {
-		if _, err := b.ID(); err != nil {
-			return fmt.Errorf("not here: %w", err)
-		}
-	}
-	for _, w := range m.Wants {
-		if _, err := w.GetBlob().ID(); err != nil {
-			return fmt.Errorf("want: %w", err)
-		}
-	}
-	for _, b := range m.Unwants {
-		if _, err := b.ID(); err != nil {
-			return fmt.Errorf("unwant: %w", err)
-		}
-	}
-	for _, p := range m.Progress {
-		id, err := p.GetBlob().ID()
-		if err != nil {
-			return fmt.Errorf("lease progress: %w", err)
-		}
-		if p.Bytes < 0 || p.Bytes > id.Size {
-			return fmt.Errorf("lease progress of %d bytes in %s: %w", p.Bytes, id, ErrInvalid)
-		}
-	}
-	for _, d := range m.Done {
-		if _, err := d.GetBlob().ID(); err != nil {
-			return fmt.Errorf("lease done: %w", err)
-		}
-		if d.Outcome < Outcome_OUTCOME_COMPLETE || d.Outcome > Outcome_OUTCOME_CANCELLED {
-			return fmt.Errorf("lease done: outcome %d: %w", d.Outcome, ErrInvalid)
-		}
-		if err := checkText("lease done: error", d.Error, 0, MaxError); err != nil {
-			return err
-		}
-	}
-	for _, d := range m.Disproved {
-		if _, err := d.GetBlob().ID(); err != nil {
-			return fmt.Errorf("disproved: %w", err)
-		}
-		if len(d.SumsHash) != 32 {
-			return fmt.Errorf("disproved: hash of %d bytes: %w", len(d.SumsHash), ErrInvalid)
-		}
-	}
-	for _, r := range m.Results {
-		if err := checkText("command result: error", r.GetError(), 0, MaxError); err != nil {
-			return err
-		}
-		if r.GetBytes() < 0 {
-			return fmt.Errorf("command result: %d bytes: %w", r.GetBytes(), ErrInvalid)
-		}
-		for _, a := range r.GetBlobs() {
-			if err := checkAnnounce(a); err != nil {
-				return fmt.Errorf("command result: %w", err)
-			}
 		}
 	}
 	return nil
+}
+
+// checkBlob returns a check of names of blobs, whose errors say what they are for.
+func checkBlob(what string) func(*Blob) error {
+	return func(b *Blob) error {
+		if _, err := b.ID(); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		return nil
+	}
 }
 
 // CheckBlobs reports what is wrong with the blobs of a PreheatRequest or a
@@ -352,6 +310,67 @@ func checkAnnounce(a *Announce) error {
 	}
 	if n := len(a.SumsHash); n != 0 && (n != 32 || a.State != State_STATE_COMPLETE) {
 		return fmt.Errorf("announce of %s: hash of %d bytes in state %d: %w", id, n, a.State, ErrInvalid)
+	}
+	return nil
+}
+
+func checkInventory(v *Inventory) error {
+	if err := v.GetBlobs().Check(); err != nil {
+		return fmt.Errorf("inventory: %w", err)
+	}
+	if h, n := len(v.GetSumsHashes()), v.GetBlobs().Len(); h != 32*n {
+		return fmt.Errorf("inventory: hashes of %d bytes for %d blobs: %w", h, n, ErrInvalid)
+	}
+	return nil
+}
+
+func checkOffer(o *Offer) error {
+	if b, s := len(o.GetBlobs()), len(o.GetSums()); b != s || b == 0 {
+		return fmt.Errorf("offer of %d blobs with %d sums: %w", b, s, ErrInvalid)
+	}
+	return nil
+}
+
+func checkLeaseProgress(p *LeaseProgress) error {
+	id, err := p.GetBlob().ID()
+	if err != nil {
+		return fmt.Errorf("lease progress: %w", err)
+	}
+	if p.Bytes < 0 || p.Bytes > id.Size {
+		return fmt.Errorf("lease progress of %d bytes in %s: %w", p.Bytes, id, ErrInvalid)
+	}
+	return nil
+}
+
+func checkLeaseDone(d *LeaseDone) error {
+	if err := checkBlob("lease done")(d.GetBlob()); err != nil {
+		return err
+	}
+	if d.Outcome < Outcome_OUTCOME_COMPLETE || d.Outcome > Outcome_OUTCOME_CANCELLED {
+		return fmt.Errorf("lease done: outcome %d: %w", d.Outcome, ErrInvalid)
+	}
+	return checkText("lease done: error", d.Error, 0, MaxError)
+}
+
+func checkDisproved(d *Disproved) error {
+	if err := checkBlob("disproved")(d.GetBlob()); err != nil {
+		return err
+	}
+	if len(d.SumsHash) != 32 {
+		return fmt.Errorf("disproved: hash of %d bytes: %w", len(d.SumsHash), ErrInvalid)
+	}
+	return nil
+}
+
+func checkResult(r *CommandResult) error {
+	if err := checkText("command result: error", r.GetError(), 0, MaxError); err != nil {
+		return err
+	}
+	if r.GetBytes() < 0 {
+		return fmt.Errorf("command result: %d bytes: %w", r.GetBytes(), ErrInvalid)
+	}
+	if err := each(r.GetBlobs(), checkAnnounce); err != nil {
+		return fmt.Errorf("command result: %w", err)
 	}
 	return nil
 }
