@@ -94,109 +94,28 @@ func (r *request) content() (ocispec.Descriptor, error) {
 }
 
 func (s *server) handler() http.Handler {
-	x := s.index
 	mux := http.NewServeMux()
 	for _, o := range []struct {
 		method, path, name string
 		do                 operation
 	}{
-		{"GET", index.PathRepositories, "repositories", func(ctx context.Context, r *request) (any, error) {
-			return names(r, func(limit int) ([]string, bool, error) { return x.Repositories(ctx, r.after(), limit) })
-		}},
-		{"GET", index.PathTags, "tags", func(ctx context.Context, r *request) (any, error) {
-			return names(r, func(limit int) ([]string, bool, error) { return x.Tags(ctx, r.repo(), r.after(), limit) })
-		}},
-		{"GET", index.PathManifests, "manifests", func(ctx context.Context, r *request) (any, error) {
-			return names(r, func(limit int) ([]digest.Digest, bool, error) {
-				return x.Manifests(ctx, r.repo(), digest.Digest(r.after()), limit)
-			})
-		}},
-		{"GET", index.PathReferrers, "referrers", func(ctx context.Context, r *request) (any, error) {
-			limit, err := r.limit()
-			if err != nil {
-				return nil, err
-			}
-			return x.ReferrersPage(ctx, r.repo(), r.digest(), r.query.Get("artifactType"), digest.Digest(r.after()), limit)
-		}},
-		{"GET", index.PathTag, "get_tag", func(ctx context.Context, r *request) (any, error) {
-			return x.Tag(ctx, r.repo(), r.name())
-		}},
-		{"PUT", index.PathTag, "put_tag", func(ctx context.Context, r *request) (any, error) {
-			desc, err := r.content()
-			if err != nil {
-				return nil, err
-			}
-			t, err := x.PutTag(ctx, r.repo(), r.name(), desc)
-			if err != nil {
-				return nil, err
-			}
-			r.log(ctx, "tag written", log.Fields{"tag": t.Name, "digest": t.Descriptor.Digest, "revision": t.Revision})
-			return t, nil
-		}},
-		{"DELETE", index.PathTag, "delete_tag", func(ctx context.Context, r *request) (any, error) {
-			err := x.DeleteTag(ctx, r.repo(), r.name())
-			if err == nil {
-				r.log(ctx, "tag deleted", log.Fields{"tag": r.name()})
-			}
-			return nil, err
-		}},
-		{"GET", index.PathManifest, "get_manifest", func(ctx context.Context, r *request) (any, error) {
-			return x.Manifest(ctx, r.repo(), r.digest())
-		}},
-		{"PUT", index.PathManifest, "put_manifest", func(ctx context.Context, r *request) (any, error) {
-			desc, err := r.content()
-			if err != nil {
-				return nil, err
-			}
-			if err := x.PutManifest(ctx, r.repo(), index.Manifest{Descriptor: desc}); err != nil {
-				return nil, err
-			}
-			r.log(ctx, "manifest recorded", log.Fields{"digest": desc.Digest})
-			return nil, nil
-		}},
-		{"DELETE", index.PathManifest, "delete_manifest", func(ctx context.Context, r *request) (any, error) {
-			err := x.DeleteManifest(ctx, r.repo(), r.digest())
-			if err == nil {
-				r.log(ctx, "manifest deleted", log.Fields{"digest": r.digest()})
-			}
-			return nil, err
-		}},
-		{"GET", index.PathBlob, "get_blob", func(ctx context.Context, r *request) (any, error) {
-			desc, err := x.Blob(ctx, r.repo(), r.digest())
-			return index.Content{Descriptor: desc}, err
-		}},
-		{"PUT", index.PathBlob, "link_blob", func(ctx context.Context, r *request) (any, error) {
-			desc, err := r.content()
-			if err != nil {
-				return nil, err
-			}
-			return nil, x.LinkBlob(ctx, r.repo(), desc)
-		}},
-		{"DELETE", index.PathBlob, "unlink_blob", func(ctx context.Context, r *request) (any, error) {
-			err := x.UnlinkBlob(ctx, r.repo(), r.digest())
-			if err == nil {
-				r.log(ctx, "blob unlinked", log.Fields{"digest": r.digest()})
-			}
-			return nil, err
-		}},
+		{"GET", index.PathRepositories, "repositories", s.repositories},
+		{"GET", index.PathTags, "tags", s.tags},
+		{"GET", index.PathManifests, "manifests", s.manifests},
+		{"GET", index.PathReferrers, "referrers", s.referrers},
+		{"GET", index.PathTag, "get_tag", s.tag},
+		{"PUT", index.PathTag, "put_tag", s.putTag},
+		{"DELETE", index.PathTag, "delete_tag", s.deleteTag},
+		{"GET", index.PathManifest, "get_manifest", s.manifest},
+		{"PUT", index.PathManifest, "put_manifest", s.putManifest},
+		{"DELETE", index.PathManifest, "delete_manifest", s.deleteManifest},
+		{"GET", index.PathBlob, "get_blob", s.blob},
+		{"PUT", index.PathBlob, "link_blob", s.linkBlob},
+		{"DELETE", index.PathBlob, "unlink_blob", s.unlinkBlob},
 	} {
 		mux.Handle(o.method+" "+o.path, s.serve(o.name, o.method != "GET", o.do))
 	}
 	return mux
-}
-
-// names answers with a page.
-func names[T ~string](r *request, list func(limit int) ([]T, bool, error)) (any, error) {
-	limit, err := r.limit()
-	if err != nil {
-		return nil, err
-	}
-	page, more, err := list(limit)
-	n := index.Names{Names: make([]string, len(page)), More: more}
-	for i, v := range page {
-		n.Names[i] = string(v)
-	}
-	return n, err
 }
 
 func (r *request) log(ctx context.Context, what string, fields log.Fields) {

@@ -1,0 +1,119 @@
+package indexd
+
+// The operations of the API (control/INDEX.md): each reads a request, asks the Index, and
+// says in the log what was changed by whom.
+
+import (
+	"context"
+
+	"github.com/containerd/log"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/control/index"
+)
+
+func (s *server) repositories(ctx context.Context, r *request) (any, error) {
+	return names(r, func(limit int) ([]string, bool, error) { return s.index.Repositories(ctx, r.after(), limit) })
+}
+
+func (s *server) tags(ctx context.Context, r *request) (any, error) {
+	return names(r, func(limit int) ([]string, bool, error) { return s.index.Tags(ctx, r.repo(), r.after(), limit) })
+}
+
+func (s *server) manifests(ctx context.Context, r *request) (any, error) {
+	return names(r, func(limit int) ([]digest.Digest, bool, error) {
+		return s.index.Manifests(ctx, r.repo(), digest.Digest(r.after()), limit)
+	})
+}
+
+// names answers with a page.
+func names[T ~string](r *request, list func(limit int) ([]T, bool, error)) (any, error) {
+	limit, err := r.limit()
+	if err != nil {
+		return nil, err
+	}
+	page, more, err := list(limit)
+	n := index.Names{Names: make([]string, len(page)), More: more}
+	for i, v := range page {
+		n.Names[i] = string(v)
+	}
+	return n, err
+}
+
+func (s *server) referrers(ctx context.Context, r *request) (any, error) {
+	limit, err := r.limit()
+	if err != nil {
+		return nil, err
+	}
+	return s.index.ReferrersPage(ctx, r.repo(), r.digest(), r.query.Get("artifactType"), digest.Digest(r.after()), limit)
+}
+
+func (s *server) tag(ctx context.Context, r *request) (any, error) {
+	return s.index.Tag(ctx, r.repo(), r.name())
+}
+
+func (s *server) putTag(ctx context.Context, r *request) (any, error) {
+	desc, err := r.content()
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.index.PutTag(ctx, r.repo(), r.name(), desc)
+	if err != nil {
+		return nil, err
+	}
+	r.log(ctx, "tag written", log.Fields{"tag": t.Name, "digest": t.Descriptor.Digest, "revision": t.Revision})
+	return t, nil
+}
+
+func (s *server) deleteTag(ctx context.Context, r *request) (any, error) {
+	err := s.index.DeleteTag(ctx, r.repo(), r.name())
+	if err == nil {
+		r.log(ctx, "tag deleted", log.Fields{"tag": r.name()})
+	}
+	return nil, err
+}
+
+func (s *server) manifest(ctx context.Context, r *request) (any, error) {
+	return s.index.Manifest(ctx, r.repo(), r.digest())
+}
+
+func (s *server) putManifest(ctx context.Context, r *request) (any, error) {
+	desc, err := r.content()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.index.PutManifest(ctx, r.repo(), index.Manifest{Descriptor: desc}); err != nil {
+		return nil, err
+	}
+	r.log(ctx, "manifest recorded", log.Fields{"digest": desc.Digest})
+	return nil, nil
+}
+
+func (s *server) deleteManifest(ctx context.Context, r *request) (any, error) {
+	err := s.index.DeleteManifest(ctx, r.repo(), r.digest())
+	if err == nil {
+		r.log(ctx, "manifest deleted", log.Fields{"digest": r.digest()})
+	}
+	return nil, err
+}
+
+func (s *server) blob(ctx context.Context, r *request) (any, error) {
+	desc, err := s.index.Blob(ctx, r.repo(), r.digest())
+	return index.Content{Descriptor: desc}, err
+}
+
+func (s *server) linkBlob(ctx context.Context, r *request) (any, error) {
+	desc, err := r.content()
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.index.LinkBlob(ctx, r.repo(), desc)
+}
+
+func (s *server) unlinkBlob(ctx context.Context, r *request) (any, error) {
+	err := s.index.UnlinkBlob(ctx, r.repo(), r.digest())
+	if err == nil {
+		r.log(ctx, "blob unlinked", log.Fields{"digest": r.digest()})
+	}
+	return nil, err
+}
