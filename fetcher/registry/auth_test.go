@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -145,15 +146,18 @@ func TestBearer(t *testing.T) {
 
 	// A token server that does not answer is no refusal, and is asked again.
 	a.set(func() { clear(a.valid); a.fail = 100 })
+	b.cfg.Retry = 1
 	if _, err := read(t, b, key, 0, -1); !errdefs.IsUnavailable(err) || errdefs.IsUnauthorized(err) {
 		t.Errorf("without a token server: %v", err)
 	}
+	b.cfg.Retry = config.Duration(time.Hour)
 	a.set(func() { a.fail = 3 })
 	check(key, "hello")
 
 	// A broken file is told.
 	a.set(func() { clear(a.valid) })
 	write(t, path, "{")
+	b.cfg.Retry = 1
 	if _, err := read(t, b, key, 0, -1); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("with a broken file: %v", err)
 	}
@@ -204,7 +208,7 @@ func TestIdentityToken(t *testing.T) {
 	if got, err := read(t, b, key, 0, -1); err != nil || string(got) != "hello" {
 		t.Errorf("%q, %v", got, err)
 	}
-	b = backend(t, Config{Host: f.host(), PlainHTTP: true,
+	b = backend(t, Config{Host: f.host(), PlainHTTP: true, Retry: config.Duration(1),
 		DockerConfig: dockerConfig(t, fmt.Sprintf(`{"auths":{%q:{"registrytoken":"x"}}}`, f.host()))})
 	if _, err := read(t, b, key, 0, -1); err == nil || !strings.Contains(err.Error(), "registrytoken") {
 		t.Errorf("a kind of token that is not supported: %v", err)

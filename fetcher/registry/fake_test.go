@@ -2,8 +2,10 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
+	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
 )
@@ -35,6 +38,27 @@ func newFake(t *testing.T) *fake {
 	f.Server = httptest.NewServer(f)
 	t.Cleanup(f.Close)
 	return f
+}
+
+// bubbleFake is a fake in memory, for bubbles, and a backend that asks it. Its
+// hosts must not be loaded again.
+func bubbleFake(t *testing.T, cfg Config) (*fake, *Backend) {
+	f := unstarted(t)
+	l := bufconn.Listen(64 << 10)
+	f.Server = &httptest.Server{Listener: l, Config: &http.Server{Handler: f}}
+	f.Start()
+	f.URL = "http://registry.test"
+	t.Cleanup(f.Close)
+	cfg.Host, cfg.PlainHTTP = f.host(), true
+	b, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for tr := range b.hosts.transports {
+		tr.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return l.DialContext(ctx) }
+	}
+	t.Cleanup(func() { b.Close() })
+	return f, b
 }
 
 func unstarted(t *testing.T) *fake {
@@ -113,11 +137,12 @@ func refuse(w http.ResponseWriter, status int, code, message string) {
 	fmt.Fprintf(w, `{"errors":[{"code":%q,"message":%s}]}`, code, text)
 }
 
-// backend opens the registry at a host, with pauses that a test can wait for.
+// backend opens the registry at a host, with pauses that a test can wait for. What
+// takes the time of Config.Retry is tested in bubbles.
 func backend(t *testing.T, cfg Config) *Backend {
 	t.Helper()
 	if cfg.Retry == 0 {
-		cfg.Retry = config.Duration(500 * time.Millisecond)
+		cfg.Retry = config.Duration(time.Hour)
 	}
 	b, err := Open(cfg)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -161,57 +162,71 @@ func TestClasses(t *testing.T) {
 		{404, errdefs.IsNotFound, 1},
 		{410, errdefs.IsUnavailable, 1},
 		{416, errdefs.IsUnavailable, 1},
-		{408, errdefs.IsUnavailable, -1},
-		{429, errdefs.IsUnavailable, -1},
-		{500, errdefs.IsUnavailable, -1},
-		{503, errdefs.IsUnavailable, -1},
-		{504, errdefs.IsUnavailable, -1},
 	} {
 		t.Run(fmt.Sprint(tt.status), func(t *testing.T) {
 			f := newFake(t)
-			f.before = func(w http.ResponseWriter, r *http.Request) bool {
-				refuse(w, tt.status, "SOME_CODE", "some reason\n\x00")
-				return true
+			b := f.backend()
+			classified(t, f, b, tt.status, tt.is)
+			if n := f.requests("HEAD"); n != tt.tries {
+				t.Errorf("%d requests, want %d", n, tt.tries)
 			}
-			b := backend(t, Config{Host: f.host(), PlainHTTP: true, Retry: config.Duration(20 * time.Millisecond)})
-			key := f.put("team/app", []byte("x"))
-			_, err := b.Stat(t.Context(), key)
-			if !tt.is(err) || !strings.Contains(err.Error(), key) || !strings.Contains(err.Error(), f.host()) {
-				t.Errorf("stat: %v", err)
-			}
-			if n := f.requests(""); tt.tries > 0 && n != tt.tries || n < 1 || tt.tries < 0 && n < 2 {
-				t.Errorf("stat: %d requests", n)
-			}
-			_, _, err = b.Open(t.Context(), key, 0, -1)
-			if !tt.is(err) || !strings.Contains(err.Error(), "some reason") || strings.ContainsAny(err.Error(), "\n\x00") {
-				t.Errorf("open: %v", err)
-			}
+		})
+	}
+	for _, status := range []int{408, 429, 500, 503, 504} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, b := bubbleFake(t, Config{})
+				start := time.Now()
+				classified(t, f, b, status, errdefs.IsUnavailable)
+				if n, took := f.requests("HEAD"), time.Since(start); n < 3 || took < 15*time.Second || took > 30*time.Second {
+					t.Errorf("%d requests, and %v for two of them with all attempts, want several, and up to 15 s each", n, took)
+				}
+			})
 		})
 	}
 	t.Run("no answer", func(t *testing.T) {
 		f := newFake(t)
-		b := backend(t, Config{Host: f.host(), PlainHTTP: true, Retry: config.Duration(20 * time.Millisecond)})
+		b := backend(t, Config{Host: f.host(), PlainHTTP: true, Retry: config.Duration(1)})
 		f.Close()
 		if _, err := b.Stat(t.Context(), missing); !errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) {
 			t.Error(err)
 		}
 	})
 	t.Run("slow answer", func(t *testing.T) {
-		f := newFake(t)
-		f.before = func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true }
-		b := backend(t, Config{Host: f.host(), PlainHTTP: true, Timeout: config.Duration(20 * time.Millisecond), Retry: config.Duration(time.Millisecond)})
-		if _, err := b.Stat(t.Context(), missing); !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) {
-			t.Error(err)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
-		defer cancel()
-		if _, err := b.Stat(ctx, missing); !errors.Is(err, context.DeadlineExceeded) {
-			t.Error(err)
-		}
+		synctest.Test(t, func(t *testing.T) {
+			f, b := bubbleFake(t, Config{})
+			f.before = func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true }
+			if _, err := b.Stat(t.Context(), missing); !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if _, err := b.Stat(ctx, missing); !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+		})
 	})
 }
 
-func TestRetryAfter(t *testing.T) {
+// classified checks what becomes of a status: the class of the error, and what it says.
+func classified(t *testing.T, f *fake, b *Backend, status int, is func(error) bool) {
+	t.Helper()
+	f.before = func(w http.ResponseWriter, r *http.Request) bool {
+		refuse(w, status, "SOME_CODE", "some reason\n\x00")
+		return true
+	}
+	key := f.put("team/app", []byte("x"))
+	if _, err := b.Stat(t.Context(), key); !is(err) || !strings.Contains(err.Error(), key) || !strings.Contains(err.Error(), f.host()) {
+		t.Errorf("stat: %v", err)
+	}
+	if _, _, err := b.Open(t.Context(), key, 0, -1); !is(err) || !strings.Contains(err.Error(), "some reason") || strings.ContainsAny(err.Error(), "\n\x00") {
+		t.Errorf("open: %v", err)
+	}
+}
+
+func TestRetryAfter(t *testing.T) { synctest.Test(t, testRetryAfter) }
+
+func testRetryAfter(t *testing.T) {
 	for v, want := range map[string]time.Duration{"0": 0, "7": 7 * time.Second, "-1": -1, "x": -1, "": -1, "99999999999": -1} {
 		got, ok := retryAfter(http.Header{"Retry-After": {v}})
 		if !ok {
@@ -222,11 +237,11 @@ func TestRetryAfter(t *testing.T) {
 		}
 	}
 	date := time.Now().Add(time.Minute).UTC().Format(http.TimeFormat)
-	if got, ok := retryAfter(http.Header{"Retry-After": {date}}); !ok || got < 58*time.Second || got > time.Minute {
+	if got, ok := retryAfter(http.Header{"Retry-After": {date}}); !ok || got != time.Minute {
 		t.Errorf("%q: %v", date, got)
 	}
 
-	f := newFake(t)
+	f, b := bubbleFake(t, Config{})
 	key := f.put("team/app", []byte("hello"))
 	var after atomic.Value
 	var left atomic.Int32
@@ -238,12 +253,14 @@ func TestRetryAfter(t *testing.T) {
 		refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", "slow down")
 		return true
 	}
-	b := f.backend()
 	// Twice put off, by as long as it says.
-	after.Store("0")
-	left.Store(2)
-	if got, err := read(t, b, key, 0, -1); err != nil || string(got) != "hello" {
-		t.Errorf("%q, %v", got, err)
+	for v, want := range map[string]time.Duration{"0": 0, "3": 6 * time.Second} {
+		after.Store(v)
+		left.Store(2)
+		start := time.Now()
+		if got, err := read(t, b, key, 0, -1); err != nil || string(got) != "hello" || time.Since(start) != want {
+			t.Errorf("put off twice by %s s: %q, %v, after %v", v, got, err, time.Since(start))
+		}
 	}
 	// An hour is too long, and there is no use in asking before.
 	after.Store("3600")
@@ -257,16 +274,20 @@ func TestRetryAfter(t *testing.T) {
 	}
 	// While it waits it can be cancelled.
 	b.cfg.Retry = config.Duration(2 * time.Hour)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	left.Store(1)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if _, err := b.Stat(ctx, key); !errors.Is(err, context.DeadlineExceeded) {
-		t.Error(err)
+	start := time.Now()
+	if _, err := b.Stat(ctx, key); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Minute {
+		t.Errorf("cancelled after a minute: %v, after %v", err, time.Since(start))
 	}
 }
 
-func TestResume(t *testing.T) {
+func TestResume(t *testing.T) { synctest.Test(t, testResume) }
+
+func testResume(t *testing.T) {
 	data := random(1 << 20)
-	f := newFake(t)
+	f, b := bubbleFake(t, Config{})
 	key := f.put("team/app", data)
 	var mode atomic.Value
 	f.before = func(w http.ResponseWriter, r *http.Request) bool {
@@ -302,11 +323,10 @@ func TestResume(t *testing.T) {
 		}
 		return false
 	}
-	b := backend(t, Config{Host: f.host(), PlainHTTP: true, Stall: config.Duration(30 * time.Millisecond)})
-
 	mode.Store("stalls")
-	if got, err := read(t, b, key, 0, -1); err != nil || !bytes.Equal(got, data) {
-		t.Errorf("%d bytes, %v", len(got), err)
+	start := time.Now()
+	if got, err := read(t, b, key, 0, -1); err != nil || !bytes.Equal(got, data) || time.Since(start) != 30*time.Second {
+		t.Errorf("%d bytes, %v, after %v", len(got), err, time.Since(start))
 	}
 	mode.Store("empty")
 	got, err := read(t, b, key, 0, -1)
