@@ -17,8 +17,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
@@ -65,8 +63,7 @@ func NewControl(cfg ControlConfig) (*Control, error) {
 		return nil, err
 	}
 	if cfg.Dial == nil {
-		var d net.Dialer
-		cfg.Dial = func(ctx context.Context, addr string) (net.Conn, error) { return d.DialContext(ctx, "tcp", addr) }
+		cfg.Dial = dialTCP
 	}
 	if cfg.LookupHost == nil {
 		cfg.LookupHost = net.DefaultResolver.LookupHost
@@ -369,22 +366,11 @@ func (c *Control) conn(name string) (*grpc.ClientConn, error) {
 	if conn := c.conns[name]; conn != nil {
 		return conn, nil
 	}
-	creds := insecure.NewCredentials()
-	if c.cfg.TLS != nil {
-		creds = credentials.NewTLS(c.cfg.TLS)
-	}
-	conn, err := grpc.NewClient("passthrough:///"+name,
-		grpc.WithTransportCredentials(creds),
-		grpc.WithContextDialer(c.cfg.Dial),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: backoffMin, Multiplier: 2, MaxDelay: backoffMax},
-			MinConnectTimeout: connectTimeout,
-		}),
+	conn, err := newConn(name, c.cfg.TLS, c.cfg.Dial,
+		grpc.WithConnectParams(connectParams(100*time.Millisecond, 2*time.Second)),
 		// A tracker whose machine is gone must not hold a call for ever.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithIdleTimeout(time.Minute),
-		grpc.WithNoProxy(),
-		grpc.WithDisableServiceConfig(),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("tracker %s: %w", name, err)
@@ -404,5 +390,13 @@ func receive[M any](stream grpc.ServerStreamingClient[M], f func(*M)) error {
 			return err
 		}
 		f(m)
+	}
+}
+
+// connectParams are gRPC's, with pauses from min to max between attempts.
+func connectParams(min, max time.Duration) grpc.ConnectParams {
+	return grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: min, Multiplier: 2, MaxDelay: max},
+		MinConnectTimeout: connectTimeout,
 	}
 }
