@@ -124,7 +124,7 @@ func (c *serverConfig) Validate() error {
 		table string
 		err   error
 	}{{"tracker", full.Tracker.Validate()}, {"origin", full.Origin.Validate()}, {"index", full.Index.Validate()}, {"gateway", full.Gateway.Validate()}} {
-		errs = append(errs, config.Within(r.table, r.err)...)
+		errs = append(errs, config.Renamed(r.err, func(key string) string { return r.table + "." + key })...)
 	}
 	return errors.Join(errs...)
 }

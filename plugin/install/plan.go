@@ -10,11 +10,8 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-
-	"github.com/pelletier/go-toml/v2"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/version"
@@ -153,7 +150,7 @@ func (p *Plan) agentConfig(h Host, c *Change, set []string) error {
 		c.Action, c.Old, c.New, c.Why = Keep, data, data, "it is yours to edit"
 	case errors.Is(err, os.ErrNotExist):
 		p.Agent.Root = p.Survey.ContentRoot
-		if err := config.Parse("--set", []byte(assignments(set)), &p.Agent); err != nil {
+		if err := config.Load("", &p.Agent, set...); err != nil {
 			return err
 		}
 		var b bytes.Buffer
@@ -169,25 +166,6 @@ func (p *Plan) agentConfig(h Host, c *Change, set []string) error {
 			c.Path, p.Agent.Root, p.Survey.ContentRoot)
 	}
 	return nil
-}
-
-// assignments makes TOML of "key=value" arguments, quoting what is a bare word.
-func assignments(set []string) string {
-	var b strings.Builder
-	for _, s := range set {
-		key, value, _ := strings.Cut(s, "=")
-		fmt.Fprintf(&b, "%s = %s\n", key, literal(strings.TrimSpace(value)))
-	}
-	return b.String()
-}
-
-// literal returns a value as TOML: as it is if it is TOML, or else as a string.
-func literal(value string) string {
-	var v map[string]any
-	if toml.Unmarshal([]byte("v = "+value), &v) == nil && len(v) == 1 {
-		return value
-	}
-	return strconv.Quote(value)
 }
 
 // file plans a file that is all ours.

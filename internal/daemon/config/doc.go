@@ -11,6 +11,12 @@
 // from; it parses back to what was printed. Slices of structs are arrays of
 // tables ([[name]]), which have no defaults, and are printed as an example.
 //
+// Strings may name variables of the environment, "${NAME}"; "$${" stands for "${".
+// Command lines give values as "key=value", which go over the file's.
+//
+// Fields with the tag `live:"true"` can change while a role runs: [Adopt] takes them
+// over from a file that was read again, and says what it could not.
+//
 // [Duration], [Bytes] and [Rate] are numbers with units. Nothing here keeps
 // state; all functions may be called at any time by anybody.
 package config

@@ -48,8 +48,11 @@ func printTable(w *bufio.Writer, prefix string, v reflect.Value, width int) erro
 	}
 	for name, f := range fields(v.Type()) {
 		comment := strings.TrimSpace(f.Tag.Get("comment") + " " + notes[name])
+		if isLive(f) {
+			comment += " SIGHUP applies a change."
+		}
 		fv := v.FieldByIndex(f.Index)
-		if _, ok := fv.Interface().(encoding.TextMarshaler); !ok && fv.Kind() == reflect.Struct {
+		if isTable(fv) {
 			tables = append(tables, sub{name, comment, fv, false})
 			continue
 		}
@@ -82,7 +85,7 @@ func printTable(w *bufio.Writer, prefix string, v reflect.Value, width int) erro
 		if key, val, ok := strings.Cut(text, " = "); ok && len(val) > 1 && val[0] == '\'' && !strings.ContainsAny(val, "\"\\") {
 			text = key + " = \"" + val[1:len(val)-1] + "\""
 		}
-		fmt.Fprintln(w, text)
+		fmt.Fprintln(w, strings.ReplaceAll(text, "${", "$${"))
 	}
 	for _, t := range tables {
 		fmt.Fprintln(w)
