@@ -37,19 +37,16 @@ type blob struct {
 	peers []*known // the same, in order of arrival
 	links []*link
 
-	pick     *picker       // nil unless wanted
-	slots    []*link       // of pick; nil unless wanted
-	seeds    uint64        // slots of complete peers
-	common   uint64        // those of them that are neither origins nor sources
-	near     uint64        // slots of peers of our own zone
-	share    uint16        // of what comes from other zones, what we bring; see peer_zone.go
-	helps    uint16        // what we have taken on beside that,
-	helped   time.Duration // when,
-	steps    int           // and how often
-	attempts []*attempt    // by piece; nil unless wanted
-	active   int           // attempts, second ones included, and AnyPiece requests
-	anys     int           // those of them that are AnyPiece requests
-	inflight int           // blocks requested and not arrived
+	pick     *picker    // nil unless wanted
+	slots    []*link    // of pick; nil unless wanted
+	seeds    uint64     // slots of complete peers
+	common   uint64     // those of them that are neither origins nor sources
+	near     uint64     // slots of peers of our own zone
+	share    zoneShare  // of what comes from other zones, what we bring
+	attempts []*attempt // by piece; nil unless wanted
+	active   int        // attempts, second ones included, and AnyPiece requests
+	anys     int        // those of them that are AnyPiece requests
+	inflight int        // blocks requested and not arrived
 	storing  map[int]*attempt
 	suspects map[int][]suspect
 	extra    int           // bytes asked a second time, of the budget for the end game
@@ -260,7 +257,7 @@ func (p *Peer) tendBlobs() {
 			p.askSums(l)
 		}
 		if b.downloading() {
-			p.help(b)
+			p.standIn(b)
 			p.endgame(b)
 		}
 	}

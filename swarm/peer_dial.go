@@ -81,14 +81,14 @@ func (p *Peer) dial() {
 func (p *Peer) dialFor(b *blob) {
 	fed := false
 	for _, l := range b.links {
-		fed = fed || (!l.c.far || b.brings() != 0) && b.useful(l)
+		fed = fed || (!l.c.far || !b.share.none()) && b.useful(l)
 	}
 	starving := p.now-max(b.progress, b.began, b.looked) > starveAfter && b.inflight == 0
 	if starving {
 		b.looked = p.now // once in a while: the source may just be slow
 	}
 	near := p.dialZone(b, false, p.cfg.DialConns, !fed || starving, starving)
-	if b.brings() != 0 {
+	if !b.share.none() {
 		// Whoever brings pieces into its zone has half as many connections to others
 		// beside those inside it; or all, as far as there is nobody inside.
 		goal := max(p.cfg.DialConns-near, (p.cfg.DialConns+1)/2)

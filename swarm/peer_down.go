@@ -33,7 +33,7 @@ type downlink struct {
 	meter    meter
 	inflight int           // blocks requested and not arrived
 	active   int           // attempts and AnyPiece requests, but for those at slow peers
-	busy     time.Duration // when it was last seen that something comes; see help
+	busy     time.Duration // when it was last seen that something comes; see standIn
 	took     time.Duration // how long a piece takes in the middle; 0: none has come
 	rtt      time.Duration // round trip to those that pieces come from, smoothed
 }
@@ -251,9 +251,9 @@ func (p *Peer) rescue(b *blob, l *link) int {
 func (p *Peer) pickable(b *blob, l *link) func(int) bool {
 	switch {
 	case l.c.far:
-		mine, near := b.brings(), p.nearby(b)
+		near := p.nearby(b)
 		return func(i int) bool {
-			return mine>>(i%piece.Shares)&1 != 0 && b.pick.at[i].mask&near == 0 && !p.suspected(b, i, l.c.node)
+			return b.share.brings(i) && b.pick.at[i].mask&near == 0 && !p.suspected(b, i, l.c.node)
 		}
 	case len(b.suspects) > 0:
 		return func(i int) bool { return !p.suspected(b, i, l.c.node) }

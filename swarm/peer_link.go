@@ -27,7 +27,7 @@ type link struct {
 	want     bool
 	complete bool
 	source   bool          // the tracker says so
-	dry      time.Duration // the peer, of another zone, has nothing for ours before this
+	dryUntil time.Duration // the peer, of another zone, has nothing for ours before this
 	have     *piece.Bits   // nil if complete
 
 	// Downloading.

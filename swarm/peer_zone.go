@@ -1,53 +1,24 @@
 package swarm
 
 import (
-	"math/bits"
 	"time"
-
-	"github.com/capelin-io/capelin/swarm/piece"
-)
-
-// Zones: what is between them is thin, or costs money, so that a piece is to
-// enter a zone once. What a node of the own zone has is never asked for in
-// another; and of the rest, each piece is the business of one node, by its
-// number: the tracker gives some nodes of each zone a share of the pieces. They
-// have connections to other zones; the rest have none.
-//
-// Whoever gets nothing for a while takes on the shares that come after its own as
-// well, more and more of them: so one node stands in for another that does not do its
-// part, before everybody does. Who has no share brings what is missing only when it
-// has nobody in its zone, or when all of them together have failed it.
-
-const (
-	standInAfter = 500 * time.Millisecond // with nothing under way but at slow peers, others' shares are taken on,
-	standInTimes = 4                      // or after so many times what a piece from another zone takes;
-	aloneAfter   = starveAfter            // all, by whoever has no share and no peer in its zone,
-	helpAfter    = 10 * time.Second       // or has some
 )
 
 func (p *Peer) onShare(ev EvShare) {
 	if b := p.blobs[ev.ID]; b != nil {
-		b.share, b.helps, b.steps = ev.Share, 0, 0
+		b.share.give(ev.Share)
 		p.arm(&p.chores, p.now)
 		p.arm(&p.pumpAt, p.now)
 	}
 }
 
-// otherZone reports whether zone is another than own. Whoever is in none has no others.
-func otherZone(own, zone string) bool { return own != "" && zone != own }
-
 // far reports whether n is in another zone.
 func (p *Peer) far(n *node) bool { return otherZone(p.cfg.Zone, n.zone) }
 
-// brings returns the shares of which we bring pieces into the zone.
-func (b *blob) brings() uint16 { return b.share | b.helps }
-
-// help takes on more shares if nothing comes, of any blob, but from slow peers, though
-// somebody in another zone has something: one, then two more, four, and all. They are
-// kept until the tracker gives out other ones.
-func (p *Peer) help(b *blob) {
-	const all = 1<<piece.Shares - 1
-	if p.cfg.Zone == "" || b.brings() == all {
+// standIn takes on more shares if nothing comes, of any blob, but from slow peers, though
+// somebody in another zone has something.
+func (p *Peer) standIn(b *blob) {
+	if p.cfg.Zone == "" || b.share.all() {
 		return
 	}
 	for _, c := range p.list {
@@ -56,39 +27,27 @@ func (p *Peer) help(b *blob) {
 			return
 		}
 	}
-	idle := p.now - max(b.began, b.helped, p.down.busy)
-	switch {
-	case b.share != 0:
-		wait, any := standInAfter, false
-		for _, l := range b.links {
-			if l.c.far && l.slot >= 0 && (l.complete || l.useful > 0) {
-				any = true
-				wait = max(wait, standInTimes*l.c.took)
-			}
+	v := supply{since: max(b.began, p.down.busy), near: b.near != 0}
+	for _, l := range b.links {
+		if l.c.far && l.slot >= 0 && (l.complete || l.useful > 0) {
+			v.far = true
+			v.farTook = max(v.farTook, l.c.took)
 		}
-		if !any || idle <= wait {
-			return
-		}
-		b.helps = b.brings() | bits.RotateLeft16(b.brings(), 1<<b.steps)
-		b.steps++
-	case idle > helpAfter || idle > aloneAfter && b.near == 0:
-		b.helps = all
-	default:
-		return
 	}
-	b.helped = p.now
-	p.arm(&p.pumpAt, p.now)
+	if b.share.standIn(p.now, v) {
+		p.arm(&p.pumpAt, p.now)
+	}
 }
 
 // mayBring reports whether anything may be asked from l, which is of another zone.
 func (p *Peer) mayBring(b *blob, l *link) bool {
-	if b.brings() == 0 || l.dry > p.now || p.seedNear(b) {
+	if b.share.none() || l.dryUntil > p.now || p.seedNear(b) {
 		return false
 	}
 	if p.chooser(b, l) || b.pick.pick(l.slot, l.complete, p.pickable(b, l)) >= 0 {
 		return true
 	}
-	l.dry = p.now + dryFor
+	l.dryUntil = p.now + dryFor
 	return false
 }
 
