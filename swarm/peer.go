@@ -208,7 +208,7 @@ func (p *Peer) arm(due *time.Duration, t time.Duration) {
 func (p *Peer) tick() {
 	p.next = never
 	p.dirty = slices.DeleteFunc(p.dirty, func(b *blob) bool {
-		return p.now >= b.haveDue && p.announce(b)
+		return p.now >= b.announcing.due && p.announce(b)
 	})
 	if p.now >= p.chores {
 		p.chores = never
@@ -222,7 +222,7 @@ func (p *Peer) tick() {
 		p.pump()
 	}
 	for _, b := range p.dirty {
-		p.next = min(p.next, b.haveDue)
+		p.next = min(p.next, b.announcing.due)
 	}
 	p.next = min(p.next, p.chores, p.up.due, p.pumpAt)
 }

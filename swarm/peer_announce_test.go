@@ -34,8 +34,8 @@ func TestHaveTurns(t *testing.T) {
 		}
 		return len(told)
 	}
-	if n := count(); n != haveFew {
-		t.Errorf("%d are told at once, want %d", n, haveFew)
+	if n := count(); n != haveAtOnce {
+		t.Errorf("%d are told at once, want %d", n, haveAtOnce)
 	}
 	for k, n := range names {
 		if told[n] == 0 {

@@ -52,11 +52,9 @@ type blob struct {
 	extra    int           // bytes asked a second time, of the budget for the end game
 	endAt    time.Duration // when the end game looks again
 
-	haveDue  time.Duration // when pieces are announced; never if nobody is to hear of any
-	haveNext time.Duration // not before, the next time
-	haveTurn int           // in links: who is told then
-	sent     []uint32      // by piece: how often it was sent, or is being; nil before the first
-	rechecks map[int]time.Duration
+	announcing announcing
+	sent       []uint32 // by piece: how often it was sent, or is being; nil before the first
+	rechecks   map[int]time.Duration
 
 	in, out, redundant int64
 }
@@ -112,7 +110,7 @@ func (p *Peer) onJoin(ev EvJoin) {
 	if b == nil {
 		n := ev.ID.Pieces()
 		b = &blob{
-			id: ev.ID, n: n, known: make(map[string]*known), haveDue: never,
+			id: ev.ID, n: n, known: make(map[string]*known), announcing: announcing{due: never},
 			have: piece.NewBits(n), sums: piece.NewSums(ev.ID),
 		}
 		if ev.Have != nil && ev.Have.Len() == n {
@@ -152,7 +150,7 @@ func (p *Peer) onJoin(ev EvJoin) {
 		for _, l := range b.links {
 			if l.opened { // say it anew
 				p.tell(l.c, &wire.Close{Blob: l.mine})
-				l.opened, l.haves, l.muted = false, nil, nil
+				l.opened, l.news = false, news{}
 			}
 		}
 	}
@@ -223,7 +221,7 @@ func (p *Peer) leave(b *blob) {
 	for _, l := range slices.Clone(b.links) {
 		if l.opened {
 			p.tell(l.c, &wire.Close{Blob: l.mine})
-			l.opened = false
+			l.opened, l.news = false, news{}
 		}
 		if l.open {
 			p.detach(l)

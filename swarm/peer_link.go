@@ -20,7 +20,7 @@ type link struct {
 
 	mine   wire.Handle // ours, if opened
 	opened bool        // we have sent Open
-	behind bool        // and pieces have come or gone since that the peer was not told of
+	news   news        // what it does not say of what we have
 
 	his      wire.Handle
 	open     bool // the peer has sent Open
@@ -41,8 +41,6 @@ type link struct {
 	since time.Duration // when we opened it, or the tracker named the peer
 
 	// Uploading.
-	haves     []uint32 // pieces to be announced
-	muted     []uint32 // pieces we have not announced since the peer has them
 	uploads   []*upload
 	refused   int // the piece that was refused last, and when
 	refusedAt time.Duration
@@ -53,7 +51,7 @@ type link struct {
 
 // reset forgets what went over a link since one side opened it.
 func (l *link) reset() {
-	l.asked, l.pushed, l.given, l.haves, l.muted, l.sums = false, 0, nil, nil, nil, sumsState{}
+	l.asked, l.pushed, l.given, l.sums = false, 0, nil, sumsState{}
 }
 
 // link returns the link of a swarm on a connection, made if needed.
@@ -126,8 +124,7 @@ func (p *Peer) open(c *conn, b *blob) {
 		return
 	}
 	c.handles++
-	l.mine, l.opened, l.behind, l.since = wire.Handle(c.handles), true, false, p.now
-	l.haves = nil
+	l.mine, l.opened, l.news, l.since = wire.Handle(c.handles), true, news{}, p.now
 	m := &wire.Open{Blob: l.mine, ID: b.id, Want: b.want, Complete: b.have.Full()}
 	if !m.Complete {
 		if b.have.Count() > 0 {

@@ -117,9 +117,9 @@ func (p *Peer) onOpen(c *conn, m *wire.Open) {
 		}
 		return
 	}
-	if l.opened && l.behind {
+	if l.opened && l.news.stale {
 		p.tell(c, &wire.Close{Blob: l.mine})
-		l.opened = false
+		l.opened, l.news = false, news{}
 	}
 	p.open(c, l.blob)
 	p.seat(l)
@@ -139,7 +139,7 @@ func (p *Peer) onClose(c *conn, m *wire.Close) {
 	}
 	c.former[l.his] = true
 	l.open, l.want, l.complete, l.have = false, false, false, nil
-	l.behind = l.behind || len(l.haves)+len(l.muted) > 0
+	l.news.peerClosed()
 	l.reset()
 	if !l.opened {
 		p.unlink(l)

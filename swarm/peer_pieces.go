@@ -3,7 +3,6 @@ package swarm
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/capelin-io/capelin/swarm/piece"
@@ -67,15 +66,14 @@ func (p *Peer) gotPiece(b *blob, i int) {
 	for _, l := range b.links {
 		switch {
 		case !l.opened:
-		case !p.interested(l):
-			l.behind = true
+		case !l.interested():
+			l.news.miss()
 		default:
-			if l.haves = append(l.haves, uint32(i)); len(l.haves) >= maxHaves {
+			if l.news.add(i) {
 				p.flushHaves(l)
 			}
-			if b.haveDue == never {
-				b.haveDue = max(p.now, b.haveNext)
-				p.next = min(p.next, b.haveDue)
+			if b.announcing.wait(p.now) {
+				p.next = min(p.next, b.announcing.due)
 				p.dirty = append(p.dirty, b)
 			}
 		}
@@ -90,12 +88,7 @@ func (p *Peer) maybeComplete(b *blob) {
 	b.complete = true
 	for _, l := range b.links {
 		p.flushHaves(l)
-		if l.opened && l.open {
-			for pieces := range slices.Chunk(l.muted, maxHaves) {
-				p.tell(l.c, &wire.Have{Blob: l.mine, Pieces: pieces})
-			}
-		}
-		l.muted = nil
+		p.flushWithheld(l)
 	}
 	p.act(ActComplete{b.id})
 }
@@ -120,14 +113,14 @@ func (p *Peer) onLost(id piece.ID, i int) {
 func (p *Peer) retract(b *blob, i int) {
 	b.complete = false
 	for _, l := range b.links {
-		l.haves = slices.DeleteFunc(l.haves, func(h uint32) bool { return h == uint32(i) })
+		l.news.lose(i)
 		p.dropUpload(l, i)
 		switch {
 		case !l.opened:
 		case l.open:
 			p.tell(l.c, &wire.Lost{Blob: l.mine, Piece: uint32(i)})
 		default:
-			l.behind = true
+			l.news.miss()
 		}
 	}
 }
