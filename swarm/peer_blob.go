@@ -48,7 +48,7 @@ type blob struct {
 	anys     int        // those of them that are AnyPiece requests
 	inflight int        // blocks requested and not arrived
 	storing  map[int]*attempt
-	suspects map[int][]suspect
+	blame    blame
 	extra    int           // bytes asked a second time, of the budget for the end game
 	endAt    time.Duration // when the end game looks again
 
@@ -177,7 +177,7 @@ func (p *Peer) startWanting(b *blob) {
 	b.pick = newPicker(b.n, p.rng)
 	b.slots = make([]*link, maxSlots)
 	b.attempts = make([]*attempt, b.n)
-	b.storing, b.suspects = make(map[int]*attempt), make(map[int][]suspect)
+	b.storing = make(map[int]*attempt)
 	for i := range b.verifiable() {
 		b.addWanted(i)
 	}
@@ -198,8 +198,8 @@ func (p *Peer) stopWanting(b *blob) {
 	for i := range b.storing {
 		p.memory -= int64(b.id.PieceSize(i))
 	}
-	p.clearSuspects(b)
-	b.slots, b.seeds, b.common, b.near, b.pick, b.attempts, b.storing, b.suspects = nil, 0, 0, 0, nil, nil, nil, nil
+	p.clearAllSuspects(b)
+	b.slots, b.seeds, b.common, b.near, b.pick, b.attempts, b.storing = nil, 0, 0, 0, nil, nil, nil
 }
 
 // attach brings a link to a blob that was joined after the peer opened it.

@@ -238,7 +238,7 @@ func (p *Peer) chooser(b *blob, l *link) bool {
 // -1: those come first, so that whoever is to blame is found soon.
 func (p *Peer) rescue(b *blob, l *link) int {
 	best := -1
-	for i := range b.suspects {
+	for i := range b.blame.suspects {
 		if (best < 0 || i < best) && b.pick.has(i) && (l.complete || l.have.Has(i)) && !p.suspected(b, i, l.c.node) {
 			best = i
 		}
@@ -255,7 +255,7 @@ func (p *Peer) pickable(b *blob, l *link) func(int) bool {
 		return func(i int) bool {
 			return b.share.brings(i) && b.pick.at[i].mask&near == 0 && !p.suspected(b, i, l.c.node)
 		}
-	case len(b.suspects) > 0:
+	case !b.blame.none():
 		return func(i int) bool { return !p.suspected(b, i, l.c.node) }
 	}
 	return nil

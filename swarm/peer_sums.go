@@ -300,7 +300,7 @@ func (p *Peer) setSums(b *blob, list *piece.Sums, supplier *string) {
 			b.adopted = old
 		}
 		b.proven = false
-		p.clearSuspects(b)
+		p.clearAllSuspects(b)
 		for _, l := range b.links {
 			l.pushed = 0
 		}
