@@ -252,7 +252,7 @@ func (p *Peer) onBlock(c *conn, m *wire.Block) {
 // or returns nil if that is of no use.
 func (p *Peer) adoptAny(l *link, i int) *attempt {
 	b := l.blob
-	if b.attempts == nil || i >= b.verifiable() || b.have.Has(i) || b.storing[i] != nil || p.suspected(b, i, l.c.node) {
+	if b.attempts == nil || i >= b.sums.verifiable() || b.have.Has(i) || b.storing[i] != nil || p.suspected(b, i, l.c.node) {
 		return nil
 	}
 	if o := b.attempts[i]; o != nil {
@@ -286,8 +286,8 @@ func (p *Peer) finish(a *attempt) {
 	b.storing[i] = a
 	data := a.data
 	a.data = nil
-	a.sums = b.sums
-	p.act(ActStore{ID: b.id, Piece: i, Sums: b.sums, Data: data})
+	a.sums = b.sums.list
+	p.act(ActStore{ID: b.id, Piece: i, Sums: a.sums, Data: data})
 }
 
 func (p *Peer) onBusy(c *conn, m *wire.Busy) {

@@ -48,7 +48,7 @@ func (p *Peer) mismatch(b *blob, a *attempt, ev EvStored) {
 	if !a.l.c.closed && a.l.opened && a.l.blob == b {
 		p.tell(a.l.c, &wire.Bad{Blob: a.l.mine, Piece: uint32(i)})
 	}
-	verdict, agree, added := b.blame.mismatch(i, a.node.name, ev.Hash, p.now, b.hash != nil || b.proven, func() bool { return b.untried(i) })
+	verdict, agree, added := b.blame.mismatch(i, a.node.name, ev.Hash, p.now, b.sums.vouched(), func() bool { return b.untried(i) })
 	if added {
 		p.node(a.node.name).doubt++
 		p.doubts++

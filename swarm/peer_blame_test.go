@@ -133,12 +133,12 @@ func TestResumeWithWrongSums(t *testing.T) {
 			a.step(EvSumsHash{id, l.sums[id].Hash()})
 		}
 		a.named(id, "o")
-		for k := 0; k < 20 && !a.peer.blobs[id].sums.Complete(); k++ {
+		for k := 0; k < 20 && !a.peer.blobs[id].sums.list.Complete(); k++ {
 			l.pass(time.Second)
 		}
 		b := a.peer.blobs[id]
-		if !b.sums.Complete() || b.sums.Hash() != l.sums[id].Hash() {
-			t.Errorf("named %v: the list has %d states of %d", named, b.sums.Len(), b.sums.MaxLen())
+		if !b.sums.list.Complete() || b.sums.list.Hash() != l.sums[id].Hash() {
+			t.Errorf("named %v: the list has %d states of %d", named, b.sums.list.Len(), b.sums.list.MaxLen())
 		}
 		for i, want := range map[int]bool{2150: true, 2250: false} {
 			if b.have.Has(i) != want {

@@ -21,17 +21,11 @@ type blob struct {
 	looked   time.Duration // when it last looked for more peers since none gave anything
 
 	have     *piece.Bits
-	proven   bool
 	complete bool // ActComplete was returned
 	stored   bool // something was stored
 	progress time.Duration
 
-	sums     *piece.Sums // replaced, never appended to, since the driver reads it
-	segments []segment   // who supplied them; none if they are our own
-	adopted  *piece.Sums // the list before, while sums is another and still empty
-	hash     *[32]byte   // of the only acceptable list
-	refusals []refusal
-	summing  bool // ActComputeSums was returned
+	sums sumList
 
 	known map[string]*known
 	peers []*known // the same, in order of arrival
@@ -67,13 +61,9 @@ func (b *blob) useful(l *link) bool {
 	return b.downloading() && l.open && !l.c.closed && (l.complete || l.want || l.useful > 0)
 }
 
-// verifiable returns how many leading pieces can be checked. A list of which
-// only the hash would be acceptable counts when it is that.
-func (b *blob) verifiable() int { return b.sums.Verifiable() }
-
 // fetchable reports whether i is to be downloaded and not under way.
 func (b *blob) fetchable(i int) bool {
-	return b.want && i < b.verifiable() && !b.have.Has(i) && b.attempts[i] == nil && b.storing[i] == nil
+	return b.want && i < b.sums.verifiable() && !b.have.Has(i) && b.attempts[i] == nil && b.storing[i] == nil
 }
 
 // addWanted puts i among the wanted pieces if it is fetchable.
@@ -111,17 +101,17 @@ func (p *Peer) onJoin(ev EvJoin) {
 		n := ev.ID.Pieces()
 		b = &blob{
 			id: ev.ID, n: n, known: make(map[string]*known), announcing: announcing{due: never},
-			have: piece.NewBits(n), sums: piece.NewSums(ev.ID),
+			have: piece.NewBits(n), sums: sumList{list: piece.NewSums(ev.ID)},
 		}
 		if ev.Have != nil && ev.Have.Len() == n {
 			b.have = ev.Have
 		}
 		if ev.Sums != nil && ev.Sums.ID() == ev.ID {
-			b.sums = ev.Sums
+			b.sums.list = ev.Sums
 		}
-		b.proven = ev.Proven && b.sums.Complete()
-		if ev.Want && !b.proven && b.sums.Len() > 0 {
-			b.segments = []segment{{}} // from who knows whom, before a restart
+		b.sums.proven = ev.Proven && b.sums.list.Complete()
+		if ev.Want && !b.sums.proven && b.sums.list.Len() > 0 {
+			b.sums.suppliers = []supplier{{}} // from who knows whom, before a restart
 		}
 		p.blobs[ev.ID] = b
 		p.joins++
@@ -178,7 +168,7 @@ func (p *Peer) startWanting(b *blob) {
 	b.slots = make([]*link, maxSlots)
 	b.attempts = make([]*attempt, b.n)
 	b.storing = make(map[int]*attempt)
-	for i := range b.verifiable() {
+	for i := range b.sums.verifiable() {
 		b.addWanted(i)
 	}
 	for _, l := range b.links {
@@ -251,9 +241,7 @@ func (p *Peer) fail(b *blob, err error) {
 // tendBlobs looks after the downloads, every choreEvery.
 func (p *Peer) tendBlobs() {
 	for _, b := range p.order {
-		for _, l := range b.links {
-			p.askSums(l)
-		}
+		p.askAllSums(b)
 		if b.downloading() {
 			p.standIn(b)
 			p.endgame(b)

@@ -72,8 +72,7 @@ type conn struct {
 	sending  []*upload     // what they belong to, in order
 	gave     time.Duration // when the driver last took one up
 	refused  time.Duration // until then the peer was told to wait
-	sumBytes float64
-	sumAt    time.Duration
+	sums     sumsAllowance
 }
 
 // conn returns the connection of that number, or nil.
@@ -133,7 +132,7 @@ func (p *Peer) onConnected(ev EvConnected) {
 	c := &conn{
 		id: ev.Conn, node: n, hello: ev.Peer, inbound: ev.Inbound, since: p.now, rtt: min(ev.RTT, maxRTT),
 		byID: make(map[piece.ID]*link), theirs: make(map[wire.Handle]*link),
-		keep: keepalive{heard: p.now, spoke: p.now}, idle: p.now, owed: never, depth: minDepth, sumBytes: sumsBurst, sumAt: p.now,
+		keep: keepalive{heard: p.now, spoke: p.now}, idle: p.now, owed: never, depth: minDepth, sums: sumsAllowance{sumsBurst, p.now},
 	}
 	if n.dialing && !ev.Inbound {
 		n.dialing = false

@@ -271,7 +271,7 @@ func (c *chaos) sensible() Event {
 		from := max(0, min(c.next(id.Pieces()), n-1))
 		m = &wire.Sums{Blob: l.his, Proven: c.next(3) == 0, States: make([]byte, id.Alg.Size()*min(from, n-1))}
 		if b := l.blob; b != nil && c.next(4) > 0 {
-			have := b.sums.Len()
+			have := b.sums.list.Len()
 			m = &wire.Sums{Blob: l.his, From: uint32(have), Proven: c.next(3) == 0, States: make([]byte, id.Alg.Size()*min(n-1-have, 1+c.next(1000)))}
 		}
 	case 2:

@@ -55,9 +55,7 @@ func (p *Peer) onPeers(ev EvPeers) {
 			p.open(n.conn, b)
 		}
 	}
-	for _, l := range b.links {
-		p.askSums(l) // a source may have been named
-	}
+	p.askAllSums(b) // a source may have been named
 	p.arm(&p.chores, p.now)
 }
 

@@ -35,7 +35,7 @@ type link struct {
 	useful  int           // wanted pieces that a partial peer has
 	any     int           // AnyPiece requests outstanding
 	nothing time.Duration // until then it is not asked for AnyPiece: it said Lost
-	sums    sumsState
+	sums    sumsQuery
 
 	id    piece.ID
 	since time.Duration // when we opened it, or the tracker named the peer
@@ -45,13 +45,12 @@ type link struct {
 	refused   int // the piece that was refused last, and when
 	refusedAt time.Duration
 	given     map[int32]bool // pieces sent, or being sent, and not yet announced by the peer
-	pushed    int            // states of our list that we have sent, without a gap
-	asked     bool           // the peer has asked for sums, and is told as they grow
+	feed      sumsFeed
 }
 
 // reset forgets what went over a link since one side opened it.
 func (l *link) reset() {
-	l.asked, l.pushed, l.given, l.sums = false, 0, nil, sumsState{}
+	l.feed, l.given, l.sums = sumsFeed{}, nil, sumsQuery{}
 }
 
 // link returns the link of a swarm on a connection, made if needed.

@@ -170,11 +170,11 @@ func (p *Peer) onHave(c *conn, m *wire.Have) {
 		}
 		if l.blob != nil {
 			p.gain(l, int(i))
-			beyond = beyond || int(i) >= l.blob.verifiable()
+			beyond = beyond || int(i) >= l.blob.sums.verifiable()
 		}
 	}
 	if beyond && !l.sums.bad {
-		l.sums.at = min(l.sums.at, p.now) // it has more sums now
+		l.sums.hasMore(p.now)
 		p.askSums(l)
 	}
 	if !l.complete && l.have.Full() {

@@ -15,25 +15,9 @@ func (p *Peer) onLocal(ev EvLocal) {
 	if b == nil || ev.From < 0 || ev.To > b.n || ev.From > ev.To {
 		return
 	}
-	b.summing = false
-	w := b.id.Alg.Size()
-	// States From..: those beyond our list extend it; those within it are ours
-	// as well, and count more than anybody's.
-	states := ev.States[:min(len(ev.States)/w*w, max(0, (b.sums.MaxLen()-ev.From)*w))]
-	own := piece.NewSums(b.id)
-	switch l := b.sums.Len(); {
-	case ev.From > l:
-		// Nothing to append to: wait for the list from elsewhere.
-	case len(states) > 0:
-		_ = own.Append(b.sums.Range(0, ev.From))
-		if own.Append(states) == nil {
-			if own.Len() < l {
-				if b.sums.HasPrefix(own) {
-					own = b.sums
-				}
-			}
-			p.setSums(b, own, nil)
-		}
+	b.sums.computing = false
+	if list := b.sums.withOwn(ev.From, ev.States); list != nil {
+		p.setSums(b, list, true)
 	}
 	for i := ev.From; i < ev.To; i++ {
 		if b.have.Has(i) {
@@ -49,10 +33,10 @@ func (p *Peer) onLocal(ev EvLocal) {
 
 func (p *Peer) onProven(id piece.ID) {
 	b := p.blobs[id]
-	if b == nil || !b.have.Full() || !b.sums.Complete() {
+	if b == nil || !b.have.Full() || !b.sums.list.Complete() {
 		return
 	}
-	b.proven, b.segments = true, nil
+	b.sums.proven, b.sums.suppliers = true, nil
 }
 
 // gotPiece records that a piece is stored.
@@ -135,7 +119,7 @@ func (p *Peer) onBad(c *conn, m *wire.Bad) {
 		return
 	}
 	b, i := l.blob, int(m.Piece)
-	if b == nil || !b.have.Has(i) || i >= b.verifiable() {
+	if b == nil || !b.have.Has(i) || i >= b.sums.verifiable() {
 		return
 	}
 	// Anybody can say so, so not more often than once a minute for a piece, and
@@ -172,7 +156,7 @@ func (p *Peer) onStored(ev EvStored) {
 	a := b.storing[ev.Piece]
 	delete(b.storing, ev.Piece)
 	p.memory -= int64(b.id.PieceSize(ev.Piece))
-	stale := !a.sums.Agrees(b.sums, ev.Piece) // the list was replaced meanwhile
+	stale := !a.sums.Agrees(b.sums.list, ev.Piece) // the list was replaced meanwhile
 	switch {
 	case stale && (ev.Err == nil || errors.Is(ev.Err, piece.ErrMismatch)):
 		b.addWanted(ev.Piece)
