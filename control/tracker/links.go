@@ -49,7 +49,12 @@ func (m *Machine) move(id piece.ID, b *blob) {
 		if l == nil || !l.up || b.position(l) >= 0 {
 			continue
 		}
-		l.mark(id, newsHave|newsWant)
+		if b.state != StateGone {
+			l.mark(id, newsHave)
+		}
+		if a != nil && a.want != nil {
+			l.mark(id, newsWant)
+		}
 		if a != nil && (a.download != nil || a.want != nil && a.want.lease) {
 			l.out.done = append(l.out.done, &trackerpb.LeaseDone{Blob: trackerpb.FromID(id), Outcome: trackerpb.Outcome_OUTCOME_CANCELLED})
 		}
@@ -60,9 +65,13 @@ func (m *Machine) move(id piece.ID, b *blob) {
 		if l == nil {
 			continue
 		}
-		if from[i] = slices.Index(before[:], l); from[i] < 0 {
-			l.mark(id, newsHave|newsDownload)
+		if from[i] = slices.Index(before[:], l); from[i] >= 0 {
+			continue
 		}
+		if b.state != StateGone {
+			l.mark(id, newsHave)
+		}
+		l.mark(id, newsDownload)
 	}
 	if a == nil {
 		return

@@ -389,7 +389,7 @@ func (m *Machine) settle(a *active) {
 			w.answers[0].state = abandoned
 			m.ask(a, 1, secondTimeout)
 		}
-		v, next := w.merge(m.now, a.blob.connecting(), a.download != nil)
+		v, next := w.merge(m.now, a.blob.connecting())
 		if v.Kind != 0 && v != w.verdict {
 			w.verdict = v
 			w.lease = w.lease || v.Kind == Lease

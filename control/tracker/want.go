@@ -45,9 +45,12 @@ func (w *want) begin(how Want, number uint32, now time.Time) {
 	w.verdict, w.lease = Verdict{}, false
 }
 
-// leaseDone ends the lease: who granted it says what comes next, to the same Want.
+// leaseDone ends the lease: who granted it says what comes next, to the same Want, and
+// that is told even if it is another lease.
 func (w *want) leaseDone(now time.Time) {
-	w.lease = false
+	if w.lease {
+		w.verdict, w.lease = Verdict{}, false
+	}
 	for i := range w.answers {
 		if a := &w.answers[i]; a.state == given && a.kind == Lease {
 			*a = answer{state: pending, seq: a.seq, until: now.Add(answerTimeout)}
@@ -76,9 +79,8 @@ func (w *want) needsSecond(now time.Time) bool {
 // merge makes one verdict of what the trackers say; its kind is 0 while there is
 // nothing to say yet. next is when to look again if nothing else happens; zero: never.
 //
-// connecting: one of them is being connected with for the first time. downloading: the
-// node fetches the blob from upstream.
-func (w *want) merge(now time.Time, connecting, downloading bool) (v Verdict, next time.Time) {
+// connecting: one of them is being connected with for the first time.
+func (w *want) merge(now time.Time, connecting bool) (v Verdict, next time.Time) {
 	var said [Unreachable + 1]bool
 	var undecided bool
 	var retry, busy time.Time // busy: when to give up one that is late
@@ -109,7 +111,7 @@ func (w *want) merge(now time.Time, connecting, downloading bool) (v Verdict, ne
 	}
 	v = Verdict{Waiting: w.Waiting, Tag: w.Tag}
 	switch {
-	case said[Lease] || w.lease || downloading && w.verdict.Kind == Lease:
+	case said[Lease] || w.lease:
 		v.Kind = Lease
 	case said[Sources]:
 		v.Kind = Sources

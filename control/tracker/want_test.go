@@ -68,7 +68,7 @@ func TestMerge(t *testing.T) {
 		{"abandoned and nobody", left, nobody, Nobody, time.Time{}},
 	} {
 		w := &want{Want: Want{Waiting: true, Tag: 7}, since: due.Add(-answerTimeout), answers: [2]answer{tt.first, tt.second}}
-		v, next := w.merge(now, tt.first == connecting || tt.second == connecting, false)
+		v, next := w.merge(now, tt.first == connecting || tt.second == connecting)
 		if v.Kind != tt.want || v.Kind != 0 && (!v.Waiting || v.Tag != 7) {
 			t.Errorf("%s: got %+v, want %v", tt.name, v, tt.want)
 		}
