@@ -305,17 +305,31 @@ func (s *Store) makeRoom(ctx context.Context, need int64) (freed int64) {
 	return s.evict(ctx, need, 0)
 }
 
-// evict is makeRoom that leaves alone what was used in the last young.
+// evict is makeRoom that leaves alone what was used in the last young; then it has
+// nothing closed either.
 func (s *Store) evict(ctx context.Context, need int64, young time.Duration) (freed int64) {
+	mayClose := young == 0 && s.cfg.CloseIdle != nil
 	for freed < need && ctx.Err() == nil {
 		n, ok := s.evictOne(young)
-		if !ok {
-			break
+		switch {
+		case ok:
+			freed += n
+		case mayClose:
+			mayClose = false
+			s.cfg.CloseIdle(ctx, need-freed)
+		default:
+			need = freed // nothing is left
 		}
-		freed += n
 	}
 	s.emptyTrash(ctx)
 	return freed
+}
+
+// evictableBytes returns how much evicting everything would free.
+func (s *Store) evictableBytes() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.kept
 }
 
 // evictOne moves the least recently used evictable thing into the trash, unless

@@ -499,3 +499,43 @@ func TestDropCached(t *testing.T) {
 		t.Errorf("trash: %v", trash)
 	}
 }
+
+// What somebody has open without need is closed when the disk is full, and then evicted:
+// before a blob is refused, and while one is written; but not for the free floor, which
+// can wait.
+func TestIdleBlobsAreClosedForRoom(t *testing.T) {
+	root := smallDisk(t, 4<<20)
+	var open []*Blob
+	var asked []int64
+	s := openStore(t, Config{Root: root, FreeFloor: -1, CloseIdle: func(_ context.Context, need int64) {
+		asked = append(asked, need)
+		for _, b := range open {
+			b.Close()
+		}
+		open = nil
+	}})
+	fill := func(n int, size int) {
+		t.Helper()
+		for i := range n {
+			id, data := testBlob(t, piece.SHA256, size, byte(100*len(asked)+i))
+			open = append(open, fetch(t, s, id, data))
+		}
+	}
+	fill(3, 1_000_000)
+	if freed := s.evict(t.Context(), 1, floorGrace); freed != 0 || asked != nil {
+		t.Errorf("for the floor %d bytes were freed, and %d times something was closed", freed, len(asked))
+	}
+	id, data := testBlob(t, piece.SHA256, 2_500_000, 9)
+	b := fetch(t, s, id, data) // refused, but for what can be closed
+	b.Close()
+	if len(asked) == 0 || asked[0] < 1_000_000 || asked[0] > 2_500_000 {
+		t.Errorf("asked for %v bytes", asked)
+	}
+	s.makeRoom(t.Context(), 4<<20)
+	asked = nil
+	fill(3, 1_000_000)
+	open[0].Close()
+	if freed := s.makeRoom(t.Context(), 1_500_000); freed != 2_000_000 || len(asked) != 1 || asked[0] != 500_000 {
+		t.Errorf("freed %d bytes, asked for %v; want the one that was closed, and another", freed, asked)
+	}
+}

@@ -201,9 +201,11 @@ func (st *state) reserve() error {
 			return nil // a file system may not know how
 		}
 	}
-	st.s.mu.Lock()
-	kept := st.s.kept
-	st.s.mu.Unlock()
+	kept := st.s.evictableBytes()
+	if free+kept < need && st.s.cfg.CloseIdle != nil {
+		st.s.cfg.CloseIdle(context.Background(), need-free-kept)
+		kept = st.s.evictableBytes()
+	}
 	if free+kept < need {
 		return fmt.Errorf("storing %s: %w", st.dgst, st.noSpace(unix.ENOSPC))
 	}

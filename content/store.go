@@ -48,6 +48,12 @@ type Config struct {
 	// Negative: none.
 	FreeFloor float64
 
+	// CloseIdle, if not nil, is called when the disk is full and nothing is left to
+	// evict: whoever has blobs open that nobody reads any more closes them, need bytes
+	// or all that there are, and returns then. It is called without locks held, by
+	// whoever needs the room.
+	CloseIdle func(ctx context.Context, need int64)
+
 	// Observer is told what changes. It may be nil.
 	Observer Observer
 

@@ -220,7 +220,7 @@ func benchColdSwarm(b *testing.B, nodes int, size int64) {
 				b.Fatal(err)
 			}
 			name := fmt.Sprintf("node-%d", i)
-			peers[i] = newPeerWith(b, func(c *swarm.NodeConfig) { c.Node, c.Listener, c.Advertise = name, ln, ln.Addr().String() })
+			peers[i] = newPeerWith(b, nil, func(c *swarm.NodeConfig) { c.Node, c.Listener, c.Advertise = name, ln, ln.Addr().String() })
 			infos = append(infos, swarm.PeerInfo{Node: name, Addr: ln.Addr().String()})
 		}
 		b.StartTimer()

@@ -269,7 +269,7 @@ func (cs *coldReads) watch(ctx context.Context, c *coldRead) {
 			return
 		case <-t.C:
 		}
-		taken := cs.s.seeder.takes(c.id)
+		taken := cs.s.seeder.Taken(c.id)
 		now := time.Now()
 		cs.mu.Lock()
 		if c.refs > 1 || taken {

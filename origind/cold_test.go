@@ -19,6 +19,8 @@ import (
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -80,18 +82,18 @@ type peer struct {
 
 func newPeer(t testing.TB) *peer {
 	t.Helper()
-	return newPeerWith(t, func(*swarm.NodeConfig) {})
+	return newPeerWith(t, nil, func(*swarm.NodeConfig) {})
 }
 
-func newPeerWith(t testing.TB, change func(*swarm.NodeConfig)) *peer {
+func newPeerWith(t testing.TB, id *identity.Source, change func(*swarm.NodeConfig)) *peer {
 	t.Helper()
 	store, err := content.Open(t.Context(), content.Config{Root: t.TempDir(), FreeFloor: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := swarm.NodeConfig{Cluster: "default", Node: "node", Store: blobs{store}}
+	cfg := swarm.NodeConfig{Cluster: "default", Node: "node", Store: seeding.Store{Store: store}}
 	change(&cfg)
-	node, err := swarm.NewNode(cfg)
+	node, err := seeding.NewNode(cfg, id)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,6 @@ import (
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
-	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/swarm"
 )
 
@@ -156,9 +155,7 @@ func TestSwarmWithIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	node := load(t, issue(t, ca, "node", identity.RoleNode))
-	p := newPeerWith(t, func(c *swarm.NodeConfig) {
-		seeding.Secure(c, node)
-	})
+	p := newPeerWith(t, node, func(*swarm.NodeConfig) {})
 	id := idOf(t, data)
 	p.want(t, o, id)
 	if err := <-p.node.Done(id); err != nil {

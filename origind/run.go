@@ -2,7 +2,6 @@ package origind
 
 import (
 	"context"
-	"crypto/tls"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -15,8 +14,6 @@ import (
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/fetcher/backends"
 	"github.com/capelin-io/capelin/internal/daemon"
-	"github.com/capelin-io/capelin/internal/daemon/identity"
-	"github.com/capelin-io/capelin/internal/daemon/version"
 	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/wire"
@@ -100,7 +97,7 @@ func (s *server) background(node *swarm.Node, trackers *tracker.Client) []daemon
 	parts := []daemon.Part{
 		{Name: "content directory", Run: s.store.Run},
 		{Name: "swarm", Run: node.Run},
-		{Name: "seeding", Run: forever(s.seeder.run)},
+		{Name: "seeding", Run: forever(func(ctx context.Context) { s.seeder.Run(ctx, node) })},
 		{Name: "write-back", Run: forever(s.queue.run)},
 		{Name: "uploads", Run: forever(s.sweepUploads)},
 	}
@@ -119,11 +116,13 @@ func openServer(ctx, work context.Context, cfg Config, reg prometheus.Registerer
 	s.seeder = newSeeder(s)
 	s.store, err = content.Open(ctx, content.Config{
 		Root: cfg.Root, CacheBytes: int64(cfg.Cache.Size), FreeFloor: cfg.Cache.FreeFloor, Observer: s.seeder,
-		Report: func(err error) { log.G(work).WithError(err).Warn("content directory") },
+		CloseIdle: func(ctx context.Context, need int64) { s.seeder.CloseIdle(ctx, need) },
+		Report:    func(err error) { log.G(work).WithError(err).Warn("content directory") },
 	})
 	if err != nil {
 		return nil, err
 	}
+	s.seeder.store.Store = s.store
 	defer func() {
 		if err != nil {
 			s.store.Close()
@@ -155,19 +154,12 @@ func (s *server) network(ctx context.Context, l net.Listener, name string) (*swa
 		advertise = l.Addr().String()
 	}
 	nc := swarm.NodeConfig{
-		Cluster: s.cfg.Cluster, Node: name, Zone: s.cfg.Zone, Role: wire.RoleOrigin, Software: version.Software(),
-		Advertise: advertise, Listener: l, Store: blobs{s.store},
-		OnReport: func(r swarm.Report) {
-			log.G(ctx).WithError(r.Err).WithFields(log.Fields{"peer": r.Node, "digest": r.ID.Digest(), "piece": r.Piece}).Debug("swarm")
-		},
-		OnWanted: s.seeder.wanted,
+		Cluster: s.cfg.Cluster, Node: name, Zone: s.cfg.Zone, Role: wire.RoleOrigin,
+		Advertise: advertise, Listener: l, Store: seeding.Store{Store: s.store},
+		OnReport: func(r swarm.Report) { seeding.LogReport(ctx, r) },
+		OnWanted: s.seeder.Wanted,
 	}
-	var secure *tls.Config
-	if s.identity != nil {
-		seeding.Secure(&nc, s.identity)
-		secure = s.identity.ClientTLS(identity.RoleTracker)
-	}
-	node, err := swarm.NewNode(nc)
+	node, err := seeding.NewNode(nc, s.identity)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -175,23 +167,7 @@ func (s *server) network(ctx context.Context, l net.Listener, name string) (*swa
 	if len(s.cfg.Trackers) == 0 {
 		return node, nil, nil
 	}
-	away := map[string]bool{} // OnStatus is called by one goroutine
-	return node, tracker.New(tracker.Config{
-		Trackers: s.cfg.Trackers, TLS: secure,
-		Hello: tracker.Hello{
-			Cluster: s.cfg.Cluster, Node: name, Zone: s.cfg.Zone, Addr: advertise, Role: wire.RoleOrigin, Software: version.Software(),
-		},
-		OnStatus: func(st tracker.TrackerStatus) {
-			l := log.G(ctx).WithField("tracker", st.Addr)
-			switch {
-			case st.Connected:
-				l.WithField("software", st.Software).Info("tracker connected")
-			case ctx.Err() == nil && !away[st.Addr]: // once, not at each attempt
-				l.WithError(st.Err).Warn("tracker is away")
-			}
-			away[st.Addr] = !st.Connected
-		},
-	}, s.seeder), nil
+	return node, tracker.New(seeding.Trackers(ctx, s.cfg.Trackers, nc, s.identity), s.seeder), nil
 }
 
 // sweepEvery is how often expired uploads are looked for.

@@ -2,11 +2,9 @@ package origind
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -23,7 +21,7 @@ import (
 
 // Bounds of the seeder.
 const (
-	maxAsked   = 1024 // blobs that peers and trackers have asked for, and that are looked for
+	maxAsked   = 1024 // blobs that trackers have asked for, and that are looked for
 	maxPreheat = 8    // blobs that are fetched at once because a tracker said so
 )
 
@@ -31,26 +29,32 @@ const (
 // peers who want it, and begins to read from a backend what they or trackers ask
 // for. But for arriving and run, its methods do not block.
 type seeder struct {
+	*seeding.Seeder
 	s        *server
+	store    seeding.Store // set before run, as are those that follow
 	node     *swarm.Node
 	trackers *tracker.Client // nil: none
 
-	open    *seeding.Set  // whole blobs, for the swarm
 	preheat chan struct{} // holds a token per blob
 
 	mu    sync.Mutex
-	asked map[piece.ID]bool // being looked for
-	found []piece.ID        // whole blobs that the store has told of, to be checked
-	wake  chan struct{}     // 1-buffered: found is not empty
+	asked map[piece.ID]bool // by trackers, being looked for
 	up    atomic.Bool
 }
 
 func newSeeder(s *server) *seeder {
-	sd := &seeder{
-		s: s, preheat: make(chan struct{}, maxPreheat),
-		asked: map[piece.ID]bool{}, wake: make(chan struct{}, 1),
-	}
-	sd.open = seeding.New(sd.takes, sd.leave)
+	sd := &seeder{s: s, preheat: make(chan struct{}, maxPreheat), asked: map[piece.ID]bool{}}
+	sd.Seeder = seeding.New(seeding.Config{
+		Store:    &sd.store,
+		Announce: func(ctx context.Context, id piece.ID, _ int) { sd.check(ctx, id) },
+		Gone: func(id piece.ID) {
+			if sd.trackers != nil {
+				sd.trackers.Announce(id, tracker.StateGone)
+			}
+		},
+		Find: sd.find,
+		Busy: func(id piece.ID) bool { return sd.s.cold.wanted(id, 0) },
+	})
 	return sd
 }
 
@@ -67,10 +71,7 @@ func (sd *seeder) complete(id piece.ID, hash *[32]byte) {
 
 // gone says that a blob is not here any more.
 func (sd *seeder) gone(id piece.ID) {
-	if sd.trackers != nil {
-		sd.trackers.Announce(id, tracker.StateGone)
-	}
-	sd.open.Remove(id)
+	sd.Gone(id)
 	if sd.node != nil {
 		sd.node.Leave(id)
 	}
@@ -90,29 +91,16 @@ func (sd *seeder) arriving(ctx context.Context, id piece.ID) {
 	}
 }
 
-// takes reports whether a peer takes something of a blob, or may yet.
-func (sd *seeder) takes(id piece.ID) bool {
-	if sd.node == nil {
-		return false
+// find reports whether a blob that a peer wants is here; if not, it begins to get it.
+func (sd *seeder) find(ctx context.Context, id piece.ID) (bool, error) {
+	_, _, ok, err := sd.s.local(digest.Digest(id.Digest()))
+	if err == nil && !ok {
+		err = sd.begin(ctx, id)
 	}
-	st, _ := sd.node.Status(id)
-	return st.Useful > 0
-}
-
-// wanted tells that a peer wants a blob that is not joined.
-func (sd *seeder) wanted(id piece.ID) {
-	sd.ask(id, func(ctx context.Context) {
-		_, _, ok, err := sd.s.local(digest.Digest(id.Digest()))
-		switch {
-		case err == nil && ok:
-			sd.join(ctx, id)
-		case err == nil:
-			err = sd.begin(ctx, id)
-		}
-		if err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
-			log.G(ctx).WithError(err).WithField("digest", id.Digest()).Debug("cannot get a blob that a peer wants")
-		}
-	})
+	if err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
+		log.G(ctx).WithError(err).WithField("digest", id.Digest()).Debug("cannot get a blob that a peer wants")
+	}
+	return err == nil && ok, nil
 }
 
 // Lookup implements tracker.Handler: a tracker asks whether the blob can be had
@@ -188,27 +176,7 @@ func (sd *seeder) partial(id piece.ID) {
 
 // announce announces a whole blob with what is known of its sums.
 func (sd *seeder) announce(ctx context.Context, id piece.ID) {
-	var hash *[32]byte
-	sums, err := sd.s.store.StoredSums(id) // not Blob: asking is not using
-	if err != nil {
-		log.G(ctx).WithError(err).WithField("digest", id.Digest()).Warn("cannot read a blob's sums")
-	}
-	if sums != nil {
-		h := sums.Hash()
-		hash = &h
-	}
-	sd.complete(id, hash)
-}
-
-// join opens a whole blob for the swarm.
-func (sd *seeder) join(ctx context.Context, id piece.ID) {
-	if err := sd.node.Join(ctx, id, swarm.JoinOptions{}); err != nil {
-		if ctx.Err() == nil && !errors.Is(err, errdefs.ErrNotFound) {
-			log.G(ctx).WithError(err).WithField("digest", id.Digest()).Warn("cannot offer a blob to peers")
-		}
-		return
-	}
-	sd.open.Add(id)
+	sd.complete(id, sd.store.SumsHash(ctx, id))
 }
 
 // arrived says what becomes of a blob that has been read from a backend: as long
@@ -217,18 +185,11 @@ func (sd *seeder) arrived(id piece.ID) {
 	if sd.node == nil {
 		return
 	}
-	if !sd.takes(id) {
+	if !sd.Taken(id) {
 		sd.node.Leave(id)
 		return
 	}
-	sd.open.Add(id)
-}
-
-// leave closes a whole blob; a peer that wants it will have it opened again.
-func (sd *seeder) leave(id piece.ID) {
-	if !sd.s.cold.wanted(id, 0) {
-		sd.node.Leave(id)
-	}
+	sd.Keep(id)
 }
 
 // PiecesAdded, BlobAdded and BlobGone make the seeder the store's observer.
@@ -238,49 +199,11 @@ func (sd *seeder) PiecesAdded(id piece.ID, from, to int, states []byte) {
 	}
 }
 
-func (sd *seeder) BlobAdded(id piece.ID) {
-	sd.mu.Lock()
-	sd.found = append(sd.found, id)
-	sd.mu.Unlock()
-	select {
-	case sd.wake <- struct{}{}:
-	default:
-	}
-}
+func (sd *seeder) BlobAdded(id piece.ID) { sd.Added(id) }
 
 func (sd *seeder) BlobGone(id piece.ID) {
 	if sd.up.Load() {
 		sd.gone(id)
-	}
-}
-
-// run checks the whole blobs that the store tells of, at the start all of them,
-// until ctx is done.
-func (sd *seeder) run(ctx context.Context) {
-	sd.s.store.Blobs(func(id piece.ID, _ content.Presence) bool {
-		sd.check(ctx, id)
-		return ctx.Err() == nil
-	})
-	t := time.NewTicker(seeding.IdleAfter)
-	defer t.Stop()
-	for {
-		sd.mu.Lock()
-		found := sd.found
-		sd.found = nil
-		sd.mu.Unlock()
-		for _, id := range found {
-			if ctx.Err() != nil {
-				return
-			}
-			sd.check(ctx, id)
-		}
-		select {
-		case <-sd.wake:
-		case <-t.C:
-			sd.open.LeaveIdle()
-		case <-ctx.Done():
-			return
-		}
 	}
 }
 
@@ -417,16 +340,4 @@ func (sd *seeder) bring(ctx context.Context, id piece.ID) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// blobs is the store as the swarm needs it.
-type blobs struct{ *content.Store }
-
-// Open opens a blob for the swarm.
-func (d blobs) Open(ctx context.Context, id piece.ID, create bool) (swarm.Blob, error) {
-	b, err := d.Store.Blob(ctx, id, create)
-	if err != nil {
-		return nil, err
-	}
-	return b, nil
 }

@@ -21,7 +21,6 @@ import (
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
-	"github.com/capelin-io/capelin/internal/daemon/version"
 	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/plugin/shim"
 	"github.com/capelin-io/capelin/swarm"
@@ -43,7 +42,7 @@ type agent struct {
 	disk    *disk
 	fetches *fetches
 	images  *images
-	seeder  *seeder
+	seeder  *seeding.Seeder
 	network atomic.Pointer[network] // nil until it is up
 
 	listeners listeners
@@ -98,7 +97,8 @@ func (a *agent) open(ctx context.Context, d *daemon.Daemon) (err error) {
 	}
 	store, err := content.Open(ctx, content.Config{
 		Root: a.cfg.Root, CacheBytes: int64(a.cfg.Cache.Size), FreeFloor: a.cfg.Cache.FreeFloor, Observer: a,
-		Report: func(err error) { log.G(d.Work).WithError(err).Warn("content directory") },
+		CloseIdle: func(ctx context.Context, need int64) { a.seeder.CloseIdle(ctx, need) },
+		Report:    func(err error) { log.G(d.Work).WithError(err).Warn("content directory") },
 	})
 	if err != nil {
 		return fmt.Errorf("content directory %s: %w", a.cfg.Root, err)
@@ -116,9 +116,9 @@ func (a *agent) assemble(ctx context.Context, d *daemon.Daemon) (err error) {
 		MaxPrefetch: 32,
 		OnAnswer:    a.metrics.answered,
 		OnRegistry:  func(n int) { a.registryBytes.Add(int64(n)) },
-		Keep:        func(id piece.ID) { a.seeder.open.Add(id) },
+		Keep:        func(id piece.ID) { a.seeder.Keep(id) },
 	}, a.disk)
-	a.seeder = newSeeder(a.disk, a.fetches)
+	a.seeder = newSeeder(a.disk, func(id piece.ID) bool { return a.fetches.lookup(id) != nil }, a.announcer)
 	a.images = newImages(a.fetches, store)
 	var visible ctrdcontent.Store = store
 	if cfg.Authorize == "blob" {
@@ -211,24 +211,19 @@ func (a *agent) runNetwork(ctx context.Context) error {
 	cfg, l := a.cfg, a.listeners.swarm
 	n := &network{advertise: advertised(ctx, cfg, l.Addr())}
 	nc := swarm.NodeConfig{
-		Cluster: cfg.Cluster, Node: a.name, Zone: cfg.Zone, Role: wire.RoleAgent, Software: version.Software(),
-		Advertise: n.advertise, Listener: l, Store: a.disk, Workers: cfg.Workers,
-		OnReport: a.report(ctx), OnWanted: a.seeder.blobWanted,
-	}
-	if a.identity != nil {
-		seeding.Secure(&nc, a.identity)
+		Cluster: cfg.Cluster, Node: a.name, Zone: cfg.Zone, Role: wire.RoleAgent,
+		Advertise: n.advertise, Listener: l, Store: seeding.Store{Store: a.disk.Store}, Workers: cfg.Workers,
+		OnReport: a.report(ctx), OnWanted: a.seeder.Wanted,
 	}
 	var err error
-	n.node, err = swarm.NewNode(nc)
-	if err != nil {
+	if n.node, err = seeding.NewNode(nc, a.identity); err != nil {
 		return err
 	}
 	n.node.SetLimits(int64(cfg.Limits.Upload), int64(cfg.Limits.Download))
 	var find finder // nil, not a nil *trackers
-	var announce announcer
 	if len(cfg.Trackers) > 0 {
-		n.trackers = newTrackers(ctx, a, n.node, n.advertise)
-		find, announce = n.trackers, n.trackers
+		n.trackers = newTrackers(a, n.node, seeding.Trackers(ctx, cfg.Trackers, nc, a.identity))
+		find = n.trackers
 	}
 	peers := swarmPeers{n.node}
 	g, gctx := errgroup.WithContext(ctx)
@@ -245,7 +240,7 @@ func (a *agent) runNetwork(ctx context.Context) error {
 	a.network.Store(n)
 	a.fetches.connect(peers, find)
 	log.G(ctx).WithFields(log.Fields{"listen": l.Addr().String(), "advertise": n.advertise}).Info("swarm is up")
-	g.Go(func() error { a.seeder.run(gctx, peers, announce); return nil })
+	g.Go(func() error { a.seeder.Run(gctx, n.node); return nil })
 	g.Go(func() error { a.relimit(gctx, n.node); return nil })
 	return g.Wait()
 }
@@ -259,38 +254,27 @@ func (a *agent) PiecesAdded(id piece.ID, from, to int, states []byte) {
 
 func (a *agent) BlobAdded(id piece.ID) {
 	a.fetches.whole(id)
-	a.seeder.blobAdded(id)
+	a.seeder.Added(id)
 }
 
-func (a *agent) BlobGone(id piece.ID) { a.seeder.blobGone(id) }
+func (a *agent) BlobGone(id piece.ID) { a.seeder.Gone(id) }
+
+// announcer returns the trackers, or nil if there are none (yet).
+func (a *agent) announcer() announcer {
+	if n := a.network.Load(); n != nil && n.trackers != nil {
+		return n.trackers
+	}
+	return nil
+}
 
 // report logs and counts what the swarm reports.
 func (a *agent) report(ctx context.Context) func(swarm.Report) {
 	return func(r swarm.Report) {
-		kind := reportKinds[r.Kind]
-		if kind == "" {
-			return
+		if kind := seeding.ReportKind(r); kind != "" {
+			a.metrics.reports.WithLabelValues(kind).Inc()
 		}
-		a.metrics.reports.WithLabelValues(kind).Inc()
-		l := log.G(ctx).WithFields(log.Fields{"peer": r.Node, "digest": r.ID.Digest(), "piece": r.Piece})
-		if r.Err != nil {
-			l = l.WithError(r.Err)
-		}
-		switch r.Kind {
-		case swarm.ReportConvicted, swarm.ReportSumsReplaced:
-			l.Warn("swarm: " + kind)
-		default:
-			l.Debug("swarm: " + kind)
-		}
+		seeding.LogReport(ctx, r)
 	}
-}
-
-var reportKinds = map[swarm.ReportKind]string{
-	swarm.ReportConvicted:    "peer convicted",
-	swarm.ReportBadPiece:     "bad piece",
-	swarm.ReportStalled:      "peer stalled",
-	swarm.ReportSumsReplaced: "sums disproved",
-	swarm.ReportFault:        "protocol violated",
 }
 
 // relimit applies changed bandwidth limits.
@@ -306,7 +290,7 @@ func (a *agent) relimit(ctx context.Context, node *swarm.Node) {
 	}
 }
 
-// swarmPeers is a swarm.Node as fetches and the seeder use it.
+// swarmPeers is a swarm.Node as fetches use it.
 type swarmPeers struct{ *swarm.Node }
 
 func (p swarmPeers) Join(ctx context.Context, id piece.ID, as joinAs, onDone func(error)) error {

@@ -6,7 +6,6 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/content"
-	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -54,22 +53,3 @@ func (b diskBlob) Append(off int64) (appender, error) {
 
 // hidden reports whether a blob is only ours, not containerd's.
 func (d *disk) hidden(dgst digest.Digest) bool { return d.PresenceOf(dgst) == content.Cached }
-
-// Open opens a blob for the swarm.
-func (d *disk) Open(ctx context.Context, id piece.ID, create bool) (swarm.Blob, error) {
-	b, err := d.Store.Blob(ctx, id, create)
-	if err != nil {
-		return nil, err
-	}
-	return b, nil
-}
-
-// sumsHash returns the hash of a blob's proven list, if it is stored.
-func (d *disk) sumsHash(_ context.Context, id piece.ID) (*[32]byte, error) {
-	s, err := d.StoredSums(id) // not Blob: asking is not using, and must not keep it from eviction
-	if s == nil || err != nil {
-		return nil, err
-	}
-	h := s.Hash()
-	return &h, nil
-}

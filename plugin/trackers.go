@@ -1,19 +1,12 @@
 package plugin
 
 import (
-	"context"
-	"crypto/tls"
-
-	"github.com/containerd/log"
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/control/trackerpb"
-	"github.com/capelin-io/capelin/internal/daemon/identity"
-	"github.com/capelin-io/capelin/internal/daemon/version"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
-	"github.com/capelin-io/capelin/swarm/wire"
 )
 
 // trackers is a client of the trackers as fetches and the seeder use it, and hands on
@@ -27,34 +20,13 @@ type trackers struct {
 	hashes   *lru.Cache[piece.ID, [32]byte] // of sums, as trackers told them
 }
 
-func newTrackers(ctx context.Context, a *agent, node *swarm.Node, advertise string) *trackers {
+func newTrackers(a *agent, node *swarm.Node, cfg tracker.Config) *trackers {
 	hashes, err := lru.New[piece.ID, [32]byte](4096)
 	if err != nil {
 		panic(err) // only for a size of 0
 	}
 	t := &trackers{a: a, node: node, hashes: hashes}
-	away := map[string]bool{} // OnStatus is called by one goroutine
-	var secure *tls.Config
-	if a.identity != nil {
-		secure = a.identity.ClientTLS(identity.RoleTracker)
-	}
-	t.client = tracker.New(tracker.Config{
-		Trackers: a.cfg.Trackers, TLS: secure,
-		Hello: tracker.Hello{
-			Cluster: a.cfg.Cluster, Node: a.name, Zone: a.cfg.Zone, Addr: advertise,
-			Role: wire.RoleAgent, Software: version.Software(),
-		},
-		OnStatus: func(st tracker.TrackerStatus) {
-			l := log.G(ctx).WithField("tracker", st.Addr)
-			switch {
-			case st.Connected:
-				l.WithField("software", st.Software).Info("tracker connected")
-			case ctx.Err() == nil && !away[st.Addr]: // once, not at each attempt
-				l.WithError(st.Err).Warn("tracker is away")
-			}
-			away[st.Addr] = !st.Connected
-		},
-	}, t)
+	t.client = tracker.New(cfg, t)
 	t.commands = newCommands(a.fetches, a.disk, t.client.Result)
 	return t
 }

@@ -258,6 +258,28 @@ func (n *Node) Leave(id piece.ID) {
 	})
 }
 
+// LeaveNow is Leave that returns when the blob is closed in the Store, where it may
+// be evicted from then on, or ctx ends.
+func (n *Node) LeaveNow(ctx context.Context, id piece.ID) {
+	closed := make(chan struct{})
+	ok := n.do(func() {
+		b := n.blobs[id]
+		if b == nil {
+			close(closed)
+			return
+		}
+		b.closed = append(b.closed, closed)
+		n.leave(b, ErrLeft)
+	})
+	if !ok {
+		return
+	}
+	select {
+	case <-closed:
+	case <-ctx.Done():
+	}
+}
+
 // Done returns a channel that gets one value: nil once the whole blob is stored
 // durably and proven, or the reason why the Node will not get it: the Store
 // failed, the blob was left, is not joined, or the Node stopped.

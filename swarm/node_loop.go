@@ -362,6 +362,7 @@ type nodeBlob struct {
 	proven bool
 	left   bool
 	done   []chan error
+	closed []chan struct{} // closed when blob is
 
 	refs    int // blocks and jobs that need blob open; 1 more while joined
 	running int // jobs
@@ -426,15 +427,21 @@ func (n *Node) prove(b *nodeBlob) {
 
 func (n *Node) release(b *nodeBlob) {
 	if b.refs--; b.refs == 0 {
-		n.closeBlob(b.blob)
+		n.closeBlob(b.blob, b.closed...)
 	}
 }
 
-// closeBlob closes a blob, which may touch the disk.
-func (n *Node) closeBlob(b Blob) {
-	if n.stopping {
+// closeBlob closes a blob, which may touch the disk, and then tells who waits for that.
+func (n *Node) closeBlob(b Blob, closed ...chan struct{}) {
+	done := func() {
 		b.Close()
+		for _, c := range closed {
+			close(c)
+		}
+	}
+	if n.stopping {
+		done()
 		return
 	}
-	n.wg.Go(func() { b.Close() })
+	n.wg.Go(done)
 }

@@ -124,6 +124,23 @@ func addBlob(t testing.TB, s *swarmtest.Store, size int) (piece.ID, []byte, *swa
 	return id, data, b
 }
 
+// LeaveNow returns when the blob is closed, or with its context, joined or not.
+func TestLeaveNow(t *testing.T) {
+	n := startNode(t, "node", swarmtest.NewStore(""), nil)
+	id, _, b := addBlob(t, n.store, 1<<20)
+	n.LeaveNow(t.Context(), id)
+	n.join(t, id, false)
+	if _, ok := n.Status(id); !ok || b.Opens() != 1 {
+		t.Fatalf("joined: %t, %d open", ok, b.Opens())
+	}
+	n.LeaveNow(t.Context(), id)
+	if _, ok := n.Status(id); ok || b.Opens() != 0 {
+		t.Errorf("left: %t, %d open", !ok, b.Opens())
+	}
+	n.stop()
+	n.LeaveNow(t.Context(), id)
+}
+
 func TestOneToOne(t *testing.T) {
 	for _, tt := range []struct {
 		name  string

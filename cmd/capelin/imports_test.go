@@ -33,7 +33,7 @@ var rooms = []room{
 	{"content", []string{"internal/diskfull", "internal/durable", "internal/keylock", "swarm/piece"}, "bytes on disk know no network"},
 	{"control", []string{"internal/daemon", "internal/errclass", "internal/httpclient", "fetcher", "swarm/piece", "swarm/wire"}, "APIs and their clients, no daemon"},
 	{"trackerd/state", []string{"control", "swarm/piece"}, "a value: no socket, no clock"},
-	{"internal/seeding", []string{"internal/daemon", "swarm", "swarm/piece", "swarm/wire"}, "what agent and origin seed alike"},
+	{"internal/seeding", []string{"content", "control", "internal/daemon", "swarm", "swarm/piece", "swarm/wire"}, "what agent and origin seed alike"},
 	{"internal/image", []string{"control", "internal/daemon", "swarm/piece"}, "the client side of images"},
 	{"plugin/unpack", []string{"internal/diskfull"}, "layers and trees, nothing of Capelin's"},
 	{"plugin/shim", []string{"internal/daemon", "internal/httpclient", "internal/ociapi", "internal/reload", "swarm/piece"}, "the node's registry API"},

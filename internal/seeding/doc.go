@@ -1,5 +1,14 @@
-// Package seeding bounds how many whole blobs a node keeps open for the swarm, and for
-// how long: what is open cannot be evicted, and takes a file descriptor. Agents and
-// origins open a blob when a peer first wants it, so leaving one too early costs no
-// more than opening it again.
+// Package seeding is what agents and origins do alike to offer blobs to a swarm: a
+// [Seeder] announces what is whole, opens a blob when a peer first wants it, and leaves
+// it when nobody takes anything of it any more. [NewNode] makes their part in the swarm,
+// and [Trackers] configures their client of the trackers.
+//
+// What is open cannot be evicted, and takes a file descriptor; so the Seeder bounds how
+// many blobs are, and for how long. Opening one again costs little.
+//
+// # Concurrency
+//
+// All methods may be called by any goroutine, and do not block, but for [Seeder.Run] and
+// [Seeder.CloseIdle]. No function of a [Config] is called with a lock held. Run waits
+// for every goroutine that it started.
 package seeding

@@ -1,8 +1,6 @@
 package seeding
 
 import (
-	"time"
-
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/capelin-io/capelin/swarm/piece"
@@ -11,37 +9,33 @@ import (
 const (
 	// MaxOpen is how many blobs are open at once.
 	MaxOpen = 256
-	// IdleAfter is for how long, up to twice as much, a blob is open that nobody takes
-	// anything of: the time between two calls of [Set.LeaveIdle].
-	IdleAfter = 20 * time.Second
-
 	// beforehand is among how many of the longest open ones an idle one is looked for.
 	beforehand = 16
 )
 
-// Set is the whole blobs that are open. Its methods but LeaveIdle may be called by any
+// set is the whole blobs that are open. Its methods but leaveIdle may be called by any
 // goroutine.
-type Set struct {
+type set struct {
 	open  *lru.Cache[piece.ID, struct{}]
 	takes func(piece.ID) bool
 	leave func(piece.ID)
-	idle  map[piece.ID]bool // at the last LeaveIdle
+	idle  map[piece.ID]bool // at the last leaveIdle
 }
 
-// New returns an empty set. takes reports whether a peer takes something of a blob, or
+// newSet returns an empty set. takes reports whether a peer takes something of a blob, or
 // may yet; leave closes a blob that the set has forgotten. Both are called without a
 // lock held, in the callers' goroutines.
-func New(takes func(piece.ID) bool, leave func(piece.ID)) *Set {
+func newSet(takes func(piece.ID) bool, leave func(piece.ID)) *set {
 	open, err := lru.New[piece.ID, struct{}](2 * MaxOpen) // never full: Add makes room
 	if err != nil {
 		panic(err) // only for a size of 0
 	}
-	return &Set{open: open, takes: takes, leave: leave}
+	return &set{open: open, takes: takes, leave: leave}
 }
 
-// Add counts a blob among those that are open, and leaves one of the longest open if
+// add counts a blob among those that are open, and leaves one of the longest open if
 // they are too many: one that nobody takes anything of, if there is one.
-func (s *Set) Add(id piece.ID) {
+func (s *set) add(id piece.ID) {
 	s.open.Add(id, struct{}{})
 	if s.open.Len() <= MaxOpen {
 		return
@@ -57,15 +51,17 @@ func (s *Set) Add(id piece.ID) {
 	s.drop(out)
 }
 
-// Remove forgets a blob, and reports whether it was open.
-func (s *Set) Remove(id piece.ID) bool { return s.open.Remove(id) }
+// remove forgets a blob, and reports whether it was open.
+func (s *set) remove(id piece.ID) bool { return s.open.Remove(id) }
 
-// Len returns how many blobs are open.
-func (s *Set) Len() int { return s.open.Len() }
+// all returns the blobs that are open, those first that have been for the longest.
+func (s *set) all() []piece.ID { return s.open.Keys() }
 
-// LeaveIdle leaves those blobs that nobody took anything of when it was called the last
+func (s *set) len() int { return s.open.Len() }
+
+// leaveIdle leaves those blobs that nobody took anything of when it was called the last
 // time, nor does now. One goroutine calls it, every IdleAfter.
-func (s *Set) LeaveIdle() {
+func (s *set) leaveIdle() {
 	now := map[piece.ID]bool{}
 	for _, id := range s.open.Keys() {
 		switch {
@@ -79,7 +75,7 @@ func (s *Set) LeaveIdle() {
 	s.idle = now
 }
 
-func (s *Set) drop(id piece.ID) {
+func (s *set) drop(id piece.ID) {
 	if s.open.Remove(id) {
 		s.leave(id)
 	}

@@ -1,0 +1,224 @@
+package seeding
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/capelin-io/capelin/swarm"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// Bounds of a Seeder.
+const (
+	// IdleAfter is for how long, up to twice as much, a blob is open that nobody takes
+	// anything of.
+	IdleAfter = 20 * time.Second
+	// MaxWanted bounds what peers have asked for and is not opened yet.
+	MaxWanted = 1024
+	// closeWithin is how long CloseIdle waits for the swarm to close a blob.
+	closeWithin = time.Second
+)
+
+// Swarm is a swarm.Node as a Seeder needs it.
+type Swarm interface {
+	Join(ctx context.Context, id piece.ID, o swarm.JoinOptions) error
+	Leave(id piece.ID)
+	// LeaveNow is Leave that returns when the blob is closed.
+	LeaveNow(ctx context.Context, id piece.ID)
+	Status(id piece.ID) (swarm.BlobStatus, bool)
+}
+
+// Config is what a Seeder needs to know of its owner.
+type Config struct {
+	// Store is a [Store].
+	Store interface {
+		Whole() iter.Seq[piece.ID]
+		Evictable(id piece.ID) bool
+	}
+	// Announce tells the trackers of a whole blob. together is how many became known
+	// at once, math.MaxInt at the start: less may be told of many than of a few.
+	Announce func(ctx context.Context, id piece.ID, together int)
+	// Gone tells the trackers that a blob is not here any more.
+	Gone func(id piece.ID)
+	// Find reports whether a blob that a peer wants is here, whole. It may begin to get
+	// one that is not, whose part in the swarm is then not the Seeder's.
+	Find func(ctx context.Context, id piece.ID) (bool, error)
+	// Busy reports whether somebody else needs the blob's part in the swarm: then the
+	// Seeder forgets it, but does not leave it.
+	Busy func(id piece.ID) bool
+}
+
+// Seeder offers whole blobs to the swarm.
+type Seeder struct {
+	cfg  Config
+	wake chan struct{} // 1-buffered: added or wanted is not empty
+	open *set          // whole blobs, for the swarm
+
+	mu     sync.Mutex
+	swarm  Swarm      // nil before Run
+	added  []piece.ID // to be announced
+	wanted []piece.ID // by peers, to be opened
+	asked  map[piece.ID]bool
+}
+
+// New returns a Seeder that must be run. Before that, it notes what peers want.
+func New(cfg Config) *Seeder {
+	s := &Seeder{cfg: cfg, wake: make(chan struct{}, 1), asked: map[piece.ID]bool{}}
+	s.open = newSet(s.Taken, s.leave)
+	return s
+}
+
+func (s *Seeder) kick() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// node returns the swarm, or nil before Run.
+func (s *Seeder) node() Swarm {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.swarm
+}
+
+// Added tells that a blob is whole.
+func (s *Seeder) Added(id piece.ID) {
+	s.mu.Lock()
+	if s.swarm != nil { // otherwise it is among those that Run begins with
+		s.added = append(s.added, id)
+	}
+	s.mu.Unlock()
+	s.kick()
+}
+
+// Gone tells that a blob is not here any more.
+func (s *Seeder) Gone(id piece.ID) {
+	s.cfg.Gone(id)
+	if n := s.node(); s.open.remove(id) && n != nil {
+		n.Leave(id)
+	}
+}
+
+// Wanted tells that a peer wants a blob that is not joined. One that is being looked for,
+// or is too much at once, is not looked for again.
+func (s *Seeder) Wanted(id piece.ID) {
+	s.mu.Lock()
+	if !s.asked[id] && len(s.asked) < MaxWanted {
+		s.asked[id] = true
+		s.wanted = append(s.wanted, id)
+	}
+	s.mu.Unlock()
+	s.kick()
+}
+
+// Keep counts a whole blob among the open ones that somebody else has joined, and does
+// not need any longer.
+func (s *Seeder) Keep(id piece.ID) { s.open.add(id) }
+
+// Taken reports whether a peer takes something of a blob, or may yet.
+func (s *Seeder) Taken(id piece.ID) bool {
+	n := s.node()
+	if n == nil {
+		return false
+	}
+	st, _ := n.Status(id)
+	return st.Useful > 0
+}
+
+// leave leaves a whole blob; a peer that wants it will have it opened again.
+func (s *Seeder) leave(id piece.ID) {
+	if n := s.node(); n != nil && !s.cfg.Busy(id) {
+		n.Leave(id)
+	}
+}
+
+// CloseIdle closes blobs that nobody takes anything of and that can be evicted then, need
+// bytes of them or all that there are, those first that have been open for the longest. It
+// is content.Config's.
+func (s *Seeder) CloseIdle(ctx context.Context, need int64) {
+	n := s.node()
+	if n == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeWithin)
+	defer cancel()
+	for _, id := range s.open.all() {
+		if need <= 0 || ctx.Err() != nil {
+			return
+		}
+		if s.Taken(id) || s.cfg.Busy(id) || !s.cfg.Store.Evictable(id) || !s.open.remove(id) {
+			continue
+		}
+		n.LeaveNow(ctx, id)
+		need -= id.Size
+	}
+}
+
+// Run announces everything that there is, and then what comes, and opens what peers want,
+// until ctx is done.
+func (s *Seeder) Run(ctx context.Context, n Swarm) {
+	s.mu.Lock()
+	s.swarm = n
+	s.mu.Unlock()
+	for id := range s.cfg.Store.Whole() {
+		if ctx.Err() != nil {
+			return
+		}
+		s.cfg.Announce(ctx, id, math.MaxInt)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	tick := time.NewTicker(IdleAfter)
+	defer tick.Stop()
+	for {
+		s.mu.Lock()
+		added, wanted := s.added, s.wanted
+		s.added, s.wanted = nil, nil
+		s.mu.Unlock()
+		for _, id := range added {
+			if ctx.Err() != nil {
+				return
+			}
+			s.cfg.Announce(ctx, id, len(added))
+		}
+		for _, id := range wanted {
+			wg.Go(func() { s.offer(ctx, id, n) }) // at most MaxWanted, and computing sums is bounded
+		}
+		select {
+		case <-s.wake:
+		case <-tick.C:
+			s.open.leaveIdle()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// offer opens a blob that a peer wants, if it is here.
+func (s *Seeder) offer(ctx context.Context, id piece.ID, n Swarm) {
+	defer func() {
+		s.mu.Lock()
+		delete(s.asked, id)
+		s.mu.Unlock()
+	}()
+	whole, err := s.cfg.Find(ctx, id)
+	if err == nil && whole {
+		if err = n.Join(ctx, id, swarm.JoinOptions{}); err == nil {
+			s.open.add(id)
+		}
+	}
+	if err != nil && !errors.Is(err, errdefs.ErrNotFound) && ctx.Err() == nil {
+		log.G(ctx).WithError(err).WithField("digest", id.Digest()).Warn("cannot offer a blob to peers")
+	}
+}
+
+// Len returns how many blobs are open.
+func (s *Seeder) Len() int { return s.open.len() }
