@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/capelin-io/capelin/internal/durable"
@@ -273,10 +274,9 @@ func (st *state) disprove(i int, list *piece.Sums) error {
 // wipe empties a partial blob whose chain was found false, on disk too, unless
 // that was done, or the chain proven, meanwhile.
 func (st *state) wipe(list *piece.Sums) error {
-	done := st.hold()
-	for done == nil {
-		done = st.hold()
-	}
+	st.ck <- struct{}{}
+	defer func() { <-st.ck }()
+	done := st.holdAnew()
 	defer func() {
 		done()
 		st.mu.Unlock()
@@ -287,7 +287,6 @@ func (st *state) wipe(list *piece.Sums) error {
 	st.have, st.sums = piece.NewBits(st.id.Pieces()), piece.NewSums(st.id)
 	st.dirty, st.room = 0, false
 	st.mu.Unlock()
-	st.ck <- struct{}{}
 	err := durable.Remove(st.s.partialPath(st.id, ".map"))
 	if err == nil {
 		err = disk.Truncate(st.f, 0)
@@ -296,13 +295,10 @@ func (st *state) wipe(list *piece.Sums) error {
 		err = disk.Truncate(st.f, st.id.Size)
 	}
 	st.mu.Lock()
-	if err == nil {
-		st.onDisk = piece.NewBits(st.id.Pieces())
-	}
-	<-st.ck
 	if err != nil {
 		return fmt.Errorf("wiping %s: %w", st.dgst, err)
 	}
+	st.onDisk = piece.NewBits(st.id.Pieces())
 	return nil
 }
 
@@ -334,31 +330,42 @@ func (a *Appender) Close() error {
 // nothing is being written, and reports whether it did.
 func (st *state) takeFile(path string) (bool, error) {
 	s := st.s
-	st.ck <- struct{}{} // nobody syncs the old file
+	st.ck <- struct{}{} // nobody syncs the old file, or writes a map
 	defer func() { <-st.ck }()
 	unlock := s.places.Lock(st.dgst)
 	defer unlock()
 	s.mu.Lock()
 	p := s.parts[st.id]
-	mine := p != nil && p.open == st
+	ours := p != nil && p.open == st
 	s.mu.Unlock()
+	if !ours {
+		return false, nil
+	}
+	to := s.partialPath(st.id, ".data")
+	taken, err := st.swapFile(path, to)
+	if err == nil && taken {
+		err = s.syncDir(filepath.Dir(to)) // before a map can cover what is in it
+	}
+	return taken, err
+}
+
+// swapFile renames the file at path to the blob's data file's name and uses it from
+// now on. The mutex is held over the rename, so that no piece is written meanwhile.
+func (st *state) swapFile(path, to string) (bool, error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if !mine || st.gone != nil || st.complete || st.have.Count() > 0 || st.onDisk.Count() > 0 || len(st.claims) > 0 || st.drain != nil {
+	if st.gone != nil || st.complete || st.have.Count() > 0 || st.onDisk.Count() > 0 || len(st.claims) > 0 || st.drain != nil {
 		return false, nil
 	}
 	f, err := disk.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return false, err
 	}
-	if err = disk.Truncate(f, st.id.Size); err == nil {
-		err = disk.Rename(path, s.partialPath(st.id, ".data"))
-	}
-	if err != nil {
+	if err := disk.Rename(path, to); err != nil {
 		f.Close()
 		return false, err
 	}
 	st.old = append(st.old, st.f) // somebody may hold it
 	st.f = f
-	return true, nil
+	return true, disk.Truncate(f, st.id.Size) // not before: in ingest/ the length is an offset
 }

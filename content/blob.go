@@ -64,6 +64,7 @@ type state struct {
 	dirty    int64                 // bytes that count and are not covered by the map on disk
 	since    time.Time             // when dirty became positive
 	onDisk   *piece.Bits           // pieces that a map on disk may cover
+	synced   *piece.Bits           // pieces whose data were synced
 	room     bool                  // space was looked for, and allocated if possible
 	added    []addition            // for the observer
 	telling  bool                  // somebody is telling it

@@ -42,7 +42,7 @@ func (st *state) checkpoint() error {
 		st.onDisk.Set(i)
 	}
 	st.mu.Unlock()
-	err := disk.Datasync(st.f)
+	err := st.sync(r.have)
 	if err == nil {
 		err = st.s.writeMap(st.s.partialPath(st.id, ".map"), &r)
 	}
@@ -55,6 +55,29 @@ func (st *state) checkpoint() error {
 	}
 	st.onDisk = r.have
 	return nil
+}
+
+// sync makes the data of pieces that count durable. If that fails the pieces that
+// were not synced before do not count any more, and come again: the kernel takes
+// what it could not write for written, so that the next sync would succeed without
+// them. The caller holds the token of ck.
+func (st *state) sync(have *piece.Bits) error {
+	err := disk.Datasync(st.f)
+	if err == nil {
+		st.mu.Lock()
+		st.synced = have.Clone()
+		st.mu.Unlock()
+		return nil
+	}
+	done := st.holdAnew()
+	for i := st.have.NextSet(0); i >= 0; i = st.have.NextSet(i + 1) {
+		if !st.synced.Has(i) {
+			st.have.Clear(i)
+		}
+	}
+	done()
+	st.mu.Unlock()
+	return err
 }
 
 func same(a, b *piece.Bits) bool {
@@ -202,6 +225,14 @@ func (st *state) hold() (done func()) {
 		close(ch)
 		st.notify()
 	}
+}
+
+// holdAnew is hold that waits for who else holds.
+func (st *state) holdAnew() (done func()) {
+	for done == nil {
+		done = st.hold()
+	}
+	return done
 }
 
 // punch makes holes where no piece is.

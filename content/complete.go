@@ -76,13 +76,13 @@ func (st *state) finish() error {
 		return ErrIncomplete
 	}
 	st.proven = true
-	sums := st.sums.Clone()
+	sums, have := st.sums.Clone(), st.have.Clone()
 	st.mu.Unlock()
-	if err := disk.Datasync(st.f); err != nil {
-		return err
-	}
 	st.ck <- struct{}{} // no map is written any more
 	defer func() { <-st.ck }()
+	if err := st.sync(have); err != nil {
+		return err
+	}
 	unlock := s.places.Lock(st.dgst)
 	defer unlock()
 	s.mu.Lock()
@@ -107,16 +107,14 @@ func (st *state) finish() error {
 		if err == nil {
 			err = disk.Rename(from, to)
 		}
-		if err == nil {
-			err = s.syncDir(filepath.Dir(to))
-		}
 		if err != nil {
 			return err
 		}
-		if heals {
-			if err := durable.Remove(s.sumsPath(st.dgst) + ".bad"); err != nil {
-				return err
-			}
+		if err = s.syncDir(filepath.Dir(to)); err == nil && heals {
+			err = durable.Remove(s.sumsPath(st.dgst) + ".bad")
+		}
+		if err != nil {
+			return errors.Join(err, disk.Rename(to, from)) // so that it can be tried again
 		}
 		now := time.Now().UnixNano()
 		e = &entry{dgst: st.dgst, place: Cached, size: st.id.Size, created: now, updated: now}
@@ -204,12 +202,21 @@ func (b *Blob) Drop() error {
 	return nil
 }
 
-// trashPartial removes a partial's files, the map first. The digest is locked.
+// trashPartial removes a partial's files, the map first, and durably: it must not be
+// back after a power cut beside the data of one that was begun anew. The digest is
+// locked.
 func (s *Store) trashPartial(id piece.ID) error {
-	if err := disk.Remove(s.partialPath(id, ".map")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	path := s.partialPath(id, ".map")
+	err := disk.Remove(path)
+	switch {
+	case err == nil:
+		err = s.syncDir(filepath.Dir(path))
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	default:
 		return err
 	}
-	return s.toTrash(s.partialPath(id, ".data"))
+	return errors.Join(err, s.toTrash(s.partialPath(id, ".data")))
 }
 
 // dropPartials removes partials of a digest that is now complete and that

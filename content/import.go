@@ -21,7 +21,8 @@ import (
 // the store's file system, and nobody may write to it any more. When Import
 // returns nil, the blob and its sums survive a power cut, and the file at path is
 // gone; it is, too, if the blob was there already. Bytes that do not match are
-// piece.ErrMismatch, and a full disk is [ErrNoSpace]; then the file is still there.
+// piece.ErrMismatch, and a full disk is [ErrNoSpace]; then the file is still there. If
+// it cannot be synced it is removed, since a second sync would succeed without its bytes.
 // ctx bounds what is evicted for room.
 func (s *Store) Import(ctx context.Context, path string, sums *piece.Sums) error {
 	id := sums.ID()
@@ -74,7 +75,10 @@ func (s *Store) checkImport(path string, sums *piece.Sums) error {
 	if err := sums.Verify(last, buf); err != nil {
 		return err
 	}
-	return disk.Datasync(f)
+	if err := disk.Datasync(f); err != nil {
+		return errors.Join(err, disk.Remove(path))
+	}
+	return nil
 }
 
 // importFile takes the durable steps of FORMAT.md section 3.6. It reports whether
@@ -130,16 +134,14 @@ func (s *Store) importFile(path string, sums *piece.Sums) (added bool, err error
 	if err == nil {
 		err = disk.Rename(path, to)
 	}
-	if err == nil {
-		err = s.syncDir(filepath.Dir(to))
-	}
 	if err != nil {
 		return false, err
 	}
-	if bad {
-		if err := durable.Remove(s.sumsPath(d) + ".bad"); err != nil {
-			return false, err
-		}
+	if err = s.syncDir(filepath.Dir(to)); err == nil && bad {
+		err = durable.Remove(s.sumsPath(d) + ".bad")
+	}
+	if err != nil {
+		return false, errors.Join(err, disk.Rename(to, path)) // so that it can be tried again
 	}
 	now := time.Now().UnixNano()
 	s.mu.Lock()

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/capelin-io/capelin/internal/durable"
 	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -15,7 +16,7 @@ import (
 // load builds the index from directory names and puts right what it finds.
 func (s *Store) load(ctx context.Context) error {
 	var blobs, cache, sums, labels map[string][]string // by algorithm
-	var parts, trash []string
+	var parts, trash, top []string
 	g, _ := errgroup.WithContext(ctx)
 	tree := func(dst *map[string][]string, dir string) {
 		g.Go(func() (err error) {
@@ -31,6 +32,9 @@ func (s *Store) load(ctx context.Context) error {
 		if parts, err = readNames(s.path("swarm/partial")); err == nil {
 			trash, err = readNames(s.path("swarm/trash"))
 		}
+		if err == nil {
+			top, err = readNames(s.path("swarm"))
+		}
 		return err
 	})
 	if err := g.Wait(); err != nil {
@@ -43,6 +47,11 @@ func (s *Store) load(ctx context.Context) error {
 	s.index = make(map[digest.Digest]*entry, n+n/8)
 	for _, t := range trash {
 		s.trash = append(s.trash, s.path("swarm/trash", t))
+	}
+	for _, name := range top {
+		if durable.IsTemp(name) {
+			s.junk = append(s.junk, s.path("swarm", name))
+		}
 	}
 	for alg, names := range blobs {
 		for _, name := range names {

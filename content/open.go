@@ -107,6 +107,7 @@ func newState(s *Store, id piece.ID) *state {
 		ck:      make(chan struct{}, 1),
 		have:    piece.NewBits(id.Pieces()),
 		onDisk:  piece.NewBits(id.Pieces()),
+		synced:  piece.NewBits(id.Pieces()),
 		sums:    piece.NewSums(id),
 		claims:  make(map[int]chan struct{}),
 		changed: make(chan struct{}),
@@ -197,7 +198,7 @@ func (st *state) loadPartial(ctx context.Context) error {
 		_ = disk.Remove(s.partialPath(st.id, ".map"))
 		return nil
 	case err == nil:
-		st.onDisk = r.have.Clone()
+		st.onDisk, st.synced = r.have.Clone(), r.have.Clone()
 		st.sums, st.proven = r.sums, r.proven
 		if err = st.recover(ctx, r); r.boot != bootID() || !same(st.have, r.have) {
 			st.dirty = 1 // so that the next map has this boot's id, and what we found

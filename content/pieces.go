@@ -76,6 +76,7 @@ func (st *state) count(i int) {
 	if !st.have.Set(i) {
 		return
 	}
+	st.synced.Clear(i)
 	if st.dirty == 0 {
 		st.since = time.Now()
 	}

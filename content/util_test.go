@@ -12,6 +12,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.uber.org/goleak"
@@ -26,6 +27,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	flag.Parse()
+	_ = log.SetLevel("error") // the stock store's, about fsverity
 	if dir, ok := memoryDir(); ok {
 		os.Setenv("TMPDIR", dir)
 	}

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,6 +36,7 @@ type Op struct {
 	To    string   // what Path is renamed to
 	File  *os.File // what is written, truncated or synced
 	Bytes int      // to be written
+	Off   int64    // where
 }
 
 // A Hook performs the operations below a directory.
@@ -160,7 +162,7 @@ func WriteAt(f *os.File, p []byte, off int64) (n int, err error) {
 	if h == nil {
 		return f.WriteAt(p, off)
 	}
-	err = h.Do(Op{Kind: OpWrite, Path: f.Name(), File: f, Bytes: len(p)}, func(most int) (err error) {
+	err = h.Do(Op{Kind: OpWrite, Path: f.Name(), File: f, Bytes: len(p), Off: off}, func(most int) (err error) {
 		n, err = f.WriteAt(p[:most], off)
 		return err
 	})
@@ -173,7 +175,11 @@ func Write(f *os.File, p []byte) (n int, err error) {
 	if h == nil {
 		return f.Write(p)
 	}
-	err = h.Do(Op{Kind: OpWrite, Path: f.Name(), File: f, Bytes: len(p)}, func(most int) (err error) {
+	off, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0, err
+	}
+	err = h.Do(Op{Kind: OpWrite, Path: f.Name(), File: f, Bytes: len(p), Off: off}, func(most int) (err error) {
 		n, err = f.Write(p[:most])
 		return err
 	})
