@@ -50,7 +50,7 @@ func (x *Index) complete(ctx context.Context, repo string, m *index.Manifest) er
 	if err != nil {
 		return err
 	}
-	why, err := x.look(ctx, repo, needs)
+	why, err := x.whyMissing(ctx, repo, needs)
 	for i, w := range why {
 		if w != "" {
 			missing = append(missing, needs[i].missing(w))
@@ -147,9 +147,9 @@ func (x *Index) children(ctx context.Context, repo string, needs []need) ([]*ind
 	return found, g.Wait()
 }
 
-// look says of each need why it is missing; "" if it is not. The first of which it
+// whyMissing says of each need why it is missing; "" if it is not. The first of which it
 // cannot say so ends it with an error.
-func (x *Index) look(ctx context.Context, repo string, needs []need) (why []string, err error) {
+func (x *Index) whyMissing(ctx context.Context, repo string, needs []need) (why []string, err error) {
 	why = make([]string, len(needs))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
@@ -158,14 +158,14 @@ func (x *Index) look(ctx context.Context, repo string, needs []need) (why []stri
 			if ctx.Err() != nil {
 				return fmt.Errorf("looking for %s: %w: %w", needs[i].desc.Digest, ctx.Err(), errdefs.ErrUnavailable)
 			}
-			why[i], err = x.lookFor(ctx, repo, &needs[i])
+			why[i], err = x.whyOneIsMissing(ctx, repo, &needs[i])
 			return err
 		})
 	}
 	return why, g.Wait()
 }
 
-func (x *Index) lookFor(ctx context.Context, repo string, n *need) (why string, err error) {
+func (x *Index) whyOneIsMissing(ctx context.Context, repo string, n *need) (why string, err error) {
 	d := n.desc.Digest
 	if !n.manifest {
 		linked, err := x.exists(ctx, blobKey(repo, d))

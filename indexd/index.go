@@ -74,8 +74,10 @@ func New(backend fetcher.Backend, origins Origin, cluster string) (*Index, error
 	if err != nil {
 		return nil, err
 	}
-	x := &Index{backend: backend, origins: origins, cluster: cluster, now: time.Now, tags: cache,
-		memory: semaphore.NewWeighted(maxMemory)}
+	x := &Index{
+		backend: backend, origins: origins, cluster: cluster, now: time.Now,
+		tags: cache, memory: semaphore.NewWeighted(maxMemory),
+	}
 	for i := range x.locks {
 		x.locks[i] = make(chan struct{}, 1)
 	}

@@ -16,10 +16,10 @@ import (
 // rest wait in the listener's backlog, which is short enough for them to be served in
 // time, and costs nothing.
 const (
-	maxArriving = 256             // connections that are being taken in
-	goneAfter   = 4 * time.Second // without acknowledging anything that was sent: the other's machine is gone
-	callsWithin = time.Second     // a connection without a stream is not waited for any longer,
-	saysWithin  = 5 * time.Second // nor a stream that does not say what it said it would
+	maxArriving    = 256             // connections that are being taken in
+	goneAfter      = 4 * time.Second // without acknowledging anything that was sent: the other's machine is gone
+	streamWithin   = time.Second     // a connection without a stream is not waited for any longer,
+	announceWithin = 5 * time.Second // nor a stream that does not say what it said it would
 )
 
 // arrivals is a listener that accepts no more than maxArriving connections before they
@@ -50,7 +50,7 @@ func (a *arrivals) Accept() (net.Conn, error) {
 		_ = setUserTimeout(c, goneAfter) // where there is no such thing, the keep-alive finds it out
 	}
 	p := &place{arrived: sync.OnceFunc(func() { <-a.places })}
-	p.patience = time.AfterFunc(callsWithin, p.arrived)
+	p.patience = time.AfterFunc(streamWithin, p.arrived)
 	return &arriving{c, p}, nil
 }
 
@@ -86,12 +86,12 @@ type placeAddr struct {
 	place *place
 }
 
-// called notes that the connection of ctx has a stream, and returns what to call when
+// streamBegan notes that the connection of ctx has a stream, and returns what to call when
 // that has said what it has; once or more.
-func called(ctx context.Context) (arrived func()) {
+func streamBegan(ctx context.Context) (arrived func()) {
 	if p, _ := peer.FromContext(ctx); p != nil {
 		if a, ok := p.Addr.(placeAddr); ok {
-			a.place.patience.Reset(saysWithin)
+			a.place.patience.Reset(announceWithin)
 			return a.place.arrived
 		}
 	}

@@ -54,8 +54,8 @@ func TestArrivals(t *testing.T) {
 		second.RemoteAddr().(placeAddr).place.arrived()
 		expect(maxArriving - 1)
 		// One that has said why it came has more time than the others.
-		third.RemoteAddr().(placeAddr).place.patience.Reset(saysWithin)
-		time.Sleep(callsWithin)
+		third.RemoteAddr().(placeAddr).place.patience.Reset(announceWithin)
+		time.Sleep(streamWithin)
 		expect(2*maxArriving - 2)
 		a.Close()
 		for c := range accepted {

@@ -473,9 +473,9 @@ func (t *task) kept(r *trackerpb.CommandResult) []*trackerpb.Announce {
 	return t.blobs
 }
 
-// came tells that a node connected: what it was told before may be lost. server.mu
+// connected tells that a node connected: what it was told before may be lost. server.mu
 // is held.
-func (c *control) came(node string, st state.Stream) {
+func (c *control) connected(node string, st state.Stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, op := range c.ops {
@@ -489,8 +489,8 @@ func (c *control) came(node string, st state.Stream) {
 	}
 }
 
-// left tells that a stream ended. server.mu is held.
-func (c *control) left(node string, st state.Stream) {
+// disconnected tells that a stream ended. server.mu is held.
+func (c *control) disconnected(node string, st state.Stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, op := range c.ops {

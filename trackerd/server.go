@@ -219,7 +219,7 @@ func (s *server) Connect(g trackerpb.Tracker_ConnectServer) error {
 		if s.streams[st.id] != nil {
 			delete(s.streams, st.id)
 			s.step(state.EvClosed{Stream: st.id})
-			s.control.left(st.node, st.id)
+			s.control.disconnected(st.node, st.id)
 		}
 	}()
 
@@ -366,7 +366,7 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 	if err := entitled(g.Context(), h); err != nil {
 		return s.refuse(err)
 	}
-	arrived := called(g.Context())
+	arrived := streamBegan(g.Context())
 	for first := true; ; first = false {
 		if !first {
 			done()
@@ -449,7 +449,7 @@ func (s *server) take(st *stream, m *trackerpb.FromAgent, h *trackerpb.Hello, fi
 		st.left = int(h.Blobs)
 		s.streams[st.id] = st
 		s.step(state.EvOpen{Stream: st.id, Hello: h})
-		s.control.came(h.Node, st.id)
+		s.control.connected(h.Node, st.id)
 	}
 	st.left -= m.Announced()
 	s.step(state.EvBatch{Stream: st.id, Batch: m})

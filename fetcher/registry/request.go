@@ -78,8 +78,8 @@ func classOf(code int) error {
 	return errdefs.ErrUnavailable
 }
 
-// passes reports whether the same request may be answered otherwise later.
-func (e *statusError) passes() bool {
+// temporary reports whether the same request may be answered otherwise later.
+func (e *statusError) temporary() bool {
 	switch e.code {
 	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests, http.StatusInternalServerError,
 		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
@@ -123,7 +123,7 @@ func (b *Backend) send(ctx context.Context, r request) (*http.Response, error) {
 		var err error
 		last := i == len(hosts)-1
 		if last {
-			resp, err = b.insist(ctx, r)
+			resp, err = b.askLast(ctx, r)
 		} else {
 			resp, err = b.ask(ctx, r, i)
 		}
@@ -150,8 +150,8 @@ func hostsFor(h *hosts, r request) []docker.RegistryHost {
 	return slices.DeleteFunc(slices.Clone(h.list), func(h docker.RegistryHost) bool { return !h.Capabilities.Has(want) })
 }
 
-// insist asks the last host until it answers, as long as that may take.
-func (b *Backend) insist(ctx context.Context, r request) (*http.Response, error) {
+// askLast asks the last host until it answers, as long as that may take.
+func (b *Backend) askLast(ctx context.Context, r request) (*http.Response, error) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = b.backoff, maxPause
 	return backoff.Retry(ctx, func() (*http.Response, error) {
@@ -162,7 +162,7 @@ func (b *Backend) insist(ctx context.Context, r request) (*http.Response, error)
 		switch {
 		case err == nil:
 			return resp, nil
-		case errors.As(err, &status) && status.passes():
+		case errors.As(err, &status) && status.temporary():
 			if d, ok := retryAfter(status.header); ok {
 				err = fmt.Errorf("%w, %w", err, &backoff.RetryAfterError{Duration: d})
 			}
@@ -267,7 +267,7 @@ func (b *Backend) exchange(ctx context.Context, h *docker.RegistryHost, r reques
 			return nil, status
 		}
 		refusals = append(refusals, resp)
-		err = b.aside(ctx, func(ctx context.Context) error { return h.Authorizer.AddResponses(ctx, refusals) })
+		err = b.detached(ctx, func(ctx context.Context) error { return h.Authorizer.AddResponses(ctx, refusals) })
 		if errdefs.IsNotImplemented(err) { // it demands nothing that is known
 			return nil, status
 		}
@@ -291,7 +291,7 @@ func (b *Backend) authorize(ctx context.Context, h *docker.RegistryHost, repo st
 		return ctx.Err()
 	}
 	carrier := &http.Request{URL: req.URL, Header: http.Header{}}
-	err := b.aside(ctx, func(ctx context.Context) error {
+	err := b.detached(ctx, func(ctx context.Context) error {
 		defer func() { <-*gate }()
 		return h.Authorizer.Authorize(ctx, carrier)
 	})
@@ -310,9 +310,9 @@ func fnv32(s string) uint32 {
 	return h.Sum32()
 }
 
-// aside calls f without the end of the context, because others may wait for what f
+// detached calls f without the end of the context, because others may wait for what f
 // brings; but it waits only as long as the context allows.
-func (b *Backend) aside(ctx context.Context, f func(context.Context) error) error {
+func (b *Backend) detached(ctx context.Context, f func(context.Context) error) error {
 	done := make(chan error, 1)
 	b.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.cfg.Timeout.D()+helperTimeout)

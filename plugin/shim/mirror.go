@@ -88,7 +88,7 @@ const (
 	kindManifest    = "manifest"
 	kindList        = "list"         // tags, repositories, referrers
 	kindBlobHead    = "blob_head"    // whether and how long
-	kindBlob        = "blob"         // from the swarm
+	kindBlob        = "blob"         // from the swarm, or downloaded into it
 	kindBlobRelayed = "blob_relayed" // the registry refused it, or the swarm could not serve it
 	kindRefused     = "refused"      // what this Mirror does not do
 )
@@ -118,8 +118,9 @@ type Upstream func(ctx context.Context, off int64) (io.ReadCloser, error)
 // registry does not answer that with 200 and a size, the GET is relayed like
 // anything else. The blob's bytes are sent as they are verified. A whole blob's
 // are hashed on their way, too, unless all of it was here before, and its last
-// ones are held back until that hash is the digest. If the rest cannot be had, or is false, the connection is
-// broken off, so that the client sees that something is missing.
+// ones are held back until that hash is the digest. If the rest cannot be had, or
+// is false, the connection is broken off, so that the client sees that something
+// is missing.
 //
 // A Mirror that listens on loopback answers only requests that call it by a
 // loopback address or localhost: a web page's own name may resolve to this

@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/capelin-io/capelin/plugin/unpack/inflate"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/capelin-io/capelin/plugin/unpack/inflate"
 )
 
 // readSize is how much is read from the blob at a time.

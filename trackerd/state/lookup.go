@@ -88,9 +88,9 @@ func (t *Tracker) giveUp(s *swarm) {
 	}
 }
 
-// originCame makes o be asked as well for what is being looked up, and everything
+// originConnected makes o be asked as well for what is being looked up, and everything
 // that was not found be looked up anew.
-func (t *Tracker) originCame(o *agent) {
+func (t *Tracker) originConnected(o *agent) {
 	t.origins = append(t.origins, o)
 	for _, s := range t.due { // every blob that was looked up lately is there, for lookup.again
 		switch l := &s.a.look; {
@@ -103,8 +103,8 @@ func (t *Tracker) originCame(o *agent) {
 	}
 }
 
-// originLeft makes nobody wait for o's answers.
-func (t *Tracker) originLeft(o *agent) {
+// originGone makes nobody wait for o's answers.
+func (t *Tracker) originGone(o *agent) {
 	t.origins = slices.DeleteFunc(t.origins, func(a *agent) bool { return a == o })
 	for _, s := range t.due {
 		t.notHere(s, o)

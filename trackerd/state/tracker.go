@@ -286,7 +286,7 @@ func (t *Tracker) open(ev EvOpen) {
 	t.byStream[a.stream] = a
 	t.byNode[a.hello.Node] = a
 	if a.isOrigin() {
-		defer t.originCame(a) // after Welcome
+		defer t.originConnected(a) // after Welcome
 	}
 	t.send(a).Welcome = &trackerpb.Welcome{
 		Version:  trackerpb.Version,
@@ -306,7 +306,7 @@ func (t *Tracker) close(a *agent) {
 	delete(t.byStream, a.stream)
 	delete(t.byNode, a.hello.Node)
 	if a.isOrigin() {
-		t.originLeft(a)
+		t.originGone(a)
 	}
 	slots := make([]uint32, 0, len(a.entries))
 	for slot := range a.entries {
