@@ -62,7 +62,7 @@ func readRules(configs []RuleConfig, key string) (rules []rule, errs []error) {
 			}
 		}
 		for _, n := range c.Namespaces {
-			re, err := regexp.Compile(`\A(?:` + n + `)\z`)
+			re, err := config.Pattern(n)
 			if err != nil {
 				bad("namespaces", "%q: %v", n, err)
 				continue

@@ -42,14 +42,6 @@ func (Config) Example() any {
 
 var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,63}$`)
 
-// anchored compiles a pattern that matches whole names only.
-func anchored(pattern string) (*regexp.Regexp, error) {
-	if _, err := regexp.Compile(pattern); err != nil { // "a)(b" would pass below
-		return nil, err
-	}
-	return regexp.Compile(`\A(?:` + pattern + `)\z`)
-}
-
 // Check reports what is wrong with a list of backends, as config.Invalid errors
 // whose keys begin with that of the list, such as "backend".
 func Check(list []Config, key string) (errs []error) {
@@ -76,7 +68,7 @@ func (c Config) check(prefix string) (errs []error) {
 		bad("namespaces", "must have a pattern; [\".*\"] matches all")
 	}
 	for _, p := range c.Namespaces {
-		if _, err := anchored(p); err != nil {
+		if _, err := config.Pattern(p); err != nil {
 			bad("namespaces", "%q: %v", p, err)
 		}
 	}
@@ -168,7 +160,7 @@ func NewSet(entries ...Entry) (*Set, error) {
 	for _, e := range entries {
 		n := entry{Entry: e}
 		for _, p := range e.Namespaces {
-			re, err := anchored(p)
+			re, err := config.Pattern(p)
 			if err != nil {
 				return nil, fmt.Errorf("backend %q: %w: %w", e.Name, err, errdefs.ErrInvalidArgument)
 			}
