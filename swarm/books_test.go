@@ -47,10 +47,10 @@ func (p *Peer) check() error {
 				return fmt.Errorf("a link without a blob is at work")
 			}
 			if b := l.blob; b != nil && l.slot >= 0 {
-				if near := b.near>>l.slot&1 != 0; near == l.c.far {
+				if near := b.seats.near>>l.slot&1 != 0; near == l.c.far {
 					return fmt.Errorf("slot %d is near: %v, its peer is far: %v", l.slot, near, l.c.far)
 				}
-				if b.slots[l.slot] != l {
+				if b.seats.at[l.slot] != l {
 					return fmt.Errorf("slot %d is another's", l.slot)
 				}
 				n := 0

@@ -174,7 +174,7 @@ func (p *Peer) Status(id piece.ID) (s BlobStatus, ok bool) {
 	if b.progress > 0 || b.stored {
 		s.Progress = p.epoch.Add(b.progress)
 	}
-	if b.pick != nil && b.seeds == 0 {
+	if b.pick != nil && b.seats.seeds == 0 {
 		s.Missing = b.pick.nowhere()
 	}
 	for _, l := range b.links {

@@ -32,7 +32,7 @@ func (p *Peer) flushHaves(l *link) {
 	}
 	var has func(i int) bool
 	if !l.complete {
-		has = func(i int) bool { return l.blob.has(l, i) }
+		has = func(i int) bool { return l.announced(i) }
 	}
 	p.haves(l, l.news.take(has))
 }

@@ -66,7 +66,7 @@ func (p *Peer) mismatch(b *blob, a *attempt, ev EvStored) {
 // untried reports whether somebody could send piece i who has not sent it wrong.
 func (b *blob) untried(i int) bool {
 	return slices.ContainsFunc(b.links, func(l *link) bool {
-		return l.slot >= 0 && (l.complete || l.have.Has(i)) && !b.blame.accused(i, l.c.node.name)
+		return l.slot >= 0 && l.has(i) && !b.blame.accused(i, l.c.node.name)
 	})
 }
 

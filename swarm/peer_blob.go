@@ -32,10 +32,7 @@ type blob struct {
 	links []*link
 
 	pick     *picker    // nil unless wanted
-	slots    []*link    // of pick; nil unless wanted
-	seeds    uint64     // slots of complete peers
-	common   uint64     // those of them that are neither origins nor sources
-	near     uint64     // slots of peers of our own zone
+	seats    seats      // who has a slot in pick
 	share    zoneShare  // of what comes from other zones, what we bring
 	attempts []*attempt // by piece; nil unless wanted
 	active   int        // attempts, second ones included, and AnyPiece requests
@@ -59,35 +56,6 @@ func (b *blob) downloading() bool { return b.want && !b.have.Full() }
 // useful reports whether the peer may give us something we lack, now or later.
 func (b *blob) useful(l *link) bool {
 	return b.downloading() && l.open && !l.c.closed && (l.complete || l.want || l.useful > 0)
-}
-
-// fetchable reports whether i is to be downloaded and not under way.
-func (b *blob) fetchable(i int) bool {
-	return b.want && i < b.sums.verifiable() && !b.have.Has(i) && b.attempts[i] == nil && b.storing[i] == nil
-}
-
-// addWanted puts i among the wanted pieces if it is fetchable.
-func (b *blob) addWanted(i int) {
-	if b.pick == nil || b.pick.has(i) || !b.fetchable(i) {
-		return
-	}
-	b.pick.add(i)
-	b.count(i, 1)
-}
-
-func (b *blob) removeWanted(i int) {
-	if b.pick == nil || !b.pick.has(i) {
-		return
-	}
-	b.pick.remove(i)
-	b.count(i, -1)
-}
-
-// count adjusts the useful counters of the neighbours that have i.
-func (b *blob) count(i, d int) {
-	for m := b.pick.at[i].mask; m != 0; m &= m - 1 {
-		b.slots[trailingZeros(m)].useful += d
-	}
 }
 
 func (p *Peer) onJoin(ev EvJoin) {
@@ -164,15 +132,14 @@ func (p *Peer) onJoin(ev EvJoin) {
 // startWanting makes the state that a download needs.
 func (p *Peer) startWanting(b *blob) {
 	b.began = p.now
-	b.pick = newPicker(b.n, p.rng)
-	b.slots = make([]*link, maxSlots)
+	b.pick, b.seats = newPicker(b.n, p.rng), newSeats()
 	b.attempts = make([]*attempt, b.n)
 	b.storing = make(map[int]*attempt)
 	for i := range b.sums.verifiable() {
 		b.addWanted(i)
 	}
 	for _, l := range b.links {
-		p.seat(l)
+		l.seat()
 	}
 }
 
@@ -189,14 +156,14 @@ func (p *Peer) stopWanting(b *blob) {
 		p.memory -= int64(b.id.PieceSize(i))
 	}
 	p.clearAllSuspects(b)
-	b.slots, b.seeds, b.common, b.near, b.pick, b.attempts, b.storing = nil, 0, 0, 0, nil, nil, nil
+	b.seats, b.pick, b.attempts, b.storing = seats{}, nil, nil, nil
 }
 
 // attach brings a link to a blob that was joined after the peer opened it.
 func (p *Peer) attach(l *link) {
 	if l.open {
 		p.open(l.c, l.blob)
-		p.seat(l)
+		l.seat()
 	}
 }
 

@@ -1,14 +1,11 @@
 package swarm
 
 import (
-	"math/bits"
 	"time"
 
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
-
-func trailingZeros(m uint64) int { return bits.TrailingZeros64(m) }
 
 const (
 	minDepth = 2  // blocks outstanding on a connection to begin with
@@ -225,13 +222,13 @@ func (p *Peer) start(b *blob, l *link) bool {
 // swarm's pieces come from, so that it hands out each once before any twice.
 // Where there are many seeders, their choices would be the same too often.
 func (p *Peer) chooser(b *blob, l *link) bool {
-	if l.c.far && (b.seeds&b.near != 0 || !l.origin()) {
+	if l.c.far && (b.seats.nearSeeds() != 0 || !l.origin()) {
 		return false // by our share
 	}
 	if !l.complete {
 		return l.origin() && p.only(b, l)
 	}
-	return b.pick.rare() && (b.common == 0 || bits.OnesCount64(b.seeds) == 1)
+	return b.pick.rare() && b.seats.fewSeeds()
 }
 
 // rescue returns a piece that somebody has sent wrong and that l can send, or
@@ -239,7 +236,7 @@ func (p *Peer) chooser(b *blob, l *link) bool {
 func (p *Peer) rescue(b *blob, l *link) int {
 	best := -1
 	for i := range b.blame.suspects {
-		if (best < 0 || i < best) && b.pick.has(i) && (l.complete || l.have.Has(i)) && !p.suspected(b, i, l.c.node) {
+		if (best < 0 || i < best) && b.pick.has(i) && l.has(i) && !p.suspected(b, i, l.c.node) {
 			best = i
 		}
 	}

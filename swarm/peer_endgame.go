@@ -47,7 +47,7 @@ func (p *Peer) second(b *blob, a *attempt) *link {
 	for _, l := range b.links {
 		c := l.c
 		if l == a.l || l.slot < 0 || l.c.far && !a.l.c.far || c.outstanding >= c.depth || max(c.busy, c.snubbed) > p.now ||
-			!l.complete && !l.have.Has(a.i) || p.suspected(b, a.i, c.node) {
+			!l.has(a.i) || p.suspected(b, a.i, c.node) {
 			continue
 		}
 		if q := p.load(c); best == nil || q < least {

@@ -31,7 +31,7 @@ type link struct {
 	have     *piece.Bits   // nil if complete
 
 	// Downloading.
-	slot    int           // in blob.slots, or -1
+	slot    int           // in blob.seats, or -1
 	useful  int           // wanted pieces that a partial peer has
 	any     int           // AnyPiece requests outstanding
 	nothing time.Duration // until then it is not asked for AnyPiece: it said Lost
@@ -103,17 +103,7 @@ func (p *Peer) detach(l *link) {
 func (p *Peer) shut(l *link) {
 	p.withdraw(l)
 	p.abortAll(l)
-	if b := l.blob; b != nil && l.slot >= 0 {
-		if !l.complete {
-			for i := l.have.NextSet(0); i >= 0; i = l.have.NextSet(i + 1) {
-				b.pick.lose(i, l.slot)
-			}
-		}
-		b.slots[l.slot] = nil
-		b.unseed(l)
-		b.near &^= 1 << l.slot
-		l.slot, l.useful = -1, 0
-	}
+	l.unseat()
 }
 
 // open tells the peer that we take part in a blob's swarm, once.

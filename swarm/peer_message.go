@@ -122,7 +122,7 @@ func (p *Peer) onOpen(c *conn, m *wire.Open) {
 		l.opened, l.news = false, news{}
 	}
 	p.open(c, l.blob)
-	p.seat(l)
+	l.seat()
 	p.askSums(l)
 	p.arm(&p.pumpAt, p.now)
 }
@@ -169,7 +169,7 @@ func (p *Peer) onHave(c *conn, m *wire.Have) {
 			continue
 		}
 		if l.blob != nil {
-			p.gain(l, int(i))
+			l.gain(int(i))
 			beyond = beyond || int(i) >= l.blob.sums.verifiable()
 		}
 	}
@@ -178,36 +178,10 @@ func (p *Peer) onHave(c *conn, m *wire.Have) {
 		p.askSums(l)
 	}
 	if !l.complete && l.have.Full() {
-		p.completed(l)
+		l.completed()
 	}
 	if b := l.blob; b != nil && b.pick != nil && (l.useful > 0 || l.complete) && p.mayStart(b, p.window()) {
 		p.pump()
-	}
-}
-
-// completed makes a partial neighbour that has everything now a seeder.
-func (p *Peer) completed(l *link) {
-	if b := l.blob; b != nil && l.slot >= 0 {
-		for i := range b.n {
-			b.pick.lose(i, l.slot)
-		}
-		b.seeder(l)
-		l.useful = 0
-	}
-	l.complete, l.have = true, nil
-}
-
-// partial makes a seeder that lost piece i a partial neighbour.
-func (p *Peer) partial(l *link, i int) {
-	have := piece.NewBits(l.id.Pieces())
-	have.SetAll()
-	have.Clear(i)
-	l.complete, l.have = false, have
-	if b := l.blob; b != nil && l.slot >= 0 {
-		b.unseed(l)
-		for j := have.NextSet(0); j >= 0; j = have.NextSet(j + 1) {
-			p.gain(l, j)
-		}
 	}
 }
 
@@ -232,16 +206,14 @@ func (p *Peer) onLostMessage(c *conn, m *wire.Lost) {
 		return
 	}
 	if l.complete {
-		p.partial(l, i)
+		l.partial(i)
 	} else {
 		l.have.Clear(i)
 	}
 	if b == nil {
 		return
 	}
-	if l.slot >= 0 && b.pick.lose(i, l.slot) && b.pick.has(i) {
-		l.useful--
-	}
+	l.lose(i)
 	if b.attempts != nil {
 		if a := b.attempts[i].from(l); a != nil {
 			p.abort(a, false)

@@ -1,58 +1,123 @@
 package swarm
 
+import (
+	"math/bits"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// fetchable reports whether i is to be downloaded and not under way.
+func (b *blob) fetchable(i int) bool {
+	return b.want && i < b.sums.verifiable() && !b.have.Has(i) && b.attempts[i] == nil && b.storing[i] == nil
+}
+
+// addWanted puts i among the wanted pieces if it is fetchable.
+func (b *blob) addWanted(i int) {
+	if b.pick == nil || b.pick.has(i) || !b.fetchable(i) {
+		return
+	}
+	b.pick.add(i)
+	b.count(i, 1)
+}
+
+func (b *blob) removeWanted(i int) {
+	if b.pick == nil || !b.pick.has(i) {
+		return
+	}
+	b.pick.remove(i)
+	b.count(i, -1)
+}
+
+// count adjusts the useful counters of the neighbours that have i.
+func (b *blob) count(i, d int) {
+	for m := b.pick.at[i].mask; m != 0; m &= m - 1 {
+		b.seats.at[bits.TrailingZeros64(m)].useful += d
+	}
+}
+
 // seat gives the link a slot to download from, and counts what the peer has.
-func (p *Peer) seat(l *link) {
+func (l *link) seat() {
 	b := l.blob
 	if b == nil || b.pick == nil || !l.open || l.slot >= 0 {
 		return
 	}
-	for s := range b.slots {
-		if b.slots[s] == nil {
-			l.slot, b.slots[s] = s, l
-			break
-		}
-	}
-	if l.slot < 0 {
+	if !b.seats.take(l) {
 		return
-	}
-	if !l.c.far {
-		b.near |= 1 << l.slot
 	}
 	l.useful = 0
 	if l.complete {
-		b.seeder(l)
+		b.seats.seeder(l)
 		return
 	}
 	for i := l.have.NextSet(0); i >= 0; i = l.have.NextSet(i + 1) {
-		p.gain(l, i)
+		l.gain(i)
 	}
 }
 
-// seeder notes that the peer in l's slot has everything; unseed, that it has not.
-func (b *blob) seeder(l *link) {
-	b.seeds |= 1 << l.slot
-	if !l.origin() {
-		b.common |= 1 << l.slot
-	}
-}
-
-func (b *blob) unseed(l *link) {
-	b.seeds &^= 1 << l.slot
-	b.common &^= 1 << l.slot
-}
-
-// has reports whether a partial neighbour has i.
-func (b *blob) has(l *link, i int) bool {
+// announced reports whether the peer, which has not everything, has piece i.
+func (l *link) announced(i int) bool {
 	if l.slot >= 0 {
-		return b.pick.at[i].mask>>l.slot&1 != 0 // nearer than its own set
+		return l.blob.pick.at[i].mask>>l.slot&1 != 0 // nearer than its own set
 	}
 	return l.have.Has(i)
 }
 
-// gain counts a piece that a partial neighbour has.
-func (p *Peer) gain(l *link, i int) {
-	b := l.blob
-	if l.slot >= 0 && b.pick.gain(i, l.slot) && b.pick.has(i) {
+// has reports whether the peer has piece i.
+func (l *link) has(i int) bool { return l.complete || l.have.Has(i) }
+
+// gain counts a piece that a partial neighbour has; lose, that it has it no more.
+func (l *link) gain(i int) {
+	if b := l.blob; l.slot >= 0 && b.pick.gain(i, l.slot) && b.pick.has(i) {
 		l.useful++
+	}
+}
+
+func (l *link) lose(i int) {
+	if b := l.blob; l.slot >= 0 && b.pick.lose(i, l.slot) && b.pick.has(i) {
+		l.useful--
+	}
+}
+
+// completed makes a partial neighbour that has everything now a seeder.
+func (l *link) completed() {
+	if b := l.blob; b != nil && l.slot >= 0 {
+		l.retire()
+		b.seats.seeder(l)
+		l.useful = 0
+	}
+	l.complete, l.have = true, nil
+}
+
+// partial makes a seeder that lost piece i a partial neighbour.
+func (l *link) partial(i int) {
+	have := piece.NewBits(l.id.Pieces())
+	have.SetAll()
+	have.Clear(i)
+	l.complete, l.have = false, have
+	if b := l.blob; b != nil && l.slot >= 0 {
+		b.seats.partial(l)
+		for j := have.NextSet(0); j >= 0; j = have.NextSet(j + 1) {
+			l.gain(j)
+		}
+	}
+}
+
+// unseat takes the link's slot away, and what its peer had out of the picker.
+func (l *link) unseat() {
+	b := l.blob
+	if b == nil || l.slot < 0 {
+		return
+	}
+	if !l.complete {
+		l.retire()
+	}
+	b.seats.leave(l)
+	l.useful = 0
+}
+
+// retire takes what a partial neighbour has out of the picker.
+func (l *link) retire() {
+	for i := l.have.NextSet(0); i >= 0; i = l.have.NextSet(i + 1) {
+		l.blob.pick.lose(i, l.slot)
 	}
 }

@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"math/bits"
 	"time"
 )
 
@@ -27,7 +28,7 @@ func (p *Peer) standIn(b *blob) {
 			return
 		}
 	}
-	v := supply{since: max(b.began, p.down.busy), near: b.near != 0}
+	v := supply{since: max(b.began, p.down.busy), near: b.seats.near != 0}
 	for _, l := range b.links {
 		if l.c.far && l.slot >= 0 && (l.complete || l.useful > 0) {
 			v.far = true
@@ -53,7 +54,7 @@ func (p *Peer) mayBring(b *blob, l *link) bool {
 
 // nearby returns the slots of peers of our own zone that answer, and not slowly.
 func (p *Peer) nearby(b *blob) uint64 {
-	near := b.near
+	near := b.seats.near
 	for _, l := range b.links {
 		if !l.c.far && l.slot >= 0 && (l.c.stalls > 0 || p.slow(l.c)) {
 			near &^= 1 << l.slot
@@ -65,8 +66,8 @@ func (p *Peer) nearby(b *blob) uint64 {
 // seedNear reports whether a peer of our own zone that has everything can be asked
 // now.
 func (p *Peer) seedNear(b *blob) bool {
-	for m := b.seeds & b.near; m != 0; m &= m - 1 {
-		c := b.slots[trailingZeros(m)].c
+	for m := b.seats.nearSeeds(); m != 0; m &= m - 1 {
+		c := b.seats.at[bits.TrailingZeros64(m)].c
 		if c.outstanding < c.depth && max(c.busy, c.snubbed) <= p.now && !p.slow(c) {
 			return true
 		}
