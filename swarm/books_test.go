@@ -15,7 +15,7 @@ func (p *Peer) check() error {
 			return fmt.Errorf("connection %d is not where it belongs", c.id)
 		}
 		open, part, reqs := 0, 0, 0
-		for _, a := range c.attempts {
+		for _, a := range c.pipe.attempts {
 			open += a.open
 			if a.next < a.size && !a.busy {
 				part++
@@ -27,7 +27,7 @@ func (p *Peer) check() error {
 				return fmt.Errorf("piece %d is under way and had, being stored or wanted", a.i)
 			}
 		}
-		for _, a := range c.attempts {
+		for _, a := range c.pipe.attempts {
 			if !a.slow {
 				attempts++
 			}
@@ -65,14 +65,14 @@ func (p *Peer) check() error {
 			}
 		}
 		active += anys
-		if open+anys != c.outstanding || part != c.part || reqs != c.requests || len(c.sending) != c.inDriver {
+		if open+anys != c.pipe.outstanding || part != c.pipe.part || reqs != c.requests || len(c.sending) != c.inDriver {
 			return fmt.Errorf("connection %d: outstanding %d+%d=%d, part %d=%d, requests %d=%d, driver %d=%d",
-				c.id, open, anys, c.outstanding, part, c.part, reqs, c.requests, len(c.sending), c.inDriver)
+				c.id, open, anys, c.pipe.outstanding, part, c.pipe.part, reqs, c.requests, len(c.sending), c.inDriver)
 		}
 		if len(c.theirs) > maxForeign || c.requests > maxRequests {
 			return fmt.Errorf("connection %d is beyond its bounds", c.id)
 		}
-		outstanding += c.outstanding
+		outstanding += c.pipe.outstanding
 		inDriver += c.inDriver
 		requests += c.requests
 	}
@@ -88,7 +88,7 @@ func (p *Peer) check() error {
 				return fmt.Errorf("a link is not its blob's")
 			}
 			mine += l.any
-			for _, a := range l.c.attempts {
+			for _, a := range l.c.pipe.attempts {
 				if a.b == b {
 					mine++
 				}
@@ -123,8 +123,8 @@ func (p *Peer) check() error {
 		return fmt.Errorf("in flight %d, by connections %d, by blobs %d", p.down.inflight, outstanding, inflight)
 	case active != p.down.active:
 		return fmt.Errorf("active %d, should be %d", p.down.active, active)
-	case memory != p.memory:
-		return fmt.Errorf("memory %d, should be %d", p.memory, memory)
+	case memory != p.down.memory:
+		return fmt.Errorf("memory %d, should be %d", p.down.memory, memory)
 	case inDriver != p.up.active || requests != p.up.pending || uploads != len(p.up.uploads) || left != p.up.left:
 		return fmt.Errorf("uplink: driver %d=%d, pending %d=%d, uploads %d=%d, left %d=%d",
 			inDriver, p.up.active, requests, p.up.pending, uploads, len(p.up.uploads), left, p.up.left)

@@ -54,22 +54,19 @@ type Peer struct {
 	ids   []ConnID // theirs, in the same order: few enough to be searched
 	nodes map[string]*node
 
-	up        uplink
-	begun     []*attempt // whose blocks are not all requested, in order of their beginning
-	down      downlink
-	upCap     bucket
-	dnCap     bucket
-	chores    time.Duration // when the next round of chores is due
-	pumpAt    time.Duration // when asking again may succeed
-	evict     time.Duration // not before, the next connection is displaced
-	dialed    int           // dials under way
-	banned    []*node       // cut off, in that order
-	patience  int           // doublings of every stall's time, since blocks came after all
-	impatient time.Duration // when one of them is taken back
-	pumps     uint64        // rounds of pump
-	joins     uint64        // blobs ever joined
-	doubts    int           // the sum of node.doubt
-	memory    int64         // bytes of unfinished pieces and of those being stored
+	up     uplink
+	begun  []*attempt // whose blocks are not all requested, in order of their beginning
+	down   downlink
+	upCap  bucket
+	dnCap  bucket
+	chores time.Duration // when the next round of chores is due
+	pumpAt time.Duration // when asking again may succeed
+	evict  time.Duration // not before, the next connection is displaced
+	dialed int           // dials under way
+	banned []*node       // cut off, in that order
+	pumps  uint64        // rounds of pump
+	joins  uint64        // blobs ever joined
+	doubts int           // the sum of node.doubt
 }
 
 const never = time.Duration(math.MaxInt64)
@@ -233,9 +230,7 @@ func (p *Peer) housekeeping() {
 		p.tendConn(c)
 	}
 	p.expireUploads()
-	if p.patience > 0 && p.now >= p.impatient {
-		p.patience, p.impatient = p.patience-1, p.now+patienceFor
-	}
+	p.down.patience.fade(p.now)
 	for len(p.banned) > 0 && p.banned[0].banned <= p.now {
 		n := p.banned[0]
 		p.banned = p.banned[1:]

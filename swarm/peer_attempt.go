@@ -58,31 +58,9 @@ func (p *Peer) request(a *attempt) {
 
 // whole notes that no block of an attempt is left to be requested.
 func (p *Peer) whole(a *attempt) {
-	a.l.c.part--
+	a.l.c.pipe.part--
 	k := slices.Index(p.begun, a)
 	p.begun = slices.Delete(p.begun, k, k+1)
-}
-
-// owe counts a block of n bytes that c now owes us.
-func (p *Peer) owe(c *conn, n int) {
-	if c.outstanding == 0 {
-		c.owed = p.now
-	}
-	c.outstanding++
-	if p.down.inflight == 0 {
-		p.down.meter.start(p.now)
-	}
-	p.down.inflight++
-	p.dnCap.take(n)
-}
-
-// settle is its inverse, for k blocks.
-func (p *Peer) settle(c *conn, k int) {
-	c.outstanding -= k
-	p.down.inflight -= k
-	if p.down.inflight == 0 {
-		p.down.meter.stop(p.now)
-	}
 }
 
 // begin makes an attempt.
@@ -92,21 +70,21 @@ func (p *Peer) begin(b *blob, l *link, i int) *attempt {
 		b: b, l: l, node: l.c.node, i: i, size: size, began: p.now, slow: p.slow(l.c), last: p.now,
 		data: make([][]byte, (size+piece.MaxBlock-1)/piece.MaxBlock),
 	}
-	l.c.attempts = append(l.c.attempts, a)
-	l.c.part++
+	l.c.pipe.attempts = append(l.c.pipe.attempts, a)
+	l.c.pipe.part++
 	p.begun = append(p.begun, a)
 	b.active++
 	if !a.slow {
 		p.down.active++
 	}
-	p.memory += b.id.Length()
+	p.down.memory += b.id.Length()
 	return a
 }
 
 // end takes an attempt out of everything that counts it, but for the memory.
 func (p *Peer) end(a *attempt) {
 	c := a.l.c
-	c.attempts = slices.DeleteFunc(c.attempts, func(o *attempt) bool { return o == a })
+	c.pipe.attempts = slices.DeleteFunc(c.pipe.attempts, func(o *attempt) bool { return o == a })
 	if a.next < a.size && !a.busy {
 		p.whole(a)
 	}
@@ -131,11 +109,11 @@ func (p *Peer) end(a *attempt) {
 func (p *Peer) abort(a *attempt, cancel bool) {
 	c, open := a.l.c, a.open
 	p.end(a)
-	p.memory -= a.b.id.Length()
+	p.down.memory -= a.b.id.Length()
 	a.b.redundant += int64(a.got)
 	if open > 0 {
 		p.dnCap.give(open * a.b.block())
-		c.ghosts += open
+		c.pipe.withdrawn += open
 		if cancel {
 			p.tell(c, &wire.Cancel{Blob: a.l.mine, Piece: uint32(a.i)})
 		}
@@ -145,13 +123,13 @@ func (p *Peer) abort(a *attempt, cancel bool) {
 
 // abortAll gives up everything that l was asked for.
 func (p *Peer) abortAll(l *link) {
-	for _, a := range slices.Clone(l.c.attempts) {
+	for _, a := range slices.Clone(l.c.pipe.attempts) {
 		if a.l == l {
 			p.abort(a, true)
 		}
 	}
 	if l.any > 0 {
-		l.c.ghosts += l.any
+		l.c.pipe.withdrawn += l.any
 		for l.any > 0 {
 			p.endAny(l)
 			p.dnCap.give(l.blob.block())
@@ -167,7 +145,7 @@ func (p *Peer) endAny(l *link) {
 	l.blob.active--
 	l.blob.inflight--
 	p.down.active--
-	p.memory -= l.blob.id.Length()
+	p.down.memory -= l.blob.id.Length()
 	p.settle(l.c, 1)
 }
 
@@ -214,10 +192,10 @@ func (p *Peer) onBlock(c *conn, m *wire.Block) {
 		if a = p.adoptAny(l, i); a == nil {
 			b.redundant += int64(len(m.Data))
 		}
-	case c.ghosts > 0:
-		c.ghosts--
-		if c.stalls > 0 {
-			p.patience, p.impatient = min(p.patience+1, 2), p.now+patienceFor // it was slow, not dead
+	case c.pipe.withdrawn > 0:
+		c.pipe.withdrawn--
+		if c.pipe.stalls > 0 {
+			p.down.patience.rewarded(p.now) // it was slow, not dead
 		}
 		if b != nil {
 			b.redundant += int64(len(m.Data))
@@ -228,8 +206,8 @@ func (p *Peer) onBlock(c *conn, m *wire.Block) {
 		p.close(c, wire.CodeUnexpected, fmt.Sprintf("a block of piece %d that was not requested", i))
 		return
 	}
-	p.alive(c)
-	p.depth(c, int(m.Queue))
+	c.pipe.answered(p.now)
+	c.pipe.reported(int(m.Queue), p.now)
 	if b == nil {
 		return
 	}
@@ -276,13 +254,13 @@ func (p *Peer) adoptAny(l *link, i int) *attempt {
 // finish hands a whole piece to the driver.
 func (p *Peer) finish(a *attempt) {
 	b, i := a.b, a.i
-	p.time(a)
+	p.measure(a)
 	p.end(a)
 	for b.attempts[i] != nil {
 		p.abort(b.attempts[i], true)
 	}
 	b.removeWanted(i)
-	p.memory += int64(a.size) - b.id.Length() // freed by onStored
+	p.down.memory += int64(a.size) - b.id.Length() // freed by onStored
 	b.storing[i] = a
 	data := a.data
 	a.data = nil
@@ -299,13 +277,9 @@ func (p *Peer) onBusy(c *conn, m *wire.Busy) {
 		p.malformed(c, "a Busy for piece %d of %d", m.Piece, l.id.Pieces())
 		return
 	}
-	p.alive(c)
-	c.busy = p.now + time.Duration(max(m.Retry, 1))*time.Millisecond
-	c.queue, c.queueAt = int(m.Queue), p.now
-	if c.depth > minDepth {
-		c.depth--
-	}
-	p.arm(&p.pumpAt, c.busy)
+	c.pipe.answered(p.now)
+	c.pipe.refused(int(m.Queue), time.Duration(max(m.Retry, 1))*time.Millisecond, p.now)
+	p.arm(&p.pumpAt, c.pipe.busy)
 	b := l.blob
 	if b == nil {
 		return

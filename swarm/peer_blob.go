@@ -153,7 +153,7 @@ func (p *Peer) stopWanting(b *blob) {
 		l.slot, l.useful = -1, 0
 	}
 	for i := range b.storing {
-		p.memory -= int64(b.id.PieceSize(i))
+		p.down.memory -= int64(b.id.PieceSize(i))
 	}
 	p.clearAllSuspects(b)
 	b.seats, b.pick, b.attempts, b.storing = seats{}, nil, nil, nil

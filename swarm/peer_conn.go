@@ -16,8 +16,6 @@ const (
 
 // Delays between peers.
 const (
-	giveUpAfter  = 12 * time.Second // one that owes us blocks and is silent is closed
-	snubFor      = 4 * time.Second  // a stalled peer is asked again then
 	dialBackoff  = 500 * time.Millisecond
 	maxBackoff   = 30 * time.Second
 	surplusAfter = 2 * time.Second // a refused peer is dialed again then
@@ -29,24 +27,8 @@ const (
 
 // conn is a connection.
 type conn struct {
-	// Downloading from this peer. What chooseAmong looks at comes first, and what it
-	// looks at in every neighbour in the first 64 bytes.
-	far         bool          // it is in another zone
-	outstanding int           // blocks requested here and not arrived, AnyPiece included
-	depth       int           // how many blocks may be outstanding
-	part        int           // attempts whose blocks are not all requested
-	claimed     uint64        // the round of pump in which a blob could use more of it,
-	claimant    *blob         // and which; those after it stay away
-	busy        time.Duration // not asked before
-	snubbed     time.Duration // until then it is asked nothing; 0: it is not
-	queue       int           // the last reported load, when, without our own
-	queueAt     time.Duration
-	took        time.Duration // how long its pieces take, smoothed; 0: none has come
-	rtt         time.Duration // round trip; 0: not known
-	attempts    []*attempt    // in order of their beginning
-	ghosts      int           // blocks that may still come although we took the request back
-	owed        time.Duration // since when it owes us something and was silent
-	stalls      int           // in a row
+	far  bool // it is in another zone
+	pipe pipe
 
 	id      ConnID
 	node    *node
@@ -130,9 +112,9 @@ func (p *Peer) onConnected(ev EvConnected) {
 	}
 	n := p.node(ev.Peer.Node)
 	c := &conn{
-		id: ev.Conn, node: n, hello: ev.Peer, inbound: ev.Inbound, since: p.now, rtt: min(ev.RTT, maxRTT),
+		id: ev.Conn, node: n, hello: ev.Peer, inbound: ev.Inbound, since: p.now,
 		byID: make(map[piece.ID]*link), theirs: make(map[wire.Handle]*link),
-		keep: keepalive{heard: p.now, spoke: p.now}, idle: p.now, owed: never, depth: minDepth, sums: sumsAllowance{sumsBurst, p.now},
+		keep: keepalive{heard: p.now, spoke: p.now}, idle: p.now, pipe: newPipe(min(ev.RTT, maxRTT)), sums: sumsAllowance{sumsBurst, p.now},
 	}
 	if n.dialing && !ev.Inbound {
 		n.dialing = false
@@ -208,7 +190,7 @@ func (p *Peer) surplus(c *conn) *conn {
 		return nil
 	}
 	for _, o := range p.list {
-		if o.far != c.far || p.now-o.since < tenure || o.outstanding > 0 && p.cfg.Role != wire.RoleOrigin {
+		if o.far != c.far || p.now-o.since < tenure || o.pipe.outstanding > 0 && p.cfg.Role != wire.RoleOrigin {
 			continue
 		}
 		if seen++; p.rng.IntN(seen) == 0 {

@@ -7,64 +7,11 @@ import (
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
-const (
-	minDepth = 2  // blocks outstanding on a connection to begin with
-	maxDepth = 64 // and at most
-
-	// windowTime is how much of the bandwidth may be under way at once when
-	// pieces are small; it covers the round trip and what the driver takes.
-	windowTime = 30 * time.Millisecond
-
-	// maxRTT bounds what round trips add to the windows.
-	maxRTT = 500 * time.Millisecond
-
-	// patienceFor is how long stalls are found later after one that was none.
-	patienceFor = 30 * time.Second
-
-	endgameEvery = 50 * time.Millisecond
-	endgameAfter = 200 * time.Millisecond // an attempt is slow if it brought nothing for so long
-)
-
-// downlink is the part of the Peer that all downloads share.
-type downlink struct {
-	meter    meter
-	inflight int           // blocks requested and not arrived
-	active   int           // attempts and AnyPiece requests, but for those at slow peers
-	busy     time.Duration // when it was last seen that something comes; see standIn
-	took     time.Duration // how long a piece takes in the middle; 0: none has come
-	rtt      time.Duration // round trip to those that pieces come from, smoothed
-}
-
-// travelling returns how many bytes are on their way while a request and its answer
-// travel: they are asked for beyond what waits at the peers.
-func (p *Peer) travelling() int { return int(p.down.meter.rate * p.down.rtt.Seconds()) }
-
-// window returns how many blocks may be outstanding, over all connections.
-func (p *Peer) window() int {
-	w := 2*p.cfg.Window + p.travelling()/piece.MinLength
-	if r := p.down.meter.rate; r > 0 {
-		w = max(w, int(r*windowTime.Seconds())/piece.MaxBlock)
-		w = min(w, max(2, int(r)/piece.MaxBlock)) // a second's worth on a slow link
-	}
-	return min(w, int(p.cfg.Memory/piece.MaxBlock))
-}
+const endgameEvery = 50 * time.Millisecond
 
 // mayStart reports whether another piece of b may be begun.
 func (p *Peer) mayStart(b *blob, window int) bool {
-	if p.down.inflight >= window {
-		return false
-	}
-	length := b.id.Length()
-	per := int((length + piece.MaxBlock - 1) / piece.MaxBlock)
-	pieces := p.cfg.Window + min(p.travelling()/int(length), 2*p.cfg.Window)
-	if w := window / per; w > 2*pieces {
-		pieces = w
-	}
-	if p.down.active >= pieces {
-		return false
-	}
-	held := int64(b.active + len(b.storing))
-	return held < 2 || (held+1)*length <= p.cfg.BlobMemory && p.memory+length <= p.cfg.Memory
+	return p.down.mayStart(&p.cfg, window, b.id.Length(), b.active+len(b.storing))
 }
 
 // pump asks for what there is room for.
@@ -73,7 +20,7 @@ func (p *Peer) pump() {
 	if !p.wanting() {
 		return
 	}
-	window := p.window()
+	window := p.down.window(&p.cfg)
 	if p.down.inflight >= window {
 		return // a block or a refusal will bring us back
 	}
@@ -113,7 +60,7 @@ func (p *Peer) pump() {
 func (p *Peer) fill(window int) {
 	for k := 0; k < len(p.begun) && p.down.inflight < window; {
 		a := p.begun[k]
-		if c := a.l.c; c.outstanding >= c.depth {
+		if a.l.c.pipe.full() {
 			k++
 			continue
 		}
@@ -147,23 +94,23 @@ func (p *Peer) chooseAmong(b *blob, last bool) (best *link, doubted bool) {
 			continue
 		}
 		c := l.c
-		if c.claimed == p.pumps && c.claimant != b {
+		if c.pipe.taken(p.pumps, b) {
 			continue // a blob with priority takes what it gives
 		}
-		if c.outstanding >= c.depth || c.part > 0 || c.outstanding > 0 && p.slow(c) {
-			c.claimed, c.claimant = p.pumps, b
+		if c.pipe.full() || c.pipe.part > 0 || c.pipe.outstanding > 0 && p.slow(c) {
+			c.pipe.claim(p.pumps, b)
 			continue
 		}
 		if p.doubts > 0 && c.node.doubt > 0 && !last {
 			doubted = true
 			continue
 		}
-		if t := max(c.busy, c.snubbed); t > p.now {
+		if t := c.pipe.freeAt(); t > p.now {
 			p.arm(&p.pumpAt, t)
 			continue
 		}
-		if l.any > 0 && (l.any >= c.depth-1 || few) {
-			c.claimed, c.claimant = p.pumps, b
+		if l.any > 0 && (l.any >= c.pipe.depth-1 || few) {
+			c.pipe.claim(p.pumps, b)
 			continue
 		}
 		switch q := p.load(c); {
@@ -195,7 +142,7 @@ func (p *Peer) start(b *blob, l *link) bool {
 		b.active++
 		b.inflight++
 		p.down.active++
-		p.memory += b.id.Length()
+		p.down.memory += b.id.Length()
 		p.owe(l.c, b.block())
 		p.flushHaves(l)
 		p.tell(l.c, &wire.Request{Blob: l.mine, Piece: wire.AnyPiece, Length: piece.MaxBlock})
@@ -207,8 +154,8 @@ func (p *Peer) start(b *blob, l *link) bool {
 	}
 	if i < 0 {
 		// Only pieces that it has sent wrong before.
-		l.c.busy = p.now + choreEvery
-		p.arm(&p.pumpAt, l.c.busy)
+		l.c.pipe.busy = p.now + choreEvery
+		p.arm(&p.pumpAt, l.c.pipe.busy)
 		return true
 	}
 	b.removeWanted(i)

@@ -56,8 +56,8 @@ func TestWindow(t *testing.T) {
 		if got := a.peer.down.active; got != c.pieces {
 			t.Errorf("%d bytes: %d pieces of %d bytes under way, want %d", c.size, got, id.Length(), c.pieces)
 		}
-		if a.peer.memory > a.peer.cfg.BlobMemory {
-			t.Errorf("%d bytes of pieces, more than %d", a.peer.memory, a.peer.cfg.BlobMemory)
+		if a.peer.down.memory > a.peer.cfg.BlobMemory {
+			t.Errorf("%d bytes of pieces, more than %d", a.peer.down.memory, a.peer.cfg.BlobMemory)
 		}
 	}
 }

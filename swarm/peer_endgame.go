@@ -1,11 +1,5 @@
 package swarm
 
-import (
-	"time"
-
-	"github.com/capelin-io/capelin/swarm/piece"
-)
-
 // endgame starts second attempts at pieces that are slow to come when nothing
 // else is left to ask for, within a budget of 0.4 % of the blob.
 func (p *Peer) endgame(b *blob) {
@@ -14,20 +8,17 @@ func (p *Peer) endgame(b *blob) {
 		return
 	}
 	budget := max(int(b.id.Size/250), min(int(b.id.Length()), 1<<20))
-	slow := endgameAfter
-	if r := p.down.meter.rate; r > 0 {
-		slow = max(slow, time.Duration(4*float64(p.down.inflight*piece.MaxBlock)/r*1e9))
-	}
+	slow := p.down.lateAfter()
 	var late []*attempt
 	for _, c := range p.list {
-		for _, a := range c.attempts {
+		for _, a := range c.pipe.attempts {
 			if a.b == b && a.other == nil && b.attempts[a.i] == a && p.now-a.last > slow {
 				late = append(late, a)
 			}
 		}
 	}
 	for _, a := range late {
-		if b.extra+a.size > budget || p.down.inflight >= p.window() {
+		if b.extra+a.size > budget || p.down.inflight >= p.down.window(&p.cfg) {
 			return
 		}
 		l := p.second(b, a)
@@ -46,7 +37,7 @@ func (p *Peer) second(b *blob, a *attempt) *link {
 	least := 0.0
 	for _, l := range b.links {
 		c := l.c
-		if l == a.l || l.slot < 0 || l.c.far && !a.l.c.far || c.outstanding >= c.depth || max(c.busy, c.snubbed) > p.now ||
+		if l == a.l || l.slot < 0 || l.c.far && !a.l.c.far || c.pipe.full() || c.pipe.freeAt() > p.now ||
 			!l.has(a.i) || p.suspected(b, a.i, c.node) {
 			continue
 		}

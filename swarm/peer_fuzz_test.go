@@ -280,7 +280,7 @@ func (c *chaos) sensible() Event {
 			m = &wire.Request{Blob: l.his, Piece: wire.AnyPiece, Length: piece.MaxBlock}
 		}
 	case 3, 4, 5, 6:
-		if len(k.attempts) == 0 || l.any > 0 && c.next(2) == 0 {
+		if len(k.pipe.attempts) == 0 || l.any > 0 && c.next(2) == 0 {
 			if l.any == 0 {
 				return nil
 			}
@@ -291,7 +291,7 @@ func (c *chaos) sensible() Event {
 			m = &wire.Block{Blob: l.his, Piece: uint32(i), Queue: uint16(c.next(3)), Data: make([]byte, min(piece.MaxBlock, id.PieceSize(i)))}
 			break
 		}
-		a := k.attempts[c.next(len(k.attempts))]
+		a := k.pipe.attempts[c.next(len(k.pipe.attempts))]
 		switch c.next(12) {
 		case 0:
 			m = &wire.Busy{Blob: a.l.his, Piece: uint32(a.i), Offset: uint32(a.got), Retry: uint16(c.next(50))}
@@ -363,8 +363,8 @@ func (c *chaos) step() {
 		c.t.Fatalf("%d actions after %T%+v", len(acts), ev, ev)
 	case len(c.p.nodes) > 20:
 		c.t.Fatalf("%d nodes are remembered of 12", len(c.p.nodes))
-	case c.p.memory > c.p.cfg.Memory+int64(len(c.ids))*2*piece.MaxLength:
-		c.t.Fatalf("%d bytes of pieces are held", c.p.memory)
+	case c.p.down.memory > c.p.cfg.Memory+int64(len(c.ids))*2*piece.MaxLength:
+		c.t.Fatalf("%d bytes of pieces are held", c.p.down.memory)
 	}
 	if d := c.p.Deadline(); !d.IsZero() && d.Before(c.now) && c.p.now >= c.p.next {
 		c.t.Fatalf("deadline %v is past", c.now.Sub(d))

@@ -180,7 +180,7 @@ func (p *Peer) onHave(c *conn, m *wire.Have) {
 	if !l.complete && l.have.Full() {
 		l.completed()
 	}
-	if b := l.blob; b != nil && b.pick != nil && (l.useful > 0 || l.complete) && p.mayStart(b, p.window()) {
+	if b := l.blob; b != nil && b.pick != nil && (l.useful > 0 || l.complete) && p.mayStart(b, p.down.window(&p.cfg)) {
 		p.pump()
 	}
 }

@@ -2,84 +2,46 @@ package swarm
 
 import (
 	"slices"
-	"time"
 
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
-// slowFactor: a peer whose pieces take so many times as long as those of all is
-// slow. It gets one request at a time, which takes no place in the window: a few
-// slow neighbours would fill that, and leave the others idle.
-const slowFactor = 2
+// slow reports whether the peer of c is slower than most.
+func (p *Peer) slow(c *conn) bool { return c.pipe.slow(p.down.took) }
 
-func (p *Peer) slow(c *conn) bool { return c.took > slowFactor*p.down.took }
+// load estimates how many blocks wait at the peer of c.
+func (p *Peer) load(c *conn) float64 { return c.pipe.load(p.now, p.down.blockRate()) }
 
-// time notes how long a piece has taken.
-func (p *Peer) time(a *attempt) {
+// owe counts a block of n bytes that c now owes us; settle, k that it does not any more.
+func (p *Peer) owe(c *conn, n int) {
+	c.pipe.owe(p.now)
+	p.down.owe(p.now)
+	p.dnCap.take(n)
+}
+
+func (p *Peer) settle(c *conn, k int) {
+	c.pipe.settle(k)
+	p.down.settle(k, p.now)
+}
+
+// measure notes how long a piece has taken.
+func (p *Peer) measure(a *attempt) {
 	if a.began == never {
 		return
 	}
-	d, c := p.now-a.began, a.l.c
-	p.down.rtt += (c.rtt - p.down.rtt) / 8
-	if c.took == 0 {
-		c.took = d
-	}
-	c.took += (d - c.took) / 2
-	switch t := &p.down.took; {
-	case *t == 0:
-		*t = d
-	case d > *t: // towards the median: a few slow ones do not count by how slow they are
-		*t += *t/16 + 1
-	default:
-		*t -= *t / 16
-	}
-}
-
-// load estimates how many blocks wait at the peer of c.
-func (p *Peer) load(c *conn) float64 {
-	q := float64(c.queue)
-	if q > 0 {
-		r := max(p.down.meter.rate, 1<<20)
-		q = max(0, q-(p.now-c.queueAt).Seconds()*r/piece.MaxBlock)
-	}
-	return q + float64(c.outstanding)
-}
-
-// alive notes that the peer of c has answered something.
-func (p *Peer) alive(c *conn) {
-	c.owed, c.stalls, c.snubbed = p.now, 0, 0
-}
-
-// depth adapts how many blocks may be outstanding on c to what its peer says:
-// more when our requests leave its uplink without work, fewer while others wait
-// there.
-func (p *Peer) depth(c *conn, queue int) {
-	others := max(0, queue-c.outstanding)
-	switch {
-	case queue == 0:
-		c.depth = min(c.depth+max(1, c.depth/4), maxDepth)
-	case others > 0 && c.depth > minDepth:
-		c.depth--
-	}
-	c.queue, c.queueAt = others, p.now
+	took, q := p.now-a.began, &a.l.c.pipe
+	p.down.measured(took, q.rtt)
+	q.measured(took)
 }
 
 // checkStall takes its requests from a peer that has been silent too long.
 func (p *Peer) checkStall(c *conn) {
-	if c.outstanding == 0 {
-		if c.stalls > 0 && c.keep.silence(p.now) > giveUpAfter {
-			p.close(c, wire.CodeTimeout, "silent for too long")
-		}
+	switch {
+	case c.pipe.hopeless(c.keep.silence(p.now)):
+		p.close(c, wire.CodeTimeout, "silent for too long")
 		return
-	}
-	limit := p.cfg.StallAfter << p.patience
-	if r := p.down.meter.rate; r > 0 {
-		// All that is under way may share one slow link.
-		limit = max(limit, time.Duration(min(2*float64(p.down.inflight*piece.MaxBlock)/r, 10)*1e9))
-	}
-	limit = min(limit<<min(c.stalls, 3), max(limit, giveUpAfter))
-	if p.now-c.owed < limit {
+	case !c.pipe.overdue(p.now, p.down.stallLimit(&p.cfg)):
 		return
 	}
 	id := piece.ID{}
@@ -87,14 +49,12 @@ func (p *Peer) checkStall(c *conn) {
 		if l.blob == nil {
 			continue
 		}
-		if l.any > 0 || slices.ContainsFunc(c.attempts, func(a *attempt) bool { return a.l == l }) {
+		if l.any > 0 || slices.ContainsFunc(c.pipe.attempts, func(a *attempt) bool { return a.l == l }) {
 			id = l.id
 			p.abortAll(l)
 		}
 	}
-	c.stalls++
-	c.depth = 1
-	c.snubbed = p.now + snubFor
+	c.pipe.stalled(p.now)
 	p.act(ActReport{Report{Kind: ReportStalled, Node: c.node.name, ID: id}})
 	p.arm(&p.pumpAt, p.now)
 }

@@ -155,7 +155,7 @@ func (p *Peer) onStored(ev EvStored) {
 	}
 	a := b.storing[ev.Piece]
 	delete(b.storing, ev.Piece)
-	p.memory -= int64(b.id.PieceSize(ev.Piece))
+	p.down.memory -= int64(b.id.PieceSize(ev.Piece))
 	stale := !a.sums.Agrees(b.sums.list, ev.Piece) // the list was replaced meanwhile
 	switch {
 	case stale && (ev.Err == nil || errors.Is(ev.Err, piece.ErrMismatch)):

@@ -175,8 +175,8 @@ func TestJoinLeave(t *testing.T) {
 	l.pass(2 * time.Minute)
 	for _, e := range []*end{a, o} {
 		p := e.peer
-		if len(p.blobs) != 0 || len(p.list) != 0 || len(p.nodes) != 0 || p.memory != 0 || !p.Deadline().IsZero() {
-			t.Errorf("%s keeps %d blobs, %d connections, %d nodes, %d bytes, deadline %v", e.name, len(p.blobs), len(p.list), len(p.nodes), p.memory, p.Deadline())
+		if len(p.blobs) != 0 || len(p.list) != 0 || len(p.nodes) != 0 || p.down.memory != 0 || !p.Deadline().IsZero() {
+			t.Errorf("%s keeps %d blobs, %d connections, %d nodes, %d bytes, deadline %v", e.name, len(p.blobs), len(p.list), len(p.nodes), p.down.memory, p.Deadline())
 		}
 	}
 }

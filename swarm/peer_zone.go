@@ -23,16 +23,16 @@ func (p *Peer) standIn(b *blob) {
 		return
 	}
 	for _, c := range p.list {
-		if c.outstanding > 0 && p.now-c.owed < standInAfter && !p.slow(c) {
-			p.down.busy = p.now
+		if c.pipe.outstanding > 0 && p.now-c.pipe.owed < standInAfter && !p.slow(c) {
+			p.down.seen = p.now
 			return
 		}
 	}
-	v := supply{since: max(b.began, p.down.busy), near: b.seats.near != 0}
+	v := supply{since: max(b.began, p.down.seen), near: b.seats.near != 0}
 	for _, l := range b.links {
 		if l.c.far && l.slot >= 0 && (l.complete || l.useful > 0) {
 			v.far = true
-			v.farTook = max(v.farTook, l.c.took)
+			v.farTook = max(v.farTook, l.c.pipe.took)
 		}
 	}
 	if b.share.standIn(p.now, v) {
@@ -56,7 +56,7 @@ func (p *Peer) mayBring(b *blob, l *link) bool {
 func (p *Peer) nearby(b *blob) uint64 {
 	near := b.seats.near
 	for _, l := range b.links {
-		if !l.c.far && l.slot >= 0 && (l.c.stalls > 0 || p.slow(l.c)) {
+		if !l.c.far && l.slot >= 0 && (l.c.pipe.stalls > 0 || p.slow(l.c)) {
 			near &^= 1 << l.slot
 		}
 	}
@@ -68,7 +68,7 @@ func (p *Peer) nearby(b *blob) uint64 {
 func (p *Peer) seedNear(b *blob) bool {
 	for m := b.seats.nearSeeds(); m != 0; m &= m - 1 {
 		c := b.seats.at[bits.TrailingZeros64(m)].c
-		if c.outstanding < c.depth && max(c.busy, c.snubbed) <= p.now && !p.slow(c) {
+		if !c.pipe.full() && c.pipe.freeAt() <= p.now && !p.slow(c) {
 			return true
 		}
 	}
