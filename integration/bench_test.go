@@ -4,11 +4,30 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/capelin-io/capelin/integration/harness"
 )
+
+// What bench-fanout says that the origin sent is counted: to one node it sends the blob once.
+func TestFanoutCounts(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), get(harness.Built("bench-fanout"))(t), "-n", "1", "-size", "16e6", "-rate", "20e6", "-runs", "1")
+	cmd.Dir = t.TempDir()
+	out, err := cmd.CombinedOutput()
+	if err != nil && !strings.Contains(string(out), "is void") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	m := regexp.MustCompile(`n1_16MB_20MBps_origin=(\S+)`).FindSubmatch(out)
+	if m == nil {
+		t.Fatalf("no figure of what the origin sent:\n%s", out)
+	}
+	if sent := get(strconv.ParseFloat(string(m[1]), 64))(t); sent < 0.99 || sent > 1.03 {
+		t.Errorf("the origin sent the one node %.3f times the blob:\n%s", sent, out)
+	}
+}
 
 // The benchmarks run, with little to do, and say what they are for. How fast is not
 // looked at here.
