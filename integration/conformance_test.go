@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/capelin-io/capelin/integration/harness"
 )
@@ -13,7 +12,7 @@ import (
 // The OCI distribution specification's own conformance test, all categories that
 // it has for version 1.1, against the gateway of a server.
 func TestConformance(t *testing.T) {
-	ctx, c := newCluster(t, 4*time.Minute)
+	ctx, c := newCluster(t)
 	pki := get(c.NewPKI(ctx))(t)
 	user := harness.User{Name: "conformance", Password: "secret", Namespaces: "conformance/.*", Actions: []string{"pull", "push", "delete"}}
 	server := get(c.NewServer(ctx, "server", harness.ServerOptions{PKI: pki, Users: []harness.User{user}}))(t)

@@ -16,7 +16,7 @@ import (
 // and Capelin stands on it: these are the facts of the design (section 6, 3 to 9),
 // asked of every supported containerd, with a tap between it and the agent.
 func TestContract(t *testing.T) {
-	e := newEnv(t, 5*time.Minute)
+	e := newEnv(t)
 	seed := e.node(t, "seed", harness.NodeOptions{})
 	img, ref := e.image(t, "contract", harness.ImageOptions{Layers: 4, LayerBytes: 2 << 20, Runnable: true})
 	must(t, seed.PullCRI(e.ctx, ref, nil))
@@ -152,7 +152,7 @@ func (n tapped) session(t *testing.T, d string) (harness.Session, bool) {
 // If the swarm has only a beginning, containerd fetches the rest, and writes it
 // as if it began at 0.
 func TestContractPrefix(t *testing.T) {
-	e := newEnv(t, 4*time.Minute)
+	e := newEnv(t)
 	for _, v := range versions {
 		for _, local := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s local=%v", v, local), func(t *testing.T) {
@@ -164,7 +164,7 @@ func TestContractPrefix(t *testing.T) {
 				must(t, e.reg.WaitFor(e.ctx, "the download", func([]harness.Request) bool { return e.upstream(img) > 0 }))
 				n := e.tapped(t, fmt.Sprintf("p%s-%v", v, local), harness.NodeOptions{Containerd: v, LocalPull: local, Agent: map[string]string{"wait.stall": `"500ms"`}})
 				wait := do(func() error { return n.PullCRI(e.ctx, ref, nil) })
-				e.poll(t, "a third of the layer", 20*time.Second, func() bool { return e.fetched(t, n.Node) > img.Sizes[0]/3 })
+				e.poll(t, "a third of the layer", func() bool { return e.fetched(t, n.Node) > img.Sizes[0]/3 })
 				must(t, e.c.SetLink(source.Host, false))
 				source.KillContainerd()
 				source.KillAgent()

@@ -21,9 +21,9 @@ type env struct {
 	seeds   uint64
 }
 
-func newEnv(t *testing.T, limit time.Duration) *env {
+func newEnv(t *testing.T) *env {
 	t.Helper()
-	ctx, c := newCluster(t, limit)
+	ctx, c := newCluster(t)
 	e := &env{ctx: ctx, c: c, reg: newRegistry(ctx, t, c), seeds: 100}
 	e.tracker = get(c.NewTracker(ctx, "tracker", nil))(t)
 	return e
@@ -105,21 +105,19 @@ func (e *env) check(t *testing.T, n *harness.Node, ref string, img *harness.Imag
 }
 
 // poll waits until f reports true, for what no daemon tells by an event.
-func (e *env) poll(t *testing.T, what string, within time.Duration, f func() bool) {
+func (e *env) poll(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	must(t, e.await(what, within, f))
+	must(t, e.await(what, f))
 }
 
-func (e *env) await(what string, within time.Duration, f func() bool) error {
-	ctx, cancel := context.WithTimeout(e.ctx, within)
-	defer cancel()
+func (e *env) await(what string, f func() bool) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !f() {
 		select {
 		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("%s: not within %v", what, within)
+		case <-e.ctx.Done():
+			return fmt.Errorf("%s: never", what)
 		}
 	}
 	return nil

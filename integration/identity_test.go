@@ -19,7 +19,7 @@ import (
 // Who may connect where: every port of a server and a node, for every role, and
 // for certificates that prove nothing.
 func TestWhoMayConnect(t *testing.T) {
-	s := newServed(t, 2*time.Minute, "")
+	s := newServed(t, "")
 	n := s.node(t, "node", nil)
 
 	ours := get(identity.OpenCA(s.pki.Dir))(t)
@@ -108,12 +108,12 @@ func connects(s *served, addr string, conf *tls.Config) error {
 		return err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(hangs))
 	t := tls.Client(c, conf)
 	if err := t.HandshakeContext(s.ctx); err != nil {
 		return err
 	}
-	_ = c.SetDeadline(time.Now().Add(400 * time.Millisecond))
+	_ = c.SetDeadline(time.Now().Add(hangs))
 	if _, err := fmt.Fprintf(t, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func connects(s *served, addr string, conf *tls.Config) error {
 
 // A node whose certificate is another node's does not take part, and says why.
 func TestWrongName(t *testing.T) {
-	s := newServed(t, time.Minute, "")
+	s := newServed(t, "")
 	keys := get(s.pki.Issue(s.ctx, "somebody", "node"))(t)
 	n := get(s.c.NewNode("node", harness.NodeOptions{Trackers: []string{s.server.Tracker}, Agent: keys}))(t)
 	err := n.StartAgent(s.ctx)

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -39,9 +38,9 @@ type served struct {
 	seeds  uint64
 }
 
-func newServed(t *testing.T, limit time.Duration, toml string) *served {
+func newServed(t *testing.T, toml string) *served {
 	t.Helper()
-	ctx, c := newCluster(t, limit)
+	ctx, c := newCluster(t)
 	s := &served{ctx: ctx, c: c, pki: get(c.NewPKI(ctx))(t), seeds: 9000}
 	s.server = get(c.NewServer(ctx, "server", harness.ServerOptions{PKI: s.pki, Users: []harness.User{alice, bob, carol}, TOML: toml}))(t)
 	return s
@@ -86,7 +85,7 @@ func fromPeers(ctx context.Context, t *testing.T, n *harness.Node, img *harness.
 // gateway name on nodes through containerd, with a pull secret: the registry API
 // gives out manifests, the swarm the rest.
 func TestGateway(t *testing.T) {
-	s := newServed(t, 3*time.Minute, "")
+	s := newServed(t, "")
 	img := s.image(t, harness.ImageOptions{Layers: 4, LayerBytes: 4 << 20})
 	for _, tt := range []struct {
 		name   string
@@ -131,7 +130,7 @@ func TestGateway(t *testing.T) {
 
 // The clients that people have copy both kinds of images, in and out.
 func TestGatewayClients(t *testing.T) {
-	s := newServed(t, 3*time.Minute, "")
+	s := newServed(t, "")
 	o, done, err := s.server.Remote(s.ctx, alice)
 	must(t, err)
 	defer done()
@@ -218,7 +217,7 @@ func sameLayers(t *testing.T, got, want v1.Image) {
 // A real Docker engine pushes and pulls through the gateway, and pulls through
 // an agent's shim: by the shim's own name, and as a mirror of Docker Hub.
 func TestDocker(t *testing.T) {
-	s := newServed(t, 3*time.Minute, "")
+	s := newServed(t, "")
 	n := s.node(t, "node", nil)
 	d := get(n.StartDocker(s.ctx, harness.DockerOptions{Insecure: []string{"198.18.0.0/24"}, Mirrors: []string{"http://127.0.0.1:7405"}}))(t)
 	img := s.image(t, harness.ImageOptions{Layers: 4, LayerBytes: 4 << 20})
@@ -255,7 +254,7 @@ func TestDocker(t *testing.T) {
 // Docker engines on two nodes have their agents' shims as mirrors of Docker Hub: each
 // layer leaves the registry once.
 func TestDockerMirror(t *testing.T) {
-	e := newEnv(t, 2*time.Minute)
+	e := newEnv(t)
 	img, _ := e.image(t, "team/hub", harness.ImageOptions{Layers: 3, LayerBytes: 4 << 20})
 	for _, name := range []string{"a", "b"} {
 		n := e.node(t, name, harness.NodeOptions{Agent: map[string]string{
@@ -273,7 +272,7 @@ func TestDockerMirror(t *testing.T) {
 
 // A stock containerd pulls through the shim of the agent beside it, by hosts.toml.
 func TestMirror(t *testing.T) {
-	s := newServed(t, 2*time.Minute, "")
+	s := newServed(t, "")
 	n := s.node(t, "node", nil)
 	img := s.image(t, harness.ImageOptions{Layers: 4, LayerBytes: 4 << 20})
 	ref := get(s.server.Push(s.ctx, img, "team/mirrored:1", alice))(t)
@@ -298,7 +297,7 @@ func TestMirror(t *testing.T) {
 
 // An operator has nodes of one zone fetch an image before anybody pulls it.
 func TestPreheat(t *testing.T) {
-	s := newServed(t, 2*time.Minute, "")
+	s := newServed(t, "")
 	near, far := s.node(t, "near", map[string]string{"zone": `"a"`}), s.node(t, "far", map[string]string{"zone": `"b"`})
 	img := s.image(t, harness.ImageOptions{Layers: 5, LayerBytes: 2 << 20})
 	ref := get(s.server.Push(s.ctx, img, "team/soon:1", alice))(t)

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/capelin-io/capelin/integration/harness"
 	"github.com/capelin-io/capelin/plugin"
@@ -12,7 +11,7 @@ import (
 
 // What an operator sees of two nodes, one of which took an image from the other.
 func TestStatus(t *testing.T) {
-	e := newEnv(t, time.Minute)
+	e := newEnv(t)
 	a, b := e.node(t, "a", harness.NodeOptions{}), e.node(t, "b", harness.NodeOptions{})
 	img, ref := e.image(t, "status", harness.ImageOptions{Layers: 3})
 	must(t, a.PullCRI(e.ctx, ref, nil))

@@ -3,7 +3,6 @@ package integration
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/capelin-io/capelin/integration/harness"
 )
@@ -14,7 +13,7 @@ var versions = []string{"2.1", "2.2", "2.3", "2.4"}
 // The harness itself, with nothing of Capelin in it: what it says of stock
 // containerd must be right before it says anything of us.
 func TestStockContainerd(t *testing.T) {
-	ctx, c := newCluster(t, 2*time.Minute)
+	ctx, c := newCluster(t)
 	reg := newRegistry(ctx, t, c)
 	img, ref := pushImage(ctx, t, c, reg, "stock:1", harness.ImageOptions{Seed: 7, Layers: 3, Runnable: true})
 	for _, v := range versions {

@@ -52,7 +52,7 @@ type fanout struct {
 // newFanout makes the cluster; node k is in the k-th of zones, counted round, if there
 // are any. The origin is in none, which is another zone for all.
 func newFanout(t *testing.T, seed uint64, zones ...string) *fanout {
-	ctx, c := newCluster(t, 2*time.Minute)
+	ctx, c := newCluster(t)
 	e := &env{ctx: ctx, c: c, tracker: get(c.NewTracker(ctx, "tracker", nil))(t)}
 	f := &fanout{T: t, env: e, lost: map[*harness.Node]bool{}}
 	f.origin = get(c.NewOrigin(ctx, "origin", f.tracker.Listen, 4*swarmRate))(t)
@@ -94,7 +94,7 @@ func (f *fanout) start() {
 // until waits until that share of the blob has come in the middle.
 func (f *fanout) until(share float64) {
 	f.Helper()
-	f.poll(f.T, fmt.Sprintf("%.0f %% of the download", 100*share), time.Minute, func() bool {
+	f.poll(f.T, fmt.Sprintf("%.0f %% of the download", 100*share), func() bool {
 		var got []int64
 		for i, n := range f.nodes {
 			received, _, err := n.LinkBytes()
@@ -163,7 +163,7 @@ func TestSwarmFaults(t *testing.T) {
 			f.tracker.Kill()
 		}},
 		{"the only origin is killed after a copy is out", func(f *fanout) {
-			f.poll(f.T, "a copy from the origin", time.Minute, func() bool {
+			f.poll(f.T, "a copy from the origin", func() bool {
 				_, sent, err := f.origin.LinkBytes()
 				must(f.T, err)
 				return sent > swarmBlob*115/100
@@ -227,15 +227,16 @@ func TestSwarmFaults(t *testing.T) {
 }
 
 // Nodes in two zones, and an origin outside: each zone takes the blob in about once,
-// and everybody ends in the time that the links allow; also when those who bring half
-// of it into a zone freeze.
+// and everybody ends; also when those who bring half of it into a zone freeze. A node
+// that does not get to run looks like one that hangs: how much came in is judged only
+// if nobody took an honest node for that.
 func TestSwarmZones(t *testing.T) {
 	for i, tt := range []struct {
 		name   string
 		freeze int // nodes of the first zone
 		most   float64
 	}{
-		{"all are well", 0, 1.5}, // 1.05 to 1.2; a busy machine looks like nodes that hang
+		{"all are well", 0, 1.5}, // 1.05 to 1.2
 		{"two bringers freeze", 2, 2.5},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -261,10 +262,11 @@ func TestSwarmZones(t *testing.T) {
 				took[st.Zone] += st.Bytes.FromOtherZones
 			}
 			f.finish(0)
+			busy := f.stalled()
 			for _, zone := range zones {
 				share := float64(took[zone]) / swarmBlob
 				t.Logf("%.2f times the blob came into %s", share, zone)
-				if share > tt.most {
+				if share > tt.most && !busy {
 					t.Errorf("%.2f times the blob came into %s, more than %.2f", share, zone, tt.most)
 				}
 			}
@@ -280,6 +282,16 @@ func (f *fanout) count(re string) (n int) {
 		n += len(regexp.MustCompile(re).FindAll(get(os.ReadFile(path))(f.T), -1))
 	}
 	return n
+}
+
+// stalled reports whether a node took one that was not lost for one that hangs.
+func (f *fanout) stalled() bool {
+	for _, n := range f.nodes {
+		if !f.lost[n] && f.count("peer stalled.* peer="+n.Name+`\b`) > 0 {
+			return true
+		}
+	}
+	return f.count(`peer stalled.* peer=origin\b`) > 0
 }
 
 // survivors waits for those who are not lost.
@@ -347,7 +359,7 @@ func (f *fanout) liar(l lie) {
 	})
 	must(f.T, node.Join(ctx, id, swarm.JoinOptions{}))
 	client.AnnounceComplete(id, &hash)
-	f.poll(f.T, "the liar is connected to the tracker", time.Minute, func() bool {
+	f.poll(f.T, "the liar is connected to the tracker", func() bool {
 		st := client.Status()
 		return len(st) > 0 && st[0].Connected
 	})

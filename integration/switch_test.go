@@ -2,14 +2,13 @@ package integration
 
 import (
 	"testing"
-	"time"
 
 	"github.com/capelin-io/capelin/integration/harness"
 )
 
 // A node changes from stock containerd to Capelin and back by its drop-in alone.
 func TestSwitch(t *testing.T) {
-	e := newEnv(t, 3*time.Minute)
+	e := newEnv(t)
 	old, oldRef := e.image(t, "old", harness.ImageOptions{Layers: 4, Runnable: true})
 	mid, midRef := e.image(t, "mid", harness.ImageOptions{Layers: 2, LayerBytes: 12 << 20, Incompress: true})
 	fresh, freshRef := e.image(t, "fresh", harness.ImageOptions{Layers: 4, Runnable: true})

@@ -3,7 +3,6 @@ package integration
 import (
 	"archive/tar"
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -137,7 +136,7 @@ func (t *trees) chunked(b []byte, c harness.Compression) harness.LayerBlob {
 
 // What the agent unpacks is what a stock containerd unpacks.
 func TestTrees(t *testing.T) {
-	e := newEnv(t, 8*time.Minute)
+	e := newEnv(t)
 	stock := e.node(t, "stock", harness.NodeOptions{Stock: true})
 	ours := e.node(t, "ours", harness.NodeOptions{})
 	mk := &trees{T: t, dir: t.TempDir()}
@@ -227,10 +226,8 @@ func TestTrees(t *testing.T) {
 // tree pulls and describes an image.
 func (e *env) tree(t *testing.T, n *harness.Node, snapshotter, ref string, since time.Time) (tree map[string]string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(e.ctx, 3*time.Minute)
-	defer cancel()
-	get(n.PullClient(ctx, ref, nil, containerd.WithPullSnapshotter(snapshotter)))(t)
-	must(t, n.Mounted(ctx, snapshotter, ref, func(root string) (err error) {
+	get(n.PullClient(e.ctx, ref, nil, containerd.WithPullSnapshotter(snapshotter)))(t)
+	must(t, n.Mounted(e.ctx, snapshotter, ref, func(root string) (err error) {
 		tree, err = treetest.Describe(root, since.Add(-time.Minute))
 		return err
 	}))

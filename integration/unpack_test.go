@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 
@@ -43,7 +42,7 @@ func (e *env) noMounts(t *testing.T, n *harness.Node) {
 // The agent unpacks every format, for every client and containerd, whiteouts over
 // four layers included.
 func TestUnpack(t *testing.T) {
-	e := newEnv(t, 4*time.Minute)
+	e := newEnv(t)
 	seed := e.node(t, "seed", harness.NodeOptions{Agent: map[string]string{"unpack": "false"}})
 	type image struct {
 		img *harness.Image
@@ -128,7 +127,7 @@ func TestUnpack(t *testing.T) {
 // The agent or containerd goes away while a layer is being unpacked: the next
 // pull has the whole image, and nothing is left.
 func TestUnpackInterrupted(t *testing.T) {
-	e := newEnv(t, 4*time.Minute)
+	e := newEnv(t)
 	seed := e.node(t, "seed", harness.NodeOptions{})
 	img, ref := e.image(t, "interrupted", harness.ImageOptions{Layers: 2, LayerBytes: 16 << 20, Files: 10_000, Runnable: true})
 	must(t, seed.PullCRI(e.ctx, ref, nil))
@@ -149,7 +148,7 @@ func TestUnpackInterrupted(t *testing.T) {
 			n := e.node(t, tt.name, harness.NodeOptions{})
 			wait := do(func() error { return n.PullCRI(e.ctx, ref, nil) })
 			file := filepath.Join(n.Root, "io.containerd.snapshotter.v1.overlayfs", "snapshots", "*", "fs", "data", "layer-1", "*", "file-1000")
-			e.poll(t, "a part of a layer", 30*time.Second, func() bool { return len(get(filepath.Glob(file))(t)) > 0 })
+			e.poll(t, "a part of a layer", func() bool { return len(get(filepath.Glob(file))(t)) > 0 })
 			before := e.unpacked(t, n)
 			must(t, tt.interrupt(n))
 			err := wait()
@@ -173,7 +172,7 @@ func TestUnpackInterrupted(t *testing.T) {
 // A layer that is not what the image's config says leaves nothing behind, and does not
 // keep the right image from being pulled.
 func TestUnpackWrongDiffID(t *testing.T) {
-	e := newEnv(t, 2*time.Minute)
+	e := newEnv(t)
 	n := e.node(t, "node", harness.NodeOptions{})
 	mk := &trees{T: t, dir: t.TempDir()}
 	bottom, top := mk.gzip(mk.archive(file("a", "1"))), mk.gzip(mk.archive(file("b", "2")))

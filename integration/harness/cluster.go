@@ -138,7 +138,7 @@ func (c *Cluster) Close() error {
 // removeAll retries: the kernel lets go of a killed host's mounts a moment
 // after its last process has been waited for.
 func removeAll(dir string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hangs)
 	defer cancel()
 	return retry(ctx, func() error { return os.RemoveAll(dir) })
 }
@@ -149,7 +149,7 @@ func removeCgroups(name string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), hangs)
 	defer cancel()
 	var errs []error
 	for _, root := range append(roots, "/sys/fs/cgroup/"+name) {

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 )
 
 // Docker is a real Docker engine on a host: Debian's dockerd with a containerd
@@ -108,7 +107,7 @@ func (d *Docker) ImageID(ctx context.Context, ref string) (string, error) {
 
 // Stop sends SIGTERM and waits.
 func (d *Docker) Stop() error {
-	if err := d.proc.Stop(20 * time.Second); err != nil {
+	if err := d.proc.Stop(); err != nil {
 		return fmt.Errorf("docker on %s: %w", d.Name, err)
 	}
 	return nil

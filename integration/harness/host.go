@@ -294,20 +294,24 @@ func (p *Process) Kill() {
 // Signal sends a signal and does not wait.
 func (p *Process) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
 
-// Stop sends SIGTERM and waits, at most for within; then it kills, which is an error.
-func (p *Process) Stop(within time.Duration) error {
+// hangs is what ends a wait for something that does not come: no busy machine takes as
+// long.
+const hangs = 2 * time.Minute
+
+// Stop sends SIGTERM and waits; what hangs is killed, which is an error.
+func (p *Process) Stop() error {
 	if !p.Running() {
 		return nil
 	}
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
-	t := time.NewTimer(within)
+	t := time.NewTimer(hangs)
 	defer t.Stop()
 	select {
 	case <-p.done:
 		return nil
 	case <-t.C:
 		p.Kill()
-		return fmt.Errorf("%s did not end within %v of SIGTERM", p.Name, within)
+		return fmt.Errorf("%s did not end within %v of SIGTERM", p.Name, hangs)
 	}
 }
 
@@ -319,7 +323,7 @@ func (p *Process) await(ctx context.Context, ready func(context.Context) error) 
 	t := time.NewTicker(5 * time.Millisecond)
 	defer t.Stop()
 	for {
-		one, cancel := context.WithTimeout(ctx, 2*time.Second)
+		one, cancel := context.WithTimeout(ctx, 10*time.Second)
 		err := ready(one)
 		cancel()
 		if err == nil {

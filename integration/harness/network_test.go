@@ -1,14 +1,15 @@
 package harness
 
 import (
-	"context"
 	"io"
 	"os"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
-// A limit of the network is what it says, both ways, and can be lifted.
+// A link is no faster than its limit, and the limit can be lifted.
 func TestShape(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root")
@@ -46,11 +47,9 @@ func TestShape(t *testing.T) {
 			}()
 		}
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
 	const size = 4 << 20
 	echo := func() time.Duration {
-		conn, err := c.Switch.DialContext(ctx, "tcp", h.Addr+":1000")
+		conn, err := c.Switch.DialContext(t.Context(), "tcp", h.Addr+":1000")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,16 +61,40 @@ func TestShape(t *testing.T) {
 		}
 		return time.Since(start)
 	}
-	free := echo()
 	if err := c.Shape(h, size); err != nil {
 		t.Fatal(err)
 	}
-	limited := echo()
+	if took := echo(); took < 800*time.Millisecond {
+		t.Errorf("4 MiB there and back took %v with a limit of 4 MiB/s each way", took)
+	}
+	if n := limits(t, h) + limits(t, c.Switch); n != 2 {
+		t.Errorf("%d limits, want one at each end", n)
+	}
 	if err := c.Shape(h, 0); err != nil {
 		t.Fatal(err)
 	}
-	again := echo()
-	if limited < 800*time.Millisecond || limited > 2*time.Second || free > limited/2 || again > limited/2 {
-		t.Errorf("4 MiB there and back took %v, %v when limited to 4 MiB/s each way, and %v after that", free, limited, again)
+	if n := limits(t, h) + limits(t, c.Switch); n != 0 {
+		t.Errorf("%d limits are left", n)
 	}
+	echo()
+}
+
+// limits counts the limits of a host's links.
+func limits(t *testing.T, host *Host) (n int) {
+	t.Helper()
+	h, err := netlink.NewHandleAt(host.net)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	qs, err := h.QdiscList(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range qs {
+		if q.Type() == "tbf" {
+			n++
+		}
+	}
+	return n
 }

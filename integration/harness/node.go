@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"google.golang.org/grpc"
@@ -233,7 +232,7 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 // StopContainerd sends SIGTERM and waits; containers live on.
 func (n *Node) StopContainerd() error {
 	n.closeClients()
-	return n.containerd.Stop(20 * time.Second)
+	return n.containerd.Stop()
 }
 
 // KillContainerd sends SIGKILL and waits.
@@ -256,7 +255,7 @@ func (n *Node) Client() (*containerd.Client, error) {
 	if n.client != nil {
 		return n.client, nil
 	}
-	c, err := containerd.New(n.Socket, containerd.WithDefaultNamespace("default"), containerd.WithTimeout(10*time.Second))
+	c, err := containerd.New(n.Socket, containerd.WithDefaultNamespace("default"), containerd.WithTimeout(hangs))
 	if err == nil {
 		n.client = c
 	}
@@ -272,11 +271,11 @@ func (n *Node) CRI(ctx context.Context) (internalapi.ImageManagerService, intern
 	}
 	quietKlog()
 	endpoint := "unix://" + n.Socket
-	images, err := cri.NewRemoteImageServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(time.Minute).Build(ctx)
+	images, err := cri.NewRemoteImageServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(hangs).Build(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	runtime, err := cri.NewRemoteRuntimeServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(time.Minute).Build(ctx)
+	runtime, err := cri.NewRemoteRuntimeServiceBuilder().WithEndpoint(endpoint).WithConnectionTimeout(hangs).Build(ctx)
 	if err != nil {
 		_ = images.Close(context.WithoutCancel(ctx))
 		return nil, nil, err
@@ -420,7 +419,7 @@ func (n *Node) AwaitTrackers(ctx context.Context) error {
 }
 
 // StopAgent sends SIGTERM and waits.
-func (n *Node) StopAgent() error { return n.agent.Stop(20 * time.Second) }
+func (n *Node) StopAgent() error { return n.agent.Stop() }
 
 // KillAgent sends SIGKILL and waits. Its socket stays.
 func (n *Node) KillAgent() { n.agent.Kill() }

@@ -191,7 +191,7 @@ func (s *Server) Start(ctx context.Context) error {
 func (s *Server) Kill() { s.proc.Kill() }
 
 // Stop ends it with SIGTERM.
-func (s *Server) Stop() error { return s.proc.Stop(15 * time.Second) }
+func (s *Server) Stop() error { return s.proc.Stop() }
 
 func (s *Server) scheme() string {
 	if s.pki != nil {

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Tracker is a `capelin trackerd` on a host of its own.
@@ -66,4 +65,4 @@ func (t *Tracker) Start(ctx context.Context) error {
 func (t *Tracker) Kill() { t.proc.Kill() }
 
 // Stop ends it with SIGTERM.
-func (t *Tracker) Stop() error { return t.proc.Stop(10 * time.Second) }
+func (t *Tracker) Stop() error { return t.proc.Stop() }

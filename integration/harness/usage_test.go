@@ -33,7 +33,7 @@ func TestCPU(t *testing.T) {
 		if now-before >= 100*time.Millisecond {
 			break
 		}
-		if time.Since(start) > 20*time.Second {
+		if time.Since(start) > hangs {
 			t.Fatalf("only %v", now-before)
 		}
 	}
