@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks what `make demo`, `make test` and `make bench-pull` need, and installs
-# Debian's packages that are missing. Usage: prepare.sh demo|test|bench
+# Checks what `make demo`, `make test`, `make bench-pull` and `make stress` need, and
+# installs Debian's packages that are missing. Usage: prepare.sh demo|test|bench|stress
 set -eu
 if [ "$(uname -s)" != Linux ] || [ "$(id -u)" != 0 ]; then
 	echo "make $1 needs root on Linux: it makes network namespaces and runs containerd with overlayfs and runc" >&2
@@ -12,6 +12,7 @@ command -v runc >/dev/null || missing="$missing runc"
 [ "$1" != test ] || command -v skopeo >/dev/null || missing="$missing skopeo"
 [ "$1" != test ] || command -v mkfs.erofs >/dev/null || missing="$missing erofs-utils"
 [ "$1" != bench ] || command -v igzip >/dev/null || missing="$missing isal"
+[ "$1" != stress ] || command -v stress-ng >/dev/null || missing="$missing stress-ng"
 [ -n "$missing" ] || exit 0
 if ! command -v apt-get >/dev/null; then
 	echo "make $1 needs$missing (this is not Debian: install them, then run this again)" >&2
