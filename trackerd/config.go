@@ -60,8 +60,8 @@ type PeersConfig struct {
 type LimitsConfig struct {
 	BlobsPerNode  int `toml:"blobs_per_node" comment:"Blobs that one node announces or wants. Default 20000; 0 means the default."`
 	WantsPerNode  int `toml:"wants_per_node" comment:"Blobs that one node wants at once. Default 1000; 0 means the default."`
-	Announcements int `toml:"announcements" comment:"Pairs of node and blob in all, at about 50 bytes each. Default 16000000; 0 means the default."`
-	Blobs         int `toml:"blobs" comment:"Blobs in all, at about 400 bytes each. Default 1000000; 0 means the default."`
+	Announcements int `toml:"announcements" comment:"Pairs of node and blob in all, at about 30 bytes each. Default 16000000; 0 means the default."`
+	Blobs         int `toml:"blobs" comment:"Blobs in all, at about 500 bytes each. Default 1000000; 0 means the default."`
 }
 
 // Notes adds to the comments of common keys.

@@ -75,9 +75,9 @@ type Config struct {
 	// MaxWants is how many blobs one stream wants. Default 1,000.
 	MaxWants int
 	// MaxEntries is how many pairs of agent and blob are kept in all, at about
-	// 40 bytes each. Default 16 million.
+	// 30 bytes each. Default 16 million.
 	MaxEntries int
-	// MaxSwarms is how many blobs are kept in all, at about 400 bytes each.
+	// MaxSwarms is how many blobs are kept in all, at about 500 bytes each.
 	// Default 1 million.
 	MaxSwarms int
 }
