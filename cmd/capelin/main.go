@@ -14,7 +14,7 @@ import (
 	"github.com/capelin-io/capelin/internal/daemon/version"
 )
 
-// roles are the subcommands; each file cmd_<role>.go adds its own.
+// roles are the subcommands; each of the files beside this one adds its own.
 var roles []func() *cobra.Command
 
 func main() {
