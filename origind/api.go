@@ -251,7 +251,7 @@ func (a *api) getBlob(w http.ResponseWriter, r *http.Request) error {
 // sent.
 func (a *api) sendBlob(w http.ResponseWriter, r *http.Request, ref origin.Ref) error {
 	ctx := r.Context()
-	at, err := a.s.locate(ctx, ref)
+	at, err := a.s.locator.locate(ctx, ref)
 	if err != nil {
 		return err
 	}

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"sync"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
@@ -21,13 +21,34 @@ import (
 // from where an earlier read has stopped, however many want it. Readers follow the
 // growing prefix; so do peers of the swarm.
 type coldReads struct {
-	s        *server
-	max      int
-	attempts int
-	grace    time.Duration
+	cfg     ColdConfig
+	blobs   *holdings
+	objects badObjects
+	peers   offers
+	metrics *metrics
+	tasks   *tasks // the reads
 
 	mu sync.Mutex
 	m  map[piece.ID]*coldRead
+}
+
+// badObjects is told what is wrong with backends' objects: a finder, for cold reads.
+type badObjects interface {
+	// condemn: an object is not the blob that its name says.
+	condemn(p place, err error)
+	// vanished: a blob is not where it was found.
+	vanished(d digest.Digest)
+}
+
+// offers is the origin's part in the swarm, for cold reads: a seeder. None of it blocks,
+// but for arriving.
+type offers interface {
+	arriving(ctx context.Context, id piece.ID) // its first byte is to come
+	complete(id piece.ID, sumsHash *[32]byte)  // it is whole, and visible
+	arrived(id piece.ID)                       // its read has ended well
+	gone(id piece.ID)                          // its read has failed
+	// Taken reports whether a peer takes something of it, or may yet.
+	Taken(id piece.ID) bool
 }
 
 // coldRead is one of them.
@@ -46,10 +67,6 @@ type coldRead struct {
 	last    time.Time // somebody wanted it
 	deleted bool      // no record is to be made of it
 	ending  bool      // what it came to is being announced
-}
-
-func newColdReads(s *server, cfg ColdConfig) *coldReads {
-	return &coldReads{s: s, max: cfg.Max, attempts: cfg.Attempts, grace: cfg.Grace.D(), m: map[piece.ID]*coldRead{}}
 }
 
 var (
@@ -103,14 +120,14 @@ func (cs *coldReads) enter(at place, d time.Duration) (*coldRead, error) {
 	defer cs.mu.Unlock()
 	c := cs.m[at.id]
 	if c == nil {
-		if len(cs.m) >= cs.max {
+		if len(cs.m) >= cs.cfg.Max {
 			return nil, fmt.Errorf("%d blobs are being read from backends already (cold.max): %w", len(cs.m), errdefs.ErrUnavailable)
 		}
 		c = &coldRead{place: at, opened: make(chan struct{}), done: make(chan struct{}), refs: 1}
-		ctx, cancel := context.WithCancelCause(cs.s.work)
+		ctx, cancel := context.WithCancelCause(cs.tasks.ctx)
 		c.cancel = cancel
 		cs.m[at.id] = c
-		cs.s.wg.Go(func() { cs.run(ctx, c) })
+		cs.tasks.run(func(context.Context) { cs.run(ctx, c) })
 	}
 	c.refs++
 	if until := time.Now().Add(d); until.After(c.last) {
@@ -233,13 +250,13 @@ func (cs *coldReads) run(ctx context.Context, c *coldRead) {
 		if !errors.Is(err, errAbandoned) && ctx.Err() == nil {
 			log.G(ctx).WithError(err).WithField("digest", c.id.Digest()).Warn("cannot read a blob from its backend")
 		}
-		cs.s.seeder.gone(c.id)
+		cs.peers.gone(c.id)
 	}
 	cs.mu.Lock()
 	delete(cs.m, c.id)
 	cs.mu.Unlock()
 	if err == nil {
-		cs.s.seeder.arrived(c.id)
+		cs.peers.arrived(c.id)
 	}
 	c.err = err
 	c.open(err == nil)
@@ -261,7 +278,7 @@ func (c *coldRead) open(delivers bool) {
 
 // watch ends the read when nobody has wanted the blob for a while.
 func (cs *coldReads) watch(ctx context.Context, c *coldRead) {
-	t := time.NewTicker(max(cs.grace/5, time.Millisecond))
+	t := time.NewTicker(max(cs.cfg.Grace.D()/5, time.Millisecond))
 	defer t.Stop()
 	for {
 		select {
@@ -269,13 +286,13 @@ func (cs *coldReads) watch(ctx context.Context, c *coldRead) {
 			return
 		case <-t.C:
 		}
-		taken := cs.s.seeder.Taken(c.id)
+		taken := cs.peers.Taken(c.id)
 		now := time.Now()
 		cs.mu.Lock()
 		if c.refs > 1 || taken {
 			c.last = later(c.last, now)
 		}
-		over := now.Sub(c.last) > cs.grace
+		over := now.Sub(c.last) > cs.cfg.Grace.D()
 		cs.mu.Unlock()
 		if over {
 			c.cancel(errAbandoned)
@@ -294,7 +311,7 @@ func later(a, b time.Time) time.Time {
 // fetch brings all bytes here, with as many attempts as it takes, and proves
 // them.
 func (cs *coldReads) fetch(ctx context.Context, c *coldRead) error {
-	blob, err := cs.s.store.Blob(ctx, c.id, true)
+	blob, err := cs.blobs.store.Blob(ctx, c.id, true)
 	if err != nil {
 		return err
 	}
@@ -302,8 +319,9 @@ func (cs *coldReads) fetch(ctx context.Context, c *coldRead) error {
 	if blob.Completed() {
 		return nil
 	}
-	cs.s.seeder.arriving(ctx, c.id)
-	pause, failures, again := coldPauseMin, 0, false
+	cs.peers.arriving(ctx, c.id)
+	failures, again := 0, false
+	pause := backoff.ExponentialBackOff{InitialInterval: coldPauseMin, MaxInterval: coldPauseMax, Multiplier: 2, RandomizationFactor: 0.5}
 	for {
 		from := blob.Prefix()
 		err := cs.attempt(ctx, c)
@@ -317,25 +335,25 @@ func (cs *coldReads) fetch(ctx context.Context, c *coldRead) error {
 			continue
 		case errors.Is(err, piece.ErrMismatch):
 			err = fmt.Errorf("backend %s: %s is not %s: %w: %w", c.name, c.key, c.id, err, errdefs.ErrDataLoss)
-			cs.s.finder.condemn(c.place, err)
+			cs.objects.condemn(c.place, err)
 			return err
 		case !theirs:
 			return err
 		case errdefs.IsNotFound(back.err):
-			cs.s.finder.vanished(digest.Digest(c.id.Digest()))
+			cs.objects.vanished(digest.Digest(c.id.Digest()))
 			return err
 		case !errdefs.IsUnavailable(back.err) && !errors.Is(back.err, io.ErrUnexpectedEOF):
 			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
 		if blob.Prefix() > from {
-			pause, failures = coldPauseMin, 0
+			failures = 0
+			pause.Reset()
 		}
-		if failures++; failures >= cs.attempts {
+		if failures++; failures >= cs.cfg.Attempts {
 			return fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 		}
 		select {
-		case <-time.After(pause/2 + rand.N(pause)):
-			pause = min(2*pause, coldPauseMax)
+		case <-time.After(pause.NextBackOff()):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -369,7 +387,7 @@ func (cs *coldReads) attempt(ctx context.Context, c *coldRead) error {
 		if err != nil {
 			return &backendError{err}
 		}
-		cs.s.metrics.opened()
+		cs.metrics.opened()
 		if info.Size >= 0 && info.Size != c.id.Size {
 			r.Close()
 			return fmt.Errorf("it has %d bytes: %w", info.Size, piece.ErrMismatch)
@@ -416,7 +434,7 @@ func (cs *coldReads) pump(ctx context.Context, cancel func(), a io.Writer, r io.
 	var werr error
 	for buf := range full {
 		if werr == nil {
-			cs.s.metrics.read(len(buf))
+			cs.metrics.read(len(buf))
 			if _, werr = a.Write(buf); werr != nil {
 				cancel()
 			}
@@ -435,7 +453,7 @@ func (cs *coldReads) pump(ctx context.Context, cancel func(), a io.Writer, r io.
 // complete makes a blob that is whole visible.
 func (cs *coldReads) complete(ctx context.Context, c *coldRead) error {
 	d := digest.Digest(c.id.Digest())
-	unlock := cs.s.records.lock(d)
+	unlock := cs.blobs.records.lock(d)
 	defer unlock()
 	cs.mu.Lock()
 	deleted := c.deleted
@@ -443,7 +461,7 @@ func (cs *coldReads) complete(ctx context.Context, c *coldRead) error {
 	if deleted {
 		return errDeleted
 	}
-	r, err := cs.s.records.get(d)
+	r, err := cs.blobs.records.get(d)
 	if err != nil && !errdefs.IsDataLoss(err) {
 		return err
 	}
@@ -452,7 +470,7 @@ func (cs *coldReads) complete(ctx context.Context, c *coldRead) error {
 	}
 	r.Size = c.id.Size
 	r.add(c.home(), c.namespace)
-	if err := cs.s.putRecord(ctx, r); err != nil {
+	if err := cs.blobs.put(ctx, r); err != nil {
 		return err
 	}
 	if r.pinned() {
@@ -465,6 +483,6 @@ func (cs *coldReads) complete(ctx context.Context, c *coldRead) error {
 		h := sums.Hash()
 		hash = &h
 	}
-	cs.s.seeder.complete(c.id, hash)
+	cs.peers.complete(c.id, hash)
 	return nil
 }

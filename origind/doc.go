@@ -4,14 +4,19 @@
 // Start from [Run] and [Config]. The HTTP API is control/ORIGIN.md; its client is
 // package control/origin.
 //
-//	api.go      HTTP: who may do what, ranges, limits
-//	uploads.go  uploads, resumable; hasher.go: their digest and sums in one pass
-//	blobs.go    from upload to blob: commit, delete, what is here and what is durable
-//	records.go  where each blob lives, so that a digest alone finds it
-//	find.go     look-ups of what is not here, in records and backends
-//	cold.go     cut-through: one backend read, many readers
-//	queue.go    write-back, from a queue that survives restarts
-//	seed.go     the swarm and the trackers
+//	api.go       HTTP: who may do what, ranges, limits
+//	uploads.go   uploads, resumable; hasher.go: their digest and sums in one pass
+//	blobs.go     from upload to blob: commit, delete, how durable it is
+//	holdings.go  what is here, and what of it is pinned; where a blob can be read now
+//	records.go   where each blob lives, so that a digest alone finds it
+//	homes.go     the backends where blobs live
+//	find.go      look-ups of what is not here, in records and backends
+//	cold.go      cut-through: one backend read, many readers
+//	queue.go     what is to be written when, in a queue that survives restarts
+//	write.go     writing a blob to its backend
+//	seed.go      what is offered to the swarm and announced to the trackers
+//	errands.go   what peers and trackers ask for
+//	run.go       puts these together
 //
 // # What is durable when
 //
@@ -27,5 +32,13 @@
 // # Concurrency
 //
 // What changes a blob's record or pin holds that digest's lock (records.lock),
-// over disk I/O, but not over a backend's (deletions excepted) or a client's.
+// over disk I/O, but not over a backend's (deletions excepted) or a client's. It is
+// taken before every other lock. The mutexes of coldReads, queue, finder, uploads and
+// errands guard maps and counters: none is held while another is taken, over I/O, or
+// over a call of somebody else (coldReads.promise excepted, which says so).
+//
+// Each part is given what it needs and says so in interfaces of its own; none knows the
+// server. What runs in the background runs in tasks (look-ups, cold reads, errands) or
+// is a part of the daemon (write-back, seeding); [Run] ends both and waits for them
+// before it closes the store.
 package origind

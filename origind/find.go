@@ -32,19 +32,21 @@ func (p place) home() home { return home{Backend: p.name, Key: p.key, Written: t
 // All who ask for one at once share one look-up; whoever does not wait for its
 // end leaves what it finds to the next.
 type finder struct {
-	backends   Backends
-	records    *records
-	budget     time.Duration // for a digest alone
-	repository time.Duration // with a namespace
-	negative   time.Duration // how long "not found" is remembered
-	// spawn runs a look-up, under the server's context.
-	spawn func(func(ctx context.Context))
+	cfg      LookupConfig
+	backends Backends
+	records  recordReader
+	tasks    *tasks // look-ups, which others may wait for than those who began them
 
 	mu      sync.Mutex
 	gen     uint64 // counts calls of forget
 	flights map[origin.Ref]*flight
 	known   *lru.LRU[digest.Digest, []answer]
 	bad     *lru.LRU[digest.Digest, []badObject]
+}
+
+// recordReader says where blobs live, as far as that is recorded here.
+type recordReader interface {
+	get(d digest.Digest) (*record, error)
 }
 
 // flight is a look-up under way.
@@ -79,12 +81,13 @@ const (
 	maxPerLookup = 16               // backends asked at once
 )
 
-func (f *finder) init() (err error) {
-	f.flights = map[origin.Ref]*flight{}
-	if f.known, err = lru.NewLRU[digest.Digest, []answer](maxKnown, nil); err == nil {
-		f.bad, err = lru.NewLRU[digest.Digest, []badObject](maxBad, nil)
+func newFinder(cfg LookupConfig, backends Backends, records recordReader, tasks *tasks) *finder {
+	known, err := lru.NewLRU[digest.Digest, []answer](maxKnown, nil)
+	bad, err2 := lru.NewLRU[digest.Digest, []badObject](maxBad, nil)
+	if err != nil || err2 != nil {
+		panic("origind: a cache of no size")
 	}
-	return err
+	return &finder{cfg: cfg, backends: backends, records: records, tasks: tasks, flights: map[origin.Ref]*flight{}, known: known, bad: bad}
 }
 
 // pushed ends what is remembered of where a blob is, or is not.
@@ -137,9 +140,9 @@ func (f *finder) vanished(d digest.Digest) {
 // find returns where a blob is. errdefs.ErrNotFound only if everybody who could
 // have it says that it is not there.
 func (f *finder) find(ctx context.Context, ref origin.Ref) (place, error) {
-	budget := f.budget
+	budget := f.cfg.Budget.D()
 	if ref.Namespace != "" {
-		budget = f.repository
+		budget = f.cfg.Repository.D()
 	}
 	f.mu.Lock()
 	if answers, ok := f.known.Get(ref.Digest); ok {
@@ -155,7 +158,7 @@ func (f *finder) find(ctx context.Context, ref origin.Ref) (place, error) {
 		fl = &flight{done: make(chan struct{})}
 		f.flights[ref] = fl
 		gen := f.gen
-		f.spawn(func(ctx context.Context) { f.fly(ctx, ref, fl, gen) })
+		f.tasks.run(func(ctx context.Context) { f.fly(ctx, ref, fl, gen) })
 	}
 	f.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, budget)
@@ -179,7 +182,7 @@ func (f *finder) fly(ctx context.Context, ref origin.Ref, fl *flight, gen uint64
 	case err == nil:
 		a.until = time.Now().Add(positiveFor)
 	case errdefs.IsNotFound(err):
-		a.until = time.Now().Add(f.negative)
+		a.until = time.Now().Add(f.cfg.Negative.D())
 	}
 	f.mu.Lock()
 	delete(f.flights, ref)

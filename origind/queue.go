@@ -1,36 +1,27 @@
 package origind
 
 import (
-	"bytes"
 	"container/heap"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"hash"
-	"io"
-	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
-
-	"github.com/capelin-io/capelin/content"
-	"github.com/capelin-io/capelin/fetcher"
-	"github.com/capelin-io/capelin/swarm/piece"
 )
 
-// queue writes blobs to their backends. What is in it is what is pinned and whose
-// record says so; so it survives restarts without a file of its own. A blob that
-// could not be written is tried again after a pause that doubles.
+// queue has blobs written to their backends, those first that are due first. What is
+// in it is what is pinned and whose record says so; so it survives restarts without a
+// file of its own. A blob that could not be written is due again after a pause that
+// doubles.
 type queue struct {
-	s       *server
-	workers int
-	min     time.Duration // pauses
-	max     time.Duration
-	kick    chan struct{} // 1-buffered: due may be earlier now
+	cfg  QueueConfig
+	work func(ctx context.Context, d digest.Digest) error // writes one
+	kick chan struct{}                                    // 1-buffered: due may be earlier now
 
 	mu    sync.Mutex
 	items map[digest.Digest]*queued
@@ -42,17 +33,24 @@ type queued struct {
 	d     digest.Digest
 	since time.Time
 	due   time.Time
-	pause time.Duration
+	pause backoff.ExponentialBackOff
 	index int // in due; -1: a worker has it
 	again bool
 	wait  []chan error // who wants to know how it went
 }
 
-func newQueue(s *server, cfg QueueConfig) *queue {
-	return &queue{
-		s: s, workers: cfg.Workers, min: cfg.Backoff.D(), max: cfg.Max.D(),
-		kick: make(chan struct{}, 1), items: map[digest.Digest]*queued{},
-	}
+func newQueue(cfg QueueConfig, work func(ctx context.Context, d digest.Digest) error) *queue {
+	return &queue{cfg: cfg, work: work, kick: make(chan struct{}, 1), items: map[digest.Digest]*queued{}}
+}
+
+// newQueued returns a blob that is due now. Its pauses are between half of what they are
+// configured to be and all of it.
+func (q *queue) newQueued(d digest.Digest) *queued {
+	now := time.Now()
+	return &queued{d: d, since: now, due: now, pause: backoff.ExponentialBackOff{
+		InitialInterval: min(q.cfg.Backoff.D(), q.cfg.Max.D()) * 3 / 4, MaxInterval: q.cfg.Max.D() * 3 / 4,
+		Multiplier: 2, RandomizationFactor: 1. / 3,
+	}}
 }
 
 // add queues a blob, to be written now.
@@ -74,16 +72,16 @@ func (q *queue) remember(d digest.Digest) {
 // enqueue is add with q.mu held.
 func (q *queue) enqueue(d digest.Digest) *queued {
 	it := q.items[d]
-	now := time.Now()
 	switch {
 	case it == nil:
-		it = &queued{d: d, since: now, due: now}
+		it = q.newQueued(d)
 		q.items[d] = it
 		heap.Push(&q.due, it)
 	case it.index < 0:
 		it.again = true // its record may have changed since the worker read it
 	default:
-		it.due, it.pause = now, 0
+		it.due = time.Now()
+		it.pause.Reset()
 		heap.Fix(&q.due, it.index)
 	}
 	q.wake()
@@ -150,7 +148,7 @@ func (q *queue) length() (n int, oldest time.Time) {
 func (q *queue) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	slots := make(chan struct{}, q.workers)
+	slots := make(chan struct{}, q.cfg.Workers)
 	for {
 		it, next := q.pop(time.Now())
 		if it == nil {
@@ -173,7 +171,7 @@ func (q *queue) run(ctx context.Context) {
 			return
 		}
 		wg.Go(func() {
-			err := q.write(ctx, it.d)
+			err := q.work(ctx, it.d)
 			<-slots
 			q.done(it, err)
 			if err != nil && ctx.Err() == nil {
@@ -200,117 +198,21 @@ func (q *queue) pop(now time.Time) (it *queued, next time.Time) {
 func (q *queue) done(it *queued, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	it.due = time.Now()
 	switch {
 	case err == nil && !it.again:
 		delete(q.items, it.d)
 		it.tell(nil)
 		return
 	case err == nil:
-		it.pause = 0
+		it.pause.Reset()
 	default:
 		it.tell(fmt.Errorf("%s is kept here, but its backend does not have it yet: %w: %w", it.d, err, errdefs.ErrUnavailable))
-		it.pause = min(max(2*it.pause, q.min), q.max)
+		it.due = it.due.Add(it.pause.NextBackOff())
 	}
 	it.again = false
-	it.due = time.Now()
-	if it.pause > 0 {
-		it.due = it.due.Add(it.pause/2 + rand.N(it.pause/2+1))
-	}
 	heap.Push(&q.due, it)
 	q.wake()
-}
-
-// write brings a blob to every home that does not have it.
-func (q *queue) write(ctx context.Context, d digest.Digest) error {
-	r, err := q.s.records.get(d)
-	if err != nil || r == nil {
-		return err
-	}
-	var errs []error
-	for _, h := range r.Homes {
-		if h.pending() {
-			errs = append(errs, q.writeTo(ctx, r, h))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// writeTo brings a blob, and then its record, to one home.
-func (q *queue) writeTo(ctx context.Context, r *record, h home) error {
-	b, _ := q.s.backends.Get(h.Backend)
-	if b == nil {
-		return fmt.Errorf("backend %q of %s is not configured any more", h.Backend, r.Digest)
-	}
-	id, err := piece.ParseID(string(r.Digest), r.Size)
-	if err != nil {
-		return err
-	}
-	blob, err := q.s.store.Blob(ctx, id, false)
-	if err != nil {
-		return err
-	}
-	defer blob.Close()
-	return q.s.written(ctx, r.Digest, h, q.copy(ctx, b, r, h, blob))
-}
-
-// copy writes a blob to a backend that does not have it, and then its record.
-func (q *queue) copy(ctx context.Context, b fetcher.Backend, r *record, h home, blob *content.Blob) error {
-	if !q.there(ctx, b, r, h) {
-		start := time.Now()
-		if _, err := b.Write(ctx, h.Key, r.Size, newChecked(blob)); err != nil {
-			return err
-		}
-		q.s.metrics.wrote(r.Size, time.Since(start))
-	}
-	told := *r
-	told.Homes = []home{h}
-	told.Homes[0].Written = true
-	text, err := json.Marshal(&told)
-	if err != nil {
-		return err
-	}
-	_, err = b.Write(ctx, recordKey(r.Digest), int64(len(text)), bytes.NewReader(text))
-	return err
-}
-
-// there reports whether the backend has the blob already, from another push, or
-// from another origin.
-func (q *queue) there(ctx context.Context, b fetcher.Backend, r *record, h home) bool {
-	if q.s.finder.condemned(r.Digest, h.Backend, h.Key) != nil {
-		return false // what is there is to be replaced
-	}
-	info, err := b.Stat(ctx, h.Key)
-	return err == nil && info.Size == r.Size
-}
-
-// checked reads a blob of ours and verifies its digest on the way. If the disk has
-// spoiled it, the last bytes are withheld, so that no backend takes it for whole.
-type checked struct {
-	b   *content.Blob
-	h   hash.Hash
-	off int64
-}
-
-func newChecked(b *content.Blob) *checked {
-	return &checked{b: b, h: digest.Digest(b.ID().Digest()).Algorithm().Hash()}
-}
-
-func (c *checked) Read(p []byte) (int, error) {
-	id := c.b.ID()
-	if c.off == id.Size {
-		return 0, io.EOF
-	}
-	p = p[:min(int64(len(p)), id.Size-c.off)]
-	n, err := c.b.ReadAt(p, c.off)
-	if err != nil {
-		return 0, err
-	}
-	c.h.Write(p[:n])
-	c.off += int64(n)
-	if d := digest.Digest(id.Digest()); c.off == id.Size && digest.NewDigest(d.Algorithm(), c.h) != d {
-		return 0, fmt.Errorf("%s on this origin's disk is not what its digest says: %w", d, errdefs.ErrDataLoss)
-	}
-	return n, nil
 }
 
 // dueHeap orders by due.

@@ -16,6 +16,7 @@ import (
 	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/swarm"
+	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
@@ -53,7 +54,7 @@ func Run(ctx context.Context, cfg Config) error {
 		defer func() {
 			d.Stop()
 			s.requests.Wait()
-			s.wg.Wait()
+			s.tasks.wg.Wait()
 			if cerr := s.store.Close(); err == nil {
 				err = cerr
 			}
@@ -63,8 +64,6 @@ func Run(ctx context.Context, cfg Config) error {
 		if err != nil {
 			return err
 		}
-		s.seeder.node, s.seeder.trackers = node, trackers
-		s.seeder.up.Store(true)
 		s.metrics.watch(s, node)
 		return d.Serve(ctx, daemon.Parts{
 			Servers: []daemon.Part{daemon.HTTP("API", api, s.httpServer(), shutdownTimeout)},
@@ -89,7 +88,7 @@ func (s *server) httpServer() *http.Server {
 	return api
 }
 
-// background is what runs under s.work all the time; trackers may be nil.
+// background is what runs under work all the time; trackers may be nil.
 func (s *server) background(node *swarm.Node, trackers *tracker.Client) []daemon.Part {
 	forever := func(run func(context.Context)) func(context.Context) error {
 		return func(ctx context.Context) error { run(ctx); return nil }
@@ -107,47 +106,60 @@ func (s *server) background(node *swarm.Node, trackers *tracker.Client) []daemon
 	return parts
 }
 
-// openServer opens what the origin keeps on disk.
+// lateObserver is a store's observer that is made after the store.
+type lateObserver struct{ content.Observer }
+
+// openServer opens what the origin keeps on disk. Nothing runs yet.
 func openServer(ctx, work context.Context, cfg Config, reg prometheus.Registerer) (_ *server, err error) {
-	s := &server{cfg: cfg, backends: cfg.Stores, metrics: newMetrics(reg), work: work}
-	if s.backends == nil {
-		s.backends = here{}
+	s := &server{cfg: cfg, homes: homes{cfg.Stores}, metrics: newMetrics(reg), tasks: &tasks{ctx: work}}
+	if cfg.Stores == nil {
+		s.homes = homes{here{}}
 	}
-	s.seeder = newSeeder(s)
+	changes := &lateObserver{offline{}}
 	s.store, err = content.Open(ctx, content.Config{
-		Root: cfg.Root, CacheBytes: int64(cfg.Cache.Size), FreeFloor: cfg.Cache.FreeFloor, Observer: s.seeder,
+		Root: cfg.Root, CacheBytes: int64(cfg.Cache.Size), FreeFloor: cfg.Cache.FreeFloor, Observer: changes,
 		CloseIdle: func(ctx context.Context, need int64) { s.seeder.CloseIdle(ctx, need) },
 		Report:    func(err error) { log.G(work).WithError(err).Warn("content directory") },
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.seeder.store.Store = s.store
 	defer func() {
 		if err != nil {
 			s.store.Close()
 		}
 	}()
-	if s.records, err = openRecords(filepath.Join(cfg.Root, "records")); err != nil {
+	records, err := openRecords(filepath.Join(cfg.Root, "records"))
+	if err != nil {
 		return nil, err
 	}
+	s.blobs = &holdings{s.store, records}
 	s.uploads, err = openUploads(filepath.Join(cfg.Root, "uploads"), cfg.Uploads.Max, cfg.Uploads.Expire.D(), s.store.MakeRoom)
 	if err != nil {
 		return nil, err
 	}
-	s.finder = &finder{
-		backends: s.backends, records: s.records, spawn: s.spawn,
-		budget: cfg.Lookup.Budget.D(), repository: cfg.Lookup.Repository.D(), negative: cfg.Lookup.Negative.D(),
-	}
-	if err := s.finder.init(); err != nil {
-		return nil, err
-	}
-	s.cold = newColdReads(s, cfg.Cold)
-	s.queue = newQueue(s, cfg.Queue)
+	s.assemble(cfg)
+	changes.Observer = s.seeder
 	return s, nil
 }
 
-// network makes the origin's part in the swarm, and its client of the trackers.
+// assemble makes the parts that know of each other: what is offered depends on what is
+// being read, and the other way round.
+func (s *server) assemble(cfg Config) {
+	s.finder = newFinder(cfg.Lookup, s.homes, s.blobs.records, s.tasks)
+	s.queue = newQueue(cfg.Queue, (&writer{blobs: s.blobs, homes: s.homes, objects: s.finder, metrics: s.metrics}).write)
+	s.seeder = newSeeder(s.blobs, s.queue.remember,
+		func(ctx context.Context, id piece.ID) (bool, error) { return s.errands.wanted(ctx, id) },
+		func(id piece.ID) bool { return s.cold.wanted(id, 0) })
+	s.cold = &coldReads{
+		cfg: cfg.Cold, blobs: s.blobs, objects: s.finder, peers: s.seeder, metrics: s.metrics, tasks: s.tasks, m: map[piece.ID]*coldRead{},
+	}
+	s.locator = &locator{s.blobs, s.cold, s.finder}
+	s.errands = newErrands(s.locator, s.seeder, s.tasks)
+}
+
+// network makes the origin's part in the swarm, and its client of the trackers, if it
+// has any.
 func (s *server) network(ctx context.Context, l net.Listener, name string) (*swarm.Node, *tracker.Client, error) {
 	advertise := s.cfg.Swarm.Advertise
 	if advertise == "" {
@@ -164,10 +176,13 @@ func (s *server) network(ctx context.Context, l net.Listener, name string) (*swa
 		return nil, nil, err
 	}
 	node.SetLimits(int64(s.cfg.Swarm.Upload), 0)
+	s.seeder.node = node
 	if len(s.cfg.Trackers) == 0 {
 		return node, nil, nil
 	}
-	return node, tracker.New(seeding.Trackers(ctx, s.cfg.Trackers, nc, s.identity), s.seeder), nil
+	trackers := tracker.New(seeding.Trackers(ctx, s.cfg.Trackers, nc, s.identity), s.errands)
+	s.seeder.trackers, s.errands.trackers = trackers, trackers
+	return node, trackers, nil
 }
 
 // sweepEvery is how often expired uploads are looked for.

@@ -166,7 +166,7 @@ func TestPreheat(t *testing.T) {
 	put(t, mem, "", b)
 	for range 2 {
 		r := &trackerpb.CommandResult{}
-		s.seeder.warm(t.Context(), blobs, r)
+		s.errands.warm(t.Context(), blobs, r)
 		if r.Bytes != 400_000 || len(r.Blobs) != 1 || r.Error == "" {
 			t.Errorf("%v", r)
 		}

@@ -277,7 +277,7 @@ func newServer(t testing.TB, cfg Config) (*server, context.Context) {
 	}
 	t.Cleanup(func() {
 		cancel()
-		s.wg.Wait()
+		s.tasks.wg.Wait()
 		s.store.Close()
 	})
 	return s, ctx
