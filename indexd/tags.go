@@ -5,8 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"math/rand/v2"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
@@ -176,7 +177,8 @@ func (x *Index) update(ctx context.Context, repo, name string, change func(*tagO
 	case <-ctx.Done():
 		return tagObject{}, fmt.Errorf("tag %s:%s: waiting for other writers: %w: %w", repo, name, ctx.Err(), errdefs.ErrUnavailable)
 	}
-	wait := firstWait
+	// At random from nothing to twice the interval: writers who met once do not meet again.
+	pause := backoff.ExponentialBackOff{InitialInterval: firstWait / 2, MaxInterval: maxWait / 2, Multiplier: 2, RandomizationFactor: 1}
 	for range maxTries {
 		t, version, err := x.readTag(ctx, repo, name)
 		if err != nil {
@@ -198,11 +200,10 @@ func (x *Index) update(ctx context.Context, repo, name string, change func(*tagO
 		}
 		x.conflicts.Add(1)
 		select {
-		case <-time.After(rand.N(wait)):
+		case <-time.After(pause.NextBackOff()):
 		case <-ctx.Done():
 			return t, fmt.Errorf("tag %s:%s: %w: %w", repo, name, ctx.Err(), errdefs.ErrUnavailable)
 		}
-		wait = min(2*wait, maxWait)
 	}
 	return tagObject{}, fmt.Errorf("tag %s:%s: others wrote it %d times in between, try again: %w",
 		repo, name, maxTries, errdefs.ErrUnavailable)

@@ -6,6 +6,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/cenkalti/backoff/v5"
 )
 
 // stripes is how many locks there are in a directory; keys are spread over them.
@@ -56,7 +58,8 @@ func (b *Backend) lock(ctx context.Context, key string) (unlock func(), err erro
 		}
 	}
 	// flock cannot be waited for with a context. Locks are held for a few syncs.
-	for pause := time.Millisecond; ; pause = min(2*pause, 16*time.Millisecond) {
+	pause := backoff.ExponentialBackOff{InitialInterval: time.Millisecond, MaxInterval: 16 * time.Millisecond, Multiplier: 2}
+	for {
 		err := flock(s.f, syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
 			break
@@ -64,7 +67,7 @@ func (b *Backend) lock(ctx context.Context, key string) (unlock func(), err erro
 		if err != syscall.EWOULDBLOCK {
 			return nil, err
 		}
-		t := time.NewTimer(pause)
+		t := time.NewTimer(pause.NextBackOff())
 		select {
 		case <-t.C:
 		case <-ctx.Done():
