@@ -49,7 +49,7 @@ type Machine struct {
 	blobs  map[piece.ID]*blob
 	active map[piece.ID]*active // those of blobs which are
 	due    schedule             // of active
-	seq    uint32               // counts Wants, and what trackers are asked
+	seq    uint32               // numbers what is wanted, and what trackers are asked
 
 	commands commands
 	calls    calls
@@ -345,16 +345,16 @@ func (m *Machine) leaseDone(id piece.ID, err error) {
 	if a == nil {
 		return
 	}
-	alone := a.download != nil && a.want != nil && !a.want.lease
 	a.download = nil
-	if a.want != nil {
-		a.want.leaseDone(m.now)
-		if alone && a.want.Waiting {
-			// Somebody else waits on this node; trackers were not told so while it was
-			// fetching anyhow.
-			for i := range a.blob.owners {
-				m.ask(a, i, answerTimeout)
-			}
+	if w := a.want; w != nil && w.lease {
+		m.seq++
+		w.leaseDone(m.seq, m.now)
+	} else if w != nil {
+		// It was wanted (anew) since. If somebody waits, trackers were not told so while
+		// the node was fetching anyhow; and an answer that is on its way may be the lease
+		// that has just ended.
+		for i := range a.blob.owners {
+			m.ask(a, i, answerTimeout)
 		}
 	}
 	m.settle(a)

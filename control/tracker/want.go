@@ -8,8 +8,8 @@ import (
 // among the blob's trackers.
 type want struct {
 	Want
-	number  uint32 // the call of Want: a verdict on an earlier one is not told
-	since   time.Time
+	number  uint32    // the call of Want: a verdict on an earlier one is not told
+	since   time.Time // a verdict has been due
 	answers [2]answer
 	verdict Verdict // the last one told; zero: none since it was wanted (anew)
 	lease   bool    // that was Lease, and it is not done
@@ -46,11 +46,11 @@ func (w *want) begin(how Want, number uint32, now time.Time) {
 }
 
 // leaseDone ends the lease: who granted it says what comes next, to the same Want, and
-// that is told even if it is another lease.
-func (w *want) leaseDone(now time.Time) {
-	if w.lease {
-		w.verdict, w.lease = Verdict{}, false
-	}
+// that is told even if it is another lease. A verdict that the Handler has not taken yet
+// is of the lease that is over.
+func (w *want) leaseDone(number uint32, now time.Time) {
+	w.number, w.since = number, now
+	w.verdict, w.lease = Verdict{}, false
 	for i := range w.answers {
 		if a := &w.answers[i]; a.state == given && a.kind == Lease {
 			*a = answer{state: pending, seq: a.seq, until: now.Add(answerTimeout)}
@@ -77,13 +77,15 @@ func (w *want) needsSecond(now time.Time) bool {
 }
 
 // merge makes one verdict of what the trackers say; its kind is 0 while there is
-// nothing to say yet. next is when to look again if nothing else happens; zero: never.
+// nothing to say yet, which is never longer than busyTimeout, however often trackers
+// come, go and are asked anew. next is when to look again if nothing else happens;
+// zero: never.
 //
 // connecting: one of them is being connected with for the first time.
 func (w *want) merge(now time.Time, connecting bool) (v Verdict, next time.Time) {
 	var said [Unreachable + 1]bool
 	var undecided bool
-	var retry, busy time.Time // busy: when to give up one that is late
+	var retry, busy, later time.Time // busy: when to give up one that is late; later: when something must be told
 	if due := w.since.Add(answerTimeout); connecting && due.After(now) {
 		// All of a cluster's nodes may have just been started: they are not to rush to
 		// upstream.
@@ -109,6 +111,13 @@ func (w *want) merge(now time.Time, connecting bool) (v Verdict, next time.Time)
 			said[a.kind] = true
 		}
 	}
+	if w.verdict.Kind == 0 {
+		if promised := w.since.Add(busyTimeout); promised.After(now) {
+			later = promised
+		} else {
+			undecided, busy = false, time.Time{}
+		}
+	}
 	v = Verdict{Waiting: w.Waiting, Tag: w.Tag}
 	switch {
 	case said[Lease] || w.lease:
@@ -116,7 +125,7 @@ func (w *want) merge(now time.Time, connecting bool) (v Verdict, next time.Time)
 	case said[Sources]:
 		v.Kind = Sources
 	case undecided:
-		return Verdict{}, next
+		return Verdict{}, earlier(next, later)
 	case said[Wait]:
 		v.Kind, v.Retry = Wait, max(retry.Sub(now), 0)
 		if w.verdict.Kind == Wait {
@@ -125,7 +134,7 @@ func (w *want) merge(now time.Time, connecting bool) (v Verdict, next time.Time)
 	case said[Nobody]:
 		v.Kind = Nobody
 	case !busy.IsZero():
-		return Verdict{}, earlier(next, busy)
+		return Verdict{}, earlier(earlier(next, busy), later)
 	default:
 		v.Kind = Unreachable
 	}
