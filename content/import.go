@@ -30,6 +30,9 @@ func (s *Store) Import(ctx context.Context, path string, sums *piece.Sums) error
 		return fmt.Errorf("importing %s: %w", path, err)
 	}
 	if err := s.checkImport(path, sums); err != nil {
+		if isNoSpace(err) {
+			err = fmt.Errorf("%w: %w", ErrNoSpace, err)
+		}
 		return fmt.Errorf("importing %s as %s: %w", path, id, err)
 	}
 	added, err := s.importFile(path, sums)

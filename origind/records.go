@@ -15,6 +15,7 @@ import (
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/internal/diskfull"
 	"github.com/capelin-io/capelin/internal/durable"
 	"github.com/capelin-io/capelin/internal/keylock"
 )
@@ -198,7 +199,7 @@ func (s *records) put(r *record) error {
 // remove forgets a blob's record, durably. Its digest is locked.
 func (s *records) remove(d digest.Digest) error {
 	if err := durable.Remove(s.path(d)); err != nil {
-		return fmt.Errorf("removing the record of %s: %w", d, err)
+		return fmt.Errorf("removing the record of %s: %w", d, diskfull.Classed(err))
 	}
 	return nil
 }

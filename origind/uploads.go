@@ -214,7 +214,7 @@ func (s *uploads) append(ctx context.Context, id string, off int64, r io.Reader)
 	}
 	f, err := disk.OpenFile(u.path(), os.O_WRONLY, 0)
 	if err != nil {
-		return u.size.Load(), fmt.Errorf("upload %s: %w", id, err)
+		return u.size.Load(), fmt.Errorf("upload %s: %w", id, diskfull.Classed(err))
 	}
 	err = s.copy(ctx, u, f, r)
 	if cerr := f.Close(); err == nil {

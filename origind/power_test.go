@@ -1,0 +1,247 @@
+package origind
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	digest "github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/fetcher/file"
+	"github.com/capelin-io/capelin/internal/durable/disk"
+	"github.com/capelin-io/capelin/internal/durable/disktest"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// What is promised of a blob, under its digest.
+const (
+	absent  = "absent"  // nobody has committed it
+	visible = "visible" // whole, with a record, and pinned as long as no backend has it
+	written = "written" // that, and its backend has it
+	deleted = "deleted"
+)
+
+// origins on a disk that crashes: a store and a backend of files, both on it.
+type powered struct {
+	s    *server
+	stop func()
+}
+
+func openPowered(t testing.TB, dir string) (*powered, error) {
+	b, err := file.Open(file.Config{Path: filepath.Join(dir, "backend")})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s, err := openServer(ctx, ctx, testConfig(t, filepath.Join(dir, "origin"), stores{"file": b}), prometheus.NewRegistry())
+	if err != nil {
+		cancel()
+		return nil, errors.Join(err, b.Close())
+	}
+	return &powered{s, func() {
+		cancel()
+		s.tasks.wg.Wait()
+		s.store.Close()
+		b.Close()
+	}}, nil
+}
+
+func (p *powered) push(say func(what, promise string), namespace string, data []byte, dgst digest.Digest) error {
+	ctx := context.Background()
+	id, err := p.s.startUpload(namespace)
+	if err != nil {
+		return err
+	}
+	half := len(data) / 2
+	if _, err := p.s.uploads.append(ctx, id, 0, bytes.NewReader(data[:half])); err != nil {
+		return err
+	}
+	if _, err := p.s.uploads.append(ctx, id, int64(half), bytes.NewReader(data[half:])); err != nil {
+		return err
+	}
+	say(string(dgst), "") // from here on it may be there
+	if err := p.s.commit(ctx, id, dgst); err != nil {
+		return err
+	}
+	say(string(dgst), visible)
+	return nil
+}
+
+var powerData = map[digest.Digest][]byte{}
+
+func powerBlob(alg digest.Algorithm, seed byte) ([]byte, digest.Digest) {
+	data := bytes.Repeat([]byte{seed, 2, 3}, 3000)
+	d := alg.FromBytes(data)
+	powerData[d] = data
+	return data, d
+}
+
+// powerStory pushes blobs, has one written to its backend, and deletes both, while
+// the operation failAt fails.
+func powerStory(t testing.TB, failAt int, fail error) (d *disktest.Disk, err error) {
+	dir := filepath.Join(t.TempDir(), "disk")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p, err := openPowered(t, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.stop()
+	d = disktest.Watch(t, dir)
+	defer d.Stop()
+	d.FailAt(failAt, fail)
+	x, xd := powerBlob(digest.SHA256, 1)
+	y, yd := powerBlob(digest.SHA512, 2)
+	for _, dgst := range []digest.Digest{xd, yd} {
+		d.Say(string(dgst), absent)
+	}
+	ctx := context.Background()
+	if err := p.push(d.Say, "file/app", x, xd); err != nil {
+		return d, err
+	}
+	if err := p.push(d.Say, "kept/app", y, yd); err != nil {
+		return d, err
+	}
+	if err := p.s.queue.work(ctx, xd); err != nil {
+		return d, err
+	}
+	d.Say(string(xd), written)
+	for _, dgst := range []digest.Digest{yd, xd} {
+		d.Say(string(dgst), "")
+		if err := p.s.delete(ctx, origin.Ref{Digest: dgst}); err != nil {
+			return d, err
+		}
+		d.Say(string(dgst), deleted)
+	}
+	return d, nil
+}
+
+// checkPower starts an origin on what a power cut has left, and checks what
+// ORIGIN.md and doc.go promise.
+func checkPower(t testing.TB, dir string, said map[string]string) {
+	p, err := openPowered(t, dir)
+	if err != nil {
+		t.Errorf("starting: %v", err)
+		return
+	}
+	defer p.stop()
+	ctx := context.Background()
+	for s, promise := range said {
+		d := digest.Digest(s)
+		data := powerData[d]
+		id, err := piece.ParseID(s, int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.s.seeder.check(ctx, id) // as at every start
+		_, r, here, err := p.s.blobs.local(d)
+		if err != nil {
+			t.Errorf("%s, %s: %v", d, promise, err)
+			continue
+		}
+		switch promise {
+		case visible, written:
+			if !here {
+				t.Errorf("%s is %s, and not here", d, promise)
+				continue
+			}
+		case absent, deleted:
+			if here {
+				t.Errorf("%s is %s, and here", d, promise)
+			}
+		}
+		if here {
+			checkHere(t, p, id, r, promise)
+		}
+		if err := p.push(func(_, _ string) {}, "kept/again", data, d); err != nil {
+			t.Errorf("pushing %s again: %v", d, err)
+		}
+	}
+	if n, _ := p.s.uploads.count(); n > 1 {
+		t.Errorf("%d uploads are left, of one that was under way", n)
+	}
+}
+
+// checkHere checks a blob that is visible: it is whole, and pinned as long as it
+// must be.
+func checkHere(t testing.TB, p *powered, id piece.ID, r *record, promise string) {
+	d, data := digest.Digest(id.Digest()), powerData[digest.Digest(id.Digest())]
+	b, err := p.s.openLocal(context.Background(), id)
+	if err != nil {
+		t.Errorf("%s: %v", d, err)
+		return
+	}
+	defer b.Close()
+	got := make([]byte, len(data))
+	if _, err := b.ReadAt(got, 0); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%s is not whole: %v", d, err)
+	}
+	if p.s.store.Presence(id) != content.Committed && r.pinned() {
+		t.Errorf("%s is to stay, and may be evicted", d)
+	}
+	if promise == written && r.pending() {
+		t.Errorf("%s was written to its backend, and is to be written again", d)
+	}
+	for _, h := range r.Homes {
+		if h.kept() || !h.Written {
+			continue
+		}
+		back, _ := p.s.homes.Get(h.Backend)
+		rc, _, err := back.Open(context.Background(), h.Key, 0, -1)
+		if err != nil {
+			t.Errorf("the record of %s says that its backend has it: %v", d, err)
+			continue
+		}
+		if got, err := io.ReadAll(rc); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("the backend's %s is not whole: %v", d, err)
+		}
+		rc.Close()
+	}
+}
+
+var powerWays = []disktest.Survival{disktest.Nothing, disktest.Names, disktest.Everything, disktest.Anything(1)}
+
+// The power goes after each operation of pushes, write-back and deletions.
+func TestPowerCut(t *testing.T) {
+	d, err := powerStory(t, -1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := d.Cuts(powerWays, checkPower)
+	t.Logf("%d operations, %d different disks", len(d.Ops())-1, n)
+}
+
+// Each operation fails once. The error says which file, and why; what was
+// acknowledged before is there.
+func TestFailingDisk(t *testing.T) {
+	for n := 0; ; n++ {
+		fail := disktest.Errs[n%len(disktest.Errs)]
+		d, err := powerStory(t, n, fail)
+		failed, ok := d.Failed()
+		if !ok {
+			if err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+		what := fmt.Sprintf("operation %d, %s of %s, fails: ", n, failed.Kind, failed.Path)
+		if err != nil && (!errors.Is(err, fail) || !strings.Contains(err.Error(), failed.Path) && !strings.Contains(err.Error(), filepath.Base(failed.Path))) {
+			t.Errorf("%sthe error names no file, or not why: %v", what, err)
+		}
+		if full := fail != disktest.Errs[0]; full && err != nil && failed.Kind != disk.OpRemove && !errdefs.IsResourceExhausted(err) {
+			t.Errorf("%snot said to be a full disk: %v", what, err)
+		}
+		d.LastCut(powerWays[:1], checkPower)
+	}
+}
