@@ -95,10 +95,9 @@ func (a *agent) status() Status {
 		n, advertise = net.node.Snapshot(), net.advertise
 	}
 	u := a.disk.Usage()
-	_, _, draining := a.fetches.env()
 	st := Status{
 		Version: version.Version(), Node: a.name, Cluster: a.cfg.Cluster, Zone: a.cfg.Zone,
-		Advertise: advertise, Metrics: a.metricsAddr, Shim: a.shimAddr, Started: a.started, Stopping: draining,
+		Advertise: advertise, Metrics: a.metricsAddr, Shim: a.shimAddr, Started: a.started, Stopping: a.fetches.Draining(),
 		Root: a.cfg.Root, Socket: a.cfg.Socket, Authorize: a.cfg.Authorize,
 		Store: StoreStatus{Committed: u.Committed, Cached: u.Cached, CacheBytes: u.CacheBytes},
 		Bytes: BytesStatus{
@@ -115,15 +114,19 @@ func (a *agent) status() Status {
 		})
 	}
 	inFlight := map[string]bool{}
-	for _, f := range a.fetches.status() {
+	for _, f := range a.fetches.Status() {
+		var in swarm.BlobStatus
+		if net := a.network.Load(); net != nil {
+			in, _ = net.node.Status(f.ID)
+		}
 		b := BlobStatus{
 			Digest: f.ID.Digest(), Size: f.ID.Size, Verified: f.Verified, Lease: f.Lease, Verdict: f.Verdict.String(),
-			Peers: f.Swarm.Peers, FromPeers: f.Swarm.BytesIn, FromRegistry: f.Registry, ToPeers: f.Swarm.BytesOut, Since: f.Started,
+			Peers: in.Peers, FromPeers: in.BytesIn, FromRegistry: f.Registry, ToPeers: in.BytesOut, Since: f.Started,
 		}
 		switch {
 		case f.Waiting > 0:
 			b.State = "waiting"
-		case f.Prefetch:
+		case f.Sessions == 0:
 			b.State = "prefetch"
 		default:
 			b.State = "writing"

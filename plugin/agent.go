@@ -22,6 +22,7 @@ import (
 	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/seeding"
+	"github.com/capelin-io/capelin/plugin/fetch"
 	"github.com/capelin-io/capelin/plugin/shim"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
@@ -40,7 +41,7 @@ type agent struct {
 	identity      *identity.Source // nil: none
 
 	disk    *disk
-	fetches *fetches
+	fetches *fetch.Fetches
 	images  *images
 	seeder  *seeding.Seeder
 	network atomic.Pointer[network] // nil until it is up
@@ -110,21 +111,23 @@ func (a *agent) open(ctx context.Context, d *daemon.Daemon) (err error) {
 // assemble makes what answers containerd and the shim's clients.
 func (a *agent) assemble(ctx context.Context, d *daemon.Daemon) (err error) {
 	cfg, store := &a.cfg, a.disk.Store
-	a.fetches = newFetches(d.Work, fetchConfig{
-		AuthorizeBlob: cfg.Authorize == "blob",
-		Find:          cfg.Wait.Find.D(), Stall: cfg.Wait.Stall.D(), Prefetch: cfg.Wait.Prefetch.D(),
-		MaxPrefetch: 32,
-		OnAnswer:    a.metrics.answered,
-		OnRegistry:  func(n int) { a.registryBytes.Add(int64(n)) },
-		Keep:        func(id piece.ID) { a.seeder.Keep(id) },
+	a.fetches = fetch.New(fetch.Config{
+		Rules: fetch.Rules{
+			AuthorizeBlob: cfg.Authorize == "blob",
+			Find:          cfg.Wait.Find.D(), Stall: cfg.Wait.Stall.D(), Prefetch: cfg.Wait.Prefetch.D(),
+			MaxPrefetch: 32,
+		},
+		OnAnswer:   a.metrics.answered,
+		OnRegistry: func(n int) { a.registryBytes.Add(int64(n)) },
+		Keep:       func(id piece.ID) { a.seeder.Keep(id) },
 	}, a.disk)
-	a.seeder = newSeeder(a.disk, func(id piece.ID) bool { return a.fetches.lookup(id) != nil }, a.announcer)
+	a.seeder = newSeeder(a.disk, a.fetches.Has, a.announcer)
 	a.images = newImages(a.fetches, store)
 	var visible ctrdcontent.Store = store
 	if cfg.Authorize == "blob" {
 		visible = hidingStore{store, a.disk.hidden}
 	}
-	svc := newService(visible, a.fetches, a.images)
+	svc := newService(visible, a.disk, a.fetches, a.images)
 	svc.called = a.metrics.called
 	a.sessions = svc.sessions
 	a.metrics.watch(a)
@@ -135,7 +138,7 @@ func (a *agent) assemble(ctx context.Context, d *daemon.Daemon) (err error) {
 			mc.CA = cfg.Identity.CA
 		}
 		mc.OnRelayed = func(n int) { a.registryBytes.Add(int64(n)) }
-		if a.mirror, err = shim.NewMirror(mc, shimBlobs{a.fetches}); err != nil {
+		if a.mirror, err = shim.NewMirror(mc, shimBlobs{a.fetches, a.disk}); err != nil {
 			return fmt.Errorf("registry shim: %w", err)
 		}
 		d.Metrics.MustRegister(a.mirror)
@@ -161,10 +164,11 @@ func (a *agent) parts(ctx context.Context) daemon.Parts {
 	p := daemon.Parts{
 		Servers: []daemon.Part{daemon.GRPC("content service", a.listeners.content, a.grpc, patience, func() {
 			a.health.Shutdown()
-			a.fetches.drain()
+			a.fetches.Drain()
 		})},
 		Work: []daemon.Part{
 			{Name: "content directory", Run: a.disk.Run},
+			{Name: "fetches", Run: a.fetches.Run},
 			{Name: "network", Run: a.runNetwork},
 			{Name: "learning", Run: func(ctx context.Context) error { a.images.run(ctx, a.sessions.ids); return nil }},
 			{Name: "watchdog", Run: func(ctx context.Context) error { watchdog(ctx); return nil }},
@@ -192,9 +196,6 @@ func (a *agent) parts(ctx context.Context) daemon.Parts {
 
 // close closes what there is, when nothing runs any more.
 func (a *agent) close() error {
-	if a.fetches != nil {
-		a.fetches.wait()
-	}
 	if a.mirror != nil {
 		a.mirror.Close()
 	}
@@ -220,12 +221,11 @@ func (a *agent) runNetwork(ctx context.Context) error {
 		return err
 	}
 	n.node.SetLimits(int64(cfg.Limits.Upload), int64(cfg.Limits.Download))
-	var find finder // nil, not a nil *trackers
+	var find fetch.Finder // nil, not a nil pointer
 	if len(cfg.Trackers) > 0 {
 		n.trackers = newTrackers(a, n.node, seeding.Trackers(ctx, cfg.Trackers, nc, a.identity))
-		find = n.trackers
+		find = n.trackers.client
 	}
-	peers := swarmPeers{n.node}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if err := n.node.Run(gctx); err != nil {
@@ -238,7 +238,7 @@ func (a *agent) runNetwork(ctx context.Context) error {
 		g.Go(func() error { n.trackers.commands.run(gctx); return nil })
 	}
 	a.network.Store(n)
-	a.fetches.connect(peers, find)
+	a.fetches.Connect(n.node, find)
 	log.G(ctx).WithFields(log.Fields{"listen": l.Addr().String(), "advertise": n.advertise}).Info("swarm is up")
 	g.Go(func() error { a.seeder.Run(gctx, n.node); return nil })
 	g.Go(func() error { a.relimit(gctx, n.node); return nil })
@@ -253,7 +253,7 @@ func (a *agent) PiecesAdded(id piece.ID, from, to int, states []byte) {
 }
 
 func (a *agent) BlobAdded(id piece.ID) {
-	a.fetches.whole(id)
+	a.fetches.Changed(id)
 	a.seeder.Added(id)
 }
 
@@ -288,18 +288,6 @@ func (a *agent) relimit(ctx context.Context, node *swarm.Node) {
 			return
 		}
 	}
-}
-
-// swarmPeers is a swarm.Node as fetches use it.
-type swarmPeers struct{ *swarm.Node }
-
-func (p swarmPeers) Join(ctx context.Context, id piece.ID, as joinAs, onDone func(error)) error {
-	if err := p.Node.Join(ctx, id, swarm.JoinOptions{Want: as.want, Priority: as.priority}); err != nil {
-		return err
-	}
-	done := p.Node.Done(id)
-	go func() { onDone(<-done) }() // ends with the blob's part in the swarm, or with the node
-	return nil
 }
 
 // notify tells systemd, if it is there.

@@ -30,6 +30,7 @@ import (
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/plugin/fetch/fetchtest"
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/trackerd"
 )
@@ -187,7 +188,7 @@ func TestAgents(t *testing.T) {
 		agents = append(agents, start(t, cfg))
 	}
 	ctx := namespaces.WithNamespace(t.Context(), "ns")
-	id, data := testBlob(t, 33<<16+1, 50)
+	id, data := fetchtest.Random(t, 33<<16+1, 50)
 	r := &registry{blobs: map[string][]byte{id.Digest(): data}}
 	if err := remotes.Fetch(ctx, agents[0].db(t).ContentStore(), r, layer(id)); err != nil {
 		t.Fatal(err)
@@ -208,7 +209,7 @@ func TestAgents(t *testing.T) {
 	agents[0].until(t, func(st Status) bool { return st.Bytes.FromRegistry == id.Size && st.Bytes.ToPeers >= id.Size })
 
 	// All at once, and nobody has it: it is downloaded once.
-	id2, data2 := testBlob(t, 40<<16, 51)
+	id2, data2 := fetchtest.Random(t, 40<<16, 51)
 	r = &registry{blobs: map[string][]byte{id2.Digest(): data2}}
 	var wg sync.WaitGroup
 	for _, a := range agents {
@@ -253,7 +254,7 @@ func fetchAnnounced(t *testing.T, ctx context.Context, a *testAgent, id piece.ID
 func TestAgentSeedsOldBlobs(t *testing.T) {
 	t.Parallel()
 	tracker := startTracker(t)
-	id, data := testBlob(t, 21<<16+9, 52)
+	id, data := fetchtest.Random(t, 21<<16+9, 52)
 	cfg := testConfig(t)
 	cfg.Trackers = []string{tracker}
 	dir := filepath.Join(cfg.Root, "blobs", "sha256")
@@ -281,7 +282,7 @@ func TestAgentStops(t *testing.T) {
 	cfg.Trackers, cfg2.Trackers = []string{tracker}, []string{tracker}
 	cfg2.Wait.Stall = config.Duration(time.Hour)
 	a, b := start(t, cfg), start(t, cfg2)
-	id, data := testBlob(t, 10<<16, 53)
+	id, data := fetchtest.Random(t, 10<<16, 53)
 	ctx := namespaces.WithNamespace(t.Context(), "ns")
 	slow := &slowFetcher{data: data, started: make(chan struct{}), release: make(chan struct{})}
 	errs := make(chan error, 2)
@@ -370,7 +371,7 @@ func TestAgentHTTP(t *testing.T) {
 	cfg.Relimit = relimit
 	a := start(t, cfg)
 	relimit <- LimitsConfig{Upload: 1 << 20}
-	id, data := testBlob(t, 3<<16, 54)
+	id, data := fetchtest.Random(t, 3<<16, 54)
 	ctx := namespaces.WithNamespace(t.Context(), "ns")
 	if err := remotes.Fetch(ctx, a.db(t).ContentStore(), &registry{blobs: map[string][]byte{id.Digest(): data}}, layer(id)); err != nil {
 		t.Fatal(err)

@@ -17,12 +17,13 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 
+	"github.com/capelin-io/capelin/plugin/fetch/fetchtest"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
-// BenchmarkLockedCalls measures what containerd calls under its locks (DESIGN
-// 6.3) while the swarm delivers as fast as it can: the 99th percentile of each
-// call, in milliseconds, through the socket.
+// BenchmarkLockedCalls measures what containerd calls under its locks while the swarm
+// delivers as fast as it can: the 99th percentile of each call, in milliseconds, through
+// the socket.
 func BenchmarkLockedCalls(b *testing.B) {
 	s := newServer(b, serverOptions{})
 	ctx, cancel := context.WithCancel(b.Context())
@@ -31,7 +32,7 @@ func BenchmarkLockedCalls(b *testing.B) {
 	var bytes int64
 	for w := range 2 { // pieces are verified and written
 		wg.Go(func() {
-			id, data := testBlob(b, 32<<20, byte(w))
+			id, data := fetchtest.Random(b, 32<<20, byte(w))
 			for ctx.Err() == nil {
 				if err := s.swarm.deliver(id, &scripted{data: data, pieces: id.Pieces()}); err != nil {
 					b.Error(err)
@@ -61,7 +62,7 @@ func BenchmarkLockedCalls(b *testing.B) {
 	i := 0
 	for b.Loop() {
 		i++
-		id, data := testBlob(b, 1000+i%50_000, byte(i>>16))
+		id, data := fetchtest.Random(b, 1000+i%50_000, byte(i>>16))
 		ref := fmt.Sprintf("ns/%d/layer-%s", i, id.Digest())
 		sctx, end := context.WithCancel(ctx)
 		w, err := c.Write(sctx)
@@ -107,7 +108,7 @@ func BenchmarkLockedCalls(b *testing.B) {
 // store on a socket of the same kind.
 func BenchmarkRead(b *testing.B) {
 	s := newServer(b, serverOptions{})
-	id, data := testBlob(b, 16<<20, 1)
+	id, data := fetchtest.Random(b, 16<<20, 1)
 	if err := s.put(b, id, data); err != nil {
 		b.Fatal(err)
 	}

@@ -10,24 +10,28 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/plugin/fetch"
 	"github.com/capelin-io/capelin/plugin/shim"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
 // shimBlobs gives the registry shim what is on disk and what the swarm delivers.
-type shimBlobs struct{ *fetches }
+type shimBlobs struct {
+	*fetch.Fetches
+	blobs fetch.Blobs
+}
 
 var _ shim.Blobs = shimBlobs{}
 
 // Open implements shim.Blobs.
 func (fs shimBlobs) Open(ctx context.Context, id piece.ID, upstream shim.Upstream) (io.ReadSeekCloser, error) {
-	f := fs.acquire(id)
-	b, err := f.open(ctx)
+	s := fs.Fetches.Open(id, true)
+	b, err := s.Blob(ctx)
 	if err != nil {
-		f.release()
+		s.Close()
 		return nil, err
 	}
-	r := &blobReader{fetch: f, blob: b, whole: fs.blobs.Whole(id), upstream: upstream, ended: make(chan struct{})}
+	r := &blobReader{fetch: s, from: fs, blob: b, whole: fs.blobs.Whole(id), upstream: upstream, ended: make(chan struct{})}
 	r.ctx, r.cancel = context.WithCancelCause(ctx)
 	return r, nil
 }
@@ -41,12 +45,13 @@ func (fs shimBlobs) Open(ctx context.Context, id piece.ID, upstream shim.Upstrea
 // A verified piece may still turn out to be false as long as the sums are not
 // proven: whoever reads checks the digest.
 type blobReader struct {
-	fetch    *fetch
+	fetch    *fetch.Session
+	from     shimBlobs
 	upstream shim.Upstream
 	ctx      context.Context // until Close
 	cancel   context.CancelCauseFunc
 
-	blob  blob
+	blob  fetch.Blob
 	whole bool  // it was all here, and known to be right, from the beginning
 	own   bool  // blob is a handle of this reader's, not the fetch's
 	pos   int64 // of the next byte
@@ -84,10 +89,10 @@ func (r *blobReader) Seek(off int64, whence int) (int64, error) {
 	case io.SeekCurrent:
 		off += r.pos
 	case io.SeekEnd:
-		off += r.fetch.id.Size
+		off += r.fetch.ID().Size
 	}
-	if off < 0 || off > r.fetch.id.Size {
-		return 0, fmt.Errorf("offset %d of %s: %w", off, r.fetch.id, errdefs.ErrOutOfRange)
+	if off < 0 || off > r.fetch.ID().Size {
+		return 0, fmt.Errorf("offset %d of %s: %w", off, r.fetch.ID(), errdefs.ErrOutOfRange)
 	}
 	if off != r.pos {
 		r.closeDirect()
@@ -98,7 +103,7 @@ func (r *blobReader) Seek(off int64, whence int) (int64, error) {
 
 // Read implements io.Reader.
 func (r *blobReader) Read(p []byte) (int, error) {
-	if r.pos >= r.fetch.id.Size {
+	if r.pos >= r.fetch.ID().Size {
 		return 0, io.EOF
 	}
 	if len(p) == 0 {
@@ -118,7 +123,7 @@ func (r *blobReader) Read(p []byte) (int, error) {
 				}
 				continue
 			case r.err == nil:
-				return 0, fmt.Errorf("reading %s at %d: %w", r.fetch.id, r.pos, content.ErrIncomplete)
+				return 0, fmt.Errorf("reading %s at %d: %w", r.fetch.ID(), r.pos, content.ErrIncomplete)
 			case errors.Is(r.err, errElsewhere):
 				return r.readDirect(p)
 			}
@@ -140,7 +145,7 @@ func (r *blobReader) Read(p []byte) (int, error) {
 
 // readHere reads what is on disk at pos; 0 if the byte there is not.
 func (r *blobReader) readHere(p []byte) (int, error) {
-	id := r.fetch.id
+	id := r.fetch.ID()
 	if r.until <= r.pos {
 		have, i := r.blob.Have(), int(r.pos/id.Length())
 		switch next := have.NextClear(i); {
@@ -166,7 +171,7 @@ func (r *blobReader) readHere(p []byte) (int, error) {
 
 // reopen takes a handle of the whole blob.
 func (r *blobReader) reopen() error {
-	b, err := r.fetch.fs.blobs.OpenBlob(r.ctx, r.fetch.id)
+	b, err := r.from.blobs.OpenBlob(r.ctx, r.fetch.ID())
 	if err == nil {
 		r.blob, r.own, r.until = b, true, 0
 	}
@@ -181,9 +186,9 @@ func (r *blobReader) readDirect(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	n, err := io.ReadAtLeast(r.direct, p[:min(int64(len(p)), r.fetch.id.Size-r.pos)], 1)
+	n, err := io.ReadAtLeast(r.direct, p[:min(int64(len(p)), r.fetch.ID().Size-r.pos)], 1)
 	r.pos += int64(n)
-	r.fetch.fs.cfg.OnRegistry(n)
+	r.from.Config().OnRegistry(n)
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
@@ -213,7 +218,7 @@ func (r *blobReader) Close() error {
 	if r.own {
 		err = r.blob.Close()
 	}
-	r.fetch.release()
+	r.fetch.Close()
 	return err
 }
 
@@ -221,41 +226,38 @@ func (r *blobReader) Close() error {
 // to. from is where it is read.
 func (r *blobReader) obtain(from int64) {
 	defer close(r.ended)
-	fs, id := r.fetch.fs, r.fetch.id
+	id := r.fetch.ID()
 	var best int64 // from where it was downloaded last
 	for failures, disproved := 0, 0; ; {
-		a, err := r.fetch.await(r.ctx, true)
+		a, err := r.fetch.Wait(r.ctx)
 		switch {
 		case err != nil:
 			r.err = err
 			return
-		case a.offset == id.Size:
+		case a.Offset == id.Size:
 			return
-		case from > a.offset+maxAhead:
-			r.fetch.endWriting(a.lease, false, errClosed)
+		case from > a.Offset+maxAhead:
+			r.fetch.End(errClosed)
 			r.err = errElsewhere
 			return
 		}
-		if a.offset > best {
-			best, failures = a.offset, 0
+		if a.Offset > best {
+			best, failures = a.Offset, 0
 		}
-		n, err := r.download(a.offset)
-		r.fetch.endWriting(a.lease, n > 0, err)
+		n, err := r.download(a.Offset)
+		r.fetch.End(err)
 		again := errdefs.IsUnavailable(err)
 		switch {
 		case err == nil:
-			fs.distrusted.Remove(id)
-			fs.noRange.Remove(id)
 			return
 		case errors.Is(err, piece.ErrMismatch):
 			// If the registry's bytes were right but for the digest at the end, they are
 			// false; else those that were here may be. From now on the registry's alone
 			// count; what contradicts them is dropped, which takes two more tries at most.
-			fs.distrusted.Add(id, struct{}{})
 			disproved++
-			again = disproved <= 2 && (a.offset > 0 || n < id.Offset(id.Pieces()-1))
+			again = disproved <= 2 && (a.Offset > 0 || n < id.Offset(id.Pieces()-1))
 		case isFull(err):
-			r.fetch.fail(err)
+			r.fetch.Fail(err)
 		}
 		if failures++; failures >= maxFailures || r.ctx.Err() != nil || !again {
 			r.err = err
@@ -271,7 +273,7 @@ func (r *blobReader) obtain(from int64) {
 // download appends what the registry has from off on to the blob, and returns how
 // many bytes it brought. What is worth another try is errdefs.ErrUnavailable.
 func (r *blobReader) download(off int64) (n int64, err error) {
-	id := r.fetch.id
+	id := r.fetch.ID()
 	defer func() {
 		if err != nil && r.ctx.Err() != nil {
 			err = context.Cause(r.ctx)
@@ -296,7 +298,7 @@ func (r *blobReader) download(off int64) (n int64, err error) {
 		if got > 0 {
 			wrote, err := app.Write(buf[:got])
 			if n += int64(wrote); wrote > 0 {
-				r.fetch.wrote(wrote, off+n)
+				r.fetch.Wrote(wrote, off+n)
 			}
 			if err != nil {
 				return n, err

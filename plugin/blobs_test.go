@@ -17,6 +17,9 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/plugin/fetch"
+	"github.com/capelin-io/capelin/plugin/fetch/fetchtest"
 	"github.com/capelin-io/capelin/plugin/shim"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -56,16 +59,16 @@ func (s *slowly) Read(p []byte) (int, error) {
 	return s.Reader.Read(p[:min(len(p), 64<<10)])
 }
 
-func (w *world) openBlob(up shim.Upstream) io.ReadSeekCloser {
+func openBlob(w *fetchtest.World, up shim.Upstream) io.ReadSeekCloser {
 	w.Helper()
-	r, err := shimBlobs{w.fs}.Open(w.Context(), w.id, up)
+	r, err := shimBlobs{w.Fetches, w.Blobs}.Open(w.Context(), w.ID, up)
 	if err != nil {
 		w.Fatal(err)
 	}
 	return r
 }
 
-func (w *world) wantAsked(u *shimRegistry, want ...int64) {
+func wantAsked(w *fetchtest.World, u *shimRegistry, want ...int64) {
 	w.Helper()
 	if !slices.Equal(u.asked, want) {
 		w.Errorf("the registry was read from %d on, want %d", u.asked, want)
@@ -73,15 +76,15 @@ func (w *world) wantAsked(u *shimRegistry, want ...int64) {
 }
 
 // wantAll reads r to its end.
-func (w *world) wantAll(r io.Reader) {
+func wantAll(w *fetchtest.World, r io.Reader) {
 	w.Helper()
 	got, err := io.ReadAll(r)
-	if err != nil || !bytes.Equal(got, w.data) {
-		w.Errorf("read %d bytes (%v), not the blob's %d", len(got), err, len(w.data))
+	if err != nil || !bytes.Equal(got, w.Data) {
+		w.Errorf("read %d bytes (%v), not the blob's %d", len(got), err, len(w.Data))
 	}
 }
 
-func (w *world) pieces(from, to int) (all []int) {
+func pieces(from, to int) (all []int) {
 	for i := from; i < to; i++ {
 		all = append(all, i)
 	}
@@ -89,21 +92,21 @@ func (w *world) pieces(from, to int) (all []int) {
 }
 
 func TestShimBlobHere(t *testing.T) {
-	bubble(t, func(c *fetchConfig) { c.AuthorizeBlob = true }, func(w *world) {
-		w.blobs.deliver(w.id, w.data, w.pieces(0, w.id.Pieces())...)
-		u := &shimRegistry{data: w.data}
-		r := w.openBlob(u.open)
-		w.wantAll(r)
-		for _, tt := range []struct{ from, n int64 }{{0, 1}, {65535, 2}, {w.id.Size - 1, 1}, {w.id.Size, 0}, {70000, 100000}} {
+	fetchtest.Bubble(t, func(c *fetch.Config) { c.AuthorizeBlob = true }, func(w *fetchtest.World) {
+		w.Blobs.Deliver(w.ID, w.Data, pieces(0, w.ID.Pieces())...)
+		u := &shimRegistry{data: w.Data}
+		r := openBlob(w, u.open)
+		wantAll(w, r)
+		for _, tt := range []struct{ from, n int64 }{{0, 1}, {65535, 2}, {w.ID.Size - 1, 1}, {w.ID.Size, 0}, {70000, 100000}} {
 			if _, err := r.Seek(tt.from, io.SeekStart); err != nil {
 				w.Fatal(err)
 			}
 			got, err := io.ReadAll(io.LimitReader(r, tt.n))
-			if err != nil || !bytes.Equal(got, w.data[tt.from:tt.from+tt.n]) {
+			if err != nil || !bytes.Equal(got, w.Data[tt.from:tt.from+tt.n]) {
 				w.Errorf("%d bytes from %d: %d (%v)", tt.n, tt.from, len(got), err)
 			}
 		}
-		for _, off := range []int64{-1, w.id.Size + 1} {
+		for _, off := range []int64{-1, w.ID.Size + 1} {
 			if _, err := r.Seek(off, io.SeekStart); err == nil {
 				w.Errorf("seeking to %d was no error", off)
 			}
@@ -111,54 +114,54 @@ func TestShimBlobHere(t *testing.T) {
 		if err := errors.Join(r.Close(), r.Close()); err != nil {
 			w.Error(err)
 		}
-		w.wantAsked(u)
-		w.wantEvents()
+		wantAsked(w, u)
+		w.WantEvents()
 	})
 }
 
 // Bytes are read as soon as their pieces are here, in whatever order these come.
 func TestShimBlobStreams(t *testing.T) {
-	bubble(t, func(c *fetchConfig) { c.AuthorizeBlob = true }, func(w *world) {
-		w.finder.answers[w.id] = verdictSources
-		u := &shimRegistry{data: w.data}
-		r := w.openBlob(u.open)
+	fetchtest.Bubble(t, func(c *fetch.Config) { c.AuthorizeBlob = true }, func(w *fetchtest.World) {
+		w.Finder.Answer(w.ID, tracker.Sources)
+		u := &shimRegistry{data: w.Data}
+		r := openBlob(w, u.open)
 		defer r.Close()
 		go func() {
 			for _, i := range []int{3, 0, 2, 1} {
 				time.Sleep(time.Second)
-				w.blobs.deliver(w.id, w.data, i)
+				w.Blobs.Deliver(w.ID, w.Data, i)
 			}
 			time.Sleep(time.Second)
-			w.blobs.deliver(w.id, w.data, w.pieces(4, w.id.Pieces())...)
+			w.Blobs.Deliver(w.ID, w.Data, pieces(4, w.ID.Pieces())...)
 		}()
-		l := w.id.Length()
-		buf := make([]byte, w.id.Size)
+		l := w.ID.Length()
+		buf := make([]byte, w.ID.Size)
 		for _, want := range []struct {
 			n     int64
 			after time.Duration
-		}{{l, 2 * time.Second}, {3 * l, 4 * time.Second}, {w.id.Size - 4*l, 5 * time.Second}} {
+		}{{l, 2 * time.Second}, {3 * l, 4 * time.Second}, {w.ID.Size - 4*l, 5 * time.Second}} {
 			n, err := r.Read(buf)
-			if after := time.Since(w.start); int64(n) != want.n || err != nil || after != want.after {
+			if after := time.Since(w.Start); int64(n) != want.n || err != nil || after != want.after {
 				w.Errorf("%d bytes (%v) after %v, want %d after %v", n, err, after, want.n, want.after)
 			}
 		}
 		if _, err := r.Read(buf); err != io.EOF {
 			w.Errorf("at the end: %v", err)
 		}
-		w.wantAsked(u)
+		wantAsked(w, u)
 	})
 }
 
 // What nobody has is downloaded once, however many read it, and told to the trackers.
 func TestShimBlobLease(t *testing.T) {
-	bubble(t, nil, func(w *world) {
-		w.finder.answers[w.id] = verdictLease
-		u := &shimRegistry{data: w.data, slow: time.Second}
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		w.Finder.Answer(w.ID, tracker.Lease)
+		u := &shimRegistry{data: w.Data, slow: time.Second}
 		done := make(chan struct{})
 		for range 3 {
 			go func() {
-				r := w.openBlob(u.open)
-				w.wantAll(r)
+				r := openBlob(w, u.open)
+				wantAll(w, r)
 				r.Close()
 				done <- struct{}{}
 			}()
@@ -166,11 +169,12 @@ func TestShimBlobLease(t *testing.T) {
 		for range 3 {
 			<-done
 		}
-		w.wantAsked(u, 0)
-		if ev := w.finder.events(); !slices.Contains(ev, "done true") {
+		wantAsked(w, u, 0)
+		synctest.Wait()
+		if ev := w.Finder.Events(); !slices.Contains(ev, "done true") {
 			w.Errorf("the trackers heard %v, not of the end of the lease", ev)
 		}
-		if !w.blobs.Whole(w.id) || w.blobs.Committed(w.id) {
+		if !w.Blobs.Whole(w.ID) || w.Blobs.Committed(w.ID) {
 			w.Error("the blob is not just in the cache")
 		}
 	})
@@ -178,10 +182,10 @@ func TestShimBlobLease(t *testing.T) {
 
 // A client that goes away ends its download; another one goes on with it.
 func TestShimBlobClientGone(t *testing.T) {
-	bubble(t, nil, func(w *world) {
-		w.finder.answers[w.id] = verdictLease
-		u := &shimRegistry{data: w.data, slow: time.Second}
-		first, second := w.openBlob(u.open), w.openBlob(u.open)
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		w.Finder.Answer(w.ID, tracker.Lease)
+		u := &shimRegistry{data: w.Data, slow: time.Second}
+		first, second := openBlob(w, u.open), openBlob(w, u.open)
 		if _, err := first.Read(make([]byte, 10)); err != nil {
 			w.Error(err)
 		}
@@ -189,30 +193,30 @@ func TestShimBlobClientGone(t *testing.T) {
 			time.Sleep(2500 * time.Millisecond)
 			first.Close()
 		}()
-		w.wantAll(second)
+		wantAll(w, second)
 		second.Close()
-		w.wantAsked(u, 0, 4<<16)
+		wantAsked(w, u, 0, 4<<16)
 	})
 }
 
 func TestShimBlobRegistryDies(t *testing.T) {
-	bubble(t, nil, func(w *world) {
-		w.finder.answers[w.id] = verdictNobody
-		u := &shimRegistry{data: w.data, dies: 4<<16 + 100}
-		r := w.openBlob(u.open)
-		w.wantAll(r)
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		w.Finder.Answer(w.ID, tracker.Nobody)
+		u := &shimRegistry{data: w.Data, dies: 4<<16 + 100}
+		r := openBlob(w, u.open)
+		wantAll(w, r)
 		r.Close()
-		w.wantAsked(u, 0, 4<<16, 8<<16)
+		wantAsked(w, u, 0, 4<<16, 8<<16)
 	})
-	bubble(t, nil, func(w *world) {
-		w.finder.answers[w.id] = verdictNobody
-		u := &shimRegistry{data: w.data, dies: 1000} // never a whole piece
-		r := w.openBlob(u.open)
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		w.Finder.Answer(w.ID, tracker.Nobody)
+		u := &shimRegistry{data: w.Data, dies: 1000} // never a whole piece
+		r := openBlob(w, u.open)
 		if n, err := r.Read(make([]byte, 10)); n != 0 || err == nil {
 			w.Errorf("%d bytes, %v", n, err)
 		}
 		r.Close()
-		w.wantAsked(u, 0, 0, 0)
+		wantAsked(w, u, 0, 0, 0)
 	})
 	for name, tt := range map[string]struct {
 		err   error
@@ -222,10 +226,10 @@ func TestShimBlobRegistryDies(t *testing.T) {
 		"refuses":     {fmt.Errorf("status 403: %w", errdefs.ErrPermissionDenied), 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, nil, func(w *world) {
-				w.finder.answers[w.id] = verdictLease
+			fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+				w.Finder.Answer(w.ID, tracker.Lease)
 				u := &shimRegistry{err: tt.err}
-				r := w.openBlob(u.open)
+				r := openBlob(w, u.open)
 				if n, err := r.Read(make([]byte, 10)); n != 0 || !errors.Is(err, tt.err) {
 					w.Errorf("%d bytes, %v", n, err)
 				}
@@ -234,7 +238,7 @@ func TestShimBlobRegistryDies(t *testing.T) {
 					w.Errorf("the registry was asked %d times, want %d", len(u.asked), tt.tries)
 				}
 				synctest.Wait()
-				if n := w.fs.count(); n != 0 {
+				if n := w.Fetches.Len(); n != 0 {
 					w.Errorf("%d fetches are left", n)
 				}
 			})
@@ -245,41 +249,41 @@ func TestShimBlobRegistryDies(t *testing.T) {
 // What the swarm delivered and the registry contradicts is replaced; a registry whose
 // own bytes make another digest is believed no more than once.
 func TestShimBlobMismatch(t *testing.T) {
-	bubble(t, nil, func(w *world) {
-		w.finder.answers[w.id] = verdictNobody
-		w.blobs.deliver(w.id, make([]byte, w.id.Size), 0, 1)
-		u := &shimRegistry{data: w.data}
-		r := w.openBlob(u.open)
-		if got, err := io.ReadAll(r); err != nil || bytes.Equal(got, w.data) {
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		w.Finder.Answer(w.ID, tracker.Nobody)
+		w.Blobs.Deliver(w.ID, make([]byte, w.ID.Size), 0, 1)
+		u := &shimRegistry{data: w.Data}
+		r := openBlob(w, u.open)
+		if got, err := io.ReadAll(r); err != nil || bytes.Equal(got, w.Data) {
 			w.Errorf("bytes that had been read were taken back: %v", err)
 		}
 		r.Close()
-		r = w.openBlob(u.open)
-		w.wantAll(r)
+		r = openBlob(w, u.open)
+		wantAll(w, r)
 		r.Close()
-		w.wantAsked(u, 2<<16, 0)
+		wantAsked(w, u, 2<<16, 0)
 	})
-	bubble(t, nil, func(w *world) {
-		w.finder.answers[w.id] = verdictNobody
-		u := &shimRegistry{data: make([]byte, w.id.Size), slow: time.Second}
-		r := w.openBlob(u.open)
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		w.Finder.Answer(w.ID, tracker.Nobody)
+		u := &shimRegistry{data: make([]byte, w.ID.Size), slow: time.Second}
+		r := openBlob(w, u.open)
 		if _, err := io.ReadAll(r); !errors.Is(err, piece.ErrMismatch) {
 			w.Errorf("error %v", err)
 		}
 		r.Close()
-		w.wantAsked(u, 0)
+		wantAsked(w, u, 0)
 	})
 }
 
 // The same with a real store, and sums that are as false as the bytes.
 func TestShimBlobLies(t *testing.T) {
 	s := newServer(t, serverOptions{})
-	id, data := testBlob(t, 21<<16+3, 40)
+	id, data := fetchtest.Random(t, 21<<16+3, 40)
 	lies := slices.Clone(data)
 	lies[5<<16+7] ^= 1
 	s.swarm.has(id, lies, 10, nil)
 	for i := range 2 {
-		r, err := shimBlobs{s.fs}.Open(t.Context(), id, (&shimRegistry{data: data}).open)
+		r, err := shimBlobs{s.fs, &disk{s.store}}.Open(t.Context(), id, (&shimRegistry{data: data}).open)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -299,11 +303,11 @@ func TestShimBlobLies(t *testing.T) {
 // A reader that waits is served when the blob comes by another way.
 func TestShimBlobImported(t *testing.T) {
 	s := newServer(t, serverOptions{})
-	id, data := testBlob(t, 5<<16+3, 41)
+	id, data := fetchtest.Random(t, 5<<16+3, 41)
 	hold := make(chan struct{})
 	s.swarm.has(id, data, -1, hold)
 	defer close(hold)
-	r, err := shimBlobs{s.fs}.Open(t.Context(), id, (&shimRegistry{err: errors.New("not needed")}).open)
+	r, err := shimBlobs{s.fs, &disk{s.store}}.Open(t.Context(), id, (&shimRegistry{err: errors.New("not needed")}).open)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -332,16 +336,16 @@ func TestShimBlobImported(t *testing.T) {
 
 // A disk that is full fails the reading; what was downloaded is dropped.
 func TestShimBlobDiskFull(t *testing.T) {
-	bubble(t, nil, func(w *world) {
-		w.finder.answers[w.id] = verdictNobody
-		w.blobs.state(w.id).writeErr = errFull
-		r := w.openBlob((&shimRegistry{data: w.data}).open)
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		w.Finder.Answer(w.ID, tracker.Nobody)
+		w.Blobs.Set(w.ID, func(st *fetchtest.State) { st.WriteErr = fetchtest.ErrFull })
+		r := openBlob(w, (&shimRegistry{data: w.Data}).open)
 		if _, err := r.Read(make([]byte, 1)); !errdefs.IsResourceExhausted(err) {
 			w.Errorf("error %v", err)
 		}
 		r.Close()
 		synctest.Wait()
-		if w.blobs.get(w.id).dropped == 0 {
+		if w.Blobs.Get(w.ID).Dropped == 0 {
 			w.Error("nothing was dropped")
 		}
 	})
@@ -350,40 +354,41 @@ func TestShimBlobDiskFull(t *testing.T) {
 // A few bytes far behind what is here are the registry's, without a download of
 // all that is before them.
 func TestShimBlobFarRange(t *testing.T) {
-	bubble(t, nil, func(w *world) {
-		w.id, w.data = testBlob(t, maxAhead+10<<16, 7)
-		w.finder.answers[w.id] = verdictLease
-		u := &shimRegistry{data: w.data}
-		r := w.openBlob(u.open)
-		at := w.id.Size - 70000
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		w.ID, w.Data = fetchtest.Random(t, maxAhead+10<<16, 7)
+		w.Finder.Answer(w.ID, tracker.Lease)
+		u := &shimRegistry{data: w.Data}
+		r := openBlob(w, u.open)
+		at := w.ID.Size - 70000
 		if _, err := r.Seek(at, io.SeekStart); err != nil {
 			w.Fatal(err)
 		}
 		got, err := io.ReadAll(r)
-		if err != nil || !bytes.Equal(got, w.data[at:]) {
+		if err != nil || !bytes.Equal(got, w.Data[at:]) {
 			w.Errorf("%d bytes, %v", len(got), err)
 		}
 		r.Close()
-		w.wantAsked(u, at)
-		if ev := w.finder.events(); !slices.Contains(ev, "done false") {
+		wantAsked(w, u, at)
+		synctest.Wait()
+		if ev := w.Finder.Events(); !slices.Contains(ev, "done false") {
 			w.Errorf("the trackers heard %v, not that the lease is free", ev)
 		}
 	})
 }
 
 func TestShimBlobEnds(t *testing.T) {
-	for name, end := range map[string]func(w *world, cancel func(), r io.Closer){
-		"the client goes":  func(_ *world, cancel func(), _ io.Closer) { cancel() },
-		"the agent stops":  func(w *world, _ func(), _ io.Closer) { w.cancel() },
-		"the agent drains": func(w *world, _ func(), _ io.Closer) { w.fs.drain() },
+	for name, end := range map[string]func(w *fetchtest.World, cancel func(), r io.Closer){
+		"the client goes":  func(_ *fetchtest.World, cancel func(), _ io.Closer) { cancel() },
+		"the agent stops":  func(w *fetchtest.World, _ func(), _ io.Closer) { w.Stop() },
+		"the agent drains": func(w *fetchtest.World, _ func(), _ io.Closer) { w.Fetches.Drain() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, nil, func(w *world) {
-				w.finder.answers[w.id] = verdictSources
+			fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+				w.Finder.Answer(w.ID, tracker.Sources)
 				ctx, cancel := context.WithCancel(w.Context())
 				defer cancel()
-				u := &shimRegistry{data: w.data}
-				r, err := shimBlobs{w.fs}.Open(ctx, w.id, u.open)
+				u := &shimRegistry{data: w.Data}
+				r, err := shimBlobs{w.Fetches, w.Blobs}.Open(ctx, w.ID, u.open)
 				if err != nil {
 					w.Fatal(err)
 				}
@@ -395,7 +400,7 @@ func TestShimBlobEnds(t *testing.T) {
 				if drained := len(u.asked) > 0; drained != (err == nil) || (n > 0) != drained {
 					w.Errorf("%d bytes, %v; the registry was asked %d times", n, err, len(u.asked))
 				}
-				if after := time.Since(w.start); after != time.Second {
+				if after := time.Since(w.Start); after != time.Second {
 					w.Errorf("it took %v", after)
 				}
 				r.Close()

@@ -10,14 +10,16 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/plugin/fetch"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
 const (
 	maxPreheats   = 4  // carried out at once
 	maxQueued     = 64 // commands not begun
-	preheatAhead  = 6  // blobs of a Preheat that are fetched at once: all of them together leave room below fetchConfig.MaxPrefetch
+	preheatAhead  = 6  // blobs of a Preheat that are fetched at once: all of them together leave room below fetch.Rules.MaxPrefetch
 	preheatPoll   = 250 * time.Millisecond
 	preheatReport = 2 * time.Second  // between two reports of how far a Preheat is
 	preheatNobody = 10 * time.Second // for somebody to turn up who has a blob
@@ -36,7 +38,7 @@ type commandDisk interface {
 
 // commands does what trackers ask for, a few things at once.
 type commands struct {
-	fetches *fetches
+	fetches *fetch.Fetches
 	disk    commandDisk
 	result  func(*trackerpb.CommandResult)
 	slow    chan *trackerpb.Command // Preheats
@@ -46,7 +48,7 @@ type commands struct {
 	running map[uint64]bool // by ID; a command that comes again is not begun again
 }
 
-func newCommands(fs *fetches, d commandDisk, result func(*trackerpb.CommandResult)) *commands {
+func newCommands(fs *fetch.Fetches, d commandDisk, result func(*trackerpb.CommandResult)) *commands {
 	return &commands{
 		fetches: fs, disk: d, result: result,
 		slow: make(chan *trackerpb.Command, maxQueued), quick: make(chan *trackerpb.Command, maxQueued),
@@ -132,8 +134,8 @@ func blobIDs(blobs []*trackerpb.Blob) []piece.ID {
 // preheated is a blob that a Preheat wants.
 type preheated struct {
 	id       piece.ID
-	f        *fetch    // that was there at the last look
-	since    time.Time // of the last progress; zero: not begun
+	fetch    func() fetch.Status // of the fetch that was there at the last look; nil: none was
+	since    time.Time           // of the last progress; zero: not begun
 	verified int64
 	whole    bool
 	err      error
@@ -189,12 +191,12 @@ func (c *commands) fetchAhead(blobs []*preheated, now time.Time) (active int) {
 		switch {
 		case b.whole || b.err != nil:
 		case c.disk.Whole(b.id):
-			b.whole, b.verified, b.f = true, b.id.Size, nil
+			b.whole, b.verified, b.fetch = true, b.id.Size, nil
 		case active < preheatAhead:
 			if b.err = c.lookAfter(b, i, now); b.err == nil {
 				active++
 			} else {
-				c.fetches.abandon(b.id)
+				c.fetches.Abandon(b.id)
 			}
 		}
 	}
@@ -207,17 +209,15 @@ func (c *commands) lookAfter(b *preheated, priority int, now time.Time) error {
 	if b.since.IsZero() {
 		b.since = now
 	}
-	silent, longest := now.Sub(b.since), c.fetches.cfg.Prefetch
-	if b.f != nil {
-		b.f.mu.Lock()
-		verified, verdict, failed := b.f.verified, b.f.verdict, b.f.failed
-		b.f.mu.Unlock()
+	silent, longest := now.Sub(b.since), c.fetches.Config().Prefetch
+	if b.fetch != nil {
+		st := b.fetch()
 		switch {
-		case failed != nil:
-			return failed
-		case verified > b.verified:
-			b.verified, b.since = verified, now
-		case verdict == verdictNobody && silent >= preheatNobody:
+		case st.Failed != nil:
+			return st.Failed
+		case st.Verified > b.verified:
+			b.verified, b.since = st.Verified, now
+		case st.Verdict == tracker.Nobody && silent >= preheatNobody:
 			return errors.New("no node and no origin has it")
 		case silent >= longest:
 			return fmt.Errorf("nothing of it came for %v", longest)
@@ -225,8 +225,8 @@ func (c *commands) lookAfter(b *preheated, priority int, now time.Time) error {
 	} else if silent >= longest {
 		return errors.New("too many other blobs are fetched, or the agent is not connected")
 	}
-	c.fetches.prefetch(b.id, priority)
-	b.f = c.fetches.lookup(b.id)
+	c.fetches.Prefetch(b.id, priority)
+	b.fetch = c.fetches.Follow(b.id)
 	return nil
 }
 
@@ -241,7 +241,7 @@ func bytesOf(blobs []*preheated) (n int64) {
 // in the result.
 func (c *commands) drop(ctx context.Context, r *trackerpb.CommandResult, ids []piece.ID) {
 	for _, id := range ids {
-		if c.disk.Committed(id) || !c.fetches.abandon(id) {
+		if c.disk.Committed(id) || !c.fetches.Abandon(id) {
 			r.Blobs = appendState(r.Blobs, id, stateOf(c.disk.Whole(id), true))
 			continue
 		}
@@ -288,25 +288,6 @@ func appendState(to []*trackerpb.Announce, id piece.ID, st trackerpb.State) []*t
 		return to
 	}
 	return append(to, &trackerpb.Announce{Blob: trackerpb.FromID(id), State: st})
-}
-
-// abandon ends the fetch of a blob that no session has open, and reports false if
-// one has.
-func (fs *fetches) abandon(id piece.ID) bool {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	f := fs.live[id]
-	switch {
-	case f == nil:
-		return true
-	case f.refs > 0:
-		return false
-	}
-	f.mu.Lock()
-	f.prefetchUntil = time.Time{}
-	f.mu.Unlock()
-	f.kick()
-	return true
 }
 
 // Forget gives up a blob that containerd does not hold.

@@ -3,7 +3,6 @@ package plugin
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -16,46 +15,24 @@ import (
 
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/plugin/fetch"
+	"github.com/capelin-io/capelin/plugin/fetch/fetchtest"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
-// commandBlobs is fakeBlobs as commands see it.
-type commandBlobs struct{ *fakeBlobs }
-
-func (f commandBlobs) Forget(_ context.Context, id piece.ID) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if st := f.m[id]; st != nil {
-		st.done, st.have = false, piece.NewBits(id.Pieces())
-		st.dropped++
-	}
-	return nil
-}
-
-func (f commandBlobs) Here(fn func(id piece.ID, whole bool)) {
-	f.mu.Lock()
-	all := maps.Clone(f.m)
-	f.mu.Unlock()
-	for id, st := range all {
-		if st.done || st.have.Count() > 0 {
-			fn(id, st.done)
-		}
-	}
-}
-
 // operator gives commands to a node in a bubble.
 type operator struct {
-	w *world
+	w *fetchtest.World
 	c *commands
 
 	mu      sync.Mutex
 	results map[uint64][]*trackerpb.CommandResult
 }
 
-func withCommands(t *testing.T, change func(*fetchConfig), f func(w *world, o *operator)) {
-	bubble(t, change, func(w *world) {
+func withCommands(t *testing.T, change func(*fetch.Config), f func(w *fetchtest.World, o *operator)) {
+	fetchtest.Bubble(t, change, func(w *fetchtest.World) {
 		o := &operator{w: w, results: map[uint64][]*trackerpb.CommandResult{}}
-		o.c = newCommands(w.fs, commandBlobs{w.blobs}, func(r *trackerpb.CommandResult) {
+		o.c = newCommands(w.Fetches, w.Blobs, func(r *trackerpb.CommandResult) {
 			o.mu.Lock()
 			defer o.mu.Unlock()
 			o.results[r.Id] = append(o.results[r.Id], r)
@@ -99,13 +76,13 @@ func names(ids []piece.ID) (blobs []*trackerpb.Blob) {
 // TestPreheatMany: an image with more layers than may be fetched at once arrives
 // bottom first, and the result comes when all of it is there.
 func TestPreheatMany(t *testing.T) {
-	withCommands(t, func(c *fetchConfig) { c.MaxPrefetch = 32 }, func(w *world, o *operator) {
+	withCommands(t, func(c *fetch.Config) { c.MaxPrefetch = 32 }, func(w *fetchtest.World, o *operator) {
 		const n = 40
 		var ids []piece.ID
 		var total int64
 		data := map[piece.ID][]byte{}
 		for i := range n {
-			id, d := testBlob(t, 3<<16, byte(10+i))
+			id, d := fetchtest.Random(t, 3<<16, byte(10+i))
 			ids, data[id] = append(ids, id), d
 			total += id.Size
 		}
@@ -116,15 +93,13 @@ func TestPreheatMany(t *testing.T) {
 		for len(order) < n {
 			time.Sleep(time.Second)
 			synctest.Wait()
-			w.peers.mu.Lock()
-			joined := slices.Collect(maps.Keys(w.peers.joined))
-			w.peers.mu.Unlock()
+			joined := w.Peers.Joined()
 			most = max(most, len(joined))
 			if len(joined) == 0 {
 				w.Fatalf("nothing is fetched after %d blobs", len(order))
 			}
 			next := slices.MinFunc(joined, func(a, b piece.ID) int { return slices.Index(ids, a) - slices.Index(ids, b) })
-			w.blobs.deliver(next, data[next], 0, 1, 2)
+			w.Blobs.Deliver(next, data[next], 0, 1, 2)
 			order = append(order, next)
 		}
 		if r := o.wait(7); r.Error != "" || !r.Supported || r.Bytes != total || len(r.Blobs) != 0 {
@@ -152,42 +127,45 @@ func TestPreheatMany(t *testing.T) {
 
 // TestPreheatFails: what cannot be had is said, and does not keep the rest.
 func TestPreheatFails(t *testing.T) {
-	good, data := testBlob(t, 3<<16, 2)
+	good, data := fetchtest.Random(t, 3<<16, 2)
 	for _, tt := range []struct {
 		name   string
-		happen func(w *world, id piece.ID) // to the first blob, a second after the start
+		happen func(w *fetchtest.World, id piece.ID) // to the first blob, a second after the start
 		want   string
 		after  time.Duration
 		state  trackerpb.State
 	}{
-		{"nobody", func(w *world, id piece.ID) { w.finder.tell(id, verdictNobody) }, "no node and no origin has it", 10 * time.Second, trackerpb.State_STATE_GONE},
-		{"silence", func(*world, piece.ID) {}, "nothing of it came for 1m0s", time.Minute, trackerpb.State_STATE_GONE},
-		{"stalls", func(w *world, id piece.ID) { w.blobs.deliver(id, w.data, 3) }, "nothing of it came for 1m0s", time.Minute + time.Second, trackerpb.State_STATE_PARTIAL},
-		{"disk full", func(w *world, id piece.ID) { w.peers.fail(id, errFull) }, "disk full", time.Second, trackerpb.State_STATE_GONE},
-		{"evicted", func(w *world, id piece.ID) {
-			w.blobs.deliver(id, w.data, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
-			time.AfterFunc(time.Second, func() { _ = commandBlobs{w.blobs}.Forget(w.Context(), id) })
+		{"nobody", func(w *fetchtest.World, id piece.ID) { w.Finder.Tell(id, tracker.Nobody) },
+			"no node and no origin has it", 10 * time.Second, trackerpb.State_STATE_GONE},
+		{"silence", func(*fetchtest.World, piece.ID) {}, "nothing of it came for 1m0s", time.Minute, trackerpb.State_STATE_GONE},
+		{"stalls", func(w *fetchtest.World, id piece.ID) { w.Blobs.Deliver(id, w.Data, 3) },
+			"nothing of it came for 1m0s", time.Minute + time.Second, trackerpb.State_STATE_PARTIAL},
+		{"disk full", func(w *fetchtest.World, id piece.ID) { w.Peers.Fail(id, fetchtest.ErrFull) },
+			"disk full", time.Second, trackerpb.State_STATE_GONE},
+		{"evicted", func(w *fetchtest.World, id piece.ID) {
+			w.Blobs.Deliver(id, w.Data, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+			time.AfterFunc(time.Second, func() { _ = w.Blobs.Forget(w.Context(), id) })
 		}, "evicted", 0, trackerpb.State_STATE_PARTIAL},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			withCommands(t, nil, func(w *world, o *operator) {
-				o.preheat(1, w.id, good)
+			withCommands(t, nil, func(w *fetchtest.World, o *operator) {
+				o.preheat(1, w.ID, good)
 				start := time.Now()
 				time.Sleep(time.Second)
-				tt.happen(w, w.id)
+				tt.happen(w, w.ID)
 				time.Sleep(2 * time.Second)
-				w.blobs.deliver(good, data, 0, 1, 2)
+				w.Blobs.Deliver(good, data, 0, 1, 2)
 				r := o.wait(1)
 				if took := time.Since(start); tt.after > 0 && (took < tt.after || took > tt.after+3*time.Second) {
 					w.Errorf("after %v, want %v", took, tt.after)
 				}
-				if !strings.Contains(r.Error, w.id.Digest()) || !strings.Contains(r.Error, tt.want) {
+				if !strings.Contains(r.Error, w.ID.Digest()) || !strings.Contains(r.Error, tt.want) {
 					w.Errorf("error %q, want %s", r.Error, tt.want)
 				}
 				if len(r.Blobs) != 1 || r.Blobs[0].State != tt.state {
 					w.Errorf("missing: %v, want one in state %v", r.Blobs, tt.state)
 				}
-				if !w.blobs.Whole(good) {
+				if !w.Blobs.Whole(good) {
 					w.Error("the other one is not there")
 				}
 			})
@@ -196,19 +174,21 @@ func TestPreheatFails(t *testing.T) {
 }
 
 func TestDropCommand(t *testing.T) {
-	withCommands(t, nil, func(w *world, o *operator) {
+	withCommands(t, nil, func(w *fetchtest.World, o *operator) {
 		var ids []piece.ID
 		for i := range 5 {
-			id, data := testBlob(t, 3<<16, byte(20+i))
+			id, data := fetchtest.Random(t, 3<<16, byte(20+i))
 			ids = append(ids, id)
-			w.blobs.deliver(id, data, 0)
+			w.Blobs.Deliver(id, data, 0)
 		}
 		committed, cached, part, pulled, fetching := ids[0], ids[1], ids[2], ids[3], ids[4]
-		w.blobs.m[committed].done, w.blobs.m[committed].visible = true, true
-		w.blobs.m[cached].done = true
-		f := w.fs.acquire(pulled)
-		if !w.fs.prefetch(fetching, 0) {
-			w.Fatal("cannot prefetch")
+		w.Blobs.Set(committed, func(st *fetchtest.State) { st.Done, st.Visible = true, true })
+		w.Blobs.Set(cached, func(st *fetchtest.State) { st.Done = true })
+		s := w.Fetches.Open(pulled, false)
+		w.Fetches.Prefetch(fetching, 0)
+		synctest.Wait()
+		if !w.Fetches.Has(fetching) {
+			w.Fatal("not prefetched")
 		}
 		o.c.add(&trackerpb.Command{Id: 3, Kind: &trackerpb.Command_Drop{Drop: &trackerpb.Drop{Blobs: names(ids)}}})
 		r := o.wait(3)
@@ -216,27 +196,27 @@ func TestDropCommand(t *testing.T) {
 			w.Errorf("result %v", r)
 		}
 		for i, id := range ids {
-			if got, want := w.blobs.get(id).dropped > 0, id == cached || id == part || id == fetching; got != want {
+			if got, want := w.Blobs.Get(id).Dropped > 0, id == cached || id == part || id == fetching; got != want {
 				w.Errorf("blob %d dropped: %t", i, got)
 			}
 		}
 		synctest.Wait()
-		if w.fs.lookup(fetching) != nil {
+		if w.Fetches.Has(fetching) {
 			w.Error("a dropped blob is fetched on")
 		}
-		f.release()
+		s.Close()
 	})
 }
 
 func TestReportCommand(t *testing.T) {
-	withCommands(t, nil, func(w *world, o *operator) {
+	withCommands(t, nil, func(w *fetchtest.World, o *operator) {
 		var ids []piece.ID
 		for i := range 900 {
 			id := piece.ID{Alg: piece.SHA256, Size: 1}
 			id.Sum[0], id.Sum[1] = byte(i), byte(i>>8)
 			ids = append(ids, id)
-			w.blobs.deliver(id, []byte{1}, 0)
-			w.blobs.m[id].done = i%2 == 0
+			w.Blobs.Deliver(id, []byte{1}, 0)
+			w.Blobs.Set(id, func(st *fetchtest.State) { st.Done = i%2 == 0 })
 		}
 		o.c.add(&trackerpb.Command{Id: 1, Kind: &trackerpb.Command_Report{Report: &trackerpb.Report{}}})
 		o.wait(1)
@@ -255,7 +235,7 @@ func TestReportCommand(t *testing.T) {
 		if len(seen) != 900 || whole != 450 || len(o.results[1]) != 3 {
 			w.Errorf("%d blobs, %d whole, in %d results", len(seen), whole, len(o.results[1]))
 		}
-		other, _ := testBlob(t, 100, 1)
+		other, _ := fetchtest.Random(t, 100, 1)
 		o.c.add(&trackerpb.Command{Id: 2, Kind: &trackerpb.Command_Report{Report: &trackerpb.Report{Blobs: names([]piece.ID{ids[0], ids[1], other})}}})
 		var got []string
 		for _, b := range o.wait(2).Blobs {
@@ -274,13 +254,13 @@ func TestReportCommand(t *testing.T) {
 // TestCommandsAreBounded: a tracker cannot make a node remember or do more than so
 // much, and Drop does not wait for Preheats.
 func TestCommandsAreBounded(t *testing.T) {
-	withCommands(t, nil, func(w *world, o *operator) {
+	withCommands(t, nil, func(w *fetchtest.World, o *operator) {
 		for i := range uint64(maxPreheats) {
-			o.preheat(i, w.id)
+			o.preheat(i, w.ID)
 		}
 		synctest.Wait() // these are begun
 		for i := range uint64(maxQueued + 10) {
-			o.preheat(100+i, w.id)
+			o.preheat(100+i, w.ID)
 		}
 		synctest.Wait()
 		refused := 0
@@ -317,7 +297,7 @@ func TestOperator(t *testing.T) {
 	var ids []piece.ID
 	var size int64
 	for i := range 12 { // more than are fetched at once
-		id, data := testBlob(t, 5<<16+i, byte(i))
+		id, data := fetchtest.Random(t, 5<<16+i, byte(i))
 		r.blobs[id.Digest()] = data
 		if err := remotes.Fetch(ctx, db.ContentStore(), r, layer(id)); err != nil {
 			t.Fatal(err)

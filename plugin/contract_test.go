@@ -32,6 +32,8 @@ import (
 	grpcmeta "google.golang.org/grpc/metadata"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/plugin/fetch"
+	"github.com/capelin-io/capelin/plugin/fetch/fetchtest"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -198,9 +200,9 @@ func (s *server) wantBlob(t *testing.T, ctx context.Context, cs ctrdcontent.Stor
 
 func TestContractFetch(t *testing.T) {
 	const size = 20<<16 + 77
-	id, data := testBlob(t, size, 2)
+	id, data := fetchtest.Random(t, size, 2)
 	half := fmt.Sprintf("%d-%d", 10<<16, size)
-	tail := fmt.Sprintf("%d-%d", size-tail, size)
+	tail := fmt.Sprintf("%d-%d", size-fetch.Tail, size)
 	for _, tt := range []struct {
 		name     string
 		pieces   int // that the swarm has; -1: all
@@ -240,7 +242,7 @@ func TestContractFetch(t *testing.T) {
 func TestContractNoRanges(t *testing.T) {
 	for _, blob := range []bool{false, true} {
 		clients(t, serverOptions{authorizeBlob: blob}, func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, _ *metadata.DB) {
-			id, data := testBlob(t, 8<<16, 3)
+			id, data := fetchtest.Random(t, 8<<16, 3)
 			s.swarm.has(id, data, 4, nil)
 			if blob {
 				s.swarm.has(id, data, -1, nil)
@@ -265,7 +267,7 @@ func TestContractTwoNamespaces(t *testing.T) {
 		}
 		t.Run(fmt.Sprintf("isolated=%t", isolated), func(t *testing.T) {
 			clients(t, serverOptions{}, func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, db *metadata.DB) {
-				id, data := testBlob(t, 5<<16, 4)
+				id, data := fetchtest.Random(t, 5<<16, 4)
 				r := &registry{blobs: map[string][]byte{id.Digest(): data}}
 				if err := remotes.Fetch(ctx, cs, r, layer(id)); err != nil {
 					t.Fatal(err)
@@ -299,7 +301,7 @@ func TestContractTwoNamespaces(t *testing.T) {
 func TestContractSharedDownload(t *testing.T) {
 	s := newServer(t, serverOptions{})
 	db := s.metadata(t, metadata.WithPolicyIsolated)
-	id, data := testBlob(t, 6<<16, 5)
+	id, data := fetchtest.Random(t, 6<<16, 5)
 	one, two := namespaces.WithNamespace(t.Context(), "one"), namespaces.WithNamespace(t.Context(), "two")
 	slow := &slowFetcher{data: data, started: make(chan struct{}), release: make(chan struct{})}
 	errs := make(chan error, 2)
@@ -308,7 +310,7 @@ func TestContractSharedDownload(t *testing.T) {
 	r := &registry{blobs: map[string][]byte{id.Digest(): data}}
 	go func() { errs <- remotes.Fetch(two, db.ContentStore(), r, layer(id)) }()
 	for { // until the second one waits
-		if st := s.fs.status(); len(st) == 1 && st[0].Waiting == 1 && st[0].Writing == 1 {
+		if st := s.fs.Status(); len(st) == 1 && st[0].Waiting == 1 && st[0].Writing == 1 {
 			break
 		}
 		time.Sleep(time.Millisecond)
@@ -353,13 +355,13 @@ func gc(t *testing.T, db *metadata.DB) {
 // back without a download.
 func TestContractGC(t *testing.T) {
 	clients(t, serverOptions{}, func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, db *metadata.DB) {
-		id, data := testBlob(t, 5<<16, 6)
+		id, data := fetchtest.Random(t, 5<<16, 6)
 		hold := make(chan struct{})
 		s.swarm.has(id, data, -1, hold)
 		r := &registry{}
 		done := make(chan error, 1)
 		go func() { done <- remotes.Fetch(ctx, cs, r, layer(id)) }()
-		for len(s.fs.status()) == 0 || s.fs.status()[0].Waiting == 0 {
+		for len(s.fs.Status()) == 0 || s.fs.Status()[0].Waiting == 0 {
 			time.Sleep(time.Millisecond)
 		}
 		st, err := cs.ListStatuses(ctx)
@@ -393,12 +395,12 @@ func TestContractGC(t *testing.T) {
 // fails; a resumed one continues.
 func TestContractCancelAndAbort(t *testing.T) {
 	clients(t, serverOptions{}, func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, db *metadata.DB) {
-		id, data := testBlob(t, 5<<16, 7)
+		id, data := fetchtest.Random(t, 5<<16, 7)
 		hold := make(chan struct{})
 		s.swarm.has(id, data, -1, hold)
 		waiting := func() {
 			t.Helper()
-			for len(s.fs.status()) == 0 || s.fs.status()[0].Waiting == 0 {
+			for len(s.fs.Status()) == 0 || s.fs.Status()[0].Waiting == 0 {
 				time.Sleep(time.Millisecond)
 			}
 		}
@@ -443,7 +445,7 @@ func TestContractCancelAndAbort(t *testing.T) {
 // A download that breaks off is resumed from the verified prefix.
 func TestContractResume(t *testing.T) {
 	clients(t, serverOptions{}, func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, _ *metadata.DB) {
-		id, data := testBlob(t, 40<<16, 8)
+		id, data := fetchtest.Random(t, 40<<16, 8)
 		broken := &registry{blobs: map[string][]byte{id.Digest(): data[:3<<20/2]}} // ends early
 		if err := remotes.Fetch(ctx, cs, broken, layer(id)); err == nil {
 			t.Fatal("a download that broke off succeeded")
@@ -463,7 +465,7 @@ func TestContractResume(t *testing.T) {
 // nothing false stays.
 func TestContractWrongBytes(t *testing.T) {
 	clients(t, serverOptions{}, func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, _ *metadata.DB) {
-		id, data := testBlob(t, 5<<16, 9)
+		id, data := fetchtest.Random(t, 5<<16, 9)
 		wrong := bytes.Clone(data)
 		wrong[2<<16] ^= 1
 		err := remotes.Fetch(ctx, cs, &registry{blobs: map[string][]byte{id.Digest(): wrong}}, layer(id))
@@ -481,7 +483,7 @@ func TestContractWrongBytes(t *testing.T) {
 // the next one comes from the registry alone.
 func TestContractFalsePrefix(t *testing.T) {
 	clients(t, serverOptions{}, func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, _ *metadata.DB) {
-		id, data := testBlob(t, 9<<16, 42)
+		id, data := fetchtest.Random(t, 9<<16, 42)
 		false1 := bytes.Clone(data)
 		false1[100] ^= 1
 		s.swarm.has(id, false1, 4, nil)
@@ -499,7 +501,7 @@ func TestContractFalsePrefix(t *testing.T) {
 // A blob of stock containerd's whose bytes have rotted is not handed to another
 // namespace but downloaded, which heals it.
 func TestContractRotten(t *testing.T) {
-	id, data := testBlob(t, 3<<16, 43)
+	id, data := fetchtest.Random(t, 3<<16, 43)
 	root := t.TempDir()
 	dir := filepath.Join(root, "content", "blobs", "sha256")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -532,14 +534,14 @@ func TestContractRotten(t *testing.T) {
 // under the stock store.
 func TestContractOneRefTwice(t *testing.T) {
 	clients(t, serverOptions{}, func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, _ *metadata.DB) {
-		id, data := testBlob(t, 5<<16, 10)
+		id, data := fetchtest.Random(t, 5<<16, 10)
 		hold := make(chan struct{})
 		s.swarm.has(id, data, -1, hold)
 		errs := make(chan error, 2)
 		for range 2 {
 			go func() { errs <- remotes.Fetch(ctx, cs, &registry{}, layer(id)) }()
 		}
-		for len(s.fs.status()) == 0 || s.fs.status()[0].Waiting == 0 {
+		for len(s.fs.Status()) == 0 || s.fs.Status()[0].Waiting == 0 {
 			time.Sleep(time.Millisecond)
 		}
 		close(hold)
@@ -556,7 +558,7 @@ func TestContractOneRefTwice(t *testing.T) {
 // until the registry has let it have the tail.
 func TestContractHiddenCache(t *testing.T) {
 	clients(t, serverOptions{authorizeBlob: true}, func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, _ *metadata.DB) {
-		id, data := testBlob(t, 5<<16, 11)
+		id, data := fetchtest.Random(t, 5<<16, 11)
 		if err := s.swarm.deliver(id, &scripted{data: data, pieces: id.Pieces()}); err != nil {
 			t.Fatal(err)
 		}
@@ -589,7 +591,7 @@ func TestContractManifestIsLearned(t *testing.T) {
 		var ids []piece.ID
 		blobs := map[string][]byte{}
 		for i := range 4 {
-			id, data := testBlob(t, 3<<16, byte(20+i))
+			id, data := fetchtest.Random(t, 3<<16, byte(20+i))
 			ids = append(ids, id)
 			blobs[id.Digest()] = data
 			s.swarm.has(id, data, -1, nil)
@@ -633,8 +635,8 @@ func TestContractManifestIsRead(t *testing.T) {
 	s := newServer(t, serverOptions{})
 	cs := s.metadata(t).ContentStore()
 	ctx := namespaces.WithNamespace(t.Context(), "one")
-	first, data := testBlob(t, 3<<16, 60)
-	second, data2 := testBlob(t, 3<<16, 61)
+	first, data := fetchtest.Random(t, 3<<16, 60)
+	second, data2 := fetchtest.Random(t, 3<<16, 61)
 	s.swarm.has(first, data, -1, nil)
 	s.swarm.has(second, data2, -1, nil)
 	manifest := []byte(fmt.Sprintf(`{"layers":[{"digest":%q,"size":%d},{"digest":%q,"size":%d}]}`, first.Digest(), first.Size, second.Digest(), second.Size))
@@ -658,7 +660,7 @@ func TestContractManifestIsRead(t *testing.T) {
 func TestMalformedStreams(t *testing.T) {
 	s := newServer(t, serverOptions{})
 	c := api.NewContentClient(s.conn)
-	id, data := testBlob(t, 3<<16, 30)
+	id, data := fetchtest.Random(t, 3<<16, 30)
 	ref := "ns/1/layer-" + id.Digest()
 	const (
 		stat   = api.WriteAction_STAT
@@ -767,7 +769,7 @@ func stream(t *testing.T, c api.ContentClient, msgs []*api.WriteContentRequest) 
 // What stock containerd had downloaded when the node was switched is not
 // downloaded again.
 func TestContractSwitchInMidPull(t *testing.T) {
-	id, data := testBlob(t, 9<<16, 40)
+	id, data := fetchtest.Random(t, 9<<16, 40)
 	root := t.TempDir()
 	stock, err := local.NewStore(filepath.Join(root, "content"))
 	if err != nil {
@@ -799,11 +801,11 @@ func TestContractSwitchInMidPull(t *testing.T) {
 // The blob comes in another way, such as an import, while a session waits.
 func TestContractImportMeanwhile(t *testing.T) {
 	clients(t, serverOptions{}, func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, db *metadata.DB) {
-		id, data := testBlob(t, 9<<16, 41)
+		id, data := fetchtest.Random(t, 9<<16, 41)
 		s.swarm.has(id, data, -1, make(chan struct{})) // never delivered
 		done := make(chan error, 1)
 		go func() { done <- remotes.Fetch(ctx, cs, &registry{}, layer(id)) }()
-		for len(s.fs.status()) == 0 || s.fs.status()[0].Waiting == 0 {
+		for len(s.fs.Status()) == 0 || s.fs.Status()[0].Waiting == 0 {
 			time.Sleep(time.Millisecond)
 		}
 		two := namespaces.WithNamespace(t.Context(), "two")

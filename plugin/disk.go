@@ -6,6 +6,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/plugin/fetch"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -19,7 +20,7 @@ func (d *disk) Whole(id piece.ID) bool { return d.Presence(id) >= content.Cached
 func (d *disk) Committed(id piece.ID) bool { return d.Presence(id) == content.Committed }
 
 // OpenBlob opens the blob, or makes an empty part of it.
-func (d *disk) OpenBlob(ctx context.Context, id piece.ID) (blob, error) {
+func (d *disk) OpenBlob(ctx context.Context, id piece.ID) (fetch.Blob, error) {
 	b, err := d.Store.Blob(ctx, id, true)
 	if err != nil {
 		return nil, err
@@ -43,7 +44,7 @@ func (b diskBlob) Publish(ctx context.Context) error {
 	return err
 }
 
-func (b diskBlob) Append(off int64) (appender, error) {
+func (b diskBlob) Append(off int64) (fetch.Appender, error) {
 	a, err := b.Blob.Append(off)
 	if err != nil {
 		return nil, err

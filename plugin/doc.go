@@ -3,10 +3,9 @@
 //
 // Start from [Config] and [Run]. Inside, the content service (service.go,
 // write.go) speaks containerd's gRPC API; a session (write.go) is one Write
-// stream on a ref that belongs to the swarm; a fetch (fetch.go) is everything
-// that happens to one blob while sessions wait for it or write it, owned by one
-// goroutine; decide.go holds the rules by which a waiting session is answered,
-// as a pure function. learn.go remembers the order of an image's layers, seed.go
+// stream on a ref that belongs to the swarm. What happens to a blob while sessions wait
+// for it or write it is package fetch's; blobs.go has the sessions of the registry shim, which
+// download themselves. learn.go remembers the order of an image's layers, seed.go
 // offers what the node has, and admin.go tells people about it.
 //
 // # What containerd may rely on

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/plugin/fetch/fetchtest"
 	"github.com/capelin-io/capelin/trackerd"
 )
 
@@ -42,7 +43,7 @@ func TestAgentsWithIdentity(t *testing.T) {
 	first.Metrics = "127.0.0.1:0"
 	agents := []*testAgent{start(t, first), start(t, secure())}
 	ctx := namespaces.WithNamespace(t.Context(), "ns")
-	id, data := testBlob(t, 33<<16+1, 90)
+	id, data := fetchtest.Random(t, 33<<16+1, 90)
 	r := &registry{blobs: map[string][]byte{id.Digest(): data}}
 	if err := remotes.Fetch(ctx, agents[0].db(t).ContentStore(), r, layer(id)); err != nil {
 		t.Fatal(err)

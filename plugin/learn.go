@@ -14,6 +14,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/capelin-io/capelin/plugin/fetch"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -29,7 +30,7 @@ const (
 // (it skips layers below whose snapshots exist), so they are fetched from the
 // swarm ahead of it.
 type images struct {
-	fetches *fetches
+	fetches *fetch.Fetches
 	store   ctrdcontent.Store
 	queue   chan digest.Digest // to be parsed by run
 
@@ -42,7 +43,7 @@ type images struct {
 
 type image struct{ layers []piece.ID }
 
-func newImages(fs *fetches, store ctrdcontent.Store) *images {
+func newImages(fs *fetch.Fetches, store ctrdcontent.Store) *images {
 	im := &images{fetches: fs, store: store, queue: make(chan digest.Digest, 64), images: map[piece.ID]*image{}}
 	var err error
 	if im.known, err = lru.NewWithEvict(maxImages, im.forgetLocked); err != nil {
@@ -114,7 +115,7 @@ func (im *images) ahead(id piece.ID) {
 	above := false
 	for i, l := range img.layers {
 		if above {
-			im.fetches.prefetch(l, i)
+			im.fetches.Prefetch(l, i)
 		}
 		above = above || l == id
 	}
@@ -123,7 +124,7 @@ func (im *images) ahead(id piece.ID) {
 // run parses manifests and keeps the prefetches of images alive that containerd
 // works on.
 func (im *images) run(ctx context.Context, live func() []piece.ID) {
-	tick := time.NewTicker(im.fetches.cfg.Prefetch/4 + 1)
+	tick := time.NewTicker(im.fetches.Config().Prefetch/4 + 1)
 	defer tick.Stop()
 	for {
 		select {
@@ -138,7 +139,7 @@ func (im *images) run(ctx context.Context, live func() []piece.ID) {
 					continue
 				}
 				for _, l := range img.layers {
-					im.fetches.prolong(l)
+					im.fetches.Prolong(l)
 				}
 			}
 		case <-ctx.Done():
@@ -172,7 +173,7 @@ func (im *images) learn(ctx context.Context, d digest.Digest) {
 	}
 	// containerd may have been faster.
 	for _, id := range img.layers {
-		if im.early.Remove(id) || im.fetches.open(id) {
+		if im.early.Remove(id) || im.fetches.InUse(id) {
 			im.ahead(id)
 			return
 		}

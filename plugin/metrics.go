@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/capelin-io/capelin/internal/daemon/version"
+	"github.com/capelin-io/capelin/plugin/fetch"
 	"github.com/capelin-io/capelin/plugin/unpack"
 	"github.com/capelin-io/capelin/swarm"
 )
@@ -61,16 +62,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			ConstLabels: prometheus.Labels{"version": version.Version()},
 		}, func() float64 { return 1 }),
 	)
-	for _, o := range []outcome{
-		outcomeComplete, outcomeLease, outcomeNobody, outcomeStalled, outcomeAlone, outcomeStopping,
-		outcomeSmall, outcomeGone, outcomeFailed,
+	for _, o := range []fetch.Outcome{
+		fetch.OutcomeComplete, fetch.OutcomeLease, fetch.OutcomeNobody, fetch.OutcomeStalled, fetch.OutcomeAlone, fetch.OutcomeStopping,
+		fetch.OutcomeSmall, fetch.OutcomeGone, fetch.OutcomeFailed,
 	} {
 		m.sessions.WithLabelValues(string(o))
 	}
 	return m
 }
 
-func (m *metrics) answered(o outcome, d time.Duration) {
+func (m *metrics) answered(o fetch.Outcome, d time.Duration) {
 	m.sessions.WithLabelValues(string(o)).Inc()
 	m.waits.WithLabelValues(string(o)).Observe(d.Seconds())
 }
@@ -110,7 +111,7 @@ func (m *metrics) watch(a *agent) {
 		m.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "capelin", Subsystem: "agent", Name: name, Help: help}, f))
 	}
 	gauge("fetches", "Blobs that containerd waits for or writes, or that are fetched ahead of it.",
-		func() float64 { return float64(a.fetches.count()) })
+		func() float64 { return float64(a.fetches.Len()) })
 	m.reg.MustRegister(&swarmCollector{a})
 }
 

@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/plugin/fetch"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -30,7 +32,7 @@ import (
 type server struct {
 	root  string
 	store *content.Store
-	fs    *fetches
+	fs    *fetch.Fetches
 	svc   *service
 	swarm *script
 	conn  *grpc.ClientConn
@@ -58,19 +60,20 @@ func newServer(t testing.TB, o serverOptions) *server {
 	}
 	s := &server{root: o.root, store: store}
 	d := &disk{store}
-	s.fs = newFetches(ctx, fetchConfig{
+	s.fs = fetch.New(fetch.Config{Rules: fetch.Rules{
 		AuthorizeBlob: o.authorizeBlob, Find: 10 * time.Second, Stall: o.stall, Prefetch: time.Minute, MaxPrefetch: 8,
-	}, d)
+	}}, d)
 	ob.fs = s.fs
-	s.swarm = &script{ctx: ctx, store: store, fs: s.fs, blobs: map[piece.ID]*scripted{}, asks: map[piece.ID]uint64{}}
-	s.fs.connect(s.swarm, s.swarm)
+	s.swarm = &script{ctx: ctx, store: store, fs: s.fs, blobs: map[piece.ID]*scripted{}, asks: map[piece.ID]uint64{}, done: map[piece.ID]chan error{}}
+	s.fs.Connect(s.swarm, s.swarm)
 	im := newImages(s.fs, store)
 	var visible ctrdcontent.Store = store
 	if o.authorizeBlob {
 		visible = hidingStore{store, d.hidden}
 	}
-	s.svc = newService(visible, s.fs, im)
+	s.svc = newService(visible, d, s.fs, im)
 	var wg sync.WaitGroup
+	wg.Go(func() { s.fs.Run(ctx) })
 	wg.Go(func() { im.run(ctx, s.svc.sessions.ids) })
 	wg.Go(func() { store.Run(ctx) })
 
@@ -81,7 +84,6 @@ func newServer(t testing.TB, o serverOptions) *server {
 		s.conn.Close()
 		srv.Stop()
 		cancel()
-		s.fs.wait()
 		s.swarm.wg.Wait()
 		wg.Wait()
 		if err := store.Close(); err != nil {
@@ -143,12 +145,12 @@ func remote(t testing.TB, db *metadata.DB) ctrdcontent.Store {
 	return proxy.NewContentStore(serve(t, srv))
 }
 
-type observer struct{ fs *fetches }
+type observer struct{ fs *fetch.Fetches }
 
 func (o *observer) PiecesAdded(piece.ID, int, int, []byte) {}
 func (o *observer) BlobAdded(id piece.ID) {
 	if o.fs != nil {
-		o.fs.whole(id)
+		o.fs.Changed(id)
 	}
 }
 func (o *observer) BlobGone(piece.ID) {}
@@ -157,13 +159,14 @@ func (o *observer) BlobGone(piece.ID) {}
 type script struct {
 	ctx   context.Context
 	store *content.Store
-	fs    *fetches
+	fs    *fetch.Fetches
 	wg    sync.WaitGroup
 
 	mu    sync.Mutex
 	blobs map[piece.ID]*scripted
 	asks  map[piece.ID]uint64 // the last one's
 	asked []piece.ID          // wanted of the swarm, in order
+	done  map[piece.ID]chan error
 }
 
 type scripted struct {
@@ -189,20 +192,28 @@ func (s *script) wanted() []piece.ID {
 	return append([]piece.ID(nil), s.asked...)
 }
 
-func (s *script) Join(_ context.Context, id piece.ID, as joinAs, onDone func(error)) error {
+func (s *script) Join(_ context.Context, id piece.ID, as swarm.JoinOptions) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if as.want {
+	done := make(chan error, 1)
+	s.done[id] = done
+	if as.Want {
 		s.asked = append(s.asked, id)
 	}
-	if b := s.blobs[id]; b != nil && as.want {
+	if b := s.blobs[id]; b != nil && as.Want {
 		s.wg.Go(func() {
 			if err := s.deliver(id, b); err != nil {
-				onDone(err)
+				done <- err
 			}
 		})
 	}
 	return nil
+}
+
+func (s *script) Done(id piece.ID) <-chan error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.done[id]
 }
 
 func (s *script) deliver(id piece.ID, b *scripted) error {
@@ -232,7 +243,7 @@ func (s *script) deliver(id piece.ID, b *scripted) error {
 		s.mu.Lock()
 		ask := s.asks[id]
 		s.mu.Unlock()
-		s.fs.verdict(id, ask, verdictNobody)
+		s.fs.Verdict(id, ask, tracker.Nobody)
 	}
 	return nil
 }
@@ -243,17 +254,17 @@ func (s *script) Share(piece.ID, uint16)                   {}
 func (s *script) Proven(piece.ID)                          {}
 func (s *script) Status(piece.ID) (swarm.BlobStatus, bool) { return swarm.BlobStatus{}, true }
 
-func (s *script) Want(id piece.ID, waiting bool, ask uint64) {
+func (s *script) Want(id piece.ID, w tracker.Want) {
 	s.mu.Lock()
 	b := s.blobs[id]
-	s.asks[id] = ask
+	s.asks[id] = w.Tag
 	s.mu.Unlock()
-	v := verdictNobody
+	v := tracker.Nobody
 	if b != nil && !s.delivered(id, b) {
-		v = verdictSources
+		v = tracker.Sources
 	}
-	if waiting {
-		s.wg.Go(func() { s.fs.verdict(id, ask, v) })
+	if w.Waiting {
+		s.fs.Verdict(id, w.Tag, v)
 	}
 }
 
@@ -269,8 +280,7 @@ func (s *script) delivered(id piece.ID, b *scripted) bool {
 	return blob.Have().Prefix() >= b.pieces
 }
 
-func (s *script) Unwant(piece.ID)               {}
-func (s *script) Partial(piece.ID)              {}
-func (s *script) Gone(piece.ID)                 {}
-func (s *script) LeaseProgress(piece.ID, int64) {}
-func (s *script) LeaseDone(piece.ID, error)     {}
+func (s *script) Unwant(piece.ID)                  {}
+func (s *script) Announce(piece.ID, tracker.State) {}
+func (s *script) LeaseProgress(piece.ID, int64)    {}
+func (s *script) LeaseDone(piece.ID, error)        {}

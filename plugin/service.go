@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/capelin-io/capelin/plugin/fetch"
 )
 
 // service is containerd's content API over the store, with a Write of its own
@@ -24,17 +26,18 @@ import (
 type service struct {
 	api.ContentServer // over store
 	store             ctrdcontent.Store
-	fetches           *fetches
+	blobs             sessionBlobs
+	fetches           *fetch.Fetches
 	sessions          *sessions
 	images            *images
 	// called observes a message of a Write stream.
 	called func(method string, start time.Time, err error)
 }
 
-func newService(store ctrdcontent.Store, fs *fetches, im *images) *service {
+func newService(store ctrdcontent.Store, blobs sessionBlobs, fs *fetch.Fetches, im *images) *service {
 	return &service{
 		ContentServer: contentserver.New(store), store: store,
-		fetches: fs, sessions: newSessions(), images: im,
+		blobs: blobs, fetches: fs, sessions: newSessions(), images: im,
 		called: func(string, time.Time, error) {},
 	}
 }
@@ -161,7 +164,7 @@ func (s *service) Write(stream api.Content_WriteServer) error {
 	w := &replayStream{Content_WriteServer: stream, first: first}
 	if isManifestRef(first.Ref) {
 		w.committed = func(d digest.Digest, size int64) { s.images.committed(d, size) }
-		w.received = s.fetches.cfg.OnRegistry
+		w.received = s.fetches.Config().OnRegistry
 	}
 	return s.ContentServer.Write(w)
 }

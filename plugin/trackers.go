@@ -9,8 +9,7 @@ import (
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
-// trackers is a client of the trackers as fetches and the seeder use it, and hands on
-// what it is told.
+// trackers is a client of the trackers as the seeder uses it, and hands on what it is told.
 type trackers struct {
 	a      *agent
 	node   *swarm.Node
@@ -31,14 +30,8 @@ func newTrackers(a *agent, node *swarm.Node, cfg tracker.Config) *trackers {
 	return t
 }
 
-func (t *trackers) Want(id piece.ID, waiting bool, ask uint64) {
-	t.client.Want(id, tracker.Want{Waiting: waiting, Tag: ask})
-}
-func (t *trackers) Unwant(id piece.ID)                 { t.client.Unwant(id) }
-func (t *trackers) Partial(id piece.ID)                { t.client.Announce(id, tracker.StatePartial) }
-func (t *trackers) Gone(id piece.ID)                   { t.client.Announce(id, tracker.StateGone) }
-func (t *trackers) LeaseProgress(id piece.ID, n int64) { t.client.LeaseProgress(id, n) }
-func (t *trackers) LeaseDone(id piece.ID, err error)   { t.client.LeaseDone(id, err) }
+// Gone announces that nothing is left of a blob.
+func (t *trackers) Gone(id piece.ID) { t.client.Announce(id, tracker.StateGone) }
 
 // Complete announces a whole blob. There is one list of sums that can be proven:
 // if the trackers told of another, it is disproved.
@@ -56,15 +49,15 @@ func (t *trackers) Peers(id piece.ID, peers []tracker.Peer) {
 	for i, p := range peers {
 		infos[i] = swarm.PeerInfo(p)
 	}
-	t.a.fetches.peersFound(id, infos)
+	t.a.fetches.PeersFound(id, infos)
 }
 
 func (t *trackers) PeersGone(id piece.ID, nodes []string) { t.node.RemovePeers(id, nodes) }
 
-func (t *trackers) Share(id piece.ID, share uint16) { t.a.fetches.shareTold(id, share) }
+func (t *trackers) Share(id piece.ID, share uint16) { t.a.fetches.ShareTold(id, share) }
 
 func (t *trackers) Verdict(id piece.ID, v tracker.Verdict) {
-	t.a.fetches.verdict(id, v.Tag, verdicts[v.Kind])
+	t.a.fetches.Verdict(id, v.Tag, v.Kind)
 }
 
 func (t *trackers) SumsHash(id piece.ID, hash [32]byte) {
@@ -74,11 +67,6 @@ func (t *trackers) SumsHash(id piece.ID, hash [32]byte) {
 
 // Lookup asks origins only; this is none.
 func (t *trackers) Lookup(id piece.ID) { t.client.NotHere(id) }
-
-var verdicts = map[tracker.VerdictKind]verdict{
-	tracker.Sources: verdictSources, tracker.Lease: verdictLease, tracker.Nobody: verdictNobody,
-	tracker.Wait: verdictWait, tracker.Unreachable: verdictUnreachable,
-}
 
 // Command does what a tracker asks for.
 func (t *trackers) Command(cmd *trackerpb.Command) { t.commands.add(cmd) }

@@ -20,8 +20,17 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/internal/diskfull"
+	"github.com/capelin-io/capelin/plugin/fetch"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
+
+// sessionBlobs is the store, for sessions.
+type sessionBlobs interface {
+	// Committed reports from memory whether containerd has the blob.
+	Committed(id piece.ID) bool
+	// AdoptIngest takes over what stock containerd wrote under the ref before.
+	AdoptIngest(ctx context.Context, ref string, id piece.ID) error
+}
 
 // sessions is the set of live Write streams of the swarm, one a ref.
 type sessions struct {
@@ -103,27 +112,25 @@ func (ss *sessions) ids() []piece.ID {
 // first STAT's answer, 0, for its own counter of bytes. The next STAT's answer N
 // says from where the blob's bytes come, but never moves the counter, so that
 // the byte at counter c is the blob's byte N + c. STAT and COMMIT answer in blob
-// offsets, WRITE in the counter's (DESIGN 6, "A write session").
+// offsets, WRITE in the counter's.
 type session struct {
 	ref     string
 	id      piece.ID
 	started time.Time
 	updated atomic.Int64 // Unix nanoseconds
 	offset  atomic.Int64 // of the blob, as containerd sees it; while it waits, see status
-	fetch   *fetch
+	fetch   *fetch.Session
+	blobs   sessionBlobs
 	cancel  context.CancelCauseFunc
 
 	// Owned by the stream's handler.
 	settled bool  // the blocking STAT was answered, or was skipped
 	base    int64 // N
 	written int64 // the counter
-	writer  bool  // counted among the fetch's writers
-	lease   bool
-	app     appender
+	app     fetch.Appender
 	done    error // of Finish, reported at COMMIT
-	whole   bool
-	closed  bool // the client ended the stream, rather than breaking it off
-	full    bool // the disk could not take what the client brought
+	closed  bool  // the client ended the stream, rather than breaking it off
+	full    bool  // the disk could not take what the client brought
 }
 
 func (s *session) status() ctrdcontent.Status {
@@ -132,10 +139,10 @@ func (s *session) status() ctrdcontent.Status {
 		StartedAt: s.started, UpdatedAt: time.Unix(0, s.updated.Load()),
 	}
 	if st.Offset < 0 { // not settled: what the swarm has delivered so far
-		f := s.fetch.status()
-		st.Offset = f.Verified
-		if p := f.Progress; p.After(st.UpdatedAt) {
-			st.UpdatedAt = p
+		verified, at := s.fetch.Progress()
+		st.Offset = verified
+		if at.After(st.UpdatedAt) {
+			st.UpdatedAt = at
 		}
 	}
 	return st
@@ -162,19 +169,19 @@ func (s *service) writeSwarm(stream api.Content_WriteServer, first *api.WriteCon
 func (s *service) runSession(stream api.Content_WriteServer, first *api.WriteContentRequest, id piece.ID) error {
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	ses := &session{ref: first.Ref, id: id, started: time.Now(), cancel: cancel}
+	ses := &session{ref: first.Ref, id: id, blobs: s.blobs, started: time.Now(), cancel: cancel}
 	ses.offset.Store(-1)
 	ses.updated.Store(ses.started.UnixNano())
-	if first.Expected != "" && s.fetches.blobs.Committed(id) {
+	if first.Expected != "" && s.blobs.Committed(id) {
 		return fmt.Errorf("content %s: %w", id.Digest(), errdefs.ErrAlreadyExists)
 	}
-	ses.fetch = s.fetches.acquire(id)
-	defer ses.fetch.release()
+	ses.fetch = s.fetches.Open(id, false)
+	defer ses.fetch.Close()
 	if err := s.sessions.start(ses); err != nil {
 		return err
 	}
 	defer s.sessions.end(ses)
-	defer ses.end()
+	defer ses.end(ctx)
 	s.images.opened(id, first.Ref)
 
 	// The opening: answered from memory, always 0, so that the counter is 0.
@@ -235,16 +242,15 @@ func (s *session) handle(ctx context.Context, req *api.WriteContentRequest) (*ap
 	switch req.Action {
 	case api.WriteAction_STAT:
 		if !s.settled {
-			if err := s.fetch.fs.blobs.AdoptIngest(ctx, s.ref, s.id); err != nil {
-				s.fetch.log().WithError(err).Warn("cannot adopt what was downloaded before the switch")
+			if err := s.blobs.AdoptIngest(ctx, s.ref, s.id); err != nil {
+				log.G(ctx).WithError(err).WithField("digest", s.id.Digest()).Warn("cannot adopt what was downloaded before the switch")
 			}
-			a, err := s.fetch.await(ctx, false)
+			a, err := s.fetch.Wait(ctx)
 			if err != nil {
 				return nil, err
 			}
-			s.settled, s.base, s.lease = true, a.offset, a.lease
-			s.writer = a.offset < s.id.Size
-			s.moved(a.offset)
+			s.settled, s.base = true, a.Offset
+			s.moved(a.Offset)
 		}
 		resp.Offset = s.base + s.written
 	case api.WriteAction_WRITE:
@@ -268,8 +274,8 @@ func (s *session) handle(ctx context.Context, req *api.WriteContentRequest) (*ap
 // write stores what containerd downloaded itself.
 func (s *session) write(ctx context.Context, req *api.WriteContentRequest) error {
 	if !s.settled { // a client that writes without asking where
-		s.settled, s.writer = true, true
-		s.fetch.writeAtZero()
+		s.settled = true
+		s.fetch.Write()
 		s.moved(0)
 	}
 	if req.Offset == 0 && s.written > 0 {
@@ -278,7 +284,7 @@ func (s *session) write(ctx context.Context, req *api.WriteContentRequest) error
 		if err := s.closeAppender(); err != nil {
 			return err
 		}
-		s.base, s.written, s.done, s.whole = 0, 0, nil, false
+		s.base, s.written, s.done = 0, 0, nil
 		s.moved(0)
 	}
 	if req.Offset != s.written {
@@ -292,7 +298,7 @@ func (s *session) write(ctx context.Context, req *api.WriteContentRequest) error
 		return fmt.Errorf("write of %d bytes @%d of %s exceeds its size of %d: %w", len(req.Data), at, s.id.Digest(), s.id.Size, errdefs.ErrOutOfRange)
 	}
 	if s.app == nil {
-		b, err := s.fetch.open(ctx)
+		b, err := s.fetch.Blob(ctx)
 		if err != nil {
 			return err
 		}
@@ -304,7 +310,7 @@ func (s *session) write(ctx context.Context, req *api.WriteContentRequest) error
 	if n > 0 {
 		s.written += int64(n)
 		s.moved(s.base + s.written)
-		s.fetch.wrote(n, s.base+s.written)
+		s.fetch.Wrote(n, s.base+s.written)
 	}
 	if err != nil {
 		s.checkDisk(err)
@@ -318,8 +324,7 @@ func (s *session) write(ctx context.Context, req *api.WriteContentRequest) error
 		// containerd's lock. A wrong digest is COMMIT's to report.
 		switch err := s.app.Finish(ctx); {
 		case err == nil:
-			s.whole = true
-			s.endWriting(nil)
+			s.fetch.End(nil)
 		case errors.Is(err, piece.ErrMismatch):
 			s.done = err
 		default:
@@ -334,7 +339,7 @@ func (s *session) write(ctx context.Context, req *api.WriteContentRequest) error
 func (s *session) checkDisk(err error) {
 	if isFull(err) {
 		s.full = true
-		s.fetch.fail(err)
+		s.fetch.Fail(err)
 	}
 }
 
@@ -363,7 +368,7 @@ func (s *session) commit(ctx context.Context, req *api.WriteContentRequest) erro
 	if at := s.base + s.written; at != s.id.Size {
 		return fmt.Errorf("unexpected commit size %d of %s, expected %d: %w", at, s.id.Digest(), s.id.Size, errdefs.ErrFailedPrecondition)
 	}
-	b, err := s.fetch.open(ctx)
+	b, err := s.fetch.Blob(ctx)
 	if err != nil {
 		return err
 	}
@@ -379,35 +384,20 @@ func (s *session) closeAppender() error {
 	return app.Close()
 }
 
-func (s *session) endWriting(err error) {
-	if s.writer {
-		s.writer = false
-		s.fetch.endWriting(s.lease, s.written > 0, err)
-		s.lease = false
-	}
-}
-
 // end is called when the stream is over, however it ended.
-func (s *session) end() {
+func (s *session) end(ctx context.Context) {
 	if err := s.closeAppender(); err != nil {
-		s.fetch.log().WithError(err).Warn("cannot close what containerd wrote of a blob")
+		log.G(ctx).WithError(err).WithField("digest", s.id.Digest()).Warn("cannot close what containerd wrote of a blob")
 	}
 	// A client whose registry fails it closes the stream; trackers should not
 	// hold it against the registry if it was something else.
-	err := errNotWritten
-	if s.full || !s.closed && s.done == nil {
-		err = fmt.Errorf("the pull was given up: %w", context.Canceled)
-	}
-	s.endWriting(err)
-	fs := s.fetch.fs
 	switch {
-	case s.whole || s.settled && s.base == s.id.Size:
-		fs.noRange.Remove(s.id)
-		fs.distrusted.Remove(s.id)
 	case s.done != nil:
-		fs.distrusted.Add(s.id, struct{}{})
-	case s.settled && s.base > 0 && s.written == 0:
-		fs.noRange.Add(s.id, struct{}{})
+		s.fetch.End(s.done)
+	case s.full || !s.closed:
+		s.fetch.End(fetch.ErrGivenUp)
+	default:
+		s.fetch.End(fetch.ErrNotWritten)
 	}
 }
 

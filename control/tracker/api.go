@@ -97,15 +97,18 @@ type VerdictKind uint8
 // The kinds. A verdict may be followed by any other one, except that Lease stays
 // until the lease is done, or the blob is wanted anew.
 const (
-	Sources     VerdictKind = iota + 1 // somebody has it or is getting it: see Peers
-	Lease                              // this node fetches it from upstream
-	Nobody                             // nobody is known to have it
-	Wait                               // the tracker does not know yet; it will say so
-	Unreachable                        // no tracker that could know answers
+	Unknown     VerdictKind = iota // no answer yet: no Verdict says so
+	Sources                        // somebody has it or is getting it: see Peers
+	Lease                          // this node fetches it from upstream
+	Nobody                         // nobody is known to have it
+	Wait                           // the tracker does not know yet; it will say so
+	Unreachable                    // no tracker that could know answers
 )
 
 func (k VerdictKind) String() string {
 	switch k {
+	case Unknown:
+		return "unknown"
 	case Sources:
 		return "sources"
 	case Lease:

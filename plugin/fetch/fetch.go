@@ -1,0 +1,331 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/swarm"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// Errors that a fetch gives to trackers and sessions.
+var (
+	// ErrNotWritten ends the writing of a session whose client closed it too early.
+	ErrNotWritten = errors.New("containerd did not download the whole blob")
+	// ErrGivenUp ends what nobody wants any more.
+	ErrGivenUp = fmt.Errorf("the pull was given up: %w", context.Canceled)
+	// ErrNoWaiter gives a lease back that came too late.
+	ErrNoWaiter = fmt.Errorf("no client waits for the blob any more: %w", context.Canceled)
+	// ErrStopped answers a session that waits when everything ends.
+	ErrStopped = fmt.Errorf("the agent stops: %w", errdefs.ErrUnavailable)
+)
+
+const (
+	// poll is how often the swarm is asked for peers that come and go without a word, and a
+	// disk that could not complete a blob is asked again.
+	poll = 250 * time.Millisecond
+	// maxFound is how many of the peers that trackers named are kept until the blob is
+	// joined. A tracker names a few dozen.
+	maxFound = 200
+	// behind is what is added to the priority of blobs that nobody waits for.
+	behind = 1 << 16
+)
+
+// fetch is the state of one blob's fetch.
+type fetch struct {
+	id       piece.ID
+	opening  Opening
+	started  time.Time
+	sessions []*session // in the order in which they opened
+	ahead    ahead
+	disk     disk
+	swarm    part
+	question question
+	lease    lease
+	due      time.Time // when time alone changes something; zero: never
+}
+
+// session is one client that has the blob open.
+type session struct {
+	id         SessionID
+	authorized bool
+	state      sessionState
+	since      time.Time // waiting: since when
+	offset     int64     // writing: from where
+	brought    int64     // writing: how many bytes
+	lease      bool      // writing: for the whole cluster
+}
+
+type sessionState uint8
+
+const (
+	idle    sessionState = iota
+	waiting              // → idle, writing
+	writing              // → idle
+)
+
+// ahead is a prefetch.
+type ahead struct {
+	until    time.Time // zero: none
+	priority int
+}
+
+// disk is what is known of the blob on disk.
+type disk struct {
+	open       bool
+	have       Progress
+	progress   time.Time // when Verified last grew
+	written    int64     // bytes that sessions wrote
+	failed     error     // the disk cannot take the blob
+	completing bool
+	retry      time.Time // when completing may be tried again
+}
+
+// part is the part that is taken in the blob's swarm.
+type part struct {
+	joined   bool
+	as       swarm.JoinOptions
+	proven   bool             // the swarm knows that the blob is whole
+	gaveUp   bool             // it cannot deliver the blob
+	found    []swarm.PeerInfo // named by trackers, and not handed to it yet
+	share    uint16           // of what comes into the zone
+	shareDue bool             // it was not told
+
+	// What it can do for those who wait, see look.
+	asked    bool      // ActSwarmStatus is under way
+	stale    bool      // something has happened since that it had to hear first
+	lookedAt time.Time // when it last said; zero: it has not, since it matters
+	reach    bool      // then: a connected peer may deliver, or a known one may still connect
+	spreadAt time.Time // when its peers last had together all that is missing
+}
+
+// question is what the trackers were told and answered.
+type question struct {
+	want    want
+	ask     uint64 // of the last Want; only answers to that count
+	asked   time.Time
+	verdict tracker.VerdictKind
+	usedUp  bool // the verdict is: ask again
+	partial bool // what there is was announced
+}
+
+type want uint8
+
+const (
+	wantNothing want = iota
+	wantSome         // peers
+	wantWaiting      // peers, or a lease
+)
+
+// lease is who may fetch the blob upstream for the cluster.
+type lease uint8
+
+const (
+	leaseNone    lease = iota // somebody else, or nobody
+	leaseGranted              // this node: no session has taken it
+	leaseTaken                // this node: a session has, and writes
+)
+
+func (f *fetch) count(s sessionState) (n int) {
+	for _, ses := range f.sessions {
+		if ses.state == s {
+			n++
+		}
+	}
+	return n
+}
+
+func (f *fetch) session(id SessionID) *session {
+	if i := slices.IndexFunc(f.sessions, func(s *session) bool { return s.id == id }); i >= 0 {
+		return f.sessions[i]
+	}
+	return nil
+}
+
+// settled reports whether nothing more is to come of the blob.
+func (f *fetch) settled() bool { return f.disk.have.Whole || f.disk.failed != nil }
+
+// expected reports whether a prefetch is under way.
+func (f *fetch) expected(now time.Time) bool { return now.Before(f.ahead.until) }
+
+// take takes an event about the fetch in.
+func (m *Machine) take(f *fetch, ev Event) {
+	switch ev := ev.(type) {
+	case EvSessionOpened:
+		f.sessions = append(f.sessions, &session{id: ev.Session, authorized: ev.Authorized})
+	case EvSessionWaits:
+		if s := f.session(ev.Session); s != nil && s.state == idle {
+			s.state, s.since = waiting, m.now
+		}
+	case EvSessionWrites:
+		if s := f.session(ev.Session); s != nil && s.state == idle {
+			s.writes(Answer{})
+		}
+	case EvSessionWrote:
+		m.wrote(f, ev)
+	case EvSessionEnded:
+		if s := f.session(ev.Session); s != nil {
+			m.ended(f, s, ev.Err)
+		}
+	case EvSessionClosed:
+		if s := f.session(ev.Session); s != nil {
+			m.ended(f, s, ErrGivenUp)
+			f.sessions = slices.DeleteFunc(f.sessions, func(x *session) bool { return x == s })
+		}
+	case EvDiskFailed:
+		f.fails(ev.Err)
+	case EvProgress, EvOpenFailed, EvCompleted:
+		m.diskSays(f, ev)
+	case EvSwarmDone:
+		if ev.Opening == f.opening {
+			f.swarmDone(ev.Err)
+		}
+	case EvSwarmStatus:
+		if ev.Opening == f.opening {
+			m.looked(f, ev.Status)
+		}
+	case EvVerdict:
+		// An answer to an earlier Want crossed with this one: «nobody», said while no
+		// session waited, would send one to the registry that was about to get a source.
+		// Trackers answer each Want, a lease that stands included.
+		if ev.Ask != f.question.ask {
+			return
+		}
+		f.question.verdict, f.swarm.stale = ev.Verdict, true
+		switch { // it moves on if it was not taken
+		case f.lease == leaseNone && ev.Verdict == tracker.Lease:
+			f.lease = leaseGranted
+		case f.lease == leaseGranted && ev.Verdict != tracker.Lease:
+			f.lease = leaseNone
+		}
+	case EvPeersFound:
+		f.swarm.found = append(f.swarm.found, ev.Peers...)
+		f.swarm.found = f.swarm.found[max(0, len(f.swarm.found)-maxFound):]
+	case EvShareTold:
+		f.swarm.share, f.swarm.shareDue = ev.Share, true
+	case EvPrefetch:
+		f.ahead = ahead{until: m.now.Add(m.rules.Prefetch), priority: ev.Priority}
+	case EvProlong:
+		if !f.ahead.until.IsZero() {
+			f.ahead.until = m.now.Add(m.rules.Prefetch)
+		}
+	case EvAbandon:
+		f.ahead.until = time.Time{}
+	}
+}
+
+// writes makes a session one that writes.
+func (s *session) writes(a Answer) {
+	s.state, s.offset, s.brought, s.lease = writing, a.Offset, 0, a.Lease
+}
+
+func (m *Machine) wrote(f *fetch, ev EvSessionWrote) {
+	if s := f.session(ev.Session); s != nil {
+		s.brought += ev.Bytes
+	}
+	f.disk.written += ev.Bytes
+	if m.trackers {
+		m.act(ActLeaseProgress{ID: f.id, Bytes: ev.Offset})
+	}
+}
+
+// ended ends what a session does. An answer may have crossed with its end.
+func (m *Machine) ended(f *fetch, s *session, err error) {
+	was := s.state
+	s.state = idle
+	switch was {
+	case waiting:
+		m.act(ActAnswer{ID: f.id, Session: s.id, Err: err, Why: OutcomeGone, Waited: m.now.Sub(s.since), Verdict: f.question.verdict})
+	case writing:
+		m.remember(f, s, err)
+		if s.lease {
+			s.lease = false
+			m.endLease(f, err)
+		} else if s.brought > 0 && (err == nil || f.count(writing) == 0) {
+			m.leaseDone(f.id, err) // trackers hear of every download, since it makes this node a source
+		}
+	}
+}
+
+// remember learns from how a session's writing ended.
+func (m *Machine) remember(f *fetch, s *session, err error) {
+	switch {
+	case err == nil:
+		m.trust(f.id)
+	case errors.Is(err, piece.ErrMismatch):
+		m.distrusted.Add(f.id, struct{}{})
+	case !s.authorized && s.offset > 0 && s.brought == 0:
+		// containerd does not say why. Who downloads by himself knows what is wrong.
+		m.noRange.Add(f.id, struct{}{})
+	}
+}
+
+// trust forgets what went wrong with a blob, since its client has it.
+func (m *Machine) trust(id piece.ID) {
+	m.noRange.Remove(id)
+	m.distrusted.Remove(id)
+}
+
+// endLease is where a lease that this node was granted ends, taken or not.
+func (m *Machine) endLease(f *fetch, err error) {
+	f.lease = leaseNone
+	f.question.verdict, f.question.usedUp = tracker.Unknown, true
+	m.leaseDone(f.id, err)
+}
+
+func (f *fetch) fails(err error) {
+	if f.disk.failed == nil {
+		f.disk.failed = err
+	}
+}
+
+// diskSays is where a blob is learned to be whole.
+func (m *Machine) diskSays(f *fetch, ev Event) {
+	d := &f.disk
+	switch ev := ev.(type) {
+	case EvProgress:
+		if ev.Opening != f.opening {
+			return
+		}
+		p := ev.Progress
+		if p.Whole = p.Whole || d.have.Whole; p.Whole {
+			p.Verified = f.id.Size
+		}
+		if d.open && p.Verified > d.have.Verified {
+			d.progress = m.now
+		}
+		d.open, d.have = true, p
+	case EvOpenFailed:
+		if ev.Opening == f.opening {
+			f.fails(ev.Err)
+		}
+	case EvCompleted:
+		if ev.Opening != f.opening {
+			return
+		}
+		d.completing, d.retry = false, m.now.Add(poll)
+		if errdefs.IsResourceExhausted(ev.Err) {
+			f.fails(ev.Err)
+		}
+	}
+}
+
+// swarmDone takes in that the swarm ended its work.
+func (f *fetch) swarmDone(err error) {
+	f.swarm.joined = err == nil
+	switch {
+	case err == nil:
+		f.swarm.proven = true
+	case errdefs.IsResourceExhausted(err):
+		f.fails(err)
+	case errors.Is(err, swarm.ErrLeft): // it may be joined anew
+	default:
+		f.swarm.gaveUp = true
+	}
+}

@@ -1,0 +1,68 @@
+package fetch
+
+import (
+	"testing"
+	"time"
+
+	"github.com/capelin-io/capelin/control/tracker"
+)
+
+func TestDecide(t *testing.T) {
+	const mib = 1 << 20
+	t0 := time.Unix(1000, 0)
+	at := func(d time.Duration) time.Time { return t0.Add(d) }
+	const ms, s = time.Millisecond, time.Second
+	wait := func(d time.Duration) decision { return decision{wait: d} }
+	answer := func(off int64, why Outcome) decision { return decision{answer: true, offset: off, why: why} }
+
+	for _, tt := range []struct {
+		name string
+		s    situation
+		want decision
+	}{
+		{"complete", situation{complete: true}, answer(10*mib, OutcomeComplete)},
+		{"complete, authorized blob by blob", situation{complete: true, authorizeBlob: true}, answer(10*mib-Tail, OutcomeComplete)},
+		{"complete, authorized, but no ranges", situation{complete: true, authorizeBlob: true, noRange: true}, answer(0, OutcomeComplete)},
+		{"complete, no ranges needed", situation{complete: true, noRange: true}, answer(10*mib, OutcomeComplete)},
+		{"complete while stopping", situation{complete: true, draining: true}, answer(10*mib, OutcomeComplete)},
+		{"small and authorized", situation{size: Tail, complete: true, authorizeBlob: true}, answer(0, OutcomeSmall)},
+		{"stopping", situation{draining: true, prefix: 5, peers: true}, answer(5, OutcomeStopping)},
+
+		{"just asked", situation{}, wait(200 * ms)},
+		{"asked again", situation{now: at(s), asked: at(900 * ms)}, wait(100 * ms)},
+		{"no verdict in time", situation{now: at(200 * ms)}, answer(0, OutcomeAlone)},
+		{"no verdict, but peers", situation{now: at(200 * ms), peers: true}, wait(4800 * ms)},
+		{"nobody", situation{verdict: tracker.Nobody, prefix: 7}, answer(7, OutcomeNobody)},
+		{"nobody, but a peer", situation{verdict: tracker.Nobody, peers: true}, wait(5 * s)},
+		{"nobody, but another session writes", situation{verdict: tracker.Nobody, writing: true}, wait(5 * s)},
+		{"unreachable", situation{verdict: tracker.Unreachable}, answer(0, OutcomeAlone)},
+		{"unreachable, but peers", situation{verdict: tracker.Unreachable, peers: true}, wait(5 * s)},
+		{"sources", situation{verdict: tracker.Sources}, wait(5 * s)},
+		{"a young tracker", situation{verdict: tracker.Wait, now: at(s)}, wait(4 * s)},
+		{"a young tracker for too long", situation{verdict: tracker.Wait, now: at(5 * s)}, answer(0, OutcomeStalled)},
+		{"progress", situation{verdict: tracker.Sources, now: at(9 * s), progress: at(8 * s)}, wait(4 * s)},
+		{"stalled", situation{verdict: tracker.Sources, peers: true, now: at(13 * s), progress: at(8 * s), prefix: mib}, answer(mib, OutcomeStalled)},
+		{"progress before it waited", situation{verdict: tracker.Sources, now: at(s), progress: at(-s)}, wait(4 * s)},
+		{"stalled writer", situation{writing: true, now: at(5 * s), prefix: 3}, answer(3, OutcomeStalled)},
+		{"lease", situation{lease: true, verdict: tracker.Lease, prefix: 3}, decision{answer: true, offset: 3, lease: true, why: OutcomeLease}},
+		{"lease, but the swarm gets on", situation{lease: true, verdict: tracker.Lease, peers: true, spread: true, now: at(9 * s), progress: at(9 * s)}, wait(5 * s)},
+		{"lease, and the swarm has stopped", situation{lease: true, verdict: tracker.Lease, peers: true, spread: true, now: at(9 * s), progress: at(8 * s)}, decision{answer: true, lease: true, why: OutcomeLease}},
+		{"lease, and pieces are missing", situation{lease: true, verdict: tracker.Lease, peers: true, now: at(9 * s), progress: at(9 * s)}, decision{answer: true, lease: true, why: OutcomeLease}},
+		{"lease without ranges", situation{lease: true, noRange: true, prefix: 3}, decision{answer: true, lease: true, why: OutcomeLease}},
+		{"prefix without ranges", situation{verdict: tracker.Nobody, noRange: true, prefix: 3}, answer(0, OutcomeNobody)},
+		{"prefix beyond the tail", situation{verdict: tracker.Nobody, authorizeBlob: true, prefix: 10*mib - 5}, answer(10*mib-Tail, OutcomeNobody)},
+		{"all verified but not durable", situation{verdict: tracker.Nobody, prefix: 10 * mib}, answer(10*mib-1, OutcomeNobody)},
+	} {
+		st := tt.s
+		if st.size == 0 {
+			st.size = 10 * mib
+		}
+		if st.now.IsZero() {
+			st.now = t0
+		}
+		st.since, st.find, st.stall = t0, 200*ms, 5*s
+		if got := decide(st); got != tt.want {
+			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
+		}
+	}
+}

@@ -1,0 +1,279 @@
+package fetch
+
+import (
+	"time"
+
+	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/swarm"
+)
+
+// This file is what a fetch does next, as it follows from its state.
+
+// settle has the fetch do what follows from its state.
+func (m *Machine) settle(f *fetch) {
+	if m.stopped || len(f.sessions) == 0 && (f.settled() || !f.expected(m.now)) {
+		m.end(f)
+		return
+	}
+	if f.disk.open || f.disk.failed != nil {
+		m.complete(f)
+		for again := true; again; {
+			take := m.takes(f)
+			m.join(f, take)
+			m.ask(f, take)
+			m.look(f)
+			again = m.answer(f) // what is wanted has changed then
+		}
+	}
+	f.due = m.nextDue(f)
+}
+
+// takes reports whether the fetch takes the blob from the swarm.
+func (m *Machine) takes(f *fetch) bool {
+	return !f.settled() && !m.draining && !f.swarm.gaveUp && !m.distrusted.Contains(f.id) &&
+		(f.count(waiting) > 0 || f.expected(m.now) && f.count(writing) == 0)
+}
+
+// complete has a blob of which every piece is there made durable.
+func (m *Machine) complete(f *fetch) {
+	d := &f.disk
+	if d.have.Full && !f.settled() && !d.completing && !m.now.Before(d.retry) {
+		d.completing = true
+		m.act(ActComplete{f.id})
+	}
+}
+
+// join takes part in the swarm, to take or only to give what a session writes, and
+// hands on what is for it.
+func (m *Machine) join(f *fetch, take bool) {
+	w := &f.swarm
+	as := swarm.JoinOptions{Want: take, Priority: f.ahead.priority}
+	if f.count(waiting) == 0 {
+		as.Priority += behind
+	}
+	useful := take || f.count(writing) > 0 && !f.settled()
+	if m.swarm && f.disk.open && useful && (!w.joined || as != w.as) {
+		if !w.joined {
+			w.stale, w.shareDue = true, w.shareDue || w.share != 0
+		}
+		w.joined, w.as = true, as
+		m.act(ActJoin{f.id, as})
+	}
+	if !w.joined {
+		return
+	}
+	if f.disk.have.Whole && !w.proven {
+		w.proven = true
+		m.act(ActProven{f.id})
+	}
+	if len(w.found) > 0 {
+		m.act(ActAddPeers{f.id, w.found})
+		w.found, w.stale = nil, true
+	}
+	if w.shareDue {
+		w.shareDue = false
+		m.act(ActShare{f.id, w.share})
+	}
+}
+
+// ask tells the trackers what is wanted, again if their answer is used up, and
+// announces what there is.
+func (m *Machine) ask(f *fetch, take bool) {
+	if !m.trackers {
+		return
+	}
+	q := &f.question
+	now, again := wantNothing, q.usedUp
+	q.usedUp = false
+	switch {
+	case take && f.count(waiting) > 0:
+		now = wantWaiting
+	case take:
+		now = wantSome
+	case f.lease == leaseTaken:
+		now = q.want // a holder that takes back its want would lose the lease
+	}
+	switch {
+	case now == q.want && (now == wantNothing || !again):
+	case now == wantNothing:
+		m.act(ActUnwant{f.id})
+	default:
+		m.asks++
+		q.ask, q.asked = m.asks, m.now
+		// What was said to somebody who was not waiting may change: a waiting
+		// one can be granted a lease.
+		if q.verdict != tracker.Sources {
+			q.verdict, f.swarm.stale = tracker.Unknown, true
+		}
+		m.act(ActWant{ID: f.id, Waiting: now == wantWaiting, Ask: q.ask})
+	}
+	q.want = now
+	if f.disk.have.Verified > 0 && !q.partial && f.swarm.joined && !f.settled() {
+		q.partial = true
+		m.act(ActAnnounce{f.id, tracker.StatePartial})
+	}
+}
+
+// matters reports whether what the swarm can do for the blob decides anything.
+// Otherwise the swarm has better things to do than to say.
+func (f *fetch) matters() bool {
+	return f.swarm.joined && f.count(waiting) > 0 && !f.disk.have.Whole && f.question.verdict != tracker.Sources
+}
+
+// look asks the swarm what it can do for the blob, now and then.
+func (m *Machine) look(f *fetch) {
+	w := &f.swarm
+	if !f.matters() {
+		w.lookedAt, w.spreadAt = time.Time{}, time.Time{} // patience begins anew
+		return
+	}
+	if !w.asked && (w.stale || w.lookedAt.IsZero() || !m.now.Before(w.lookedAt.Add(poll))) {
+		w.asked, w.stale = true, false
+		m.act(ActSwarmStatus{f.id})
+	}
+}
+
+// looked takes in what the swarm says of itself.
+func (m *Machine) looked(f *fetch, st swarm.BlobStatus) {
+	w := &f.swarm
+	w.asked = false
+	if w.stale || !f.matters() {
+		return
+	}
+	w.lookedAt = m.now
+	w.reach = st.Useful > 0 || st.Known > 0
+	// What the one that went away had just sent is not announced yet.
+	if st.Missing == 0 || w.spreadAt.IsZero() {
+		w.spreadAt = m.now
+	}
+}
+
+// situation is what is the same for all sessions that wait.
+func (m *Machine) situation(f *fetch) situation {
+	w := &f.swarm
+	distrusted := m.distrusted.Contains(f.id)
+	s := situation{
+		size: f.id.Size, prefix: f.disk.have.Prefix, complete: f.disk.have.Whole,
+		now: m.now, asked: f.question.asked, progress: f.disk.progress,
+		verdict: f.question.verdict, draining: m.draining,
+		noRange: distrusted || m.noRange.Contains(f.id),
+		find:    m.rules.Find, stall: m.rules.Stall,
+	}
+	switch {
+	case m.connected && !m.trackers:
+		s.verdict = tracker.Unreachable
+	case distrusted, w.gaveUp && s.verdict == tracker.Sources:
+		s.verdict = tracker.Nobody
+	}
+	if f.matters() && !distrusted && !w.gaveUp {
+		s.looking = w.asked || w.lookedAt.IsZero()
+		s.peers = !s.looking && w.reach
+		s.spread = m.now.Sub(w.spreadAt) < leasePatience
+	}
+	return s
+}
+
+// decide decides about one session that waits.
+func (m *Machine) decide(f *fetch, ses *session, s situation) decision {
+	s.since, s.writing = ses.since, f.count(writing) > 0
+	s.authorizeBlob = m.rules.AuthorizeBlob && !ses.authorized
+	s.lease = f.lease == leaseGranted
+	return decide(s)
+}
+
+// answer answers the sessions whose waiting is over, gives back a lease that nobody
+// takes, and reports whether it did anything.
+func (m *Machine) answer(f *fetch) (did bool) {
+	s := m.situation(f)
+	for _, ses := range f.sessions {
+		if ses.state != waiting {
+			continue
+		}
+		a := ActAnswer{ID: f.id, Session: ses.id, Waited: m.now.Sub(ses.since), Verdict: s.verdict}
+		if f.disk.failed != nil && !f.disk.have.Whole {
+			a.Err, a.Why = f.disk.failed, OutcomeFailed
+			ses.state = idle
+		} else {
+			d := m.decide(f, ses, s)
+			if !d.answer {
+				continue
+			}
+			a.Answer, a.Why = Answer{Offset: d.offset, Lease: d.lease}, d.why
+			if d.lease {
+				f.lease = leaseTaken
+			}
+			if d.offset < f.id.Size {
+				ses.writes(a.Answer)
+			} else {
+				ses.state = idle
+				m.trust(f.id)
+			}
+		}
+		m.act(a)
+		did = true
+	}
+	if f.lease == leaseGranted && f.count(waiting) == 0 {
+		var err error
+		if !f.disk.have.Whole {
+			err = ErrNoWaiter
+		}
+		m.endLease(f, err)
+		did = true
+	}
+	return did
+}
+
+// nextDue returns when time alone changes something.
+func (m *Machine) nextDue(f *fetch) (due time.Time) {
+	at := func(t time.Time) {
+		if due.IsZero() || t.Before(due) {
+			due = t
+		}
+	}
+	if f.expected(m.now) {
+		at(f.ahead.until)
+	}
+	if !f.disk.open {
+		return due
+	}
+	if f.disk.have.Full && !f.settled() && !f.disk.completing {
+		at(f.disk.retry)
+	}
+	s := m.situation(f)
+	for _, ses := range f.sessions {
+		if ses.state == waiting {
+			at(m.now.Add(m.decide(f, ses, s).wait))
+		}
+	}
+	if f.matters() && !f.swarm.asked {
+		at(f.swarm.lookedAt.Add(poll))
+	}
+	return due
+}
+
+// end ends the fetch. A blob that is whole is seeded on.
+func (m *Machine) end(f *fetch) {
+	delete(m.live, f.id)
+	for _, s := range f.sessions { // only when all ends
+		m.ended(f, s, ErrStopped)
+	}
+	d := &f.disk
+	switch {
+	case !f.swarm.joined:
+	case d.have.Whole:
+		m.act(ActKeep{f.id})
+	default:
+		m.act(ActLeave{f.id})
+	}
+	if f.lease == leaseGranted {
+		m.endLease(f, ErrNoWaiter)
+	}
+	if f.question.want != wantNothing {
+		m.act(ActUnwant{f.id})
+	}
+	if f.question.partial && !d.have.Whole {
+		m.act(ActAnnounce{f.id, tracker.StateGone})
+	}
+	drop := d.have.Whole && !d.have.Full || !d.have.Whole && d.failed != nil
+	m.act(ActClose{ID: f.id, Drop: drop && d.open, Err: d.failed})
+}
