@@ -62,6 +62,18 @@ func Built(name string) (string, error) {
 	return out, nil
 }
 
+// Use has hosts that are started from now on run this binary of capelin, such as one
+// that was built of another commit; "" is the tree's again. It is for benchmarks that
+// compare two of them: nothing else may be starting hosts.
+func Use(capelin string) {
+	buildMu.Lock()
+	defer buildMu.Unlock()
+	delete(built, "capelin")
+	if capelin != "" {
+		built["capelin"] = capelin
+	}
+}
+
 // runc is Debian's.
 func runc() (string, error) {
 	for _, p := range []string{"/usr/sbin/runc", "/usr/bin/runc"} {

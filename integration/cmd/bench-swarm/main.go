@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -63,6 +64,7 @@ func scenarios(to []int, fixed int64) (all []scenario) {
 type options struct {
 	scenarios []scenario
 	runs      int
+	against   string // another binary of capelin, measured in turn with the tree's; "": none
 	json      string
 	out       io.Writer
 }
@@ -73,6 +75,7 @@ func main() {
 	size := flag.Int64("size", 0, "bytes of the blob; 0: 1 GiB, less if many want it")
 	rss := flag.Bool("rss", false, "measure the memory of one agent that receives four blobs of 8 GiB of zeros at once, instead")
 	flag.IntVar(&o.runs, "runs", 3, "runs of each scenario, of which the median counts")
+	flag.StringVar(&o.against, "against", "", "another binary of capelin, such as one of the commit before, measured in turn with the tree's")
 	flag.StringVar(&o.json, "json", "", "file for all results")
 	flag.Parse()
 	var err error
@@ -130,7 +133,7 @@ func run(ctx context.Context, o options) error {
 	all := map[string][]result{}
 	f := &benchkit.Figures{}
 	for _, s := range o.scenarios {
-		floors := s.String() + "_floor"
+		floors, against := s.String()+"_floor", s.String()+"_against"
 		for i := range o.runs {
 			if !s.TLS && !s.Disk {
 				r, err := s.floor(ctx, uint64(i))
@@ -139,29 +142,49 @@ func run(ctx context.Context, o options) error {
 				}
 				all[floors] = append(all[floors], *r)
 			}
-			r, err := measure(ctx, s, uint64(i))
-			if err != nil {
-				return fmt.Errorf("%v: %w", s, err)
+			pair := []string{s.String(), against}
+			if i%2 == 1 { // neither is always the first
+				slices.Reverse(pair)
 			}
-			all[s.String()] = append(all[s.String()], *r)
+			for _, name := range pair {
+				if name == against && o.against == "" {
+					continue
+				}
+				harness.Use(map[string]string{against: o.against}[name])
+				r, err := measure(ctx, s, uint64(i))
+				if err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+				all[name] = append(all[name], *r)
+			}
 		}
-		var peak, sent int64
-		for _, r := range all[s.String()] {
-			peak, sent = max(peak, r.Peak), max(sent, r.Sent)
+		harness.Use("")
+		for _, name := range []string{s.String(), against} {
+			if all[name] != nil {
+				report(o, f, s, name, all[name])
+			}
 		}
-		fs := "tmpfs"
-		if s.Disk {
-			fs = "disk"
-		}
-		fmt.Fprintf(o.out, "%-12s %-5s %s, peak RSS %3.0f MiB (seeder %3.0f)\n",
-			s, fs, speed(f, s.String(), all[s.String()]), float64(peak)/(1<<20), float64(sent)/(1<<20))
-		f.Add(s.String()+"_rss_mib", float64(peak)/(1<<20))
 		if rs := all[floors]; rs != nil {
-			fmt.Fprintf(o.out, "%-12s       %s\n", floors, speed(f, floors, rs))
+			fmt.Fprintf(o.out, "%-23s %s\n", floors, speed(f, floors, rs))
 		}
 	}
 	fmt.Fprintln(o.out, f)
 	return benchkit.WriteJSON(o.json, map[string]any{"scenarios": all, "figures": f})
+}
+
+// report adds what a scenario's runs took to the figures, and says it.
+func report(o options, f *benchkit.Figures, s scenario, name string, rs []result) {
+	var peak, sent int64
+	for _, r := range rs {
+		peak, sent = max(peak, r.Peak), max(sent, r.Sent)
+	}
+	fs := "tmpfs"
+	if s.Disk {
+		fs = "disk"
+	}
+	fmt.Fprintf(o.out, "%-17s %-5s %s, peak RSS %3.0f MiB (seeder %3.0f)\n",
+		name, fs, speed(f, name, rs), float64(peak)/(1<<20), float64(sent)/(1<<20))
+	f.Add(name+"_rss_mib", float64(peak)/(1<<20))
 }
 
 // measure moves the blobs once, between agents that were just started.
