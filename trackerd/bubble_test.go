@@ -11,105 +11,24 @@ import (
 	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc/test/bufconn"
-
 	"github.com/capelin-io/capelin/control/ring"
 	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/control/tracker/trackertest"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
 // These tests run the daemon and its clients in a bubble, so that seconds of
 // waiting cost nothing and times can be compared exactly.
 
-// fakeNet is a network in memory. Addresses that nobody listens on refuse.
-type fakeNet struct {
-	mu        sync.Mutex
-	listeners map[string]*bufconn.Listener
-	frozen    map[string]bool // packets to and from it vanish
-	conns     map[string][]*freezeConn
-}
+// fakeNet is a network in memory with trackers and agents on it.
+type fakeNet struct{ *trackertest.Net }
 
-func newNet() *fakeNet {
-	return &fakeNet{listeners: map[string]*bufconn.Listener{}, frozen: map[string]bool{}, conns: map[string][]*freezeConn{}}
-}
-
-func (n *fakeNet) dial(ctx context.Context, addr string) (net.Conn, error) {
-	n.mu.Lock()
-	ln, frozen := n.listeners[addr], n.frozen[addr]
-	n.mu.Unlock()
-	if frozen {
-		<-ctx.Done()
-		return nil, ctx.Err()
-	}
-	if ln == nil {
-		return nil, errors.New("connection refused")
-	}
-	c, err := ln.DialContext(ctx)
-	if err != nil {
-		return nil, err
-	}
-	f := &freezeConn{Conn: c, freeze: make(chan struct{}), closed: make(chan struct{})}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.conns[addr] = append(n.conns[addr], f)
-	return f, nil
-}
-
-// freeze makes an address silent without closing anything, as if its machine
-// had lost power.
-func (n *fakeNet) freeze(addr string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.frozen[addr] = true
-	for _, c := range n.conns[addr] {
-		c.once.Do(func() { close(c.freeze) })
-	}
-}
-
-type freezeConn struct {
-	net.Conn
-	once, closing  sync.Once
-	freeze, closed chan struct{}
-}
-
-func (c *freezeConn) isFrozen() bool {
-	select {
-	case <-c.freeze:
-		return true
-	default:
-		return false
-	}
-}
-
-func (c *freezeConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if c.isFrozen() {
-		<-c.closed
-		return 0, net.ErrClosed
-	}
-	return n, err
-}
-
-func (c *freezeConn) Write(p []byte) (int, error) {
-	if c.isFrozen() {
-		return len(p), nil
-	}
-	return c.Conn.Write(p)
-}
-
-func (c *freezeConn) Close() error {
-	c.closing.Do(func() { close(c.closed) })
-	return c.Conn.Close()
-}
+func newNet() *fakeNet { return &fakeNet{trackertest.NewNet()} }
 
 // serve runs a tracker at an address until the returned function is called.
 func (n *fakeNet) serve(t *testing.T, addr string, change func(*Config)) (stop func()) {
-	ln := bufconn.Listen(256 << 10)
-	n.mu.Lock()
-	n.listeners[addr] = ln
-	n.mu.Unlock()
 	cfg := DefaultConfig()
-	cfg.Listener, cfg.Metrics = ln, ""
+	cfg.Listener, cfg.Metrics = n.Listen(addr), ""
 	cfg.Lease.Warmup = 0
 	if change != nil {
 		change(&cfg)
@@ -118,9 +37,7 @@ func (n *fakeNet) serve(t *testing.T, addr string, change func(*Config)) (stop f
 	done := make(chan error, 1)
 	go func() { done <- Run(ctx, cfg) }()
 	return sync.OnceFunc(func() {
-		n.mu.Lock()
-		delete(n.listeners, addr)
-		n.mu.Unlock()
+		n.Refuse(addr)
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("tracker: %v", err)
@@ -130,7 +47,7 @@ func (n *fakeNet) serve(t *testing.T, addr string, change func(*Config)) (stop f
 
 func (n *fakeNet) agent(t *testing.T, name string, trackers ...string) *agent {
 	a := newAgent(t, name)
-	a.run(tracker.Config{Trackers: trackers, Dial: n.dial})
+	a.run(tracker.Config{Trackers: trackers, Dial: n.Dial})
 	return a
 }
 
@@ -148,106 +65,6 @@ func firstOf(addr string, all []string) piece.ID {
 		if id := blobID(n); ring.Top(all, id.Digest(), 2)[0] == addr {
 			return id
 		}
-	}
-}
-
-func TestNoTracker(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		n := newNet()
-		for i, trackers := range [][]string{nil, {"t1:1"}, {"t1:1", "t2:1"}} {
-			a := n.agent(t, fmt.Sprint(i), trackers...)
-			start := time.Now()
-			a.c.Want(blobID(1), tracker.Want{Waiting: true})
-			if got := a.get(blobID(1)); got != tracker.Unreachable || time.Since(start) != 0 {
-				t.Errorf("%v: %v after %v", trackers, got, time.Since(start))
-			}
-			a.stop()
-		}
-	})
-}
-
-func TestTrackerAppears(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		n := newNet()
-		a := n.agent(t, "a", "t1:1")
-		time.Sleep(time.Minute)
-		a.c.Want(blobID(1), tracker.Want{Waiting: true})
-		if got := a.get(blobID(1)); got != tracker.Unreachable {
-			t.Fatalf("before: %v", got)
-		}
-		defer n.serve(t, "t1:1", nil)()
-		time.Sleep(2 * time.Second) // the longest pause
-		if got := a.get(blobID(1)); got != tracker.Lease {
-			t.Errorf("2 s after: %v", got)
-		}
-		a.stop()
-	})
-}
-
-// A tracker whose machine loses power answers nothing. The first to want a blob
-// of it waits 150 ms, and then the other tracker decides; if there is none it waits
-// 5 s, since it may only be busy. After 12 s it is known to be gone, and nobody
-// waits any more.
-func TestFrozenTracker(t *testing.T) {
-	for _, which := range []string{"first", "second", "both", "only"} {
-		t.Run(which, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				n := newNet()
-				trackers := []string{"t1:1", "t2:1"}
-				if which == "only" {
-					trackers = trackers[:1]
-				}
-				var stops []func()
-				for _, addr := range trackers {
-					stops = append(stops, n.serve(t, addr, nil))
-				}
-				a, b := n.agent(t, "a", trackers...), n.agent(t, "b", trackers...)
-				synctest.Wait()
-				id := firstOf("t1:1", trackers)
-				freeze := map[string][]string{"first": {"t1:1"}, "second": {"t2:1"}, "both": trackers, "only": {"t1:1"}}[which]
-				for _, addr := range freeze {
-					n.freeze(addr)
-				}
-				start := time.Now()
-				a.c.Want(id, tracker.Want{Waiting: true})
-				if got := a.get(id); got != 0 && which != "second" {
-					t.Fatalf("at once: %v", got)
-				}
-				want, within := tracker.Lease, 195*time.Millisecond
-				if which == "both" || which == "only" {
-					want, within = tracker.Unreachable, 5200*time.Millisecond
-				}
-				time.Sleep(within)
-				if got := a.get(id); got != want {
-					t.Errorf("after %v: %v, want %v", time.Since(start), got, want)
-				}
-				if want == tracker.Lease {
-					b.c.Want(id, tracker.Want{Waiting: true})
-					time.Sleep(195 * time.Millisecond)
-					if got := b.get(id); got != tracker.Sources {
-						t.Errorf("the next one: %v", got)
-					}
-				}
-				time.Sleep(12 * time.Second)
-				synctest.Wait()
-				for _, s := range a.c.Status() {
-					if s.Connected != !slices.Contains(freeze, s.Addr) {
-						t.Errorf("%s connected: %v, %v", s.Addr, s.Connected, s.Err)
-					}
-				}
-				other := firstOf("t1:1", trackers[:1])
-				other.Size++ // another swarm, same trackers
-				b.c.Want(other, tracker.Want{Waiting: true})
-				if got := b.get(other); got != want {
-					t.Errorf("once it is known: %v, want %v at once", got, want)
-				}
-				a.stop()
-				b.stop()
-				for _, stop := range stops {
-					stop()
-				}
-			})
-		})
 	}
 }
 
@@ -389,7 +206,7 @@ func TestShares(t *testing.T) {
 		for i := range 10 {
 			a := newAgent(t, fmt.Sprint(i))
 			a.zone = fmt.Sprint("z", i%2)
-			a.run(tracker.Config{Trackers: trackers, Dial: n.dial})
+			a.run(tracker.Config{Trackers: trackers, Dial: n.Dial})
 			synctest.Wait()
 			a.c.Want(id, tracker.Want{Waiting: true})
 			zones[a.zone] = append(zones[a.zone], a)
@@ -454,7 +271,7 @@ func TestPartition(t *testing.T) {
 							return nil, errors.New("no route to host")
 						}
 					}
-					return n.dial(ctx, addr)
+					return n.Dial(ctx, addr)
 				}})
 				sides[side] = append(sides[side], a)
 			}
@@ -501,108 +318,6 @@ func TestPartition(t *testing.T) {
 		for _, a := range slices.Concat(sides[0], sides[1]) {
 			a.stop()
 		}
-	})
-}
-
-// Trackers behind a name: those that appear are used within 30 s, those that
-// vanish are left, and a name server that fails changes nothing.
-func TestNames(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		n := newNet()
-		for _, addr := range []string{"10.0.0.1:7", "10.0.0.2:7", "10.0.0.3:7"} {
-			defer n.serve(t, addr, nil)()
-		}
-		var mu sync.Mutex
-		addrs, fail := []string{"10.0.0.1"}, error(nil)
-		set := func(err error, to ...string) {
-			mu.Lock()
-			defer mu.Unlock()
-			addrs, fail = to, err
-		}
-		lookup := func(_ context.Context, host string) ([]string, error) {
-			if host != "trackers.example" {
-				t.Errorf("looked up %q", host)
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			return addrs, fail
-		}
-		set(errors.New("SERVFAIL"))
-		a, b := newAgent(t, "a"), newAgent(t, "b")
-		for _, x := range []*agent{a, b} {
-			x.run(tracker.Config{Trackers: []string{"dns+trackers.example:7"}, Dial: n.dial, LookupHost: lookup})
-		}
-		id := blobID(9)
-		a.c.AnnounceComplete(id, &[32]byte{5})
-		check := func(what string, want ...string) {
-			t.Helper()
-			time.Sleep(35 * time.Second)
-			synctest.Wait()
-			var got []string
-			for _, s := range b.c.Status() {
-				if s.Connected {
-					got = append(got, s.Addr)
-				}
-			}
-			if !slices.Equal(got, want) {
-				t.Errorf("%s: connected to %v, want %v", what, got, want)
-			}
-			b.c.Want(id, tracker.Want{})
-			kind := tracker.Sources
-			if want == nil {
-				kind = tracker.Unreachable
-			}
-			if got := b.get(id); got != kind {
-				t.Errorf("%s: %v, want %v", what, got, kind)
-			}
-			b.c.Unwant(id)
-		}
-		check("no answer")
-		set(nil, "10.0.0.1")
-		check("one", "10.0.0.1:7")
-		set(nil, "10.0.0.3", "10.0.0.2", "10.0.0.1")
-		check("three", "10.0.0.1:7", "10.0.0.2:7", "10.0.0.3:7")
-		set(nil, "10.0.0.2", "10.0.0.3")
-		check("two others", "10.0.0.2:7", "10.0.0.3:7")
-		set(errors.New("SERVFAIL"))
-		check("failure", "10.0.0.2:7", "10.0.0.3:7")
-		set(nil)
-		check("nothing", "10.0.0.2:7", "10.0.0.3:7")
-		a.stop()
-		b.stop()
-	})
-}
-
-// Progress goes out at once when a download starts, then once a second.
-func TestProgressIsBatched(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		n := newNet()
-		var srv *server
-		defer n.serve(t, "t1:1", func(c *Config) { c.onServer = func(s *server) { srv = s } })()
-		a := n.agent(t, "a", "t1:1")
-		synctest.Wait()
-		reported := func() int64 {
-			synctest.Wait()
-			srv.mu.Lock()
-			defer srv.mu.Unlock()
-			return srv.machine.Stats().UpstreamReported
-		}
-		a.c.LeaseProgress(blobID(1), 10)
-		if got := reported(); got != 10 {
-			t.Errorf("at once: %d", got)
-		}
-		for i := range 99 {
-			a.c.LeaseProgress(blobID(1), 10+int64(i))
-			time.Sleep(10 * time.Millisecond)
-		}
-		if got := reported(); got != 10 {
-			t.Errorf("after 990 ms: %d", got)
-		}
-		time.Sleep(20 * time.Millisecond)
-		if got := reported(); got != 108 {
-			t.Errorf("after a second: %d", got)
-		}
-		a.stop()
 	})
 }
 

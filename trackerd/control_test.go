@@ -35,7 +35,7 @@ func newOffice(t *testing.T, trackers ...string) *office {
 		o.stops[addr] = o.n.serve(t, addr, nil)
 	}
 	var err error
-	o.c, err = tracker.NewControl(tracker.ControlConfig{Trackers: trackers, Dial: o.n.dial})
+	o.c, err = tracker.NewControl(tracker.ControlConfig{Trackers: trackers, Dial: o.n.Dial})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func (o *office) node(name string, obey func(*tracker.Client, *trackerpb.Command
 	if base[0] == 'o' {
 		a.lookup = (*tracker.Client).NotHere
 	}
-	a.run(tracker.Config{Trackers: o.trackers, Dial: o.n.dial})
+	a.run(tracker.Config{Trackers: o.trackers, Dial: o.n.Dial})
 	o.nodes[base] = a
 	return a
 }
@@ -382,7 +382,7 @@ func TestPreheatOfAYoungTracker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNet()
 		defer n.serve(t, "t1:1", func(c *Config) { c.Lease.Warmup = DefaultConfig().Lease.Warmup })()
-		c, _ := tracker.NewControl(tracker.ControlConfig{Trackers: []string{"t1:1"}, Dial: n.dial})
+		c, _ := tracker.NewControl(tracker.ControlConfig{Trackers: []string{"t1:1"}, Dial: n.Dial})
 		defer c.Close()
 		a := newAgent(t, "a")
 		a.obey = result(well)
@@ -395,7 +395,7 @@ func TestPreheatOfAYoungTracker(t *testing.T) {
 			}
 		}()
 		time.Sleep(time.Second)
-		a.run(tracker.Config{Trackers: []string{"t1:1"}, Dial: n.dial})
+		a.run(tracker.Config{Trackers: []string{"t1:1"}, Dial: n.Dial})
 		<-done
 		a.stop()
 	})
@@ -409,7 +409,7 @@ func TestOperationsAreBounded(t *testing.T) {
 		ends := make(chan error, 100)
 		for range maxOperations {
 			// A connection has room for 16 streams; operators have their own.
-			c, err := tracker.NewControl(tracker.ControlConfig{Trackers: o.trackers, Dial: o.n.dial})
+			c, err := tracker.NewControl(tracker.ControlConfig{Trackers: o.trackers, Dial: o.n.Dial})
 			if err != nil {
 				o.Fatal(err)
 			}

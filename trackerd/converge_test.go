@@ -63,7 +63,7 @@ func converge(t *testing.T, seed uint64) {
 		if i == 0 {
 			agents[i].lookup = (*tracker.Client).NotHere // an origin
 		}
-		agents[i].run(tracker.Config{Trackers: []string{"dns+x:7"}, Dial: n.dial, LookupHost: lookup})
+		agents[i].run(tracker.Config{Trackers: []string{"dns+x:7"}, Dial: n.Dial, LookupHost: lookup})
 	}
 	for range 250 {
 		i, b := rng.IntN(nodes), rng.IntN(blobs)

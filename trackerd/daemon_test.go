@@ -45,7 +45,7 @@ func TestRefusals(t *testing.T) { synctest.Test(t, testRefusals) }
 func testRefusals(t *testing.T) {
 	n := newNet()
 	defer n.serve(t, "t1:1", func(c *Config) { c.MaxStreams = 2 })()
-	conn := dialRaw(t, "t1:1", grpc.WithContextDialer(n.dial))
+	conn := dialRaw(t, "t1:1", grpc.WithContextDialer(n.Dial))
 	defer conn.Close() // before the tracker ends
 	long := strings.Repeat("x", 300)
 	blob := trackerpb.FromID(blobID(1))

@@ -13,7 +13,7 @@ import (
 func (n *fakeNet) origin(t *testing.T, name string, lookup func(*tracker.Client, piece.ID), trackers ...string) *agent {
 	a := newAgent(t, name)
 	a.lookup = lookup
-	a.run(tracker.Config{Trackers: trackers, Dial: n.dial})
+	a.run(tracker.Config{Trackers: trackers, Dial: n.Dial})
 	return a
 }
 
@@ -108,7 +108,7 @@ func TestLookupOfTheSecond(t *testing.T) {
 		o := n.origin(t, "o", func(c *tracker.Client, id piece.ID) { c.Announce(id, tracker.StatePartial) }, trackers...)
 		a := n.agent(t, "a", trackers...)
 		synctest.Wait()
-		n.freeze("t1:1")
+		n.Freeze("t1:1")
 		id, start := firstOf("t1:1", trackers), time.Now()
 		a.c.Want(id, tracker.Want{Waiting: true})
 		if got, took := a.decided(id, start); got != tracker.Sources || took > 200*time.Millisecond {
