@@ -38,7 +38,7 @@ func (Config) Notes() map[string]string {
 	return map[string]string{
 		"log_level": "Pushes, deletions and refusals are logged as \"audit\".",
 		"identity":  "The certificate needs the role gateway.",
-		"insecure":  "So are addresses without TLS, where passwords can be read by others, or without users.",
+		"insecure":  "It is also needed to listen there without TLS, where passwords can be read by others, or without users.",
 	}
 }
 

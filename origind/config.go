@@ -45,6 +45,8 @@ type Config struct {
 	// Swarm.Listen. Run closes them.
 	Listener      net.Listener `toml:"-"`
 	SwarmListener net.Listener `toml:"-"`
+	// Reload, if not nil, brings configurations whose Swarm.Upload applies from now on.
+	Reload <-chan Config `toml:"-"`
 	// OnListen, if not nil, is called once the listeners are open, with their
 	// addresses; metrics is nil if off.
 	OnListen func(api, swarm, metrics net.Addr) `toml:"-"`
@@ -66,7 +68,7 @@ type Backends interface {
 type SwarmConfig struct {
 	Listen    string      `toml:"listen" comment:"Address on which nodes connect, host:port. All nodes must reach it."`
 	Advertise string      `toml:"advertise" comment:"host:port that nodes are told. Empty: listen, which then must not be all addresses (0.0.0.0)."`
-	Upload    config.Rate `toml:"upload" comment:"To all nodes together, such as \"300MB/s\". 0: no limit."`
+	Upload    config.Rate `toml:"upload" live:"true" comment:"To all nodes together, such as \"300MB/s\". 0: no limit."`
 }
 
 // CacheConfig is Config.Cache.

@@ -99,11 +99,24 @@ func (s *server) background(node *swarm.Node, trackers *tracker.Client) []daemon
 		{Name: "seeding", Run: forever(func(ctx context.Context) { s.seeder.Run(ctx, node) })},
 		{Name: "write-back", Run: forever(s.queue.run)},
 		{Name: "uploads", Run: forever(s.sweepUploads)},
+		{Name: "reload", Run: forever(func(ctx context.Context) { s.reload(ctx, node) })},
 	}
 	if trackers != nil {
 		parts = append(parts, daemon.Part{Name: "trackers", Run: trackers.Run})
 	}
 	return parts
+}
+
+// reload applies what can change while the origin runs.
+func (s *server) reload(ctx context.Context, node *swarm.Node) {
+	for {
+		select {
+		case cfg := <-s.cfg.Reload:
+			node.SetLimits(int64(cfg.Swarm.Upload), 0)
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // lateObserver is a store's observer that is made after the store.

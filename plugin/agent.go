@@ -241,7 +241,7 @@ func (a *agent) runNetwork(ctx context.Context) error {
 	a.fetches.Connect(n.node, find)
 	log.G(ctx).WithFields(log.Fields{"listen": l.Addr().String(), "advertise": n.advertise}).Info("swarm is up")
 	g.Go(func() error { a.seeder.Run(gctx, n.node); return nil })
-	g.Go(func() error { a.relimit(gctx, n.node); return nil })
+	g.Go(func() error { a.reload(gctx, n.node); return nil })
 	return g.Wait()
 }
 
@@ -277,13 +277,12 @@ func (a *agent) report(ctx context.Context) func(swarm.Report) {
 	}
 }
 
-// relimit applies changed bandwidth limits.
-func (a *agent) relimit(ctx context.Context, node *swarm.Node) {
+// reload applies what can change while the agent runs.
+func (a *agent) reload(ctx context.Context, node *swarm.Node) {
 	for {
 		select {
-		case l := <-a.cfg.Relimit:
-			node.SetLimits(int64(l.Upload), int64(l.Download))
-			log.G(ctx).WithFields(log.Fields{"upload": l.Upload.String(), "download": l.Download.String()}).Info("limits changed")
+		case cfg := <-a.cfg.Reload:
+			node.SetLimits(int64(cfg.Limits.Upload), int64(cfg.Limits.Download))
 		case <-ctx.Done():
 			return
 		}

@@ -367,10 +367,10 @@ func TestAgentHTTP(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t)
 	cfg.Metrics, cfg.Pprof = "127.0.0.1:0", true
-	relimit := make(chan LimitsConfig)
-	cfg.Relimit = relimit
+	reload := make(chan Config)
+	cfg.Reload = reload
 	a := start(t, cfg)
-	relimit <- LimitsConfig{Upload: 1 << 20}
+	reload <- Config{Limits: LimitsConfig{Upload: 1 << 20}}
 	id, data := fetchtest.Random(t, 3<<16, 54)
 	ctx := namespaces.WithNamespace(t.Context(), "ns")
 	if err := remotes.Fetch(ctx, a.db(t).ContentStore(), &registry{blobs: map[string][]byte{id.Digest(): data}}, layer(id)); err != nil {

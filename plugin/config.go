@@ -31,7 +31,7 @@ type Config struct {
 	Authorize string `toml:"authorize" comment:"What makes a pull legitimate. \"manifest\": who gets an image's manifest from the registry may have its layers from the swarm; knowing a digest is enough, as under containerd's shared content policy on one node. \"blob\": the registry decides for each blob, because containerd fetches the last 64 KiB of each itself, with the pull's own credentials; for clusters of several tenants."`
 
 	Cache  CacheConfig  `toml:"cache" comment:"Blobs that containerd does not hold (any more)."`
-	Limits LimitsConfig `toml:"limits" comment:"Bandwidth of the swarm, in bytes per second. SIGHUP reads this table again."`
+	Limits LimitsConfig `toml:"limits" comment:"Bandwidth of the swarm, in bytes per second."`
 	Wait   WaitConfig   `toml:"wait" comment:"How long containerd waits for the swarm before it downloads a blob itself."`
 
 	Shim shim.MirrorConfig `toml:"shim" comment:"A registry on loopback to pull from, for clients that are not this containerd's."`
@@ -45,8 +45,8 @@ type Config struct {
 	// as many as the process has processors (GOMAXPROCS). Fewer leave processors
 	// to containerd's calls.
 	Workers int `toml:"-"`
-	// Relimit, if not nil, brings Limits that apply from now on.
-	Relimit <-chan LimitsConfig `toml:"-"`
+	// Reload, if not nil, brings configurations whose Limits apply from now on.
+	Reload <-chan Config `toml:"-"`
 }
 
 // CacheConfig is Config.Cache.
@@ -57,8 +57,8 @@ type CacheConfig struct {
 
 // LimitsConfig is Config.Limits.
 type LimitsConfig struct {
-	Upload   config.Rate `toml:"upload" comment:"To all peers together, such as \"300MB/s\". 0: no limit."`
-	Download config.Rate `toml:"download" comment:"From all peers together. 0: no limit."`
+	Upload   config.Rate `toml:"upload" live:"true" comment:"To all peers together, such as \"300MB/s\". 0: no limit."`
+	Download config.Rate `toml:"download" live:"true" comment:"From all peers together. 0: no limit."`
 }
 
 // WaitConfig is Config.Wait.

@@ -12,8 +12,6 @@ import (
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
-func init() { roles = append(roles, caCommand) }
-
 func caCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ca",

@@ -29,10 +29,12 @@ func TestLoadConfig(t *testing.T) {
 		{file, "/nowhere", file, "mine", false},
 		{"", "/nowhere", "", "default", false},
 		{"/nowhere", file, "/nowhere", "default", true},
-		{"", file + "/below", "", "default", true},
+		{"", file + "/below", file + "/below", "default", true},
 	} {
 		cfg := trackerd.DefaultConfig()
-		from, err := loadConfig(tt.path, tt.usual, &cfg)
+		s := &source{path: tt.path, usual: tt.usual}
+		from, _ := s.file()
+		err := s.load(&cfg)
 		if from != tt.from || cfg.Cluster != tt.cluster || (err != nil) != tt.fails {
 			t.Errorf("%q, %q: from %q, cluster %q, %v", tt.path, tt.usual, from, cfg.Cluster, err)
 		}
@@ -42,16 +44,20 @@ func TestLoadConfig(t *testing.T) {
 // What earlier versions printed as their defaults still is a configuration, and means
 // the same.
 func TestEarlierConfigs(t *testing.T) {
+	// The roles of a server had an address each for their metrics.
+	server := defaultServerConfig()
+	server.Tracker.Metrics, server.Origin.Metrics = "127.0.0.1:7471", "127.0.0.1:7482"
+	server.Index.Metrics, server.Gateway.Metrics = "127.0.0.1:7491", "127.0.0.1:7501"
 	for _, tt := range []struct {
 		role      string
 		got, want any // pointers
 	}{
-		{"agent", ptr(plugin.DefaultConfig()), ptr(plugin.DefaultConfig())},
-		{"trackerd", ptr(trackerd.DefaultConfig()), ptr(trackerd.DefaultConfig())},
-		{"origind", ptr(origind.DefaultConfig()), ptr(origind.DefaultConfig())},
-		{"indexd", ptr(indexd.DefaultConfig()), ptr(indexd.DefaultConfig())},
-		{"gateway", ptr(gateway.DefaultConfig()), ptr(gateway.DefaultConfig())},
-		{"server", ptr(defaultServerConfig()), ptr(defaultServerConfig())},
+		{"agent", new(plugin.DefaultConfig()), new(plugin.DefaultConfig())},
+		{"trackerd", new(trackerd.DefaultConfig()), new(trackerd.DefaultConfig())},
+		{"origind", new(origind.DefaultConfig()), new(origind.DefaultConfig())},
+		{"indexd", new(indexd.DefaultConfig()), new(indexd.DefaultConfig())},
+		{"gateway", new(gateway.DefaultConfig()), new(gateway.DefaultConfig())},
+		{"server", new(defaultServerConfig()), &server},
 	} {
 		path := filepath.Join("testdata", "7c156ac", tt.role+".toml")
 		if err := config.Load(path, tt.got); err != nil {

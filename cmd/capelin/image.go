@@ -18,8 +18,6 @@ import (
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
-func init() { roles = append(roles, imageCommand) }
-
 func imageCommand() *cobra.Command {
 	var a access
 	cmd := &cobra.Command{

@@ -24,26 +24,18 @@ import (
 	"github.com/capelin-io/capelin/trackerd"
 )
 
-// execute runs a command line of a command and returns what it printed.
+// execute runs a command line and returns what it printed.
 func execute(t *testing.T, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	for _, role := range roles {
-		cmd := role()
-		if cmd.Name() != args[0] {
-			continue
-		}
-		cmd.SilenceErrors, cmd.SilenceUsage = true, true
-		cmd.SetArgs(args[1:])
-		cmd.SetOut(&out)
-		cmd.SetErr(&errs)
-		err = cmd.ExecuteContext(ctx)
-		return out.String(), errs.String(), err
-	}
-	t.Fatalf("no command %s", args[0])
-	return "", "", nil
+	cmd := command()
+	cmd.SetArgs(args)
+	cmd.SetOut(&out)
+	cmd.SetErr(&errs)
+	err = cmd.ExecuteContext(ctx)
+	return out.String(), errs.String(), err
 }
 
 // startTracker runs a tracker without nodes.

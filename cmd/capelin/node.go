@@ -13,8 +13,6 @@ import (
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
-func init() { roles = append(roles, nodeCommand) }
-
 func nodeCommand() *cobra.Command {
 	var a access
 	cmd := &cobra.Command{Use: "node", Short: "Show a cluster's nodes"}

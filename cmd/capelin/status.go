@@ -14,10 +14,9 @@ import (
 	"github.com/capelin-io/capelin/plugin/install"
 )
 
-func init() { roles = append(roles, statusCommand) }
-
 func statusCommand() *cobra.Command {
-	var admin, path string
+	var admin string
+	s := &source{usual: agentConfigPath}
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -28,7 +27,7 @@ func statusCommand() *cobra.Command {
 				fmt.Fprintf(cmd.ErrOrStderr(), "FALLBACK: containerd is on its own content store, %s; see \"capelin agent doctor\"\n", m)
 			}
 			if admin == "" {
-				cfg, _, err := agentConfig(path)
+				cfg, err := agentConfig(s)
 				if err != nil {
 					return err
 				}
@@ -47,7 +46,7 @@ func statusCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&admin, "socket", "", "admin socket of the agent (default: the configuration's)")
-	cmd.Flags().StringVarP(&path, "config", "c", "", "configuration file of the agent (default "+agentConfigPath+", if it exists)")
+	cmd.Flags().StringVarP(&s.path, "config", "c", "", "configuration file of the agent (default "+agentConfigPath+", if it exists)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print everything, as JSON")
 	return cmd
 }

@@ -75,8 +75,7 @@ func (c *Common) CheckListen(key, addr string, given net.Listener) []error {
 	return c.Identity.CheckListen(key, addr, c.Insecure)
 }
 
-// SetLog makes the process log as c says, which was checked.
-func (c *Common) SetLog() error {
+func (c *Common) setLog() error {
 	if err := log.SetFormat(log.OutputFormat(c.LogFormat)); err != nil {
 		return err
 	}

@@ -37,6 +37,8 @@ type Daemon struct {
 	Identity *identity.Source
 	// Metrics are the role's own; those of Go and the process are not among them.
 	Metrics *prometheus.Registry
+	// Page is what is shown on the address of the metrics: the role, and what it adds.
+	Page *ops.Page
 
 	role      string
 	cfg       *Common
@@ -57,7 +59,10 @@ func Run(ctx context.Context, role string, cfg Config, run func(ctx context.Cont
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
-	d := &Daemon{role: role, cfg: cfg.common(), Metrics: prometheus.NewRegistry()}
+	d := &Daemon{role: role, cfg: cfg.common(), Metrics: prometheus.NewRegistry(), Page: ops.NewPage()}
+	d.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "capelin_info", Help: "Always 1.", ConstLabels: prometheus.Labels{"role": role, "version": version.Version()},
+	}, func() float64 { return 1 }))
 	d.Work, d.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer d.stop()
 	if d.cfg.Identity.Enabled() {
@@ -173,7 +178,7 @@ func (d *Daemon) Serve(ctx context.Context, p Parts) error {
 	return g.Wait()
 }
 
-// show puts the role on its own page, on the page of the process, or on both; and adds
+// show puts the role on its own page, and on that of its process, if it is one of several; and adds
 // to the parts' work what that and the identity need. It returns the own page's address.
 func (d *Daemon) show(ready func() bool, ln net.Listener, p *Parts) (addr net.Addr) {
 	if d.Identity != nil {
@@ -181,9 +186,8 @@ func (d *Daemon) show(ready func() bool, ln net.Listener, p *Parts) (addr net.Ad
 	}
 	shared := prometheus.Gatherer(d.Metrics)
 	if ln != nil {
-		page := ops.NewPage()
-		page.Role(d.role).Show(d.Metrics, ready)
-		p.Work = append(p.Work, Part{"metrics", func(ctx context.Context) error { return page.Serve(ctx, ln, d.cfg.Pprof) }})
+		d.Page.Role(d.role).Show(d.Metrics, ready)
+		p.Work = append(p.Work, Part{"metrics", func(ctx context.Context) error { return d.Page.Serve(ctx, ln, d.cfg.Pprof) }})
 		addr, shared = ln.Addr(), nil
 	}
 	if d.cfg.Shown != nil {

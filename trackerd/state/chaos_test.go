@@ -141,8 +141,7 @@ func TestEveryWaitingAgentProceeds(t *testing.T) {
 		origin := func(s Stream) {
 			switch rng.IntN(20) {
 			case 0:
-				batch := &trackerpb.FromAgent{Announces: []*trackerpb.Announce{{Blob: b, State: trackerpb.State_STATE_PARTIAL}}}
-				w.step(EvBatch{Stream: s, Batch: batch})
+				w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Announces: []*trackerpb.Announce{{Blob: b, State: trackerpb.State_STATE_PARTIAL}}}})
 				w.advance(100 * time.Millisecond)
 				w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Announces: []*trackerpb.Announce{{Blob: b}}}})
 			case 1:
@@ -183,11 +182,9 @@ func TestEveryWaitingAgentProceeds(t *testing.T) {
 				case 1:
 					w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Progress: []*trackerpb.LeaseProgress{{Blob: b, Bytes: 10}}}})
 				case 2:
-					batch := &trackerpb.FromAgent{Done: []*trackerpb.LeaseDone{{Blob: b, Outcome: trackerpb.Outcome_OUTCOME_FAILED}}}
-					w.step(EvBatch{Stream: s, Batch: batch})
+					w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Done: []*trackerpb.LeaseDone{{Blob: b, Outcome: trackerpb.Outcome_OUTCOME_FAILED}}}})
 				case 3:
-					batch := &trackerpb.FromAgent{Done: []*trackerpb.LeaseDone{{Blob: b, Outcome: trackerpb.Outcome_OUTCOME_CANCELLED}}}
-					w.step(EvBatch{Stream: s, Batch: batch})
+					w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Done: []*trackerpb.LeaseDone{{Blob: b, Outcome: trackerpb.Outcome_OUTCOME_CANCELLED}}}})
 				case 4:
 					w.step(EvClosed{s})
 				}
@@ -209,8 +206,7 @@ func TestEveryWaitingAgentProceeds(t *testing.T) {
 func fillTracker(m *Tracker, now time.Time, agents, blobs, shared int) int {
 	n := 0
 	for a := range agents {
-		h := hello(fmt.Sprintf("node-%05d", a), fmt.Sprintf("rack-%d", a/40), trackerpb.Role_ROLE_AGENT)
-		m.Step(now, EvOpen{Stream: Stream(a + 1), Hello: h})
+		m.Step(now, EvOpen{Stream: Stream(a + 1), Hello: hello(fmt.Sprintf("node-%05d", a), fmt.Sprintf("rack-%d", a/40), trackerpb.Role_ROLE_AGENT)})
 		for at := 0; at < blobs; at += 500 {
 			b := &trackerpb.FromAgent{Inventory: []*trackerpb.Inventory{{}}}
 			for i := at; i < min(at+500, blobs); i++ {
@@ -286,8 +282,7 @@ func BenchmarkFanOut(b *testing.B) {
 				now := time.Unix(1e6, 0)
 				m := New(Config{Warmup: -1}, 1, now)
 				for a := range n {
-					h := hello(fmt.Sprintf("node-%05d", a), fmt.Sprintf("rack-%d", a/40), trackerpb.Role_ROLE_AGENT)
-					m.Step(now, EvOpen{Stream: Stream(a + 1), Hello: h})
+					m.Step(now, EvOpen{Stream: Stream(a + 1), Hello: hello(fmt.Sprintf("node-%05d", a), fmt.Sprintf("rack-%d", a/40), trackerpb.Role_ROLE_AGENT)})
 				}
 				var longest time.Duration
 				step := func(ev Event) {
@@ -307,8 +302,7 @@ func BenchmarkFanOut(b *testing.B) {
 					tick(2 * time.Second / time.Duration(n))
 				}
 				for a := range n {
-					batch := &trackerpb.FromAgent{Announces: []*trackerpb.Announce{{Blob: blob, State: trackerpb.State_STATE_COMPLETE}}}
-					step(EvBatch{Stream: Stream(a + 1), Batch: batch})
+					step(EvBatch{Stream: Stream(a + 1), Batch: &trackerpb.FromAgent{Announces: []*trackerpb.Announce{{Blob: blob, State: trackerpb.State_STATE_COMPLETE}}}})
 					tick(2 * time.Second / time.Duration(n))
 				}
 				for a := range n {

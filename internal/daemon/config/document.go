@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -205,9 +206,13 @@ func numbers(data []byte) (all []number) {
 	return all
 }
 
+// structField is what the decoder says of our types, which is nothing to people.
+var structField = regexp.MustCompile(`into struct field \S+ of type (\S+)`)
+
 // locate makes a Problem of the decoder's error, and returns its offset in data.
 func (d *document) locate(err *toml.DecodeError) (*Problem, int) {
 	p := &Problem{File: d.path, Text: strings.TrimPrefix(err.Error(), "toml: "), Key: strings.Join(err.Key(), ".")}
+	p.Text = structField.ReplaceAllString(p.Text, "into $1")
 	line, col := err.Position()
 	off := 0
 	for range line - 1 {

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/capelin-io/capelin/internal/daemon"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+)
+
+// role is a command that runs one of the daemons. C is its configuration.
+type role[C any] struct {
+	name     string // of the command, and of its file below /etc/capelin
+	short    string
+	defaults func() C
+	run      func(context.Context, C) error
+	// reload, if not nil, makes a configuration take changes from a channel: there is
+	// something in it, beside the log, that can change while the role runs.
+	reload func(*C, <-chan C)
+	// tune, if not nil, sets up the process as it suits the role.
+	tune func(*C)
+}
+
+// source is where a configuration is read from.
+type source struct {
+	path  string // --config
+	usual string // read if there is no --config and it exists
+	set   []string
+}
+
+// file returns the file that is read, "" if there is none.
+func (s *source) file() (string, error) {
+	if s.path != "" {
+		return s.path, nil
+	}
+	_, err := os.Stat(s.usual)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return s.usual, err
+}
+
+// load reads a configuration into a pointer to its defaults.
+func (s *source) load(into any) error {
+	path, err := s.file()
+	if err != nil {
+		return err
+	}
+	return config.Load(path, into, s.set...)
+}
+
+// daemonCommand returns the command of a role, and where its configuration is from.
+func daemonCommand[C any, P interface {
+	*C
+	daemon.Config
+}](r role[C]) (*cobra.Command, *source) {
+	s := &source{usual: "/etc/capelin/" + r.name + ".toml"}
+	load := func() (C, error) {
+		cfg := r.defaults()
+		err := s.load(&cfg)
+		return cfg, err
+	}
+	cmd := &cobra.Command{
+		Use:   r.name,
+		Short: r.short,
+		Long: r.short + `.
+
+Values of the configuration may name variables of the environment, as "${NAME}".
+SIGHUP has the configuration read again; the log says what applies at once, and
+what needs a restart.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			hup := make(chan os.Signal, 1)
+			signal.Notify(hup, syscall.SIGHUP)
+			defer signal.Stop(hup)
+			cfg, err := load()
+			if err != nil {
+				return err
+			}
+			if err := daemon.SetLog(P(&cfg)); err != nil {
+				return err
+			}
+			if r.tune != nil {
+				r.tune(&cfg)
+			}
+			var live chan C
+			if r.reload != nil {
+				live = make(chan C)
+				r.reload(&cfg, live)
+			}
+			ctx, cancel := context.WithCancel(cmd.Context())
+			reloaded := make(chan struct{})
+			go func() {
+				defer close(reloaded)
+				daemon.Reload[C, P](ctx, hup, cfg, load, live)
+			}()
+			err = r.run(ctx, cfg)
+			cancel()
+			<-reloaded
+			return err
+		},
+	}
+	cmd.PersistentFlags().StringVarP(&s.path, "config", "c", "", "configuration file (default "+s.usual+", if it exists)")
+	cmd.Flags().StringArrayVar(&s.set, "set", nil, config.Set)
+	cmd.AddCommand(&cobra.Command{
+		Use:   "config",
+		Short: "Print the configuration's defaults, with comments",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return config.Print(cmd.OutOrStdout(), r.defaults()) },
+	})
+	return cmd, s
+}

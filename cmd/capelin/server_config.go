@@ -1,0 +1,194 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"path/filepath"
+
+	"github.com/capelin-io/capelin/gateway"
+	"github.com/capelin-io/capelin/indexd"
+	"github.com/capelin-io/capelin/internal/daemon"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/origind"
+	"github.com/capelin-io/capelin/trackerd"
+)
+
+// serverConfig is the configuration of `capelin server`: what the four roles have in
+// common, and each role's own table, as in its own file.
+type serverConfig struct {
+	Data    string `toml:"data" comment:"Directory for everything that the server keeps: blobs, tags, the queue. All of it must be on one file system. An absolute path."`
+	Address string `toml:"address" comment:"IP address or name of this machine on which the tracker (port 7470), the origin (7480, swarm 7481), the index (7490) and the gateway (7500) listen. All nodes must reach it. The default is for trying Capelin on one machine."`
+	Name    string `toml:"name" comment:"Name of this server, unique in the cluster, among its nodes too. Empty: the certificate's, or without identity \"origin-\" and the host's name."`
+	Zone    string `toml:"zone" comment:"Where this server is, such as a rack or an availability zone. May be empty."`
+	daemon.Common
+
+	Tracker trackerd.Config `toml:"tracker" comment:"As in \"capelin trackerd config\". Here and below, what is empty follows from the keys above."`
+	Origin  origind.Config  `toml:"origin" comment:"As in \"capelin origind config\"."`
+	Index   indexd.Config   `toml:"index" comment:"As in \"capelin indexd config\"."`
+	Gateway gateway.Config  `toml:"gateway" comment:"As in \"capelin gateway config\"."`
+
+	reload   <-chan serverConfig
+	onListen func(metrics net.Addr) // for tests
+}
+
+// Notes adds to the comments of common keys.
+func (serverConfig) Notes() map[string]string {
+	return map[string]string{
+		"metrics":  "Shows all roles but those that have an address of their own; /readyz speaks for all.",
+		"identity": "The certificate needs the roles tracker, origin, index and gateway: \"capelin ca issue --role tracker,origin,index,gateway --name NAME --host ADDRESS\".",
+	}
+}
+
+func defaultServerConfig() serverConfig {
+	c := serverConfig{
+		Data: "/var/lib/capelin/server", Address: "127.0.0.1",
+		// Beside the port of the gateway, which is the one that people know of a server.
+		Common:  daemon.DefaultCommon("127.0.0.1:7501"),
+		Tracker: trackerd.DefaultConfig(), Origin: origind.DefaultConfig(), Index: indexd.DefaultConfig(), Gateway: gateway.DefaultConfig(),
+	}
+	for _, r := range c.roles() {
+		*r.common = daemon.Common{}
+	}
+	for _, d := range c.derived() {
+		*d.at = ""
+	}
+	for _, d := range c.references() {
+		*d.at = []string{}
+	}
+	return c
+}
+
+// part is one of the server's roles.
+type part struct {
+	name   string // also its table's
+	common *daemon.Common
+	config daemon.Config
+}
+
+func (c *serverConfig) roles() []part {
+	return []part{
+		{"tracker", &c.Tracker.Common, &c.Tracker},
+		{"origin", &c.Origin.Common, &c.Origin},
+		{"index", &c.Index.Common, &c.Index},
+		{"gateway", &c.Gateway.Common, &c.Gateway},
+	}
+}
+
+// derived is a role's key that follows from one of the server's, if it is empty.
+type derived[T any] struct {
+	key   string
+	at    *T
+	from  string
+	value T
+}
+
+func (c *serverConfig) derived() []derived[string] {
+	on := func(port string) string { return net.JoinHostPort(c.Address, port) }
+	all := []derived[string]{
+		{"tracker.listen", &c.Tracker.Listen, "address", on("7470")},
+		{"origin.listen", &c.Origin.Listen, "address", on("7480")},
+		{"origin.swarm.listen", &c.Origin.Swarm.Listen, "address", on("7481")},
+		{"index.listen", &c.Index.Listen, "address", on("7490")},
+		{"gateway.listen", &c.Gateway.Listen, "address", on("7500")},
+		{"origin.root", &c.Origin.Root, "data", filepath.Join(c.Data, "origin")},
+		{"index.storage.file.path", &c.Index.Storage.File.Path, "data", filepath.Join(c.Data, "index")},
+		{"origin.node", &c.Origin.Node, "name", c.Name},
+		{"origin.zone", &c.Origin.Zone, "zone", c.Zone},
+	}
+	for _, r := range c.roles() {
+		all = append(all,
+			derived[string]{r.name + ".cluster", &r.common.Cluster, "cluster", c.Cluster},
+			derived[string]{r.name + ".log_level", &r.common.LogLevel, "log_level", c.LogLevel},
+			derived[string]{r.name + ".log_format", &r.common.LogFormat, "log_format", c.LogFormat})
+	}
+	return all
+}
+
+// references are how the roles find each other, when all addresses are known.
+func (c *serverConfig) references() []derived[[]string] {
+	return []derived[[]string]{
+		{"origin.trackers", &c.Origin.Trackers, "tracker.listen", []string{c.Tracker.Listen}},
+		{"index.origins", &c.Index.Origins, "origin.listen", []string{c.Origin.Listen}},
+		{"gateway.origins", &c.Gateway.Origins, "origin.listen", []string{c.Origin.Listen}},
+		{"gateway.indexes", &c.Gateway.Indexes, "index.listen", []string{c.Index.Listen}},
+	}
+}
+
+// fill returns c with the roles' tables complete, and from which key each follows that
+// nobody wrote.
+func (c serverConfig) fill() (full serverConfig, from map[string]string) {
+	from = map[string]string{}
+	for _, d := range c.derived() {
+		if *d.at == "" {
+			*d.at, from[d.key] = d.value, d.from
+		}
+	}
+	for _, d := range c.references() {
+		if len(*d.at) == 0 {
+			*d.at, from[d.key] = d.value, d.from
+		}
+	}
+	for _, r := range c.roles() {
+		if !r.common.Identity.Enabled() {
+			r.common.Identity = c.Identity
+			for _, key := range []string{"ca", "cert", "key"} {
+				from[r.name+".identity."+key] = "identity." + key
+			}
+		}
+		r.common.Insecure = r.common.Insecure || c.Insecure
+		if r.common.Metrics == c.Metrics { // one address shows them all
+			c.Pprof = c.Pprof || r.common.Pprof
+			r.common.Metrics, r.common.Pprof = "", false
+		}
+	}
+	return c, from
+}
+
+// Validate reports what is wrong with c, by the keys that somebody wrote.
+func (c *serverConfig) Validate() error {
+	errs := c.Common.Check()
+	bad := func(key, format string, args ...any) { errs = append(errs, config.Invalid(key, format, args...)) }
+	if !filepath.IsAbs(c.Data) {
+		bad("data", "%q is not an absolute path", c.Data)
+	}
+	if c.Address == "" {
+		bad("address", "must be set")
+		return errors.Join(errs...) // most of the roles' keys follow from it
+	}
+	errs = append(errs, c.CheckListen("address", net.JoinHostPort(c.Address, "7500"), nil)...)
+	told := map[string]bool{}
+	for _, err := range errs {
+		told[config.KeyOf(err)] = true
+	}
+	full, from := c.fill()
+	for _, r := range full.roles() {
+		for _, err := range config.Renamed(r.config.Validate(), func(key string) string { return r.name + "." + key }) {
+			key := config.KeyOf(err)
+			if by := written(from, key); by != key {
+				if told[by] { // as one of the server's own, or by another role
+					continue
+				}
+				key, err = by, config.Renamed(err, func(string) string { return by })[0]
+			}
+			told[key] = true
+			errs = append(errs, err)
+		}
+		// The process has one log.
+		for _, k := range []struct{ key, role, server string }{
+			{"log_level", r.common.LogLevel, c.LogLevel}, {"log_format", r.common.LogFormat, c.LogFormat},
+		} {
+			if key := r.name + "." + k.key; k.role != k.server && !told[key] {
+				bad(key, "%q is not %s of the server, %q: its roles share one log; leave this out", k.role, k.key, k.server)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// written returns the key that somebody wrote, or could have, of which key follows.
+func written(from map[string]string, key string) string {
+	for from[key] != "" {
+		key = from[key]
+	}
+	return key
+}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/log"
+
+	"github.com/capelin-io/capelin/internal/daemon/config"
+)
+
+// ownAddress returns an address of this machine on which no other test has ports.
+func ownAddress(t *testing.T) string {
+	t.Helper()
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 1+pid>>16%254, pid>>8%256, 1+pid%254)
+}
+
+// All roles run in one process, and one address shows them.
+func TestServer(t *testing.T) {
+	t.Cleanup(func() { _ = log.SetLevel("info") })
+	addr := ownAddress(t)
+	metrics := addr + ":7501"
+	base := fmt.Sprintf("address = %q\ndata = %q\nmetrics = %q\npprof = true\n", addr, filepath.Join(t.TempDir(), "data"), metrics)
+	path := file(t, base)
+	lines.watch(t, func(e *log.Entry) {
+		if e.Message == "server is stopping" {
+			if code, body := get(metrics, "/readyz"); code != 503 || !strings.HasPrefix(body, "not ready: server") {
+				t.Errorf("when it stops, /readyz: %d %q", code, body)
+			}
+		}
+	})
+	s := start(t, "server is up", "server", "--config", path, "--set", "origin.zone=z", "--set", "index.metrics="+addr+":7491")
+	waiting := map[string]bool{"tracker is up": true, "origin is up": true, "index is up": true, "gateway is up": true, "tracker connected": true}
+	for len(waiting) > 0 { // in any order
+		line, err := lines.next(t.Context(), "")
+		if err != nil {
+			t.Fatalf("%v; missing: %v", err, waiting)
+		}
+		if role, ok := strings.CutSuffix(line.Message, " is up"); ok && line.Data["role"] != role {
+			t.Errorf("the line %q has the role %v", line.Message, line.Data["role"])
+		}
+		delete(waiting, line.Message)
+	}
+	if s.metrics != metrics {
+		t.Errorf("the metrics are on %q, want %q", s.metrics, metrics)
+	}
+	for _, path := range []string{"/healthz", "/readyz", "/debug/pprof/cmdline"} {
+		if code, body := s.get(path); code != 200 {
+			t.Errorf("%s: %d %q", path, code, body)
+		}
+	}
+	code, text := s.get("/metrics")
+	for want, n := range map[string]int{
+		`capelin_info{role="server",`: 1, `capelin_info{role="tracker",`: 1, `capelin_info{role="origin",`: 1, `capelin_info{role="gateway",`: 1,
+		`capelin_info{role="index",`: 0, // it has an address of its own
+		"\ngo_goroutines ":           1, "\nprocess_open_fds ": 1, "\ncapelin_tracker_streams 1\n": 1, "\ncapelin_origin_uploads 0\n": 1,
+	} {
+		if code != 200 || strings.Count(text, want) != n {
+			t.Errorf("/metrics: %d, %q stands there %d times, want %d", code, want, strings.Count(text, want), n)
+		}
+	}
+	if code, text := get(addr+":7491", "/metrics"); code != 200 || !strings.Contains(text, `capelin_info{role="index",`) {
+		t.Errorf("the index's own metrics: %d %q", code, text)
+	}
+	for _, port := range []string{"7471", "7482"} {
+		if c, err := net.Dial("tcp", addr+":"+port); err == nil {
+			c.Close()
+			t.Errorf("somebody listens on port %s", port)
+		}
+	}
+
+	// A reload reaches the origin, and the log.
+	for _, step := range []struct{ name, more, message, applied, restart string }{
+		{"upload", "[origin.swarm]\nupload = \"1MB/s\"\n", "the configuration was read again", "origin.swarm.upload", ""},
+		{"a role's log", "[origin]\nlog_level = \"debug\"\n", "the changed configuration is refused, the former one stays in use", "", ""},
+		{"the log, and a role", "log_level = \"debug\"\n[tracker]\nmax_streams = 7\n", "the configuration was read again, and what has changed needs a restart", "log_level origin.swarm.upload", "tracker.max_streams"},
+	} {
+		if err := os.WriteFile(path, []byte(base+step.more), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		hangup(t)
+		line, err := lines.next(t.Context(), step.message)
+		if err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if line.Data["error"] == nil && (line.Data["applied"] != step.applied || line.Data["restart"] != step.restart) {
+			t.Errorf("%s: the log says %v, want applied %q, restart %q", step.name, line.Data, step.applied, step.restart)
+		}
+	}
+	if log.GetLevel() != log.DebugLevel {
+		t.Errorf("the level of the log is %v, want debug", log.GetLevel())
+	}
+	s.end(t)
+}
+
+// An earlier version's file, in which each role has an address for its metrics, keeps
+// them, and the one that the server has now shows the rest.
+func TestServerOwnMetrics(t *testing.T) {
+	c := defaultServerConfig()
+	if err := config.Load("testdata/7c156ac/server.toml", &c); err != nil {
+		t.Fatal(err)
+	}
+	full, _ := c.fill()
+	got := []string{full.Metrics, full.Tracker.Metrics, full.Origin.Metrics, full.Index.Metrics, full.Gateway.Metrics}
+	if want := []string{"127.0.0.1:7501", "127.0.0.1:7471", "127.0.0.1:7482", "127.0.0.1:7491", ""}; fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("server, tracker, origin, index, gateway: %q, want %q", got, want)
+	}
+}
+
+// Errors name the keys that somebody wrote.
+func TestServerConfigErrors(t *testing.T) {
+	for _, tt := range []struct{ name, doc, want string }{
+		{"nothing", "", "<nil>"},
+		{"the log", `log_level = "loud"`, `F:1:1: log_level: "loud" is not trace, debug, info, warn or error`},
+		{"a role's log", "[origin]\nlog_level = \"debug\"", `F:2:1: origin.log_level: "debug" is not log_level of the server, "info": its roles share one log; leave this out`},
+		{"a role's log as the server's", "log_level = \"debug\"\n[origin]\nlog_level = \"debug\"", "<nil>"},
+		{"a role's log, and no level", "[origin]\nlog_level = \"loud\"", `F:2:1: origin.log_level: "loud" is not trace, debug, info, warn or error`},
+		{"a role's format", "[index]\nlog_format = \"json\"", `F:2:1: index.log_format: "json" is not log_format of the server, "text": its roles share one log; leave this out`},
+		{"the cluster", `cluster = ""`, `F:1:1: cluster: "" has 0 bytes, not 1 to 64`},
+		{"a role's cluster", "[index]\ncluster = \"" + strings.Repeat("c", 65) + "\"", `F:2:1: index.cluster: "` + strings.Repeat("c", 65) + `" has 65 bytes, not 1 to 64`},
+		{"data", `data = "here"`, `F:1:1: data: "here" is not an absolute path`},
+		{"a role's data", "[origin]\nroot = \"here\"", `F:2:1: origin.root: "here" is not an absolute path`},
+		{"the address", `address = "10.0.0.1"`, `F:1:1: address: "10.0.0.1:7500" is reached from other machines, and there is no identity`},
+		{"no address", `address = ""`, `F:1:1: address: must be set`},
+		{"the name", `name = "` + strings.Repeat("n", 254) + `"`, `F:1:1: name: "` + strings.Repeat("n", 254) + `" has more than 253 bytes`},
+		{"the zone", `zone = "` + strings.Repeat("z", 65) + `"`, `F:1:1: zone: "` + strings.Repeat("z", 65) + `" has more than 64 bytes`},
+		{"the identity", "[identity]\nca = \"/ca\"\ncert = \"/c\"", "F: identity.key: must be set, because others of the identity are"},
+		{"a role's identity", "[index.identity]\nca = \"/ca\"\ncert = \"/c\"", "F: index.identity.key: must be set, because others of the identity are"},
+		{"two of one role", "[tracker]\nmax_streams = 0\nmetrics = \"x\"", "F:2:1: tracker.max_streams: must be at least 1, is 0\nF:3:1: tracker.metrics: \"x\" is not host:port"},
+		{"one of the server, one of a role", "data = \"here\"\n[tracker]\nmax_streams = 0", "F:1:1: data: \"here\" is not an absolute path\nF:3:1: tracker.max_streams: must be at least 1, is 0"},
+		{"a role's address", "[tracker]\nlisten = \"7470\"", `F:2:1: tracker.listen: "7470" is not host:port`},
+		{"a role's open address", "[tracker]\nlisten = \":7470\"", `F:2:1: tracker.listen: ":7470" is reached from other machines`},
+		{"a role's profiler", "[tracker]\npprof = true", "F:2:1: tracker.pprof: needs a metrics address"},
+		{"a role on the server's address", "pprof = false\n[gateway]\nmetrics = \"127.0.0.1:7501\"\npprof = true", "<nil>"},
+	} {
+		c := defaultServerConfig()
+		err := config.Parse("F", []byte(tt.doc), &c)
+		gots, wants := strings.Split(fmt.Sprint(err), "\n"), strings.Split(tt.want, "\n")
+		ok := len(gots) == len(wants)
+		for i := range min(len(gots), len(wants)) {
+			ok = ok && strings.HasPrefix(gots[i], wants[i])
+		}
+		if !ok {
+			t.Errorf("%s: got\n%v\nwant\n%s", tt.name, err, tt.want)
+		}
+	}
+}
