@@ -40,7 +40,8 @@ func newGateway(t *testing.T, change func(*Config)) *gateway {
 	g.index = newFakeIndex(g.origin)
 	g.writeUsers("alice", "bob", "carol")
 	tokens := filepath.Join(t.TempDir(), "tokens")
-	text := fmt.Sprintf("[[token]]\nuser = \"dave\"\nsha256 = \"%x\"\n[[token]]\nuser = \"dave\"\nsha256 = \"%x\"\nexpires = 2001-01-01T00:00:00Z\n",
+	text := fmt.Sprintf("[[token]]\nuser = \"dave\"\nsha256 = \"%x\"\n"+
+		"[[token]]\nuser = \"dave\"\nsha256 = \"%x\"\nexpires = 2001-01-01T00:00:00Z\n",
 		sha256.Sum256([]byte("good")), sha256.Sum256([]byte("old")))
 	if err := os.WriteFile(tokens, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -217,7 +218,8 @@ func TestRanges(t *testing.T) {
 		status       int
 	}{
 		{"bytes=2-4", "234", 206}, {"bytes=7-", "789", 206}, {"bytes=-3", "789", 206}, {"bytes=-99", "0123456789", 206},
-		{"bytes=8-99", "89", 206}, {"bytes=10-", "", 416}, {"bytes=-0", "", 416}, {"bytes=5-4", "", 416}, {"bytes=x", "", 416}, {"bytes=0-1,3-4", "", 416},
+		{"bytes=8-99", "89", 206}, {"bytes=10-", "", 416}, {"bytes=-0", "", 416}, {"bytes=5-4", "", 416},
+		{"bytes=x", "", 416}, {"bytes=0-1,3-4", "", 416},
 	} {
 		resp, body := g.do("bob", "GET", path, "", "Range", tt.header)
 		if resp.StatusCode != tt.status || tt.status == 206 && body != tt.want {
@@ -229,7 +231,8 @@ func TestRanges(t *testing.T) {
 func TestUploads(t *testing.T) {
 	g := newGateway(t, nil)
 	g.origin.refuse = "team/nowhere"
-	if resp, body := g.do("alice", "POST", "/v2/team/nowhere/blobs/uploads/", ""); resp.StatusCode != 403 || !strings.Contains(body, "no backend takes") {
+	if resp, body := g.do("alice", "POST", "/v2/team/nowhere/blobs/uploads/", ""); resp.StatusCode != 403 ||
+		!strings.Contains(body, "no backend takes") {
 		t.Errorf("a namespace that nobody takes: %s %s", resp.Status, body)
 	}
 	start := func() string {
@@ -330,26 +333,31 @@ func TestManifests(t *testing.T) {
 		t.Fatal(err)
 	}
 	kind := "application/vnd.docker.distribution.manifest.v2+json"
-	if resp, body := g.do("alice", "PUT", "/v2/team/incomplete/manifests/1", string(raw), "Content-Type", kind); resp.StatusCode != 404 || !strings.Contains(body, "MANIFEST_BLOB_UNKNOWN") {
+	if resp, body := g.do("alice", "PUT", "/v2/team/incomplete/manifests/1", string(raw), "Content-Type", kind); resp.StatusCode != 404 ||
+		!strings.Contains(body, "MANIFEST_BLOB_UNKNOWN") {
 		t.Errorf("without its blobs: %s %s", resp.Status, body)
 	}
-	if resp, body := g.do("alice", "PUT", "/v2/team/app/manifests/1", "nonsense", "Content-Type", kind); resp.StatusCode != 400 || !strings.Contains(body, "MANIFEST_INVALID") {
+	if resp, body := g.do("alice", "PUT", "/v2/team/app/manifests/1", "nonsense", "Content-Type", kind); resp.StatusCode != 400 ||
+		!strings.Contains(body, "MANIFEST_INVALID") {
 		t.Errorf("nonsense: %s %s", resp.Status, body)
 	}
 	if resp, _ := g.do("alice", "PUT", "/v2/team/app/manifests/sha256:zz", string(raw), "Content-Type", kind); resp.StatusCode != 400 {
 		t.Errorf("no digest: %s", resp.Status)
 	}
-	if resp, _ := g.do("alice", "PUT", "/v2/team/app/manifests/"+digest.FromString("other").String(), string(raw), "Content-Type", kind); resp.StatusCode != 400 {
+	path := "/v2/team/app/manifests/" + digest.FromString("other").String()
+	if resp, _ := g.do("alice", "PUT", path, string(raw), "Content-Type", kind); resp.StatusCode != 400 {
 		t.Errorf("another digest: %s", resp.Status)
 	}
 	long := digest.SHA512.FromBytes(raw)
-	if resp, body := g.do("alice", "PUT", "/v2/team/app/manifests/"+long.String(), string(raw), "Content-Type", kind+"; charset=utf-8"); resp.StatusCode != 201 {
+	path = "/v2/team/app/manifests/" + long.String()
+	if resp, body := g.do("alice", "PUT", path, string(raw), "Content-Type", kind+"; charset=utf-8"); resp.StatusCode != 201 {
 		t.Errorf("by sha512: %s %s", resp.Status, body)
 	}
-	if resp, body := g.do("bob", "GET", "/v2/team/app/manifests/"+long.String(), ""); body != string(raw) || resp.Header.Get("Content-Type") != kind {
+	if resp, body := g.do("bob", "GET", path, ""); body != string(raw) || resp.Header.Get("Content-Type") != kind {
 		t.Errorf("by sha512: %s %s", resp.Status, resp.Header.Get("Content-Type"))
 	}
-	if resp, _ := g.do("alice", "PUT", "/v2/team/app/manifests/big", strings.Repeat(" ", maxManifest+1), "Content-Type", kind); resp.StatusCode != 413 {
+	big := strings.Repeat(" ", maxManifest+1)
+	if resp, _ := g.do("alice", "PUT", "/v2/team/app/manifests/big", big, "Content-Type", kind); resp.StatusCode != 413 {
 		t.Errorf("too large: %s", resp.Status)
 	}
 	if resp, _ := g.do("alice", "DELETE", "/v2/team/app/manifests/1", ""); resp.StatusCode != 202 {
@@ -370,7 +378,8 @@ func TestUsersChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	may := func(user string) bool { return u.password(t.Context(), user, "pw-"+user) == nil }
-	if !may("alice") || may("bob") || !may("alice") || u.password(t.Context(), "alice", "pw-bob") == nil || u.password(t.Context(), "alice", strings.Repeat("x", 100)) == nil {
+	if !may("alice") || may("bob") || !may("alice") || u.password(t.Context(), "alice", "pw-bob") == nil ||
+		u.password(t.Context(), "alice", strings.Repeat("x", 100)) == nil {
 		t.Error("wrong at the start")
 	}
 	g.writeUsers("alice", "bob")

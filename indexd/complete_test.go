@@ -149,7 +149,10 @@ func TestComplete(t *testing.T) {
 			for i := range 2 {
 				m := image(config(w))
 				for j := range maxReached/2 + 1 {
-					m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerNonDistributable, Digest: digest.FromString(fmt.Sprint(i, j))}) //nolint:staticcheck // there are some
+					m.Layers = append(m.Layers, ocispec.Descriptor{
+						MediaType: ocispec.MediaTypeImageLayerNonDistributable, //nolint:staticcheck // there are some
+						Digest:    digest.FromString(fmt.Sprint(i, j)),
+					})
 				}
 				m.Layers = append(m.Layers, layer(w))
 				children = append(children, w.put(repo, w.bytes(m.MediaType, m)))

@@ -67,7 +67,9 @@ func TestIdentity(t *testing.T) {
 		if err := ca.Issue(dir, identity.ID{Name: "x", Roles: roles}, nil, time.Hour); err != nil {
 			t.Fatal(err)
 		}
-		return identity.Config{CA: filepath.Join(dir, identity.CACert), Cert: filepath.Join(dir, identity.Cert), Key: filepath.Join(dir, identity.Key)}
+		return identity.Config{
+			CA: filepath.Join(dir, identity.CACert), Cert: filepath.Join(dir, identity.Cert), Key: filepath.Join(dir, identity.Key),
+		}
 	}
 	newCA := func(cluster string) *identity.CA {
 		ca, err := identity.InitCA(t.TempDir(), cluster)

@@ -134,7 +134,8 @@ func TestRepositories(t *testing.T) {
 	w := newWorld(t)
 	long := strings.Repeat("x/", 95)
 	want := []string{"a", "a-b", "a.b", "a/b", "a/b-c", "a/b/c", "a0", "a_b", "ab", "a--b", "a__b", "1/a-b.c_d",
-		long + "aaaaaaaa", long + "aaaaaaaaa", long + "aaaaaaaaaa", long + "aaaaaaaaa/b", long + "aaaaaaaaa-b", long + "aaaaaaaaa.b", long + strings.Repeat("b", 65)}
+		long + "aaaaaaaa", long + "aaaaaaaaa", long + "aaaaaaaaaa", long + "aaaaaaaaa/b",
+		long + "aaaaaaaaa-b", long + "aaaaaaaaa.b", long + strings.Repeat("b", 65)}
 	alphabet := "ab0/.-_"
 	for len(want) < 500 {
 		b := make([]byte, 1+rand.N(60))
@@ -205,7 +206,8 @@ func TestManifestsAndBlobs(t *testing.T) {
 		t.Errorf("linked again: %v, %v", got, err)
 	}
 	w.wantErr("size", w.LinkBlob(ctx, "r", ocispec.Descriptor{Digest: b.Digest, Size: 8}), errdefs.ErrInvalidArgument)
-	w.wantErr("nowhere", w.LinkBlob(ctx, "r", ocispec.Descriptor{Digest: digest.FromString("?")}), errdefs.ErrFailedPrecondition, "no origin has it")
+	w.wantErr("nowhere", w.LinkBlob(ctx, "r", ocispec.Descriptor{Digest: digest.FromString("?")}), errdefs.ErrFailedPrecondition,
+		"no origin has it")
 	w.origins.dark[b.Digest] = true
 	w.wantErr("dark", w.LinkBlob(ctx, "r", b), errdefs.ErrUnavailable)
 	_, err := w.Blob(ctx, "r2", b.Digest)

@@ -82,7 +82,8 @@ func TestClientAndServer(t *testing.T) {
 	d := w.bytes(m.MediaType, m)
 	var missing *index.MissingError
 	err := c.PutManifest(ctx, "team/app", index.Manifest{Descriptor: d})
-	if !errors.As(err, &missing) || missing.Repository != "team/app" || len(missing.Missing) != 1 || missing.Missing[0].Digest != m.Config.Digest || missing.Missing[0].NeededBy != d.Digest {
+	if !errors.As(err, &missing) || missing.Repository != "team/app" || len(missing.Missing) != 1 ||
+		missing.Missing[0].Digest != m.Config.Digest || missing.Missing[0].NeededBy != d.Digest {
 		t.Errorf("incomplete: %v", err)
 	}
 	if err := c.LinkBlob(ctx, "team/app", m.Config); err != nil {
@@ -211,7 +212,10 @@ func TestRoles(t *testing.T) {
 		return rec.Code
 	}
 	paths := map[string][]string{
-		"GET":    {index.PathRepositories, index.PathTags, index.PathTag, index.PathManifests, index.PathManifest, index.PathReferrers, index.PathBlob},
+		"GET": {
+			index.PathRepositories, index.PathTags, index.PathTag, index.PathManifests, index.PathManifest, index.PathReferrers,
+			index.PathBlob,
+		},
 		"PUT":    {index.PathTag, index.PathManifest, index.PathBlob},
 		"DELETE": {index.PathTag, index.PathManifest, index.PathBlob},
 	}
@@ -298,7 +302,8 @@ func TestRun(t *testing.T) {
 			}
 			body, _ := io.ReadAll(resp.Body)
 			resp.Body.Close()
-			for _, want := range []string{`capelin_index_requests_total{operation="put_tag",result="ok"} 1`, "capelin_index_request_seconds_bucket", "capelin_index_tag_conflicts_total 0"} {
+			for _, want := range []string{`capelin_index_requests_total{operation="put_tag",result="ok"} 1`,
+				"capelin_index_request_seconds_bucket", "capelin_index_tag_conflicts_total 0"} {
 				if !strings.Contains(string(body), want) {
 					t.Errorf("no %s in the metrics", want)
 				}
@@ -397,7 +402,8 @@ func FuzzAPI(f *testing.F) {
 	f.Add(uint8(0), uint8(5), q("repository", "r", "digest", string(d.Digest), "artifactType", "a/b"), "")
 	f.Add(uint8(1), uint8(6), q("repository", "r/a-b.c", "digest", string(d.Digest)), body)
 	methods := []string{"GET", "PUT", "DELETE"}
-	paths := []string{index.PathRepositories, index.PathTags, index.PathTag, index.PathManifests, index.PathManifest, index.PathReferrers, index.PathBlob}
+	paths := []string{index.PathRepositories, index.PathTags, index.PathTag, index.PathManifests, index.PathManifest,
+		index.PathReferrers, index.PathBlob}
 	f.Fuzz(func(t *testing.T, method, path uint8, query, body string) {
 		req := httptest.NewRequest(methods[int(method)%3], paths[int(path)%len(paths)], strings.NewReader(body))
 		req.URL.RawQuery = query

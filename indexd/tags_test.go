@@ -264,7 +264,8 @@ func TestCapabilities(t *testing.T) {
 		caps := all
 		change(&caps)
 		_, err := New(capable{&fetchertest.Memory{}, caps}, newOrigins(), "c")
-		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "cannot "+name) || !strings.Contains(err.Error(), "storage memory:") {
+		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "cannot "+name) ||
+			!strings.Contains(err.Error(), "storage memory:") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

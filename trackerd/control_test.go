@@ -163,7 +163,8 @@ func TestControlLists(t *testing.T) {
 						o.stops[away]()
 					}
 					members, err := o.c.Members(o.Context(), blobID(7))
-					if want := "[{a false true false false} {b true false false false} {o false false true false}]"; err != nil || fmt.Sprint(members) != want {
+					const want = "[{a false true false false} {b true false false false} {o false false true false}]"
+					if err != nil || fmt.Sprint(members) != want {
 						o.Errorf("%v, %v; want %s", members, err, want)
 					}
 				}
@@ -188,7 +189,10 @@ func TestPreheatResults(t *testing.T) {
 		start := time.Now()
 		o.node("fine", result(well))
 		o.node("slow", later(time.Minute, result(well)))
-		o.node("broken", result(&trackerpb.CommandResult{Supported: true, Error: "disk full\n" + strings.Repeat("!", 400), Blobs: []*trackerpb.Announce{{Blob: trackerpb.FromID(blobID(1))}}}))
+		o.node("broken", result(&trackerpb.CommandResult{
+			Supported: true, Error: "disk full\n" + strings.Repeat("!", 400),
+			Blobs: []*trackerpb.Announce{{Blob: trackerpb.FromID(blobID(1))}},
+		}))
 		o.node("silly", result(silly))
 		o.node("mute", nil)
 		o.node("busy", func(c *tracker.Client, cmd *trackerpb.Command) {
@@ -283,7 +287,8 @@ func TestPreheatSelects(t *testing.T) {
 	}
 	inOffice(t, []string{"t1:1"}, func(o *office) {
 		for _, ids := range [][]piece.ID{nil, {{}}, make([]piece.ID, 1001)} {
-			if _, err := o.c.Preheat(o.Context(), tracker.PreheatRequest{Blobs: ids, Nodes: tracker.Selection{All: true}}, nil); status.Code(err) != codes.InvalidArgument {
+			r := tracker.PreheatRequest{Blobs: ids, Nodes: tracker.Selection{All: true}}
+			if _, err := o.c.Preheat(o.Context(), r, nil); status.Code(err) != codes.InvalidArgument {
 				o.Errorf("%d blobs: %v", len(ids), err)
 			}
 		}
@@ -313,7 +318,8 @@ func TestPreheatInParts(t *testing.T) {
 			synctest.Wait()
 		}
 		start := time.Now()
-		last, err := o.c.Preheat(o.Context(), tracker.PreheatRequest{Blobs: blobIDs(250), Nodes: tracker.Selection{All: true}, AtOnce: 3}, o.watch().told)
+		r := tracker.PreheatRequest{Blobs: blobIDs(250), Nodes: tracker.Selection{All: true}, AtOnce: 3}
+		last, err := o.c.Preheat(o.Context(), r, o.watch().told)
 		if err != nil || last.Done != nodes || last.Bytes != last.Total {
 			o.Errorf("%+v, %v", last, err)
 		}
@@ -364,7 +370,8 @@ func TestPreheatGoesOn(t *testing.T) {
 			o.Errorf("one tracker left: %+v, %v", last, err)
 		}
 		o.stops["t2:1"]()
-		if _, err = o.c.Preheat(o.Context(), tracker.PreheatRequest{Blobs: blobIDs(2), Nodes: tracker.Selection{All: true}}, nil); status.Code(err) != codes.Unavailable {
+		r := tracker.PreheatRequest{Blobs: blobIDs(2), Nodes: tracker.Selection{All: true}}
+		if _, err = o.c.Preheat(o.Context(), r, nil); status.Code(err) != codes.Unavailable {
 			o.Errorf("none left: %v", err)
 		}
 	})

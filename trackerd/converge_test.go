@@ -150,7 +150,8 @@ func converge(t *testing.T, seed uint64) {
 	for _, a := range agents {
 		a.mu.Lock()
 		for b := range blobs {
-			if id := blobID(b); truth[slices.Index(agents, a)][b].want && (a.last(id) == 0 || a.last(id) == tracker.Wait || a.last(id) == tracker.Unreachable) {
+			if id := blobID(b); truth[slices.Index(agents, a)][b].want &&
+				(a.last(id) == 0 || a.last(id) == tracker.Wait || a.last(id) == tracker.Unreachable) {
 				t.Errorf("seed %d: %s is left with %v on blob %d", seed, a.name, a.last(id), b)
 			}
 		}

@@ -111,7 +111,8 @@ func TestIdentity(t *testing.T) {
 		if _, err := c.Drop(t.Context(), blobIDs(1), tracker.Selection{Nodes: []string{"x"}}, nil); status.Code(err) != want {
 			t.Errorf("%v: drop: %v", want, err)
 		}
-		if _, err := c.Preheat(t.Context(), tracker.PreheatRequest{Blobs: blobIDs(1), Nodes: tracker.Selection{Nodes: []string{"x"}}}, nil); status.Code(err) != want {
+		r := tracker.PreheatRequest{Blobs: blobIDs(1), Nodes: tracker.Selection{Nodes: []string{"x"}}}
+		if _, err := c.Preheat(t.Context(), r, nil); status.Code(err) != want {
 			t.Errorf("%v: preheat: %v", want, err)
 		}
 	}

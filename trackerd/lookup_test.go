@@ -50,10 +50,13 @@ func TestLookupTiming(t *testing.T) {
 		{"no origins", nil, true, tracker.Lease, 0, 0},
 		{"not here", []func(*tracker.Client, piece.ID){notHere, notHere}, true, tracker.Lease, 0, 0},
 		{"found at once", []func(*tracker.Client, piece.ID){notHere, has}, true, tracker.Sources, 0, 0},
-		{"found in the end", []func(*tracker.Client, piece.ID){never, after(90*time.Millisecond, has)}, true, tracker.Sources, 90 * time.Millisecond, 91 * time.Millisecond},
+		{"found in the end", []func(*tracker.Client, piece.ID){never, after(90*time.Millisecond, has)}, true, tracker.Sources,
+			90 * time.Millisecond, 91 * time.Millisecond},
 		{"no answer", []func(*tracker.Client, piece.ID){never, notHere}, true, tracker.Lease, 100 * time.Millisecond, 101 * time.Millisecond},
-		{"prefetch found", []func(*tracker.Client, piece.ID){after(50*time.Millisecond, has)}, false, tracker.Sources, 50 * time.Millisecond, 51 * time.Millisecond},
-		{"prefetch not found", []func(*tracker.Client, piece.ID){after(50*time.Millisecond, notHere)}, false, tracker.Nobody, 50 * time.Millisecond, 51 * time.Millisecond},
+		{"prefetch found", []func(*tracker.Client, piece.ID){after(50*time.Millisecond, has)}, false, tracker.Sources,
+			50 * time.Millisecond, 51 * time.Millisecond},
+		{"prefetch not found", []func(*tracker.Client, piece.ID){after(50*time.Millisecond, notHere)}, false, tracker.Nobody,
+			50 * time.Millisecond, 51 * time.Millisecond},
 		{"prefetch no answer", []func(*tracker.Client, piece.ID){never}, false, tracker.Nobody, 100 * time.Millisecond, 101 * time.Millisecond},
 	} {
 		for _, trackers := range [][]string{{"t1:1"}, {"t1:1", "t2:1"}} {

@@ -20,7 +20,8 @@ import (
 func TestErrorsOnTheWire(t *testing.T) {
 	for _, class := range []error{
 		errdefs.ErrNotFound, errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrConflict, errdefs.ErrPermissionDenied,
-		errdefs.ErrUnauthenticated, errdefs.ErrResourceExhausted, errdefs.ErrNotImplemented, errdefs.ErrDataLoss, errdefs.ErrUnavailable, errdefs.ErrInternal,
+		errdefs.ErrUnauthenticated, errdefs.ErrResourceExhausted, errdefs.ErrNotImplemented, errdefs.ErrDataLoss,
+		errdefs.ErrUnavailable, errdefs.ErrInternal,
 	} {
 		rec := httptest.NewRecorder()
 		WriteError(rec, fmt.Errorf("doing this: %w", class))
@@ -42,7 +43,9 @@ func TestErrorsOnTheWire(t *testing.T) {
 		}
 	}
 	d := digest.FromString("a")
-	missing := &MissingError{Repository: "r", More: 3, Missing: []Missing{{d, "blob", digest.FromString("b"), "no origin has it"}, {d, "manifest", d, "gone"}}}
+	missing := &MissingError{Repository: "r", More: 3, Missing: []Missing{
+		{d, "blob", digest.FromString("b"), "no origin has it"}, {d, "manifest", d, "gone"},
+	}}
 	rec := httptest.NewRecorder()
 	WriteError(rec, fmt.Errorf("putting: %w", missing))
 	err, ok := readError("x", rec.Body.Bytes())
@@ -202,8 +205,8 @@ func TestTooManyReferrers(t *testing.T) {
 func TestNames(t *testing.T) {
 	for name, ok := range map[string]bool{
 		"a": true, "a/b": true, "a-b/c.d/e_f/g__h/i---j": true, "library/nginx": true, strings.Repeat("a", 200): true,
-		"": false, "A": false, "a/": false, "/a": false, "a//b": false, "_a": false, "a/_tags": false, "a..b": false, "a___b": false, "a\n": false,
-		strings.Repeat("a", 201): false, strings.Repeat("a/", 127) + "a": true, strings.Repeat("a/", 127) + "ab": false,
+		"": false, "A": false, "a/": false, "/a": false, "a//b": false, "_a": false, "a/_tags": false, "a..b": false, "a___b": false,
+		"a\n": false, strings.Repeat("a", 201): false, strings.Repeat("a/", 127) + "a": true, strings.Repeat("a/", 127) + "ab": false,
 	} {
 		if err := CheckRepository(name); (err == nil) != ok || err != nil && !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v", name, err)

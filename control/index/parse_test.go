@@ -40,30 +40,55 @@ func TestParseManifest(t *testing.T) {
 		blobs, manifests, artifact string
 		wrong                      string // in the error
 	}{
-		{name: "image", mediaType: image, raw: `{"schemaVersion":2,"mediaType":"` + image + `","config":` + one("c", config) + `,"layers":[` + one("l1", layer) + `,` + one("l2", layer) + `],"other":{"a":1}}`,
-			blobs: "c l1 l2", artifact: config},
-		{name: "image without media type", mediaType: image, raw: `{"schemaVersion":2,"config":` + one("c", config) + `,"layers":null,"subject":null}` + "\n",
-			blobs: "c", artifact: config},
-		{name: "pushed without media type", raw: `{"schemaVersion":2,"mediaType":"` + image + `","config":` + one("c", config) + `}`,
-			blobs: "c", artifact: config},
-		{name: "docker", mediaType: MediaTypeDockerManifest, raw: `{"schemaVersion":2,"mediaType":"` + MediaTypeDockerManifest + `","config":` + one("c", "a/b") + `,"layers":[` + one("l1", "c/d") + `]}`,
-			blobs: "c l1", artifact: "a/b"},
-		{name: "artifact in an image manifest", mediaType: image, raw: `{"schemaVersion":2,"artifactType":"x/y","config":` + one("c", "a/b") + `,"subject":` + one("s", image) + `}`,
-			blobs: "c", artifact: "x/y"},
-		{name: "index", mediaType: list, raw: `{"schemaVersion":2,"artifactType":"x/y","manifests":[` + one("m1", image) + `,` + one("m2", list) + `,` + one("c", "") + `],"subject":` + one("s", image) + `}`,
-			manifests: "m1 m2 c", artifact: "x/y"},
-		{name: "docker list", mediaType: MediaTypeDockerList, raw: `{"schemaVersion":2,"manifests":[` + one("m1", MediaTypeDockerManifest) + `]}`,
-			manifests: "m1"},
-		{name: "build cache", mediaType: list, raw: `{"schemaVersion":2,"manifests":[` + one("l1", layer) + `,` + one("m1", image) + `]}`,
-			blobs: "l1", manifests: "m1"},
+		{
+			name: "image", mediaType: image, blobs: "c l1 l2", artifact: config,
+			raw: `{"schemaVersion":2,"mediaType":"` + image + `","config":` + one("c", config) + `,"layers":[` +
+				one("l1", layer) + `,` + one("l2", layer) + `],"other":{"a":1}}`,
+		},
+		{
+			name: "image without media type", mediaType: image, blobs: "c", artifact: config,
+			raw: `{"schemaVersion":2,"config":` + one("c", config) + `,"layers":null,"subject":null}` + "\n",
+		},
+		{
+			name: "pushed without media type", blobs: "c", artifact: config,
+			raw: `{"schemaVersion":2,"mediaType":"` + image + `","config":` + one("c", config) + `}`,
+		},
+		{
+			name: "docker", mediaType: MediaTypeDockerManifest, blobs: "c l1", artifact: "a/b",
+			raw: `{"schemaVersion":2,"mediaType":"` + MediaTypeDockerManifest + `","config":` + one("c", "a/b") +
+				`,"layers":[` + one("l1", "c/d") + `]}`,
+		},
+		{
+			name: "artifact in an image manifest", mediaType: image, blobs: "c", artifact: "x/y",
+			raw: `{"schemaVersion":2,"artifactType":"x/y","config":` + one("c", "a/b") + `,"subject":` + one("s", image) + `}`,
+		},
+		{
+			name: "index", mediaType: list, manifests: "m1 m2 c", artifact: "x/y",
+			raw: `{"schemaVersion":2,"artifactType":"x/y","manifests":[` + one("m1", image) + `,` + one("m2", list) + `,` +
+				one("c", "") + `],"subject":` + one("s", image) + `}`,
+		},
+		{
+			name: "docker list", mediaType: MediaTypeDockerList, manifests: "m1",
+			raw: `{"schemaVersion":2,"manifests":[` + one("m1", MediaTypeDockerManifest) + `]}`,
+		},
+		{
+			name: "build cache", mediaType: list, blobs: "l1", manifests: "m1",
+			raw: `{"schemaVersion":2,"manifests":[` + one("l1", layer) + `,` + one("m1", image) + `]}`,
+		},
 		{name: "empty index", mediaType: list, raw: `{"schemaVersion":2,"manifests":[]}`},
-		{name: "ORAS artifact", mediaType: MediaTypeORASArtifact, raw: `{"schemaVersion":2,"artifactType":"x/y","blobs":[` + one("l1", "a/b") + `]}`,
-			blobs: "l1", artifact: "x/y"},
-		{name: "OCI artifact", mediaType: MediaTypeOCIArtifact, raw: `{"artifactType":"x/y","blobs":[` + one("l1", "a/b") + `]}`,
-			blobs: "l1", artifact: "x/y"},
+		{
+			name: "ORAS artifact", mediaType: MediaTypeORASArtifact, blobs: "l1", artifact: "x/y",
+			raw: `{"schemaVersion":2,"artifactType":"x/y","blobs":[` + one("l1", "a/b") + `]}`,
+		},
+		{
+			name: "OCI artifact", mediaType: MediaTypeOCIArtifact, blobs: "l1", artifact: "x/y",
+			raw: `{"artifactType":"x/y","blobs":[` + one("l1", "a/b") + `]}`,
+		},
 		{name: "unknown type", mediaType: "application/vnd.example+json", raw: "\xff anything"},
-		{name: "odd types within", mediaType: image, raw: `{"schemaVersion":2,"config":` + one("c", "text; charset=x") + `}`,
-			blobs: "c", artifact: "text; charset=x"},
+		{
+			name: "odd types within", mediaType: image, blobs: "c", artifact: "text; charset=x",
+			raw: `{"schemaVersion":2,"config":` + one("c", "text; charset=x") + `}`,
+		},
 
 		{name: "no type", raw: `{}`, wrong: "no media type"},
 		{name: "bad type", mediaType: "a b", raw: `{}`, wrong: "no media type"},
@@ -79,23 +104,53 @@ func TestParseManifest(t *testing.T) {
 		{name: "no schema version", mediaType: list, raw: `{"manifests":[]}`, wrong: "schemaVersion"},
 		{name: "no config", mediaType: image, raw: `{"schemaVersion":2,"layers":[]}`, wrong: "no config"},
 		{name: "twice", mediaType: list, raw: `{"schemaVersion":2,"manifests":[],"manifests":[]}`, wrong: "twice"},
-		{name: "capitals", mediaType: image, raw: `{"schemaVersion":2,"config":` + one("c", config) + `,"Layers":[]}`, wrong: `"Layers" is not layers`},
+		{
+			name: "capitals", mediaType: image, wrong: `"Layers" is not layers`,
+			raw: `{"schemaVersion":2,"config":` + one("c", config) + `,"Layers":[]}`,
+		},
 		{name: "Kelvin sign", mediaType: MediaTypeORASArtifact, raw: `{"artifactType":"a/b","blobſ":[]}`, wrong: "is not blobs"},
-		{name: "image and index", mediaType: image, raw: `{"schemaVersion":2,"config":` + one("c", config) + `,"manifests":[]}`, wrong: "no field manifests"},
+		{
+			name: "image and index", mediaType: image, wrong: "no field manifests",
+			raw: `{"schemaVersion":2,"config":` + one("c", config) + `,"manifests":[]}`,
+		},
 		{name: "index and image", mediaType: list, raw: `{"schemaVersion":2,"manifests":[],"layers":[]}`, wrong: "no field layers"},
-		{name: "image and schema 1", mediaType: image, raw: `{"schemaVersion":2,"config":` + one("c", config) + `,"fsLayers":[]}`, wrong: "no field fsLayers"},
+		{
+			name: "image and schema 1", mediaType: image, wrong: "no field fsLayers",
+			raw: `{"schemaVersion":2,"config":` + one("c", config) + `,"fsLayers":[]}`,
+		},
 		{name: "digest", mediaType: list, raw: `{"schemaVersion":2,"manifests":[{"digest":"sha256:../../x","size":1}]}`, wrong: "no digest"},
 		{name: "no digest", mediaType: list, raw: `{"schemaVersion":2,"manifests":[{}]}`, wrong: "no digest"},
-		{name: "size", mediaType: list, raw: `{"schemaVersion":2,"manifests":[{"digest":"` + string(digest.FromString("c")) + `","size":-1}]}`, wrong: "size -1"},
-		{name: "digest in capitals", mediaType: list, raw: `{"schemaVersion":2,"manifests":[{"digest":"` + string(digest.FromString("c")) + `","Digest":"x"}]}`, wrong: `"Digest" is not digest`},
+		{
+			name: "size", mediaType: list, wrong: "size -1",
+			raw: `{"schemaVersion":2,"manifests":[{"digest":"` + string(digest.FromString("c")) + `","size":-1}]}`,
+		},
+		{
+			name: "digest in capitals", mediaType: list, wrong: `"Digest" is not digest`,
+			raw: `{"schemaVersion":2,"manifests":[{"digest":"` + string(digest.FromString("c")) + `","Digest":"x"}]}`,
+		},
 		{name: "list is a string", mediaType: list, raw: `{"schemaVersion":2,"manifests":"x"}`, wrong: "no list"},
-		{name: "type within", mediaType: list, raw: `{"schemaVersion":2,"manifests":[` + one("c", strings.Repeat("a", 300)) + `]}`, wrong: "no media type"},
-		{name: "inline data", mediaType: image, raw: `{"schemaVersion":2,"config":{"digest":"` + string(digest.FromString("c")) + `","size":1,"data":"YQ=="}}`, wrong: "other data inline"},
+		{
+			name: "type within", mediaType: list, wrong: "no media type",
+			raw: `{"schemaVersion":2,"manifests":[` + one("c", strings.Repeat("a", 300)) + `]}`,
+		},
+		{
+			name: "inline data", mediaType: image, wrong: "other data inline",
+			raw: `{"schemaVersion":2,"config":{"digest":"` + string(digest.FromString("c")) + `","size":1,"data":"YQ=="}}`,
+		},
 		{name: "too large", mediaType: "a/b", raw: strings.Repeat(" ", MaxManifest+1), wrong: "are allowed"},
-		{name: "too many", mediaType: list, raw: `{"schemaVersion":2,"manifests":[` + strings.Repeat(one("c", "a/b")+",", MaxReferences) + one("c", "a/b") + `]}`, wrong: "more than 10000"},
+		{
+			name: "too many", mediaType: list, wrong: "more than 10000",
+			raw: `{"schemaVersion":2,"manifests":[` + strings.Repeat(one("c", "a/b")+",", MaxReferences) + one("c", "a/b") + `]}`,
+		},
 		{name: "too many fields", mediaType: list, raw: `{"schemaVersion":2` + fieldsOf(1000) + `}`, wrong: "too many"},
-		{name: "annotations", mediaType: list, raw: `{"schemaVersion":2,"subject":` + one("c", "a/b") + `,"annotations":{"a":"` + strings.Repeat("a", MaxAnnotations) + `"}}`, wrong: "bytes of annotations"},
-		{name: "annotations of no referrer", mediaType: list, raw: `{"schemaVersion":2,"annotations":{"a":"` + strings.Repeat("a", MaxAnnotations) + `"}}`, wrong: ""},
+		{
+			name: "annotations", mediaType: list, wrong: "bytes of annotations",
+			raw: `{"schemaVersion":2,"subject":` + one("c", "a/b") + `,"annotations":{"a":"` + strings.Repeat("a", MaxAnnotations) + `"}}`,
+		},
+		{
+			name: "annotations of no referrer", mediaType: list, wrong: "",
+			raw: `{"schemaVersion":2,"annotations":{"a":"` + strings.Repeat("a", MaxAnnotations) + `"}}`,
+		},
 		{name: "deep", mediaType: list, raw: `{"schemaVersion":2,"x":` + strings.Repeat("[", 1<<20) + `}`, wrong: ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -112,7 +167,8 @@ func TestParseManifest(t *testing.T) {
 			if names(m.Blobs) != tt.blobs || names(m.Manifests) != tt.manifests || m.ArtifactType != tt.artifact {
 				t.Errorf("blobs %q, manifests %q, artifact type %q", names(m.Blobs), names(m.Manifests), m.ArtifactType)
 			}
-			if has := m.Subject != nil; has != strings.Contains(tt.raw, `"subject":{`) || has && names([]ocispec.Descriptor{*m.Subject}) != "s" {
+			has := m.Subject != nil
+			if has != strings.Contains(tt.raw, `"subject":{`) || has && names([]ocispec.Descriptor{*m.Subject}) != "s" {
 				t.Errorf("subject %v", m.Subject)
 			}
 			if d := m.Descriptor; d.Digest != digest.FromString(tt.raw) || d.Size != int64(len(tt.raw)) || d.MediaType == "" {
@@ -155,9 +211,17 @@ func FuzzParseManifest(f *testing.F) {
 	types := []string{"", ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, MediaTypeDockerManifest, MediaTypeDockerList,
 		MediaTypeOCIArtifact, MediaTypeORASArtifact, "application/vnd.example+json"}
 	for i := range types {
-		f.Add(uint8(i), []byte(`{"schemaVersion":2,"config":`+one("c", "a/b")+`,"layers":[`+one("l1", "")+`],"annotations":{"a":"b"},"subject":`+one("s", "a/b")+`}`))
-		f.Add(uint8(i), []byte(`{"schemaVersion":2,"mediaType":"`+types[i]+`","manifests":[`+one("m1", ocispec.MediaTypeImageManifest)+`,`+one("m2", "x")+`]}`))
-		f.Add(uint8(i), []byte(`{"artifactType":"a/b","blobs":[{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2,"data":"e30=","platform":{"architecture":"a","os":"b"},"urls":["c"]}]}`))
+		for _, raw := range []string{
+			`{"schemaVersion":2,"config":` + one("c", "a/b") + `,"layers":[` + one("l1", "") + `],` +
+				`"annotations":{"a":"b"},"subject":` + one("s", "a/b") + `}`,
+			`{"schemaVersion":2,"mediaType":"` + types[i] + `",` +
+				`"manifests":[` + one("m1", ocispec.MediaTypeImageManifest) + `,` + one("m2", "x") + `]}`,
+			`{"artifactType":"a/b","blobs":[{"mediaType":"application/vnd.oci.empty.v1+json",` +
+				`"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2,` +
+				`"data":"e30=","platform":{"architecture":"a","os":"b"},"urls":["c"]}]}`,
+		} {
+			f.Add(uint8(i), []byte(raw))
+		}
 	}
 	f.Fuzz(func(t *testing.T, kind uint8, raw []byte) {
 		m, err := ParseManifest(types[int(kind)%len(types)], raw)
@@ -172,7 +236,8 @@ func FuzzParseManifest(f *testing.F) {
 			all = append(all, *m.Subject)
 		}
 		for _, d := range all {
-			if d.Digest.Validate() != nil || d.Size < 0 || len(d.MediaType) > MaxMediaType || len(d.Data) > 0 && d.Digest.Algorithm().FromBytes(d.Data) != d.Digest {
+			if d.Digest.Validate() != nil || d.Size < 0 || len(d.MediaType) > MaxMediaType ||
+				len(d.Data) > 0 && d.Digest.Algorithm().FromBytes(d.Data) != d.Digest {
 				t.Errorf("descriptor %+v", d)
 			}
 		}

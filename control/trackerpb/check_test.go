@@ -23,7 +23,8 @@ func TestBlobID(t *testing.T) {
 			t.Errorf("%s became %s, %v", id, back, err)
 		}
 	}
-	for _, b := range []*Blob{nil, {}, {Digest: make([]byte, 33), Size: 1}, {Digest: make([]byte, 32)}, {Digest: make([]byte, 32), Size: -1}, {Digest: make([]byte, 64), Size: 1<<40 + 1}} {
+	for _, b := range []*Blob{nil, {}, {Digest: make([]byte, 33), Size: 1}, {Digest: make([]byte, 32)},
+		{Digest: make([]byte, 32), Size: -1}, {Digest: make([]byte, 64), Size: 1<<40 + 1}} {
 		if id, err := b.ID(); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%v: %v, %v", b, id, err)
 		}

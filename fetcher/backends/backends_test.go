@@ -50,7 +50,8 @@ name = "b"
 pth = "/x"
 [backend.registry]
 timeout = 5
-`, "F:4:1: backend[0].nmaespaces: no such key\nF:8:1: backend[1].file.pth: no such key\nF:10:11: backend[1].registry.timeout: a duration needs a unit, such as \"150ms\", \"5s\" or \"1h30m\""},
+`, "F:4:1: backend[0].nmaespaces: no such key\nF:8:1: backend[1].file.pth: no such key\n" +
+			"F:10:11: backend[1].registry.timeout: a duration needs a unit, such as \"150ms\", \"5s\" or \"1h30m\""},
 		{"wrong values", `
 [[backend]]
 name = "Main"
@@ -125,7 +126,8 @@ func TestExample(t *testing.T) {
 func TestSet(t *testing.T) {
 	dir := t.TempDir()
 	s, err := OpenSet([]Config{
-		{Name: "hub", Namespaces: []string{"hub/.*", "docker"}, Kind: KindRegistry, Registry: registry.Config{Host: "docker.io", StripPrefix: "hub/"}},
+		{Name: "hub", Namespaces: []string{"hub/.*", "docker"}, Kind: KindRegistry,
+			Registry: registry.Config{Host: "docker.io", StripPrefix: "hub/"}},
 		{Name: "here", Namespaces: []string{"scratch|tmp"}, Kind: KindNone},
 		{Name: "main", Namespaces: []string{"team-[ab]/.*"}, Kind: KindFile, File: file.Config{Path: filepath.Join(dir, "main")}},
 	})

@@ -331,7 +331,8 @@ func TestRedirect(t *testing.T) {
 	}
 	dir := hostsDir(t, f.host(), fmt.Sprintf("server = %q\n[header]\nX-Secret = \"x\"\n", f.URL))
 	cfg := Config{Host: f.host(), HostsDir: dir, Retry: config.Duration(1),
-		DockerConfig: dockerConfig(t, fmt.Sprintf(`{"auths":{%q:{"username":"me","password":"secret"},%q:{"username":"me","password":"secret"}}}`, f.host(), store.host()))}
+		DockerConfig: dockerConfig(t, fmt.Sprintf(
+			`{"auths":{%q:{"username":"me","password":"secret"},%q:{"username":"me","password":"secret"}}}`, f.host(), store.host()))}
 	b := backend(t, cfg)
 	if got, err := read(t, b, key, 1, 3); err != nil || string(got) != "ell" {
 		t.Errorf("%q, %v", got, err)

@@ -41,8 +41,10 @@ func TestMirrors(t *testing.T) {
 		{"the mirror refuses", 403, 0, false, nil},
 		{"both lack it", 404, 404, false, errdefs.IsNotFound},
 		{"the mirror fails, upstream lacks it", 503, 404, false, errdefs.IsNotFound},
-		{"the mirror lacks it, upstream fails", 404, 503, false, func(err error) bool { return errdefs.IsUnavailable(err) && !errdefs.IsNotFound(err) }},
-		{"the mirror lacks it, upstream refuses", 404, 403, false, func(err error) bool { return errdefs.IsPermissionDenied(err) && !errdefs.IsNotFound(err) }},
+		{"the mirror lacks it, upstream fails", 404, 503, false,
+			func(err error) bool { return errdefs.IsUnavailable(err) && !errdefs.IsNotFound(err) }},
+		{"the mirror lacks it, upstream refuses", 404, 403, false,
+			func(err error) bool { return errdefs.IsPermissionDenied(err) && !errdefs.IsNotFound(err) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			mirror.before, upstream.before = status(tt.mirror), status(tt.upstream)
@@ -76,7 +78,8 @@ func TestMirrors(t *testing.T) {
 	if data, _, err := b.Manifest(t.Context(), "team/app", "v1"); err != nil || string(data) != `{"new":1}` {
 		t.Errorf("%q, %v", data, err)
 	}
-	dir = hostsDir(t, name, fmt.Sprintf("server = %q\ncapabilities = [\"resolve\"]\n[host.%q]\ncapabilities = [\"resolve\"]\n", upstream.URL, mirror.URL))
+	dir = hostsDir(t, name, fmt.Sprintf(
+		"server = %q\ncapabilities = [\"resolve\"]\n[host.%q]\ncapabilities = [\"resolve\"]\n", upstream.URL, mirror.URL))
 	b = backend(t, Config{Host: name, HostsDir: dir})
 	if _, err := b.Stat(t.Context(), key); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("no host is capable: %v", err)

@@ -32,12 +32,14 @@ func TestManifestGoContainerregistry(t *testing.T) {
 	resp.Body.Close()
 	want := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(manifest), Size: int64(len(manifest))}
 	b := backend(t, Config{Host: strings.TrimPrefix(srv.URL, "http://"), StripPrefix: "up/"})
-	if desc, err := b.ResolveTag(t.Context(), "up/team/app", "v1"); err != nil || desc.Digest != want.Digest || desc.Size != want.Size || desc.MediaType != want.MediaType {
+	if desc, err := b.ResolveTag(t.Context(), "up/team/app", "v1"); err != nil || desc.Digest != want.Digest ||
+		desc.Size != want.Size || desc.MediaType != want.MediaType {
 		t.Errorf("%+v, %v", desc, err)
 	}
 	for _, ref := range []string{"v1", want.Digest.String()} {
 		data, desc, err := b.Manifest(t.Context(), "up/team/app", ref)
-		if err != nil || !bytes.Equal(data, manifest) || desc.Digest != want.Digest || desc.Size != want.Size || desc.MediaType != want.MediaType {
+		if err != nil || !bytes.Equal(data, manifest) || desc.Digest != want.Digest || desc.Size != want.Size ||
+			desc.MediaType != want.MediaType {
 			t.Errorf("%s: %q, %+v, %v", ref, data, desc, err)
 		}
 	}
@@ -78,14 +80,17 @@ func TestManifestAnswers(t *testing.T) {
 		read    func(error) bool
 		digest  digest.Digest
 	}{
-		{"all headers", "v1", http.Header{"Docker-Content-Digest": {d.String()}, "Content-Type": {"application/x; charset=utf-8"}}, manifest, nil, nil, d},
+		{"all headers", "v1", http.Header{"Docker-Content-Digest": {d.String()}, "Content-Type": {"application/x; charset=utf-8"}},
+			manifest, nil, nil, d},
 		{"no headers", "v1", http.Header{"Content-Type": {""}}, manifest, nil, nil, d},
 		{"sha512", "v1", http.Header{"Docker-Content-Digest": {wide.String()}}, manifest, nil, nil, wide},
 		{"by sha512", wide.String(), nil, manifest, nil, nil, wide},
-		{"another digest", "v1", http.Header{"Docker-Content-Digest": {other.String()}, "Content-Type": {""}}, manifest, errdefs.IsUnavailable, errdefs.IsUnavailable, ""},
+		{"another digest", "v1", http.Header{"Docker-Content-Digest": {other.String()}, "Content-Type": {""}}, manifest,
+			errdefs.IsUnavailable, errdefs.IsUnavailable, ""},
 		{"another manifest", other.String(), http.Header{"Docker-Content-Digest": {other.String()}}, manifest, nil, errdefs.IsUnavailable, ""},
 		{"broken digest", "v1", http.Header{"Docker-Content-Digest": {"sha256:x"}}, manifest, errdefs.IsUnavailable, errdefs.IsUnavailable, ""},
-		{"too large", "v1", http.Header{"Docker-Content-Digest": {digest.FromBytes(big).String()}}, big, errdefs.IsFailedPrecondition, errdefs.IsFailedPrecondition, ""},
+		{"too large", "v1", http.Header{"Docker-Content-Digest": {digest.FromBytes(big).String()}}, big, errdefs.IsFailedPrecondition,
+			errdefs.IsFailedPrecondition, ""},
 		{"too large, not told", "v1", nil, big, errdefs.IsFailedPrecondition, errdefs.IsFailedPrecondition, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -111,7 +116,8 @@ func TestManifestAnswers(t *testing.T) {
 				}
 			}
 			data, desc, err := b.Manifest(t.Context(), "team/app", tt.ref)
-			if tt.read == nil && (err != nil || desc.Digest != tt.digest || !bytes.Equal(data, manifest) || desc.MediaType == "") || tt.read != nil && !tt.read(err) {
+			if tt.read == nil && (err != nil || desc.Digest != tt.digest || !bytes.Equal(data, manifest) || desc.MediaType == "") ||
+				tt.read != nil && !tt.read(err) {
 				t.Errorf("read: %q, %+v, %v", data, desc, err)
 			}
 		})

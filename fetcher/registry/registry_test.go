@@ -219,7 +219,8 @@ func classified(t *testing.T, f *fake, b *Backend, status int, is func(error) bo
 	if _, err := b.Stat(t.Context(), key); !is(err) || !strings.Contains(err.Error(), key) || !strings.Contains(err.Error(), f.host()) {
 		t.Errorf("stat: %v", err)
 	}
-	if _, _, err := b.Open(t.Context(), key, 0, -1); !is(err) || !strings.Contains(err.Error(), "some reason") || strings.ContainsAny(err.Error(), "\n\x00") {
+	if _, _, err := b.Open(t.Context(), key, 0, -1); !is(err) || !strings.Contains(err.Error(), "some reason") ||
+		strings.ContainsAny(err.Error(), "\n\x00") {
 		t.Errorf("open: %v", err)
 	}
 }
@@ -474,7 +475,8 @@ func TestLocate(t *testing.T) {
 			t.Errorf("%q: parsed %+v, %v", key, bl, err)
 		}
 	}
-	for _, key := range []string{"x", "blobs/sha256/ab/cd", "@" + d.String(), "X@" + d.String(), "a@sha256:12", "a@b@" + d.String(), "a@" + d.String() + "/b"} {
+	for _, key := range []string{"x", "blobs/sha256/ab/cd", "@" + d.String(), "X@" + d.String(), "a@sha256:12",
+		"a@b@" + d.String(), "a@" + d.String() + "/b"} {
 		if _, err := parse(key); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v", key, err)
 		}

@@ -91,7 +91,8 @@ func multi(t *testing.T) v1.ImageIndex {
 	t.Helper()
 	ii := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for _, a := range []string{"amd64", "arm64"} {
-		ii = mutate.AppendManifests(ii, mutate.IndexAddendum{Add: oneImage(t, a), Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: a}}})
+		desc := v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: a}}
+		ii = mutate.AppendManifests(ii, mutate.IndexAddendum{Add: oneImage(t, a), Descriptor: desc})
 	}
 	return ii
 }
@@ -277,7 +278,8 @@ func TestNames(t *testing.T) {
 	if err := (item{image: oneImage(t, "amd64")}).toLayout(dir, "example.com/two:v2"); err != nil {
 		t.Fatal(err)
 	}
-	for named, want := range map[string]string{"": "name one of them", "one": "", "v2": "", "example.com/two:v2": "", "three": "no image is named"} {
+	for named, want := range map[string]string{"": "name one of them", "one": "", "v2": "", "example.com/two:v2": "",
+		"three": "no image is named"} {
 		_, err := fromLayout(dir, named)
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%q: %v", named, err)
@@ -305,7 +307,10 @@ func TestHostileArchive(t *testing.T) {
 		files   int
 		fails   bool
 	}{
-		"well":         {[]entry{{"oci-layout", tar.TypeReg, 5}, {"./index.json", tar.TypeReg, 5}, {"blobs/sha256/" + hex, tar.TypeReg, 5}}, 3, false},
+		"well": {
+			[]entry{{"oci-layout", tar.TypeReg, 5}, {"./index.json", tar.TypeReg, 5}, {"blobs/sha256/" + hex, tar.TypeReg, 5}},
+			3, false,
+		},
 		"elsewhere":    {[]entry{{"../x", tar.TypeReg, 5}, {"blobs/sha256/../../../x", tar.TypeReg, 5}, {"/etc/x", tar.TypeReg, 5}}, 0, false},
 		"links":        {[]entry{{"index.json", tar.TypeSymlink, 0}, {"blobs/sha256/" + hex, tar.TypeLink, 0}}, 0, false},
 		"a huge index": {[]entry{{"index.json", tar.TypeReg, maxIndex + 1}}, 0, true},
@@ -364,7 +369,8 @@ func TestListInspect(t *testing.T) {
 		t.Errorf("repositories %v, %v, %v", repos, more, err)
 	}
 	tags, more, err := c.Tags(t.Context(), reg+"/a", 10)
-	if err != nil || more || len(tags) != 2 || tags[0].Name != "multi" || len(tags[0].Platforms) != 2 || tags[1].Digest != pushed.Digest || tags[1].Size != pushed.Size {
+	if err != nil || more || len(tags) != 2 || tags[0].Name != "multi" || len(tags[0].Platforms) != 2 ||
+		tags[1].Digest != pushed.Digest || tags[1].Size != pushed.Size {
 		t.Errorf("tags %+v, %v, %v", tags, more, err)
 	}
 	if _, _, err := c.Tags(t.Context(), reg+"/nothing", 10); err == nil {
@@ -372,7 +378,8 @@ func TestListInspect(t *testing.T) {
 	}
 
 	m, err := c.Inspect(t.Context(), Place{Kind: Registry, Ref: mustRef(t, reg+"/a:multi")})
-	if err != nil || len(m.Manifests) != 2 || m.Manifests[1].Platform != "linux/arm64" || len(m.Manifests[1].Layers) != layers || m.Manifests[1].Config == nil {
+	if err != nil || len(m.Manifests) != 2 || m.Manifests[1].Platform != "linux/arm64" || len(m.Manifests[1].Layers) != layers ||
+		m.Manifests[1].Config == nil {
 		t.Fatalf("%+v, %v", m, err)
 	}
 	who := members{m.Manifests[0].Layers[0].Digest: {{Node: "n1", Complete: true}, {Node: "n2", Partial: true}, {Node: "n3", Complete: true}}}
@@ -399,7 +406,8 @@ func TestListInspect(t *testing.T) {
 		t.Fatalf("%v, %v", images, err)
 	}
 	ids, err := Blobs(images...)
-	if err != nil || len(ids) != layers+1 || ids[0].Digest() != m.Manifests[1].Config.Digest || ids[1].Digest() != m.Manifests[1].Layers[0].Digest {
+	if err != nil || len(ids) != layers+1 || ids[0].Digest() != m.Manifests[1].Config.Digest ||
+		ids[1].Digest() != m.Manifests[1].Layers[0].Digest {
 		t.Errorf("blobs %v, %v", ids, err)
 	}
 	if all, err := m.Select(); err != nil || len(all) != 2 {
@@ -459,7 +467,8 @@ func TestPreheat(t *testing.T) {
 	f := &preheater{nodes: []string{"a", "bad", "c"}}
 	calls := 0
 	p, err := Preheat(t.Context(), f, blobs, tracker.PreheatRequest{}, func(Preheated) { calls++ })
-	if err != nil || p.Nodes != 3 || p.Done != 2 || p.Failed["bad"] != "no space" || len(p.Failed) != 1 || p.Blobs != len(blobs) || p.Bytes != 2*int64(len(blobs)) || p.Total != int64(len(blobs)) {
+	if err != nil || p.Nodes != 3 || p.Done != 2 || p.Failed["bad"] != "no space" || len(p.Failed) != 1 || p.Blobs != len(blobs) ||
+		p.Bytes != 2*int64(len(blobs)) || p.Total != int64(len(blobs)) {
 		t.Errorf("%+v, %v", p, err)
 	}
 	if !slices.Equal(f.got, blobs) || calls != 6 {
@@ -468,7 +477,8 @@ func TestPreheat(t *testing.T) {
 	if _, err := Preheat(t.Context(), &preheater{}, blobs[:1], tracker.PreheatRequest{}, nil); err == nil {
 		t.Error("no node matches, and no error")
 	}
-	if _, err := Preheat(t.Context(), &preheater{nodes: []string{"a"}, err: errors.New("away")}, blobs[:1], tracker.PreheatRequest{}, nil); err == nil {
+	away := &preheater{nodes: []string{"a"}, err: errors.New("away")}
+	if _, err := Preheat(t.Context(), away, blobs[:1], tracker.PreheatRequest{}, nil); err == nil {
 		t.Error("the tracker failed, and no error")
 	}
 }
@@ -589,7 +599,8 @@ func TestCircle(t *testing.T) {
 		})
 	})
 	c := newClient(t, Config{})
-	if _, err := c.Inspect(t.Context(), Place{Kind: Registry, Ref: mustRef(t, reg+"/a:b")}); err == nil || !strings.Contains(err.Error(), "redirects") {
+	if _, err := c.Inspect(t.Context(), Place{Kind: Registry, Ref: mustRef(t, reg+"/a:b")}); err == nil ||
+		!strings.Contains(err.Error(), "redirects") {
 		t.Errorf("error %v", err)
 	}
 }

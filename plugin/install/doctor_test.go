@@ -31,7 +31,9 @@ func well(t *testing.T) (*fakeHost, *Agent) {
 	cfg.Identity = certificate(t, h, "n1", identity.RoleNode)
 	mustInstall(t, h, Options{Set: []string{`trackers=["t1:7470","dns+t.example:7470"]`, "listen=:7401",
 		"identity.ca=" + cfg.Identity.CA, "identity.cert=" + cfg.Identity.Cert, "identity.key=" + cfg.Identity.Key}})
-	h.running = map[string]Containerd{"/run/containerd/containerd.sock": {Version: "v2.4.2", Plugins: []Plugin{{Type: typeContent, ID: proxyName}}}}
+	h.running = map[string]Containerd{
+		"/run/containerd/containerd.sock": {Version: "v2.4.2", Plugins: []Plugin{{Type: typeContent, ID: proxyName}}},
+	}
 	h.healthy = map[string]error{plugin.DefaultConfig().Socket: nil}
 	h.names = map[string][]string{"t.example": {"10.0.0.1", "10.0.0.2"}}
 	h.dial = trackerOf(t, h)
@@ -103,7 +105,10 @@ func TestDoctorWell(t *testing.T) {
 
 // Doctor looks where the installation was told to look.
 func TestDoctorElsewhere(t *testing.T) {
-	h := newFake(t, map[string]string{"/etc/k0s/containerd.toml": "imports = ['/etc/k0s/conf.d/*.toml']\n", "/var/lib/rancher/k3s/agent/etc/containerd/": ""})
+	h := newFake(t, map[string]string{
+		"/etc/k0s/containerd.toml":                   "imports = ['/etc/k0s/conf.d/*.toml']\n",
+		"/var/lib/rancher/k3s/agent/etc/containerd/": "",
+	})
 	mustInstall(t, h, Options{Where: Where{Flavor: "containerd", Config: "/etc/k0s/containerd.toml", Unit: "k0sworker.service"}})
 	found := false
 	for _, f := range Doctor(t.Context(), h, Agent{Config: plugin.DefaultConfig()}, Where{}) {
@@ -137,10 +142,13 @@ func TestDoctorFinds(t *testing.T) {
 		sev   Severity
 		text  string
 	}{
-		{"agent.toml is broken", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Err = errors.New("agent.toml:1:1: no such key") }, "configuration", Fail, "no such key"},
+		{"agent.toml is broken", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Err = errors.New("agent.toml:1:1: no such key") },
+			"configuration", Fail, "no such key"},
 		{"no agent.toml", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Path = "" }, "configuration", Warn, "defaults"},
 		{"fallen", func(t *testing.T, h *fakeHost, _ *Agent) { h.put(t, MarkerPath, "since yesterday\n") }, "fallback", Fail, "since yesterday"},
-		{"containerd's configuration is broken", func(t *testing.T, h *fakeHost, _ *Agent) { h.put(t, "/etc/containerd/config.toml", "[") }, "containerd", Fail, "config.toml"},
+		{"containerd's configuration is broken",
+			func(t *testing.T, h *fakeHost, _ *Agent) { h.put(t, "/etc/containerd/config.toml", "[") }, "containerd", Fail,
+			"config.toml"},
 		{"containerd is old", func(_ *testing.T, h *fakeHost, _ *Agent) {
 			containerd(h, Containerd{Version: "2.0.5", Plugins: []Plugin{{Type: typeContent, ID: proxyName}}})
 		}, "containerd", Fail, "2.0.5"},
@@ -161,12 +169,15 @@ func TestDoctorFinds(t *testing.T) {
 			}
 			h.put(t, drop+disabledSuffix, "")
 		}, "drop-in", Fail, "moved aside"},
-		{"the drop-in is not imported", func(t *testing.T, h *fakeHost, _ *Agent) { h.put(t, "/etc/containerd/config.toml", "version = 3\n") }, "drop-in", Fail, "does not import"},
+		{"the drop-in is not imported",
+			func(t *testing.T, h *fakeHost, _ *Agent) { h.put(t, "/etc/containerd/config.toml", "version = 3\n") }, "drop-in",
+			Fail, "does not import"},
 		{"the drop-in is another's", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Unpack = false }, "drop-in", Warn, "is not what"},
 		{"a snapshotter that came later", func(_ *testing.T, h *fakeHost, _ *Agent) {
 			containerd(h, Containerd{Version: "2.4.2", Plugins: []Plugin{{Type: typeContent, ID: proxyName}, {Type: typeSnapshots, ID: "stargz"}}})
 		}, "drop-in", Warn, "is not what"},
-		{"the sockets differ", func(_ *testing.T, h *fakeHost, a *Agent) { a.Socket = "/run/x"; h.healthy["/run/x"] = nil }, "content store", Fail, "the agent is on /run/x"},
+		{"the sockets differ", func(_ *testing.T, h *fakeHost, a *Agent) { a.Socket = "/run/x"; h.healthy["/run/x"] = nil },
+			"content store", Fail, "the agent is on /run/x"},
 		{"the stock store is enabled", func(t *testing.T, h *fakeHost, a *Agent) {
 			h.put(t, drop, strings.Replace(h.get(t, drop), "disabled_plugins", "required_plugins", 1))
 		}, "content store", Fail, "is not disabled"},
@@ -182,8 +193,10 @@ func TestDoctorFinds(t *testing.T) {
 		{"the plugin failed", func(_ *testing.T, h *fakeHost, _ *Agent) {
 			containerd(h, Containerd{Version: "2.4.2", Plugins: []Plugin{{Type: typeContent, ID: proxyName, Err: "no"}}})
 		}, "content store", Fail, "could not load"},
-		{"a unit is missing", func(_ *testing.T, h *fakeHost, _ *Agent) { h.run = systemctl(agentUnit, "LoadState=not-found\n") }, "units", Fail, "not installed"},
-		{"no fallback unit", func(_ *testing.T, h *fakeHost, _ *Agent) { h.run = systemctl(fallbackUnit, "LoadState=not-found\n") }, "units", Warn, "not installed"},
+		{"a unit is missing", func(_ *testing.T, h *fakeHost, _ *Agent) { h.run = systemctl(agentUnit, "LoadState=not-found\n") },
+			"units", Fail, "not installed"},
+		{"no fallback unit", func(_ *testing.T, h *fakeHost, _ *Agent) { h.run = systemctl(fallbackUnit, "LoadState=not-found\n") },
+			"units", Warn, "not installed"},
 		{"a unit is disabled", func(_ *testing.T, h *fakeHost, _ *Agent) {
 			h.run = systemctl(socketUnit, "LoadState=loaded\nUnitFileState=disabled\n")
 		}, "units", Fail, "not enabled"},
@@ -222,7 +235,8 @@ func TestDoctorFinds(t *testing.T) {
 		{"below the floor", func(_ *testing.T, h *fakeHost, _ *Agent) { h.disk = diskOf(17) }, "disk", Warn, "free_floor (20%)"},
 		{"the floor is low", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Cache.FreeFloor = 0.1 }, "disk", Warn, "cache.free_floor is 10%"},
 		{"an old kernel", func(_ *testing.T, h *fakeHost, _ *Agent) { h.kernel = "5.4.0-100-generic" }, "kernel", Warn, "5.4.0"},
-		{"no overlayfs", func(t *testing.T, h *fakeHost, _ *Agent) { h.put(t, "/proc/filesystems", "\text4\n") }, "overlayfs", Warn, "not have it loaded"},
+		{"no overlayfs", func(t *testing.T, h *fakeHost, _ *Agent) { h.put(t, "/proc/filesystems", "\text4\n") }, "overlayfs", Warn,
+			"not have it loaded"},
 		{"few files", func(t *testing.T, h *fakeHost, _ *Agent) { h.put(t, "/proc/sys/fs/nr_open", "65536\n") }, "files", Fail, "65536"},
 		{"a low limit", func(_ *testing.T, h *fakeHost, _ *Agent) {
 			h.run = systemctl(agentUnit, "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\nLimitNOFILE=1024\n")
@@ -240,19 +254,23 @@ func TestDoctorFinds(t *testing.T) {
 			}
 		}, "trackers", Warn, "t1:7470: connection refused"},
 		{"all trackers are down", func(_ *testing.T, h *fakeHost, _ *Agent) { h.dial = nil }, "trackers", Fail, "connection refused"},
-		{"trackers of another CA", func(t *testing.T, h *fakeHost, _ *Agent) { h.dial = trackerOf(t, newFake(t, nil)) }, "trackers", Fail, "t1:7470: "},
+		{"trackers of another CA", func(t *testing.T, h *fakeHost, _ *Agent) { h.dial = trackerOf(t, newFake(t, nil)) }, "trackers",
+			Fail, "t1:7470: "},
 		{"no identity", func(_ *testing.T, h *fakeHost, a *Agent) {
 			a.Identity, a.Insecure = identity.Config{}, true
 		}, "identity", Warn, "insecure = true"},
-		{"an identity that is not there", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Identity.Cert = "/nowhere" }, "identity", Fail, "no such file"},
+		{"an identity that is not there", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Identity.Cert = "/nowhere" }, "identity",
+			Fail, "no such file"},
 		{"another's identity", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Node = "n2" }, "identity", Fail, "this is node \"n2\""},
 		{"another role", func(t *testing.T, h *fakeHost, a *Agent) {
 			a.Identity = certificate(t, h, "n1", identity.RoleOrigin)
 		}, "identity", Fail, "origin"},
 		{"another cluster", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Cluster = "other" }, "identity", Fail, "other"},
-		{"a certificate of the future", func(_ *testing.T, h *fakeHost, _ *Agent) { h.clock = h.clock.AddDate(-1, 0, 0) }, "identity", Fail, "valid from"},
+		{"a certificate of the future", func(_ *testing.T, h *fakeHost, _ *Agent) { h.clock = h.clock.AddDate(-1, 0, 0) }, "identity",
+			Fail, "valid from"},
 		{"an old certificate", func(_ *testing.T, h *fakeHost, _ *Agent) { h.clock = h.clock.AddDate(2, 0, 0) }, "identity", Fail, "has ended"},
-		{"a certificate that ends soon", func(_ *testing.T, h *fakeHost, _ *Agent) { h.clock = h.clock.AddDate(0, 0, 350) }, "identity", Warn, "ends on"},
+		{"a certificate that ends soon", func(_ *testing.T, h *fakeHost, _ *Agent) { h.clock = h.clock.AddDate(0, 0, 350) },
+			"identity", Warn, "ends on"},
 		{"a key for everybody", func(t *testing.T, h *fakeHost, a *Agent) {
 			if err := os.Chmod(h.Path(a.Identity.Key), 0o644); err != nil {
 				t.Fatal(err)
@@ -260,7 +278,8 @@ func TestDoctorFinds(t *testing.T) {
 		}, "identity", Warn, "read by others"},
 		{"no such name", func(_ *testing.T, h *fakeHost, _ *Agent) { h.names = nil }, "trackers", Warn, "no such host"},
 		{"listens on loopback", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Listen = "127.0.0.1:7401" }, "advertise", Fail, "listen is 127"},
-		{"advertises loopback", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Advertise = "localhost:7401" }, "advertise", Fail, "advertise is localhost"},
+		{"advertises loopback", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Advertise = "localhost:7401" }, "advertise", Fail,
+			"advertise is localhost"},
 		{"advertises another", func(_ *testing.T, h *fakeHost, a *Agent) {
 			a.Advertise = "10.9.9.9:7401"
 			h.addrs = []net.Addr{&net.IPNet{IP: net.IPv4(10, 0, 0, 1), Mask: net.CIDRMask(8, 32)}}

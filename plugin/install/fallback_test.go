@@ -42,16 +42,19 @@ func TestFallback(t *testing.T) {
 		marker              string
 		err                 string
 	}{
-		{name: "gave up", active: "failed", sub: "failed", result: "exit-code", ran: back, fell: true, marker: "the agent failed 10 times (exit-code)"},
+		{name: "gave up", active: "failed", sub: "failed", result: "exit-code", ran: back, fell: true,
+			marker: "the agent failed 10 times (exit-code)"},
 		{name: "still tried", active: "activating", sub: "auto-restart", result: "exit-code"},
 		{name: "between two attempts, of newer systemd", active: "failed", sub: "failed-before-auto-restart", result: "exit-code"},
 		{name: "runs", active: "active", sub: "running", result: "success"},
-		{name: "runs, and now", active: "active", sub: "running", result: "success", now: true, ran: back, fell: true, marker: "it was asked for"},
+		{name: "runs, and now", active: "active", sub: "running", result: "success", now: true, ran: back, fell: true,
+			marker: "it was asked for"},
 		{
 			name: "somebody restarted it too often", active: "failed", sub: "failed", result: "start-limit-hit",
 			ran: "reset-failed capelin-agent.service capelin-agent.socket|start capelin-agent.socket capelin-agent.service",
 		},
-		{name: "again", active: "failed", sub: "failed", result: "exit-code", files: map[string]string{MarkerPath: "since then\n"}, marker: "since then"},
+		{name: "again", active: "failed", sub: "failed", result: "exit-code", files: map[string]string{MarkerPath: "since then\n"},
+			marker: "since then"},
 		{
 			name: "interrupted before containerd was restarted", active: "inactive", sub: "dead", result: "exit-code",
 			files: map[string]string{MarkerPath: "since then\n" + restarting + "\n"}, ran: back, fell: true, marker: "since then",
@@ -147,7 +150,8 @@ func TestInstallFallen(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := mustInstall(t, h, Options{})
-	if exists(h, drop) || !exists(h, drop+disabledSuffix) || p.Changed() || !slices.Contains(p.NextSteps(h, true, false), "capelin agent fallback --undo") {
+	if exists(h, drop) || !exists(h, drop+disabledSuffix) || p.Changed() ||
+		!slices.Contains(p.NextSteps(h, true, false), "capelin agent fallback --undo") {
 		t.Errorf("the drop-in is back, or something changed: %v", tree(t, h))
 	}
 	// Uninstalling removes the drop-in where it is, and the marker.

@@ -85,9 +85,14 @@ func TestLook(t *testing.T) {
 		form   Form
 		err    string
 	}{
-		{name: "nothing there", flavor: "containerd", unit: "containerd.service", root: stockRoot, dropIn: "/etc/containerd/conf.d/capelin.toml", form: FormEdit},
 		{
-			name: "imports conf.d", files: map[string]string{"/etc/containerd/config.toml": "imports = ['/etc/containerd/conf.d/*.toml']\nroot = '/srv/c'\n"},
+			name: "nothing there", flavor: "containerd", unit: "containerd.service", root: stockRoot,
+			dropIn: "/etc/containerd/conf.d/capelin.toml", form: FormEdit,
+		},
+		{
+			name: "imports conf.d", files: map[string]string{
+				"/etc/containerd/config.toml": "imports = ['/etc/containerd/conf.d/*.toml']\nroot = '/srv/c'\n",
+			},
 			flavor: "containerd", unit: "containerd.service", root: "/srv/c/" + stockContent, dropIn: "/etc/containerd/conf.d/capelin.toml",
 		},
 		{
@@ -96,7 +101,8 @@ func TestLook(t *testing.T) {
 		},
 		{
 			name: "root in an import", files: map[string]string{
-				"/etc/containerd/config.toml": "imports = ['/etc/containerd/conf.d/*.toml']\nroot = '/srv/c'\n", "/etc/containerd/conf.d/10.toml": "root = '/srv/d'\n",
+				"/etc/containerd/config.toml":    "imports = ['/etc/containerd/conf.d/*.toml']\nroot = '/srv/c'\n",
+				"/etc/containerd/conf.d/10.toml": "root = '/srv/d'\n",
 			},
 			flavor: "containerd", unit: "containerd.service", root: "/srv/d/" + stockContent, dropIn: "/etc/containerd/conf.d/capelin.toml",
 		},
@@ -107,35 +113,49 @@ func TestLook(t *testing.T) {
 					{Type: typeDiff, ID: "walking"}, {Type: typeSnapshots, ID: "overlayfs", Root: "/elsewhere/" + typeSnapshots + ".overlayfs"},
 				}}}
 			},
-			flavor: "containerd", unit: "containerd.service", root: "/elsewhere/" + stockContent, dropIn: "/etc/containerd/conf.d/capelin.toml", form: FormEdit,
+			flavor: "containerd", unit: "containerd.service", root: "/elsewhere/" + stockContent,
+			dropIn: "/etc/containerd/conf.d/capelin.toml", form: FormEdit,
 		},
 		{
 			name: "kind", files: map[string]string{"/kind/version": "v0.30.0", "/etc/containerd/config.toml": "version = 2\n"},
 			flavor: "kind", unit: "containerd.service", root: stockRoot, dropIn: "/etc/containerd/conf.d/capelin.toml", form: FormEdit,
 		},
 		{
-			name: "imports one file", files: map[string]string{"/etc/containerd/config.toml": "imports = ['/etc/containerd/one.toml']\n", "/etc/containerd/one.toml": ""},
+			name: "imports one file", files: map[string]string{
+				"/etc/containerd/config.toml": "imports = ['/etc/containerd/one.toml']\n", "/etc/containerd/one.toml": "",
+			},
 			err: "add \"/etc/containerd/conf.d/*.toml\" to its list",
 		},
 		{name: "broken", files: map[string]string{"/etc/containerd/config.toml": "imports = [\n"}, err: "/etc/containerd/config.toml"},
 		{
-			name: "k3s", files: map[string]string{k3s + "config.toml": "version = 3\nimports = ['" + k3s + "config-v3.toml.d/*.toml']\n", "/etc/systemd/system/k3s.service": ""},
-			flavor: "k3s", unit: "k3s.service", root: "/var/lib/rancher/k3s/agent/containerd/" + stockContent, dropIn: k3s + "config-v3.toml.d/capelin.toml",
+			name: "k3s", files: map[string]string{
+				k3s + "config.toml":               "version = 3\nimports = ['" + k3s + "config-v3.toml.d/*.toml']\n",
+				"/etc/systemd/system/k3s.service": "",
+			},
+			flavor: "k3s", unit: "k3s.service", root: "/var/lib/rancher/k3s/agent/containerd/" + stockContent,
+			dropIn: k3s + "config-v3.toml.d/capelin.toml",
 		},
 		{
 			name: "k3s that has not started yet", files: map[string]string{k3s: ""},
-			flavor: "k3s", unit: "k3s-agent.service", root: "/var/lib/rancher/k3s/agent/containerd/" + stockContent, dropIn: k3s + "config-v3.toml.d/capelin.toml",
+			flavor: "k3s", unit: "k3s-agent.service", root: "/var/lib/rancher/k3s/agent/containerd/" + stockContent,
+			dropIn: k3s + "config-v3.toml.d/capelin.toml",
 		},
 		{
 			name: "older k3s", files: map[string]string{k3s + "config.toml": "version = 3\n", "/etc/systemd/system/k3s-agent.service": ""},
-			flavor: "k3s", unit: "k3s-agent.service", root: "/var/lib/rancher/k3s/agent/containerd/" + stockContent, dropIn: k3s + "config-v3.toml.tmpl", form: FormTemplate,
+			flavor: "k3s", unit: "k3s-agent.service", root: "/var/lib/rancher/k3s/agent/containerd/" + stockContent,
+			dropIn: k3s + "config-v3.toml.tmpl", form: FormTemplate,
 		},
 		{
-			name: "RKE2", files: map[string]string{rke2 + "config.toml": "version = 3\nimports = ['" + rke2 + "config-v3.toml.d/*.toml']\n", "/usr/local/lib/systemd/system/rke2-server.service": ""},
-			flavor: "rke2", unit: "rke2-server.service", root: "/var/lib/rancher/rke2/agent/containerd/" + stockContent, dropIn: rke2 + "config-v3.toml.d/capelin.toml",
+			name: "RKE2", files: map[string]string{
+				rke2 + "config.toml": "version = 3\nimports = ['" + rke2 + "config-v3.toml.d/*.toml']\n",
+				"/usr/local/lib/systemd/system/rke2-server.service": "",
+			},
+			flavor: "rke2", unit: "rke2-server.service", root: "/var/lib/rancher/rke2/agent/containerd/" + stockContent,
+			dropIn: rke2 + "config-v3.toml.d/capelin.toml",
 		},
 		{
-			name: "told", files: map[string]string{k3s: ""}, where: Where{Flavor: "containerd", Config: "/etc/k0s/containerd.toml", Unit: "k0sworker.service"},
+			name: "told", files: map[string]string{k3s: ""},
+			where:  Where{Flavor: "containerd", Config: "/etc/k0s/containerd.toml", Unit: "k0sworker.service"},
 			flavor: "containerd", unit: "k0sworker.service", root: stockRoot, dropIn: "/etc/k0s/conf.d/capelin.toml", form: FormEdit,
 		},
 		{name: "told nonsense", where: Where{Flavor: "docker"}, err: "none of containerd, k3s, rke2"},
@@ -328,7 +348,8 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestSet(t *testing.T) {
-	p := mustPlan(t, modern(t), Options{Set: []string{`trackers=["a:1","b:2"]`, "zone=rack-7", "cache.size = 50GiB", "unpack=true", "listen=:7401", "insecure=true"}})
+	p := mustPlan(t, modern(t),
+		Options{Set: []string{`trackers=["a:1","b:2"]`, "zone=rack-7", "cache.size = 50GiB", "unpack=true", "listen=:7401", "insecure=true"}})
 	c := p.Agent
 	if len(c.Trackers) != 2 || c.Zone != "rack-7" || c.Cache.Size != 50<<30 || !c.Unpack || c.Listen != ":7401" {
 		t.Errorf("%+v", c)
@@ -365,7 +386,8 @@ func TestUninstallOrder(t *testing.T) {
 	h := modern(t)
 	mustInstall(t, h, Options{})
 	h.run = func(cmd string) (string, error) {
-		if strings.Contains(cmd, "restart containerd") && (exists(h, "/etc/containerd/conf.d/capelin.toml") || !exists(h, UnitDir+"/"+agentUnit)) {
+		if strings.Contains(cmd, "restart containerd") &&
+			(exists(h, "/etc/containerd/conf.d/capelin.toml") || !exists(h, UnitDir+"/"+agentUnit)) {
 			t.Errorf("at %q: %v", cmd, tree(t, h))
 		}
 		return "", nil

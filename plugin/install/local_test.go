@@ -58,7 +58,8 @@ func TestLocalSockets(t *testing.T) {
 	})
 	h := Local{}
 	c, err := h.Containerd(t.Context(), socket)
-	if err != nil || c.Version != "v2.4.2" || len(c.Plugins) != 2 || c.Plugins[0].Root != "/r/"+stockContent || c.Plugins[1].Err != "skip plugin" {
+	if err != nil || c.Version != "v2.4.2" || len(c.Plugins) != 2 || c.Plugins[0].Root != "/r/"+stockContent ||
+		c.Plugins[1].Err != "skip plugin" {
 		t.Errorf("%+v, %v", c, err)
 	}
 	if err := h.Healthy(t.Context(), socket); err != nil {
@@ -75,7 +76,8 @@ func TestLocalSockets(t *testing.T) {
 
 func TestLocal(t *testing.T) {
 	h := Local{Root: "/"}
-	if out, err := h.Run(t.Context(), "sh", "-c", "echo out; echo err >&2; exit 3"); out != "out\n" || err == nil || !strings.Contains(err.Error(), "exit status 3: err") {
+	if out, err := h.Run(t.Context(), "sh", "-c", "echo out; echo err >&2; exit 3"); out != "out\n" || err == nil ||
+		!strings.Contains(err.Error(), "exit status 3: err") {
 		t.Errorf("%q, %v", out, err)
 	}
 	if out, err := h.Run(t.Context(), "sh", "-c", "yes | head -c 3000000"); len(out) != maxOutput || err != nil {

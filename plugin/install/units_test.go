@@ -49,9 +49,11 @@ func TestUnitValues(t *testing.T) {
 	cfg.Admin, cfg.Socket = "", "/run/other/content.sock"
 	units := Units(cfg, "/opt/capelin", "/srv/agent.toml", "k3s.service", "/d/capelin.toml")
 	for name, want := range map[string][]string{
-		agentUnit:    {"ExecStart=/opt/capelin agent --config /srv/agent.toml\n", "Before=k3s.service\n", "WantedBy=multi-user.target k3s.service\n", "OnFailure=" + fallbackUnit},
-		socketUnit:   {"ListenStream=/run/other/content.sock\nSocketMode"},
-		fallbackUnit: {"ExecStart=-/opt/capelin agent fallback\n", "mv -f /d/capelin.toml /d/capelin.toml.disabled", "systemctl restart k3s.service"},
+		agentUnit: {"ExecStart=/opt/capelin agent --config /srv/agent.toml\n", "Before=k3s.service\n",
+			"WantedBy=multi-user.target k3s.service\n", "OnFailure=" + fallbackUnit},
+		socketUnit: {"ListenStream=/run/other/content.sock\nSocketMode"},
+		fallbackUnit: {"ExecStart=-/opt/capelin agent fallback\n", "mv -f /d/capelin.toml /d/capelin.toml.disabled",
+			"systemctl restart k3s.service"},
 	} {
 		for _, w := range want {
 			if text := units[filepath.Join(UnitDir, name)]; !strings.Contains(text, w) {
@@ -141,7 +143,8 @@ func TestFallbackWithoutCapelin(t *testing.T) {
 			}
 			marker, _ := os.ReadFile(dir + "/state/fallback")
 			_, gone := os.Stat(dir + "/capelin.toml.disabled")
-			if acted := strings.Contains(string(ran), "restart containerd.service"); acted != tt.acts || (gone == nil) != tt.acts || strings.HasPrefix(string(marker), "since 2") != tt.acts {
+			if acted := strings.Contains(string(ran), "restart containerd.service"); acted != tt.acts || (gone == nil) != tt.acts ||
+				strings.HasPrefix(string(marker), "since 2") != tt.acts {
 				t.Errorf("ran %q, marker %q, moved: %v", ran, marker, gone == nil)
 			}
 		})
@@ -152,7 +155,8 @@ func TestFallbackWithoutCapelin(t *testing.T) {
 func TestTemplate(t *testing.T) {
 	cfg := plugin.DefaultConfig()
 	text := strings.TrimPrefix(dropIn(cfg, plugin.Unpacking{}, FormTemplate), templateHead)
-	text = strings.Replace(text, `{{ template "base" . }}`, "version = 3\nimports = ['/x/*.toml']\nroot = '/r'\n[plugins.'io.containerd.cri.v1.images']\n  snapshotter = 'overlayfs'", 1)
+	text = strings.Replace(text, `{{ template "base" . }}`,
+		"version = 3\nimports = ['/x/*.toml']\nroot = '/r'\n[plugins.'io.containerd.cri.v1.images']\n  snapshotter = 'overlayfs'", 1)
 	var f file
 	if err := toml.Unmarshal([]byte(text), &f); err != nil {
 		t.Fatalf("%v:\n%s", err, text)
@@ -179,8 +183,11 @@ func TestRealContainerd(t *testing.T) {
 		found = true
 		for name, config := range map[string]string{
 			"no imports": "version = 3\nroot = '/srv/c'\n",
-			"imports": "version = 2\nimports = ['conf.d/*.toml']\nroot = '/srv/c'\n[plugins.'io.containerd.grpc.v1.cri']\n  max_concurrent_downloads = 7\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\n  discard_unpacked_layers = true\n" +
-				"[plugins.'io.containerd.service.v1.diff-service']\n  default = ['walking']\n[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  snapshotter = 'overlayfs'\n",
+			"imports": "version = 2\nimports = ['conf.d/*.toml']\nroot = '/srv/c'\n" +
+				"[plugins.'io.containerd.grpc.v1.cri']\n  max_concurrent_downloads = 7\n" +
+				"[plugins.'io.containerd.grpc.v1.cri'.containerd]\n  discard_unpacked_layers = true\n" +
+				"[plugins.'io.containerd.service.v1.diff-service']\n  default = ['walking']\n" +
+				"[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  snapshotter = 'overlayfs'\n",
 		} {
 			h := Local{}
 			dir := t.TempDir()
@@ -189,9 +196,11 @@ func TestRealContainerd(t *testing.T) {
 				t.Fatal(err)
 			}
 			cfg := plugin.DefaultConfig()
-			if err := write(h, filepath.Join(dir, "conf.d", "capelin.toml"), []byte(dropIn(cfg, plugin.Unpacking{Differs: []string{"erofs", "walking"}, UnpackTo: []plugin.UnpackTo{
-				{Platform: "linux", Snapshotter: "native", Differ: "walking", ConfigType: "x/y", LayerTypes: []string{"a/b"}}, {Platform: "linux", Snapshotter: "erofs", Differ: "erofs"},
-			}}, FormImport)), 0o644); err != nil {
+			text := dropIn(cfg, plugin.Unpacking{Differs: []string{"erofs", "walking"}, UnpackTo: []plugin.UnpackTo{
+				{Platform: "linux", Snapshotter: "native", Differ: "walking", ConfigType: "x/y", LayerTypes: []string{"a/b"}},
+				{Platform: "linux", Snapshotter: "erofs", Differ: "erofs"},
+			}}, FormImport)
+			if err := write(h, filepath.Join(dir, "conf.d", "capelin.toml"), []byte(text), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			theirs, err := effective(t.Context(), h, binary, main)
@@ -203,7 +212,8 @@ func TestRealContainerd(t *testing.T) {
 				t.Fatal(err)
 			}
 			wants := name == "imports"
-			if theirs.uses(cfg.Socket) != wants || ours.uses(cfg.Socket) != wants || theirs.Root != "/srv/c" || ours.Root != "/srv/c" || theirs.Discard != wants || wants && theirs.MaxDownloads != 7 {
+			if theirs.uses(cfg.Socket) != wants || ours.uses(cfg.Socket) != wants || theirs.Root != "/srv/c" || ours.Root != "/srv/c" ||
+				theirs.Discard != wants || wants && theirs.MaxDownloads != 7 {
 				t.Errorf("%s, %s: theirs %+v, ours %+v", version, name, theirs, ours)
 			}
 			// containerd takes our lists instead of others'.
@@ -230,11 +240,13 @@ func TestUnpacking(t *testing.T) {
 	const main, mine = "/etc/containerd/config.toml", "/etc/containerd/conf.d/capelin.toml"
 	imports := "imports = ['/etc/containerd/conf.d/*.toml']\n"
 	entry := func(snapshotter, differ string) string {
-		return "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = 'linux'\n  snapshotter = '" + snapshotter + "'\n  differ = '" + differ + "'\n"
+		return "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n  platform = 'linux'\n" +
+			"  snapshotter = '" + snapshotter + "'\n  differ = '" + differ + "'\n"
 	}
 	plugins := []Plugin{
 		{Type: typeSnapshots, ID: "overlayfs"}, {Type: typeSnapshots, ID: "native"}, {Type: typeSnapshots, ID: "stargz"},
-		{Type: typeSnapshots, ID: "zfs", Err: "skip"}, {Type: typeSnapshots, ID: "erofs"}, {Type: typeDiff, ID: "erofs"}, {Type: typeDiff, ID: "walking"},
+		{Type: typeSnapshots, ID: "zfs", Err: "skip"}, {Type: typeSnapshots, ID: "erofs"},
+		{Type: typeDiff, ID: "erofs"}, {Type: typeDiff, ID: "walking"},
 	}
 	for _, tt := range []struct {
 		name    string
@@ -244,14 +256,17 @@ func TestUnpacking(t *testing.T) {
 		differs string
 	}{
 		{name: "not running", want: []string{"overlayfs capelin-diff"}},
-		{name: "2.4", version: "2.4.2", want: []string{"overlayfs capelin-diff", "erofs erofs optional", "native capelin-diff optional", "stargz capelin-diff optional"}},
+		{name: "2.4", version: "2.4.2",
+			want: []string{"overlayfs capelin-diff", "erofs erofs optional", "native capelin-diff optional", "stargz capelin-diff optional"}},
 		{name: "2.2", version: "2.2.9", want: []string{"overlayfs capelin-diff", "native capelin-diff"}},
 		{
 			name: "a list of one's own", version: "2.3.7", config: entry("erofs", "walking") + entry("native", "special"),
 			want: []string{"erofs walking", "native special", "overlayfs capelin-diff optional", "stargz capelin-diff optional"},
 		},
-		{name: "differs", config: "[plugins.'io.containerd.service.v1.diff-service']\n  default = ['erofs', 'walking']\n", want: []string{"overlayfs capelin-diff"}, differs: "erofs capelin-diff walking"},
-		{name: "others only", config: "[plugins.'io.containerd.service.v1.diff-service']\n  default = ['erofs']\n", want: []string{"overlayfs capelin-diff"}, differs: "erofs capelin-diff"},
+		{name: "differs", config: "[plugins.'io.containerd.service.v1.diff-service']\n  default = ['erofs', 'walking']\n",
+			want: []string{"overlayfs capelin-diff"}, differs: "erofs capelin-diff walking"},
+		{name: "others only", config: "[plugins.'io.containerd.service.v1.diff-service']\n  default = ['erofs']\n",
+			want: []string{"overlayfs capelin-diff"}, differs: "erofs capelin-diff"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h := newFake(t, map[string]string{main: imports + tt.config})

@@ -177,7 +177,8 @@ func (u *upstream) serve(w http.ResponseWriter, r *http.Request) {
 		want = "Basic " + base64.StdEncoding.EncodeToString([]byte(mirrorUser+":"+mirrorPassword))
 		challenge = `Basic realm="test"`
 	case "bearer":
-		want, challenge = "Bearer "+mirrorToken, fmt.Sprintf(`Bearer realm="%s/token",service="test"`, strings.Replace(u.URL, "127.0.0.1", "localhost", 1))
+		want, challenge = "Bearer "+mirrorToken, fmt.Sprintf(`Bearer realm="%s/token",service="test"`,
+			strings.Replace(u.URL, "127.0.0.1", "localhost", 1))
 	}
 	if r.Header.Get("Authorization") != want {
 		w.Header().Set("WWW-Authenticate", challenge)

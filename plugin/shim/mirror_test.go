@@ -94,7 +94,8 @@ func TestMirrorPull(t *testing.T) {
 					t.Fatal(err, derr)
 				}
 				direct.Body.Close()
-				if got, want := resp.Header.Values("WWW-Authenticate"), direct.Header.Values("WWW-Authenticate"); resp.StatusCode != http.StatusUnauthorized || !slices.Equal(got, want) {
+				got, want := resp.Header.Values("WWW-Authenticate"), direct.Header.Values("WWW-Authenticate")
+				if resp.StatusCode != http.StatusUnauthorized || !slices.Equal(got, want) {
 					t.Errorf("%s: %s, challenge %q, want %q", method, resp.Status, got, want)
 				}
 				if method == http.MethodGet && !strings.Contains(string(body), "UNAUTHORIZED") {
@@ -338,7 +339,8 @@ func TestMirrorBlob(t *testing.T) {
 			continue
 		}
 		if tt.status == 416 {
-			if got := resp.Header.Get("Content-Range"); tt.header[1] != "lines=1-2" && tt.header[1] != "bytes=5-4" && tt.header[1] != "bytes=99999999999999999999-" && got != fmt.Sprintf("bytes */%d", id.Size) {
+			if got := resp.Header.Get("Content-Range"); tt.header[1] != "lines=1-2" && tt.header[1] != "bytes=5-4" &&
+				tt.header[1] != "bytes=99999999999999999999-" && got != fmt.Sprintf("bytes */%d", id.Size) {
 				t.Errorf("%q: Content-Range %q", tt.header, got)
 			}
 			continue
@@ -595,7 +597,8 @@ func TestMirrorRedirect(t *testing.T) {
 		t.Errorf("asked %q", cdn.asked)
 	}
 	// HEAD is the client's to follow.
-	if resp, _, err := m.do("HEAD", blobPath(id), basic...); err != nil || resp.StatusCode != http.StatusTemporaryRedirect || resp.Header.Get("Location") != target+blobPath(id) {
+	if resp, _, err := m.do("HEAD", blobPath(id), basic...); err != nil || resp.StatusCode != http.StatusTemporaryRedirect ||
+		resp.Header.Get("Location") != target+blobPath(id) {
 		t.Errorf("HEAD: %v (%v)", resp, err)
 	}
 	// A store whose signatures are of GETs.
@@ -741,7 +744,8 @@ func FuzzMirror(f *testing.F) {
 	sum := digest.FromString("x").String()
 	for _, s := range []string{
 		"/v2/", "/v2/?ns=ghcr.io", "/v2/a/b/manifests/latest?ns=docker.io", "/v2/a/blobs/" + sum, "/v2/a/blobs/" + sum + "?ns=a:5000&ns=b",
-		"/v2/..%2f..%2fx", "//evil/v2/", "/v2/@evil/", "/v2/a/tags/list?n=1&last=%00", "http://evil/v2/", "/v2/?ns=evil/..&ns=", "/v2/a/blobs/" + sum + "?ns=[::1]:1",
+		"/v2/..%2f..%2fx", "//evil/v2/", "/v2/@evil/", "/v2/a/tags/list?n=1&last=%00", "http://evil/v2/",
+		"/v2/?ns=evil/..&ns=", "/v2/a/blobs/" + sum + "?ns=[::1]:1",
 	} {
 		f.Add("GET", s, "bytes=0-1")
 		f.Add("HEAD", s, "bytes=-1,2-")

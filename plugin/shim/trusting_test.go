@@ -20,7 +20,8 @@ func tlsServer(t *testing.T) (url string, ca []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := a.Issue(dir, identity.ID{Name: "gw", Roles: []identity.Role{identity.RoleGateway}}, []string{"127.0.0.1"}, time.Hour); err != nil {
+	gw := identity.ID{Name: "gw", Roles: []identity.Role{identity.RoleGateway}}
+	if err := a.Issue(dir, gw, []string{"127.0.0.1"}, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, identity.Cert), filepath.Join(dir, identity.Key))

@@ -64,7 +64,8 @@ func TestTarget(t *testing.T) {
 		over   bool
 		lower  int
 	}{
-		{"overlay", []mount.Mount{{Type: "overlay", Options: []string{"workdir=/w", "upperdir=/u", "lowerdir=/a:/b", "index=off"}}}, "/u", true, 2},
+		{"overlay", []mount.Mount{{Type: "overlay", Options: []string{"workdir=/w", "upperdir=/u", "lowerdir=/a:/b", "index=off"}}},
+			"/u", true, 2},
 		{"first layer", []mount.Mount{{Type: "bind", Source: "/s", Options: []string{"rw", "rbind"}}}, "/s", false, 0},
 		{"read only overlay", []mount.Mount{{Type: "overlay", Options: []string{"lowerdir=/a:/b"}}}, "", false, 0},
 		{"read only bind", []mount.Mount{{Type: "bind", Source: "/s", Options: []string{"ro", "rbind"}}}, "", false, 0},
@@ -119,9 +120,13 @@ func TestService(t *testing.T) {
 	}
 	srv := grpc.NewServer()
 	var applied []string
-	NewService(p, Config{Applied: func(format string, by By) { applied = append(applied, format+" "+string(by)) }, StreamProcessors: map[string]StreamProcessor{
-		"decrypt": {Accepts: []string{ocispec.MediaTypeImageLayerGzip + "+encrypted"}, Returns: ocispec.MediaTypeImageLayer, Path: "gzip", Args: []string{"-dc"}},
-	}}).Register(srv)
+	NewService(p, Config{
+		Applied: func(format string, by By) { applied = append(applied, format+" "+string(by)) },
+		StreamProcessors: map[string]StreamProcessor{"decrypt": {
+			Accepts: []string{ocispec.MediaTypeImageLayerGzip + "+encrypted"}, Returns: ocispec.MediaTypeImageLayer,
+			Path: "gzip", Args: []string{"-dc"},
+		}},
+	}).Register(srv)
 	done := make(chan error)
 	go func() { done <- srv.Serve(l) }()
 	defer func() { srv.Stop(); <-done }()
@@ -179,7 +184,8 @@ func TestService(t *testing.T) {
 
 	dir := t.TempDir()
 	mounts := []mount.Mount{{Type: "bind", Source: dir}}
-	_, err = applier.Apply(t.Context(), ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString("missing")}, mounts)
+	_, err = applier.Apply(t.Context(),
+		ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString("missing")}, mounts)
 	if !errdefs.IsNotFound(err) {
 		t.Errorf("missing blob: %v", err)
 	}

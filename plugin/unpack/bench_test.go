@@ -138,7 +138,8 @@ func TestBench(t *testing.T) {
 	tmp := t.TempDir()
 	files, size := tarOf(t, dir, tmp)
 	fmt.Printf("%d entries, %.0f MB\n", files, float64(size)/1e6)
-	types := map[string]string{"gzip": ocispec.MediaTypeImageLayerGzip, "zstd": ocispec.MediaTypeImageLayerZstd, "tar": ocispec.MediaTypeImageLayer}
+	types := map[string]string{"gzip": ocispec.MediaTypeImageLayerGzip, "zstd": ocispec.MediaTypeImageLayerZstd,
+		"tar": ocispec.MediaTypeImageLayer}
 	cpu := func() time.Duration {
 		var sum time.Duration
 		for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
@@ -164,7 +165,8 @@ func TestBench(t *testing.T) {
 				if only := os.Getenv("UNPACK_ONLY"); only != "" {
 					name = only
 				}
-				a := map[string]diff.Applier{"stock": apply.NewFileSystemApplier(p), "ours": NewApplier(p, Config{Options: Options{Workers: workers}})}[name]
+				a := map[string]diff.Applier{"stock": apply.NewFileSystemApplier(p),
+					"ours": NewApplier(p, Config{Options: Options{Workers: workers}})}[name]
 				// Nothing is deleted until the end: ext4 looks for minutes at
 				// each inode that was deleted before it takes another, which
 				// makes creating files ten times slower for whoever comes next.
@@ -195,7 +197,8 @@ func TestBench(t *testing.T) {
 		for _, name := range []string{"stock", "ours"} {
 			fmt.Printf("%-5s %-5s wall %.2f s %.2f  cpu %.2f s %.2f\n", kind, name, median(wall[name]), wall[name], median(cpus[name]), cpus[name])
 		}
-		fmt.Fprintf(&line, "%s_wall=%.2f %s_cpu=%.2f ", kind, median(wall["ours"])/median(wall["stock"]), kind, median(cpus["ours"])/median(cpus["stock"]))
+		fmt.Fprintf(&line, "%s_wall=%.2f %s_cpu=%.2f ", kind, median(wall["ours"])/median(wall["stock"]), kind,
+			median(cpus["ours"])/median(cpus["stock"]))
 	}
 	fmt.Println(strings.TrimSpace(line.String()))
 }

@@ -31,26 +31,44 @@ func TestConfined(t *testing.T) {
 	needRoot(t)
 	outside := []string{"secret", "dir/inner"}
 	for name, entries := range map[string][]entry{
-		"dots":            {reg("../secret", "x"), reg("../../../../../../../../tmp/x/secret", "x"), reg("d/../../secret", "x")},
-		"absolute":        {reg("OUT/secret", "x"), directory("OUT/dir").with(func(h *tar.Header) { h.Mode = 0 })},
-		"symlink":         {symlink("l", "OUT"), reg("l/secret", "x"), reg("l/dir/inner", "x"), reg("l/new", "x")},
-		"symlink dots":    {symlink("l", "../"), reg("l/secret", "x"), reg("l/new", "x")},
-		"symlink chain":   {symlink("a", "OUT"), symlink("b", "a/dir"), symlink("c", "b/../.."), reg("c/secret", "x"), reg("b/inner", "x")},
-		"through itself":  {symlink("l", "../secret"), reg("l", "x")},
-		"dir over link":   {symlink("l", "OUT/dir"), directory("l").with(func(h *tar.Header) { h.Mode = 0; h.Uid = 7 })},
-		"times via link":  {directory("d"), symlink("d", "OUT/dir"), directory("../dir").with(func(h *tar.Header) { h.ModTime = time.Unix(1, 0) })},
-		"hardlink abs":    {hardlink("h", "OUT/secret").with(func(h *tar.Header) { h.Mode = 0o777 })},
-		"hardlink dots":   {hardlink("h", "../secret").with(func(h *tar.Header) { h.Mode = 0o777 })},
-		"hardlink link":   {symlink("l", "OUT"), hardlink("h", "l/secret").with(func(h *tar.Header) { h.Mode = 0o777 })},
-		"hardlink symlnk": {symlink("l", "OUT/secret"), hardlink("h", "l").with(func(h *tar.Header) { h.Mode = 0o777; h.Uid = 9 }), reg("h", "x")},
-		"whiteout":        {reg("../.wh.secret", ""), symlink("l", "OUT"), reg("l/.wh.secret", ""), reg("l/dir/.wh.inner", ""), reg("l/.wh.dir", "")},
-		"whiteout dots":   {reg(".wh...", "")},
-		"opaque":          {symlink("l", "OUT"), reg("l/.wh..wh..opq", ""), reg("../.wh..wh..opq", "")},
-		"device":          {{Header: tar.Header{Name: "../dev", Typeflag: tar.TypeBlock, Mode: 0o666, Devmajor: 8}}, {Header: tar.Header{Name: "dev", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 1}}, reg("dev/x", "x")},
-		"write to device": {{Header: tar.Header{Name: "full", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 7}}, reg("full", "not to the device")},
-		"fifo":            {{Header: tar.Header{Name: "p", Typeflag: tar.TypeFifo, Mode: 0o666}}, reg("p", "does not block"), {Header: tar.Header{Name: "q", Typeflag: tar.TypeFifo, Mode: 0o666}}, reg("q/x", "")},
-		"xattr via link":  {symlink("l", "OUT/secret").with(func(h *tar.Header) { h.PAXRecords = map[string]string{paxXattr + "security.x": "y"} })},
-		"proc":            {symlink("l", "/proc/self/root"), reg("l/OUT/secret", "x"), symlink("m", "/proc/self/cwd"), reg("m/x", "x")},
+		"dots":           {reg("../secret", "x"), reg("../../../../../../../../tmp/x/secret", "x"), reg("d/../../secret", "x")},
+		"absolute":       {reg("OUT/secret", "x"), directory("OUT/dir").with(func(h *tar.Header) { h.Mode = 0 })},
+		"symlink":        {symlink("l", "OUT"), reg("l/secret", "x"), reg("l/dir/inner", "x"), reg("l/new", "x")},
+		"symlink dots":   {symlink("l", "../"), reg("l/secret", "x"), reg("l/new", "x")},
+		"symlink chain":  {symlink("a", "OUT"), symlink("b", "a/dir"), symlink("c", "b/../.."), reg("c/secret", "x"), reg("b/inner", "x")},
+		"through itself": {symlink("l", "../secret"), reg("l", "x")},
+		"dir over link":  {symlink("l", "OUT/dir"), directory("l").with(func(h *tar.Header) { h.Mode = 0; h.Uid = 7 })},
+		"times via link": {
+			directory("d"), symlink("d", "OUT/dir"), directory("../dir").with(func(h *tar.Header) { h.ModTime = time.Unix(1, 0) }),
+		},
+		"hardlink abs":  {hardlink("h", "OUT/secret").with(func(h *tar.Header) { h.Mode = 0o777 })},
+		"hardlink dots": {hardlink("h", "../secret").with(func(h *tar.Header) { h.Mode = 0o777 })},
+		"hardlink link": {symlink("l", "OUT"), hardlink("h", "l/secret").with(func(h *tar.Header) { h.Mode = 0o777 })},
+		"hardlink symlnk": {
+			symlink("l", "OUT/secret"), hardlink("h", "l").with(func(h *tar.Header) { h.Mode = 0o777; h.Uid = 9 }), reg("h", "x"),
+		},
+		"whiteout": {
+			reg("../.wh.secret", ""), symlink("l", "OUT"), reg("l/.wh.secret", ""), reg("l/dir/.wh.inner", ""),
+			reg("l/.wh.dir", ""),
+		},
+		"whiteout dots": {reg(".wh...", "")},
+		"opaque":        {symlink("l", "OUT"), reg("l/.wh..wh..opq", ""), reg("../.wh..wh..opq", "")},
+		"device": {
+			{Header: tar.Header{Name: "../dev", Typeflag: tar.TypeBlock, Mode: 0o666, Devmajor: 8}},
+			{Header: tar.Header{Name: "dev", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 1}}, reg("dev/x", "x"),
+		},
+		"write to device": {
+			{Header: tar.Header{Name: "full", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 7}},
+			reg("full", "not to the device"),
+		},
+		"fifo": {
+			{Header: tar.Header{Name: "p", Typeflag: tar.TypeFifo, Mode: 0o666}}, reg("p", "does not block"),
+			{Header: tar.Header{Name: "q", Typeflag: tar.TypeFifo, Mode: 0o666}}, reg("q/x", ""),
+		},
+		"xattr via link": {
+			symlink("l", "OUT/secret").with(func(h *tar.Header) { h.PAXRecords = map[string]string{paxXattr + "security.x": "y"} }),
+		},
+		"proc": {symlink("l", "/proc/self/root"), reg("l/OUT/secret", "x"), symlink("m", "/proc/self/cwd"), reg("m/x", "x")},
 	} {
 		for _, o := range []Options{{}, {Overlay: true}} {
 			t.Run(fmt.Sprint(name, o.Overlay), func(t *testing.T) {

@@ -94,7 +94,8 @@ func TestNotImplemented(t *testing.T) {
 		{"application/vnd.erofs.layer.v1", "bind"},
 		{ocispec.MediaTypeImageLayerGzip, "format/mkdir/overlay"},
 	} {
-		_, err := a.Apply(t.Context(), p.add(c.mediaType, []byte(c.mountType)), []mount.Mount{{Type: c.mountType, Source: t.TempDir(), Options: []string{"upperdir=" + t.TempDir()}}})
+		_, err := a.Apply(t.Context(), p.add(c.mediaType, []byte(c.mountType)),
+			[]mount.Mount{{Type: c.mountType, Source: t.TempDir(), Options: []string{"upperdir=" + t.TempDir()}}})
 		if !errdefs.IsNotImplemented(err) {
 			t.Errorf("%v: %v", c, err)
 		}

@@ -141,7 +141,8 @@ func TestEveryWaitingAgentProceeds(t *testing.T) {
 		origin := func(s Stream) {
 			switch rng.IntN(20) {
 			case 0:
-				w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Announces: []*trackerpb.Announce{{Blob: b, State: trackerpb.State_STATE_PARTIAL}}}})
+				batch := &trackerpb.FromAgent{Announces: []*trackerpb.Announce{{Blob: b, State: trackerpb.State_STATE_PARTIAL}}}
+				w.step(EvBatch{Stream: s, Batch: batch})
 				w.advance(100 * time.Millisecond)
 				w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Announces: []*trackerpb.Announce{{Blob: b}}}})
 			case 1:
@@ -182,9 +183,11 @@ func TestEveryWaitingAgentProceeds(t *testing.T) {
 				case 1:
 					w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Progress: []*trackerpb.LeaseProgress{{Blob: b, Bytes: 10}}}})
 				case 2:
-					w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Done: []*trackerpb.LeaseDone{{Blob: b, Outcome: trackerpb.Outcome_OUTCOME_FAILED}}}})
+					batch := &trackerpb.FromAgent{Done: []*trackerpb.LeaseDone{{Blob: b, Outcome: trackerpb.Outcome_OUTCOME_FAILED}}}
+					w.step(EvBatch{Stream: s, Batch: batch})
 				case 3:
-					w.step(EvBatch{Stream: s, Batch: &trackerpb.FromAgent{Done: []*trackerpb.LeaseDone{{Blob: b, Outcome: trackerpb.Outcome_OUTCOME_CANCELLED}}}})
+					batch := &trackerpb.FromAgent{Done: []*trackerpb.LeaseDone{{Blob: b, Outcome: trackerpb.Outcome_OUTCOME_CANCELLED}}}
+					w.step(EvBatch{Stream: s, Batch: batch})
 				case 4:
 					w.step(EvClosed{s})
 				}
@@ -206,7 +209,8 @@ func TestEveryWaitingAgentProceeds(t *testing.T) {
 func fillTracker(m *Tracker, now time.Time, agents, blobs, shared int) int {
 	n := 0
 	for a := range agents {
-		m.Step(now, EvOpen{Stream: Stream(a + 1), Hello: hello(fmt.Sprintf("node-%05d", a), fmt.Sprintf("rack-%d", a/40), trackerpb.Role_ROLE_AGENT)})
+		h := hello(fmt.Sprintf("node-%05d", a), fmt.Sprintf("rack-%d", a/40), trackerpb.Role_ROLE_AGENT)
+		m.Step(now, EvOpen{Stream: Stream(a + 1), Hello: h})
 		for at := 0; at < blobs; at += 500 {
 			b := &trackerpb.FromAgent{Inventory: []*trackerpb.Inventory{{}}}
 			for i := at; i < min(at+500, blobs); i++ {
@@ -282,7 +286,8 @@ func BenchmarkFanOut(b *testing.B) {
 				now := time.Unix(1e6, 0)
 				m := New(Config{Warmup: -1}, 1, now)
 				for a := range n {
-					m.Step(now, EvOpen{Stream: Stream(a + 1), Hello: hello(fmt.Sprintf("node-%05d", a), fmt.Sprintf("rack-%d", a/40), trackerpb.Role_ROLE_AGENT)})
+					h := hello(fmt.Sprintf("node-%05d", a), fmt.Sprintf("rack-%d", a/40), trackerpb.Role_ROLE_AGENT)
+					m.Step(now, EvOpen{Stream: Stream(a + 1), Hello: h})
 				}
 				var longest time.Duration
 				step := func(ev Event) {
@@ -302,7 +307,8 @@ func BenchmarkFanOut(b *testing.B) {
 					tick(2 * time.Second / time.Duration(n))
 				}
 				for a := range n {
-					step(EvBatch{Stream: Stream(a + 1), Batch: &trackerpb.FromAgent{Announces: []*trackerpb.Announce{{Blob: blob, State: trackerpb.State_STATE_COMPLETE}}}})
+					batch := &trackerpb.FromAgent{Announces: []*trackerpb.Announce{{Blob: blob, State: trackerpb.State_STATE_COMPLETE}}}
+					step(EvBatch{Stream: Stream(a + 1), Batch: batch})
 					tick(2 * time.Second / time.Duration(n))
 				}
 				for a := range n {

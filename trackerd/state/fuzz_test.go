@@ -15,9 +15,12 @@ func FuzzStep(f *testing.F) {
 	b := trackerpb.FromID(testID("X"))
 	for _, m := range []*trackerpb.FromAgent{
 		{Wants: []*trackerpb.Want{{Blob: b, Waiting: true, Grant: true}}, Progress: []*trackerpb.LeaseProgress{{Blob: b, Bytes: 5}}},
-		{Announces: []*trackerpb.Announce{{Blob: b, State: 2, SumsHash: make([]byte, 32)}}, Disproved: []*trackerpb.Disproved{{Blob: b, SumsHash: make([]byte, 32)}}},
+		{Announces: []*trackerpb.Announce{{Blob: b, State: 2, SumsHash: make([]byte, 32)}},
+			Disproved: []*trackerpb.Disproved{{Blob: b, SumsHash: make([]byte, 32)}}},
 		{Wants: []*trackerpb.Want{{Blob: b, Grant: true}}, NotHere: []*trackerpb.Blob{b}},
-		{Inventory: []*trackerpb.Inventory{{Blobs: &trackerpb.Blobs{Digests: b.Digest, Sizes: []int64{b.Size}}, SumsHashes: make([]byte, 32)}, {}}},
+		{Inventory: []*trackerpb.Inventory{
+			{Blobs: &trackerpb.Blobs{Digests: b.Digest, Sizes: []int64{b.Size}}, SumsHashes: make([]byte, 32)}, {},
+		}},
 		{Offers: []*trackerpb.Offer{{Blobs: []uint64{trackerpb.BlobKey(testID("X")), 1}, Sums: []uint64{0, 2}}}},
 		{Done: []*trackerpb.LeaseDone{{Blob: b, Outcome: 2}}, Unwants: []*trackerpb.Blob{b}},
 	} {

@@ -449,7 +449,8 @@ func TestOffer(t *testing.T) {
 		}
 		st := w.m.Stats()
 		if refused := uint64(2 - a.Count()); st.Announces-before.Announces != refused || st.EnoughSent-before.EnoughSent != refused {
-			t.Errorf("%s: %d of 2 accepted, counted as %d announcements, %d of them not kept", tt.name, a.Count(), st.Announces-before.Announces, st.EnoughSent-before.EnoughSent)
+			t.Errorf("%s: %d of 2 accepted, counted as %d announcements, %d of them not kept",
+				tt.name, a.Count(), st.Announces-before.Announces, st.EnoughSent-before.EnoughSent)
 		}
 	}
 	if w.m.find(twin) == w.m.find(second) || w.m.find(second).id != second {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -40,6 +41,7 @@ type options struct {
 	scenarios []scenario
 	runs      int
 	simulate  bool
+	against   string // another binary of capelin, measured in turn with the tree's; "": none
 	json      string
 	out       io.Writer
 }
@@ -54,6 +56,7 @@ func main() {
 	rate := flag.Float64("rate", 10e6, "bytes per second of each link, each way")
 	flag.IntVar(&o.runs, "runs", 5, "runs of each scenario, whose times are pooled")
 	flag.BoolVar(&o.simulate, "simulate", false, "run each scenario in the simulator, too, and compare")
+	flag.StringVar(&o.against, "against", "", "another binary of capelin, such as one of the commit before, measured in turn with the tree's")
 	flag.StringVar(&o.json, "json", "", "file for all results")
 	flag.Parse()
 	o.scenarios = usual
@@ -100,21 +103,57 @@ func run(ctx context.Context, o options) error {
 	for _, s := range o.scenarios {
 		fmt.Fprintf(o.out, "%d nodes, %.1f MB, %.1f MB/s each way, one origin\n", s.N, float64(s.Size)/1e6, float64(s.Rate)/1e6)
 		start := time.Now()
-		rs, fl, err := measure(ctx, o, s)
+		var err error
+		if o.against == "" {
+			all[s.String()], floors[s.String()], err = measure(ctx, o, s)
+		} else {
+			err = compare(ctx, o, s, all, floors)
+		}
 		if err != nil {
 			return fmt.Errorf("%v: %w", s, err)
 		}
-		all[s.String()], floors[s.String()] = rs, fl
-		if busy := figures(f, s, rs, fl); busy > maxBusy {
-			void = errors.Join(void, fmt.Errorf("%v is void: the machine was %.0f %% busy", s, 100*busy))
+		for _, name := range []string{s.String(), s.String() + against} {
+			if all[name] == nil {
+				continue
+			}
+			if busy := figures(f, name, s, all[name], floors[name]); busy > maxBusy {
+				void = errors.Join(void, fmt.Errorf("%v is void: the machine was %.0f %% busy", name, 100*busy))
+			}
 		}
 		if o.simulate {
-			simulate(o, f, s, rs)
+			simulate(o, f, s, all[s.String()])
 		}
 		fmt.Fprintf(o.out, "  the scenario took %.0f s\n", time.Since(start).Seconds())
 	}
 	fmt.Fprintln(o.out, f)
 	return errors.Join(void, benchkit.WriteJSON(o.json, map[string]any{"scenarios": all, "floors": floors, "figures": f}))
+}
+
+// against is at the end of the names of what another binary did.
+const against = "_against"
+
+// compare runs a scenario with the tree's binary and with another one, in turn, each
+// time in a cluster of its own.
+func compare(ctx context.Context, o options, s scenario, all map[string][]result, floors map[string]*floor) error {
+	defer harness.Use("")
+	runs := o.runs
+	o.runs = 1
+	for i := range runs {
+		pair := []string{s.String(), s.String() + against}
+		if i%2 == 1 { // neither is always the first
+			slices.Reverse(pair)
+		}
+		for _, name := range pair {
+			harness.Use(map[string]string{s.String() + against: o.against}[name])
+			fmt.Fprintf(o.out, "  %s:\n", name)
+			rs, fl, err := measure(ctx, o, s)
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			all[name], floors[name] = append(all[name], rs...), fl
+		}
+	}
+	return nil
 }
 
 // measure runs a scenario.
@@ -380,7 +419,7 @@ func (b *bench) ideal(ctx context.Context, name string) (float64, error) {
 }
 
 // figures adds a scenario's, and returns how busy the machine was at most.
-func figures(f *benchkit.Figures, s scenario, rs []result, fl *floor) (busy float64) {
+func figures(f *benchkit.Figures, name string, s scenario, rs []result, fl *floor) (busy float64) {
 	var over, ideal, origin, cpu, link []float64
 	for _, r := range rs {
 		for _, t := range r.Took {
@@ -390,7 +429,7 @@ func figures(f *benchkit.Figures, s scenario, rs []result, fl *floor) (busy floa
 		cpu = append(cpu, r.CPU/(float64(s.Size)*float64(s.N)/(1<<30)))
 		busy = max(busy, r.Busy)
 	}
-	add := func(key string, v float64) { f.Add(s.String()+"_"+key, v) }
+	add := func(key string, v float64) { f.Add(name+"_"+key, v) }
 	add("ideal_s", benchkit.Median(ideal))
 	add("p50", benchkit.Median(over))
 	add("p99", benchkit.Percentile(over, 99))
