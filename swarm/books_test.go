@@ -65,16 +65,16 @@ func (p *Peer) check() error {
 			}
 		}
 		active += anys
-		if open+anys != c.pipe.outstanding || part != c.pipe.part || reqs != c.requests || len(c.sending) != c.inDriver {
+		if open+anys != c.pipe.outstanding || part != c.pipe.part || reqs != c.out.requests || len(c.out.sending) != c.out.inDriver {
 			return fmt.Errorf("connection %d: outstanding %d+%d=%d, part %d=%d, requests %d=%d, driver %d=%d",
-				c.id, open, anys, c.pipe.outstanding, part, c.pipe.part, reqs, c.requests, len(c.sending), c.inDriver)
+				c.id, open, anys, c.pipe.outstanding, part, c.pipe.part, reqs, c.out.requests, len(c.out.sending), c.out.inDriver)
 		}
-		if len(c.theirs) > maxForeign || c.requests > maxRequests {
+		if len(c.theirs) > maxForeign || c.out.requests > maxRequests {
 			return fmt.Errorf("connection %d is beyond its bounds", c.id)
 		}
 		outstanding += c.pipe.outstanding
-		inDriver += c.inDriver
-		requests += c.requests
+		inDriver += c.out.inDriver
+		requests += c.out.requests
 	}
 	active += attempts
 	if len(p.list) != len(p.ids) || len(p.list) > p.cfg.MaxConns+(p.cfg.MaxConns+1)/2 {

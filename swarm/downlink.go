@@ -24,6 +24,7 @@ const (
 // measured. Its methods decide how much may be under way.
 type downlink struct {
 	meter    meter
+	limit    bucket
 	inflight int           // blocks requested and not arrived
 	active   int           // attempts and AnyPiece requests, but for those at slow peers
 	seen     time.Duration // when it was last seen that something comes; see Peer.standIn
@@ -33,12 +34,13 @@ type downlink struct {
 	patience patience
 }
 
-// owe counts a block that was requested; settle, k that were answered or withdrawn.
-func (d *downlink) owe(now time.Duration) {
+// owe counts a block of n bytes that was requested; settle, k that were answered or withdrawn.
+func (d *downlink) owe(n int, now time.Duration) {
 	if d.inflight == 0 {
 		d.meter.start(now)
 	}
 	d.inflight++
+	d.limit.take(n)
 }
 
 func (d *downlink) settle(k int, now time.Duration) {

@@ -57,8 +57,6 @@ type Peer struct {
 	up     uplink
 	begun  []*attempt // whose blocks are not all requested, in order of their beginning
 	down   downlink
-	upCap  bucket
-	dnCap  bucket
 	chores time.Duration // when the next round of chores is due
 	pumpAt time.Duration // when asking again may succeed
 	evict  time.Duration // not before, the next connection is displaced
@@ -92,8 +90,8 @@ func NewPeer(cfg PeerConfig) *Peer {
 		nodes:  make(map[string]*node),
 	}
 	p.up.due, p.up.meter.since, p.down.meter.since = never, never, never
-	p.upCap.set(cfg.Up, 0)
-	p.dnCap.set(cfg.Down, 0)
+	p.up.limit.set(cfg.Up, 0)
+	p.down.limit.set(cfg.Down, 0)
 	return p
 }
 
@@ -140,8 +138,8 @@ func (p *Peer) Step(now time.Time, ev Event) []Action {
 	case EvSumsHash:
 		p.onSumsHash(ev)
 	case EvLimits:
-		p.upCap.set(ev.Up, p.now)
-		p.dnCap.set(ev.Down, p.now)
+		p.up.limit.set(ev.Up, p.now)
+		p.down.limit.set(ev.Down, p.now)
 		p.arm(&p.pumpAt, p.now)
 	}
 	if p.now >= p.next {

@@ -112,7 +112,7 @@ func (p *Peer) abort(a *attempt, cancel bool) {
 	p.down.memory -= a.b.id.Length()
 	a.b.redundant += int64(a.got)
 	if open > 0 {
-		p.dnCap.give(open * a.b.block())
+		p.down.limit.give(open * a.b.block())
 		c.pipe.withdrawn += open
 		if cancel {
 			p.tell(c, &wire.Cancel{Blob: a.l.mine, Piece: uint32(a.i)})
@@ -132,7 +132,7 @@ func (p *Peer) abortAll(l *link) {
 		l.c.pipe.withdrawn += l.any
 		for l.any > 0 {
 			p.endAny(l)
-			p.dnCap.give(l.blob.block())
+			p.down.limit.give(l.blob.block())
 		}
 		p.tell(l.c, &wire.Cancel{Blob: l.mine, Piece: wire.AnyPiece})
 	}
@@ -287,14 +287,14 @@ func (p *Peer) onBusy(c *conn, m *wire.Busy) {
 	if m.Piece == wire.AnyPiece {
 		if l.any > 0 {
 			p.endAny(l)
-			p.dnCap.give(b.block())
+			p.down.limit.give(b.block())
 		}
 	} else if b.attempts != nil {
 		if a := b.attempts[m.Piece].from(l); a != nil && a.open > 0 {
 			a.open--
 			b.inflight--
 			p.settle(c, 1)
-			p.dnCap.give(b.block())
+			p.down.limit.give(b.block())
 			if !a.busy && a.next < a.size {
 				p.whole(a)
 			}

@@ -44,7 +44,7 @@ type blob struct {
 	endAt    time.Duration // when the end game looks again
 
 	announcing announcing
-	sent       []uint32 // by piece: how often it was sent, or is being; nil before the first
+	sent       sendCounts
 	rechecks   map[int]time.Duration
 
 	in, out, redundant int64

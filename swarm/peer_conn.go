@@ -48,13 +48,8 @@ type conn struct {
 	keep keepalive
 	idle time.Duration // since when nobody wants anything here; never if somebody does
 
-	// Uploading to this peer.
-	requests int           // of this peer waiting here
-	inDriver int           // blocks given to the driver and not sent
-	sending  []*upload     // what they belong to, in order
-	gave     time.Duration // when the driver last took one up
-	refused  time.Duration // until then the peer was told to wait
-	sums     sumsAllowance
+	out  outbox
+	sums sumsAllowance // for what is sent of ours
 }
 
 // conn returns the connection of that number, or nil.
@@ -90,10 +85,7 @@ func (p *Peer) drop(c *conn) {
 	for len(c.links) > 0 {
 		p.unlink(c.links[len(c.links)-1])
 	}
-	if p.up.active -= c.inDriver; p.up.active == 0 {
-		p.up.meter.stop(p.now)
-	}
-	c.inDriver = 0
+	p.up.drop(&c.out, p.now)
 	if k := slices.Index(p.ids, c.id); k >= 0 {
 		p.list, p.ids = slices.Delete(p.list, k, k+1), slices.Delete(p.ids, k, k+1)
 	}

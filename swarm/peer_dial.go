@@ -167,7 +167,7 @@ func (p *Peer) idlest(far bool) *conn {
 func (p *Peer) useless(b *blob, far bool) *conn {
 	for _, o := range p.list {
 		l := o.byID[b.id]
-		if o.far == far && (l == nil || !l.complete && l.useful == 0) && o.requests == 0 && o.inDriver == 0 && o.pipe.outstanding == 0 {
+		if o.far == far && (l == nil || !l.complete && l.useful == 0) && o.out.requests == 0 && o.out.inDriver == 0 && o.pipe.outstanding == 0 {
 			return o
 		}
 	}

@@ -24,7 +24,7 @@ func (p *Peer) pump() {
 	if p.down.inflight >= window {
 		return // a block or a refusal will bring us back
 	}
-	if t := p.dnCap.ready(p.now); t > p.now {
+	if t := p.down.limit.ready(p.now); t > p.now {
 		p.arm(&p.pumpAt, t)
 		return
 	}
@@ -48,7 +48,7 @@ func (p *Peer) pump() {
 			if l == nil || !p.start(b, l) {
 				break
 			}
-			if t := p.dnCap.ready(p.now); t > p.now {
+			if t := p.down.limit.ready(p.now); t > p.now {
 				p.arm(&p.pumpAt, t)
 				return
 			}
@@ -64,7 +64,7 @@ func (p *Peer) fill(window int) {
 			k++
 			continue
 		}
-		if t := p.dnCap.ready(p.now); t > p.now {
+		if t := p.down.limit.ready(p.now); t > p.now {
 			p.arm(&p.pumpAt, t)
 			return
 		}

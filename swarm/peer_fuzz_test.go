@@ -226,7 +226,7 @@ func (c *chaos) sensible() Event {
 		return ev
 	case 1:
 		for _, k := range c.p.list {
-			if k.inDriver > 0 && c.next(2) == 0 {
+			if k.out.inDriver > 0 && c.next(2) == 0 {
 				return EvBlockSent{k.id, piece.MaxBlock}
 			}
 		}

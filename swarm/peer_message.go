@@ -194,7 +194,7 @@ func (p *Peer) onLostMessage(c *conn, m *wire.Lost) {
 	if m.Piece == wire.AnyPiece {
 		if l.any > 0 {
 			p.endAny(l)
-			p.dnCap.give(b.block())
+			p.down.limit.give(b.block())
 			l.nothing = p.now + nothingFor
 		}
 		p.arm(&p.pumpAt, p.now)

@@ -16,8 +16,7 @@ func (p *Peer) load(c *conn) float64 { return c.pipe.load(p.now, p.down.blockRat
 // owe counts a block of n bytes that c now owes us; settle, k that it does not any more.
 func (p *Peer) owe(c *conn, n int) {
 	c.pipe.owe(p.now)
-	p.down.owe(p.now)
-	p.dnCap.take(n)
+	p.down.owe(n, p.now)
 }
 
 func (p *Peer) settle(c *conn, k int) {
