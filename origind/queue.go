@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
@@ -144,30 +143,19 @@ func (q *queue) length() (n int, oldest time.Time) {
 	return len(q.items), oldest
 }
 
-// run writes until ctx is done.
+// run writes until ctx is done, and waits for what is being written.
 func (q *queue) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	slots := make(chan struct{}, q.cfg.Workers)
 	for {
-		it, next := q.pop(time.Now())
-		if it == nil {
-			var timer <-chan time.Time
-			if !next.IsZero() {
-				timer = time.After(time.Until(next))
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-q.kick:
-			case <-timer:
-			}
-			continue
-		}
-		select {
+		select { // a worker first: what none has can be removed, or overtaken
 		case slots <- struct{}{}:
 		case <-ctx.Done():
-			q.done(it, ctx.Err())
+			return
+		}
+		it := q.next(ctx)
+		if it == nil {
 			return
 		}
 		wg.Go(func() {
@@ -178,6 +166,26 @@ func (q *queue) run(ctx context.Context) {
 				log.G(ctx).WithError(err).WithField("digest", it.d).Warn("cannot write a blob to its backend, trying again")
 			}
 		})
+	}
+}
+
+// next waits until a blob is due, and takes it; nil when ctx is done.
+func (q *queue) next(ctx context.Context) *queued {
+	for {
+		it, due := q.pop(time.Now())
+		if it != nil {
+			return it
+		}
+		var timer <-chan time.Time
+		if !due.IsZero() {
+			timer = time.After(time.Until(due))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-q.kick:
+		case <-timer:
+		}
 	}
 }
 
