@@ -63,6 +63,14 @@ func (g *gated) let(n int64) {
 	g.moved = make(chan struct{})
 }
 
+// only lets n more bytes through, whatever was said before.
+func (g *gated) only(n int64) {
+	g.mu.Lock()
+	g.left = 0
+	g.mu.Unlock()
+	g.let(n)
+}
+
 func (g *gated) Open(ctx context.Context, key string, off, n int64) (io.ReadCloser, fetcher.Info, error) {
 	r, info, err := g.Backend.Open(ctx, key, off, n)
 	if err != nil {

@@ -49,7 +49,7 @@ type Client struct {
 	http    *http.Client
 }
 
-// When a question that no server has answered is asked again.
+// When a question is asked again for which no server was there.
 const (
 	maxRounds = 3
 	pauseMin  = 100 * time.Millisecond
@@ -132,8 +132,8 @@ func (c *Client) Servers() []*Server { return slices.Clone(c.servers) }
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Turns hands out servers in turn, those that did not answer lately last, until the
-// caller breaks off or all have had theirs; again and again, after pauses, if none has
-// answered and the request may be carried out twice. It ends with ctx.
+// caller breaks off or all have had theirs; again and again, after pauses, if none was
+// there and the request may be carried out twice. It ends with ctx.
 func (c *Client) Turns(ctx context.Context, servers []*Server, twice bool) iter.Seq[*Server] {
 	return func(yield func(*Server) bool) {
 		began := time.Now()
@@ -141,11 +141,11 @@ func (c *Client) Turns(ctx context.Context, servers []*Server, twice bool) iter.
 		for round := 1; ; round++ {
 			answered := false
 			for _, s := range healthiest(servers) {
-				before := s.failures.Load()
+				before := s.absences.Load()
 				if !yield(s) || ctx.Err() != nil {
 					return
 				}
-				answered = answered || s.failures.Load() == before
+				answered = answered || s.absences.Load() == before
 			}
 			if answered || !twice || round == maxRounds {
 				return
@@ -184,6 +184,9 @@ func (c *Client) Do(ctx context.Context, s *Server, r *Request) (*http.Response,
 	}
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err // without method and URL, which our text has
+	}
+	if absent(err) {
+		s.absences.Add(1)
 	}
 	err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	switch cause := context.Cause(ctx); {

@@ -3,6 +3,7 @@ package httpclient
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -63,7 +65,7 @@ func (n *network) serve(addr string, h http.HandlerFunc) (stop func()) {
 	}
 }
 
-var errRefused = errors.New("connection refused")
+var errRefused = fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
 
 func (n *network) dial(_ context.Context, _, addr string) (net.Conn, error) {
 	n.mu.Lock()
@@ -192,14 +194,15 @@ func TestBlame(t *testing.T) {
 			}, true, "not a byte for 1m0s"},
 		} {
 			ctx, cancel := tt.ctx()
-			before, start := a.failures.Load(), time.Now()
+			a.answered()
+			start := time.Now()
 			_, err := c.Do(ctx, a, get)
 			cancel()
 			if took := time.Since(start); took != time.Minute || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), tt.text) ||
 				!strings.Contains(err.Error(), "shop http://a:1: GET /x?y=1: ") {
 				t.Errorf("%s: %v after %v", tt.what, err, took)
 			}
-			if blamed := a.failures.Load() != before; blamed != tt.blamed {
+			if blamed := a.down(time.Now()); blamed != tt.blamed {
 				t.Errorf("%s: the server was blamed: %t", tt.what, blamed)
 			}
 		}
@@ -264,22 +267,29 @@ func TestAnswerEndsTheRounds(t *testing.T) {
 	})
 }
 
-// Servers that swallow what they are sent cost their time-out once.
-func TestSlowServersAreNotAskedAgain(t *testing.T) {
+// Servers that are there but do not answer are not asked again: those that swallow what they
+// are sent cost their time-out once, and those that let nobody in say so again.
+func TestOnlyAbsentServersAreAskedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
-		defer n.serve("a:1", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })()
-		c := n.client("a:1")
-		defer c.Close()
-		asked := 0
-		for s := range c.Turns(t.Context(), c.Servers(), true) {
-			ctx, cancel := Within(t.Context(), 2*time.Second)
-			_, _ = c.Do(ctx, s, get)
-			cancel()
-			asked++
-		}
-		if asked != 1 {
-			t.Errorf("asked %d times", asked)
+		defer n.serve("slow:1", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })()
+		defer n.serve("broken:1", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })()
+		defer n.serve("plain:1", says("plain"))()
+		for addr, want := range map[string]int{"slow:1": 1, "broken:1": maxRounds, "nobody:1": maxRounds, "https://plain:1": 1} {
+			c := n.client(addr)
+			asked := 0
+			for s := range c.Turns(t.Context(), c.Servers(), true) {
+				ctx, cancel := Within(t.Context(), retryFor/4)
+				if _, err := c.Do(ctx, s, get); !errdefs.IsUnavailable(err) {
+					t.Errorf("%s: got %v", addr, err)
+				}
+				cancel()
+				asked++
+			}
+			if asked != want {
+				t.Errorf("%s was asked %d times, want %d", addr, asked, want)
+			}
+			c.Close()
 		}
 	})
 }

@@ -10,10 +10,11 @@
 //
 // [Client.Turns] hands out the servers in the caller's order, but those that have just
 // failed to answer after all others: for a second first, twice as long with each
-// failure, half a minute at most. If no server answers at all, it hands them out again
-// after a pause, three times within a second or so, for servers that are being
-// restarted; but only to a caller whose request may be carried out twice. A server that
-// answers "unavailable" has answered.
+// failure, half a minute at most. If no server is there at all (it refuses the connection,
+// or breaks it off), it hands them out again after a pause, three times within a second or
+// so, for servers that are being restarted; but only to a caller whose request may be
+// carried out twice. A server that answers "unavailable" is there, and so is one that is
+// slow or refuses a certificate.
 //
 // # Time
 //

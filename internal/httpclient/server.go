@@ -1,11 +1,13 @@
 package httpclient
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -29,7 +31,7 @@ type Request struct {
 type Server struct {
 	Base string // "http://host:port"
 
-	failures atomic.Uint64
+	absences atomic.Uint64 // how often nobody was there
 
 	mu    sync.Mutex
 	until time.Time // it is asked last before
@@ -42,10 +44,20 @@ func newServer(base string) *Server {
 
 // Failed notes that a server did not answer, or broke its answer off.
 func (s *Server) Failed() {
-	s.failures.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.until = time.Now().Add(s.pause.NextBackOff())
+}
+
+// absent reports whether an error is what a server that restarts leaves of a request. One
+// that is slow, or refuses a certificate, does so again.
+func absent(err error) bool {
+	for _, e := range []error{syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Server) answered() {
