@@ -101,7 +101,7 @@ func (a *testAgent) connected(t testing.TB) bool {
 // until polls the agent's status.
 func (a *testAgent) until(t testing.TB, ok func(Status) bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(time.Millisecond) { // for hangs only
 		st := a.status(t)
 		if ok(st) {
 			return

@@ -67,7 +67,7 @@ func (l *logged) watch(t *testing.T, f func(*log.Entry)) {
 
 // next waits for a line with that message, "" for any, and forgets those up to it.
 func (l *logged) next(ctx context.Context, message string) (*log.Entry, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute) // for hangs only
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute) // for hangs only
 	defer cancel()
 	for {
 		l.mu.Lock()
@@ -129,7 +129,7 @@ func (d *daemonRun) end(t *testing.T) {
 		if err != nil {
 			t.Errorf("it ended with: %v", err)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatal("it does not end")
 	}
 	d.done = nil

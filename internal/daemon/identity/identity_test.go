@@ -25,6 +25,9 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
+// hangs ends what does not end by itself.
+const hangs = 5 * time.Minute
+
 func newCA(t testing.TB, cluster string) *CA {
 	t.Helper()
 	ca, err := InitCA(filepath.Join(t.TempDir(), "ca"), cluster)
@@ -71,7 +74,7 @@ func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error
 		}
 		defer c.Close()
 		tc := tls.Server(c, server)
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(hangs))
 		if _, err = io.CopyN(io.Discard, tc, 1); err == nil {
 			_, err = tc.Write([]byte{1})
 		}
@@ -82,7 +85,7 @@ func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error
 		t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(hangs))
 	tc := tls.Client(c, client)
 	if _, clientErr = tc.Write([]byte{1}); clientErr == nil {
 		_, clientErr = io.CopyN(io.Discard, tc, 1)
@@ -115,7 +118,7 @@ func services(t *testing.T, conf *tls.Config) map[string]func(client *tls.Config
 			if err != nil {
 				return
 			}
-			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(hangs))
 			tc := tls.Server(c, conf)
 			if err := tc.Handshake(); err == nil {
 				id, _ := PeerID(tc.ConnectionState())
@@ -126,7 +129,7 @@ func services(t *testing.T, conf *tls.Config) map[string]func(client *tls.Config
 	})
 	hln := listen()
 	h := &http.Server{
-		ReadHeaderTimeout: time.Second, TLSConfig: conf.Clone(), ErrorLog: log.New(io.Discard, "", 0),
+		ReadHeaderTimeout: hangs, TLSConfig: conf.Clone(), ErrorLog: log.New(io.Discard, "", 0),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			id, _ := PeerID(*r.TLS)
 			_, _ = io.WriteString(w, id.Name)
@@ -147,7 +150,7 @@ func services(t *testing.T, conf *tls.Config) map[string]func(client *tls.Config
 				return "", err
 			}
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(hangs))
 			who, err := io.ReadAll(c)
 			return string(who), err
 		},
