@@ -55,6 +55,8 @@ func testConfig(t testing.TB) Config {
 	cfg.Socket, cfg.Admin = filepath.Join(dir, "c.sock"), filepath.Join(dir, "a.sock")
 	cfg.Listen, cfg.Metrics, cfg.Node = "127.0.0.1:0", "", filepath.Base(dir)
 	cfg.Shim.Listen = ""
+	// A busy machine is no reason to go to the registry.
+	cfg.Wait.Find, cfg.Wait.Stall = config.Duration(time.Hour), config.Duration(time.Hour)
 	cfg.Cache.FreeFloor = -1
 	cfg.Unpack = false // one agent of a process only may
 	return cfg

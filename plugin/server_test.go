@@ -51,7 +51,7 @@ func newServer(t testing.TB, o serverOptions) *server {
 		o.root = t.TempDir()
 	}
 	if o.stall == 0 {
-		o.stall = 30 * time.Second // slower than any test
+		o.stall = time.Hour // slower than any test
 	}
 	ob := &observer{}
 	store, err := content.Open(ctx, content.Config{Root: filepath.Join(o.root, "content"), FreeFloor: -1, Observer: ob})
@@ -61,7 +61,7 @@ func newServer(t testing.TB, o serverOptions) *server {
 	s := &server{root: o.root, store: store}
 	d := &disk{store}
 	s.fs = fetch.New(fetch.Config{Rules: fetch.Rules{
-		AuthorizeBlob: o.authorizeBlob, Find: 10 * time.Second, Stall: o.stall, Prefetch: time.Minute, MaxPrefetch: 8,
+		AuthorizeBlob: o.authorizeBlob, Find: time.Hour, Stall: o.stall, Prefetch: time.Minute, MaxPrefetch: 8,
 	}}, d)
 	ob.fs = s.fs
 	s.swarm = &script{ctx: ctx, store: store, fs: s.fs, blobs: map[piece.ID]*scripted{}, asks: map[piece.ID]uint64{}, done: map[piece.ID]chan error{}}
