@@ -54,7 +54,7 @@ func benchSwarm(b *testing.B, n, size int, change func(*swarm.NodeConfig)) {
 		}
 		return swarmtest.NewStore(d)
 	}
-	seeder := startNode(b, "seeder", sub("seeder"), change)
+	seeder := loopback.start(b, "seeder", sub("seeder"), change)
 	id, _, _ := addBlob(b, seeder.store, size)
 	seeder.join(b, id, false)
 	b.SetBytes(int64(n * size))
@@ -64,7 +64,7 @@ func benchSwarm(b *testing.B, n, size int, change func(*swarm.NodeConfig)) {
 		var leeches []*testNode
 		infos := []swarm.PeerInfo{seeder.info(true)}
 		for j := range n {
-			l := startNode(b, fmt.Sprintf("leech%d-%d", i, j), sub(fmt.Sprintf("%d-%d", i, j)), change)
+			l := loopback.start(b, fmt.Sprintf("leech%d-%d", i, j), sub(fmt.Sprintf("%d-%d", i, j)), change)
 			leeches = append(leeches, l)
 			infos = append(infos, l.info(false))
 		}
@@ -106,7 +106,7 @@ func BenchmarkSwarmLimited(b *testing.B) {
 		size  = 200_000_000
 	)
 	change := func(c *swarm.NodeConfig) { c.Peer.Up, c.Peer.Down = limit, limit }
-	seeder := startNode(b, "seeder", swarmtest.NewStore(benchDir(b)), change)
+	seeder := loopback.start(b, "seeder", swarmtest.NewStore(benchDir(b)), change)
 	id, _, _ := addBlob(b, seeder.store, size)
 	seeder.join(b, id, false)
 	var median, last, cpu time.Duration
@@ -114,7 +114,7 @@ func BenchmarkSwarmLimited(b *testing.B) {
 		infos := []swarm.PeerInfo{seeder.info(true)}
 		var leeches []*testNode
 		for j := range n {
-			l := startNode(b, fmt.Sprintf("leech%d-%d", i, j), swarmtest.NewStore(benchDir(b)), change)
+			l := loopback.start(b, fmt.Sprintf("leech%d-%d", i, j), swarmtest.NewStore(benchDir(b)), change)
 			leeches = append(leeches, l)
 			infos = append(infos, l.info(false))
 		}

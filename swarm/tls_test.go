@@ -83,10 +83,10 @@ func (a *authority) secure(t testing.TB, name string) func(*swarm.NodeConfig) {
 
 func TestTLS(t *testing.T) {
 	ca := newAuthority(t)
-	seeder := startNode(t, "seeder", tempStore(t), ca.secure(t, "seeder"))
+	seeder := loopback.start(t, "seeder", tempStore(t), ca.secure(t, "seeder"))
 	id, data, _ := addBlob(t, seeder.store, 8<<20)
 	seeder.join(t, id, false)
-	leech := startNode(t, "leech", tempStore(t), ca.secure(t, "leech"))
+	leech := loopback.start(t, "leech", tempStore(t), ca.secure(t, "leech"))
 	leech.join(t, id, true)
 	leech.AddPeers(id, []swarm.PeerInfo{seeder.info(true)})
 	if err := leech.wait(t, id); err != nil {
@@ -123,7 +123,7 @@ func TestTLS(t *testing.T) {
 		}
 	}
 	// Plain TCP.
-	p := dialConn(t, seeder.addr)
+	p := seeder.dial(t)
 	if _, err := p.Greet(swarmtest.Hello("test", "leech")); err == nil {
 		t.Error("greeted without TLS")
 	}

@@ -16,8 +16,8 @@ type Conn struct {
 	r *wire.Reader
 }
 
-// Patience is how long a Conn waits for the other side.
-const Patience = 10 * time.Second
+// Patience is how long a Conn waits for the other side: for hangs only.
+const Patience = time.Minute
 
 // NewConn returns a Conn over nc, over which nothing was said yet.
 func NewConn(nc net.Conn) *Conn { return &Conn{nc, wire.NewReader(nc, nil)} }

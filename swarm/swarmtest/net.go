@@ -7,9 +7,12 @@ import (
 	"sync"
 )
 
-// Network is an in-memory network of net.Pipe connections, usable in a
-// testing/synctest bubble. Its connections block, so nothing is buffered.
+// Network is an in-memory network, usable in a testing/synctest bubble.
 type Network struct {
+	// Buffer is how many bytes a connection holds each way. 0: none, so that whoever
+	// writes waits for whoever reads, as with net.Pipe.
+	Buffer int
+
 	mu        sync.Mutex
 	listeners map[string]*listener
 }
@@ -35,6 +38,9 @@ func (w *Network) Dial(ctx context.Context, addr string) (net.Conn, error) {
 		return nil, fmt.Errorf("dialing %s: nobody listens", addr)
 	}
 	here, there := net.Pipe()
+	if w.Buffer > 0 {
+		here, there = bufferedPipe(w.Buffer, l.addr)
+	}
 	select {
 	case l.conns <- there:
 		return here, nil
