@@ -79,9 +79,11 @@ func (c *Config) checkListen() []error {
 	}
 	switch {
 	case c.Cert == "" && !c.Identity.Enabled():
-		return []error{config.Invalid("listen", "%q is reached from other machines without TLS: configure [identity] or cert and key, or say insecure = true", c.Listen)}
+		return []error{config.Invalid("listen", "%q is reached from other machines without TLS: configure [identity] or cert and key, or say "+
+			"insecure = true", c.Listen)}
 	case !c.guarded():
-		return []error{config.Invalid("listen", "%q is reached from other machines, and everybody may do everything: configure [identity], users or tokens, or say insecure = true", c.Listen)}
+		return []error{config.Invalid("listen", "%q is reached from other machines, and everybody may do everything: configure [identity], "+
+			"users or tokens, or say insecure = true", c.Listen)}
 	}
 	return nil
 }

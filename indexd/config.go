@@ -48,7 +48,8 @@ func (Config) Notes() map[string]string {
 	return map[string]string{
 		"cluster":   "It is written into every tag.",
 		"log_level": "Each write of a tag or manifest is logged at info.",
-		"identity":  "Nodes, gateways, operators and other indexes then need a certificate of the cluster, and only the last three may write. This one's needs the role index.",
+		"identity": "Nodes, gateways, operators and other indexes then need a certificate of the cluster, and only the last three may " +
+			"write. This one's needs the role index.",
 	}
 }
 

@@ -107,7 +107,8 @@ type QueueConfig struct {
 // Notes adds to the comments of common keys.
 func (Config) Notes() map[string]string {
 	return map[string]string{
-		"identity": "Nodes and indexes may then read, and gateways, origins and operators may read and write. The certificate needs the role origin, and its name must be the origin's.",
+		"identity": "Nodes and indexes may then read, and gateways, origins and operators may read and write. The certificate needs the role " +
+			"origin, and its name must be the origin's.",
 	}
 }
 
@@ -144,7 +145,8 @@ func (c *Config) Validate() error {
 		if host, port, err := net.SplitHostPort(c.Swarm.Advertise); err != nil || host == "" || port == "" {
 			bad("swarm.advertise", "%q is not host:port", c.Swarm.Advertise)
 		}
-	} else if host, _, err := net.SplitHostPort(c.Swarm.Listen); err == nil && c.SwarmListener == nil && len(c.Trackers) > 0 && unspecified(host) {
+	} else if host, _, err := net.SplitHostPort(c.Swarm.Listen); err == nil && c.SwarmListener == nil && len(c.Trackers) > 0 &&
+		unspecified(host) {
 		bad("swarm.advertise", "must be set, because swarm.listen (%s) is no address that nodes could connect to", c.Swarm.Listen)
 	}
 	if c.Swarm.Upload < 0 {

@@ -173,7 +173,8 @@ func (a *agent) parts(ctx context.Context) daemon.Parts {
 			{Name: "learning", Run: func(ctx context.Context) error { a.images.run(ctx, a.sessions.ids); return nil }},
 			{Name: "watchdog", Run: func(ctx context.Context) error { watchdog(ctx); return nil }},
 		},
-		Log: log.Fields{"node": a.name, "root": a.cfg.Root, "socket": a.cfg.Socket, "took": time.Since(a.started).Round(time.Millisecond).String()},
+		Log: log.Fields{"node": a.name, "root": a.cfg.Root, "socket": a.cfg.Socket,
+			"took": time.Since(a.started).Round(time.Millisecond).String()},
 		Up: func(metrics net.Addr) {
 			notify(ctx, systemd.SdNotifyReady)
 			if metrics != nil {
@@ -314,8 +315,8 @@ func watchdog(ctx context.Context) {
 	}
 }
 
-// ContainerdConfig returns the drop-in that makes a containerd use the agent that
-// unpacks in that way without it (DESIGN 6.1).
+// ContainerdConfig returns the drop-in by which containerd uses the agent as its content
+// store, without its own, and to unpack if that is configured.
 func ContainerdConfig(cfg Config, unpacking Unpacking) string {
 	s := fmt.Sprintf(containerdDropIn, cfg.Socket)
 	if cfg.Unpack {

@@ -122,7 +122,8 @@ func (c *Config) Validate() error {
 		key string
 		v   config.Duration
 	}{
-		{"lease.warmup", c.Lease.Warmup}, {"lease.lookup", c.Lease.Lookup}, {"lease.lookup_again", c.Lease.LookupAgain}, {"lease.unstarted", c.Lease.Unstarted}, {"lease.stall", c.Lease.Stall},
+		{"lease.warmup", c.Lease.Warmup}, {"lease.lookup", c.Lease.Lookup}, {"lease.lookup_again", c.Lease.LookupAgain}, {"lease.unstarted",
+			c.Lease.Unstarted}, {"lease.stall", c.Lease.Stall},
 		{"lease.add_window", c.Lease.AddWindow}, {"lease.backoff", c.Lease.Backoff}, {"lease.nobody_for", c.Lease.NobodyFor},
 		{"peers.flush", c.Peers.Flush}, {"peers.enough_again", c.Peers.EnoughAgain},
 	} {

@@ -57,7 +57,8 @@ func Run(ctx context.Context, cfg Config) error {
 func newGRPC(id *identity.Source) *grpc.Server {
 	creds := insecure.NewCredentials()
 	if id != nil {
-		creds = credentials.NewTLS(id.ServerTLS(identity.RoleNode, identity.RoleOrigin, identity.RoleTracker, identity.RoleGateway, identity.RoleAdmin))
+		creds = credentials.NewTLS(id.ServerTLS(identity.RoleNode, identity.RoleOrigin, identity.RoleTracker, identity.RoleGateway,
+			identity.RoleAdmin))
 	}
 	return grpc.NewServer(
 		grpc.Creds(creds),

@@ -47,7 +47,8 @@ func (a *access) flags(cmd *cobra.Command) {
 }
 
 func (a *access) trackerFlags(cmd *cobra.Command, use string) {
-	cmd.Flags().StringArrayVar(&a.trackers, "tracker", nil, "tracker "+use+", host:port or dns+host:port as nodes have it; repeat for all of them")
+	cmd.Flags().StringArrayVar(&a.trackers, "tracker", nil, "tracker "+use+", host:port or dns+host:port as nodes have it; repeat for all "+
+		"of them")
 	cmd.Flags().StringVar(&a.cluster, "cluster", "default", "name of the cluster, if there is a certificate")
 }
 

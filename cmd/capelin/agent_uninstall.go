@@ -37,7 +37,8 @@ therefore runs on; --restart-containerd does all of it.`,
 			if err := r.Apply(cmd.Context(), h, restart); err != nil {
 				return err
 			}
-			fmt.Fprintln(out, "All images stay usable. What the agent kept beside containerd's blobs, the directories swarm and cache of the content directory, can be deleted when it has stopped.")
+			fmt.Fprintln(out, "All images stay usable. What the agent kept beside containerd's blobs, the directories swarm and cache of the "+
+				"content directory, can be deleted when it has stopped.")
 			printSteps(out, r.NextSteps(h, restart))
 			return nil
 		},

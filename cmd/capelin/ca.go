@@ -27,7 +27,8 @@ func caCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "The authority of cluster %q is in %s. Keep %s where few can read it: whoever has it can be any node or server.\n",
+			fmt.Fprintf(cmd.OutOrStdout(), "The authority of cluster %q is in %s. Keep %s where few can read it: whoever has it can be any node "+
+				"or server.\n",
 				ca.Cluster, dir, filepath.Join(dir, identity.CAKey))
 			return nil
 		},

@@ -48,17 +48,20 @@ func TestCACommand(t *testing.T) {
 	refuse("an authority is there already", "init", "--dir", ca, "--cluster", "prod")
 
 	out := filepath.Join(dir, "s")
-	want([]string{"issue", "--dir", ca, "--role", "origin,gateway", "--name", "s", "--host", "images.example.org,10.0.0.1", "--host", "::1", "--out", out},
+	want([]string{"issue", "--dir", ca, "--role", "origin,gateway", "--name", "s", "--host", "images.example.org,10.0.0.1", "--host", "::1",
+		"--out", out},
 		"s (origin, gateway) of cluster prod", "[identity]", filepath.Join(out, "tls.crt"))
 	for name, mode := range map[string]os.FileMode{"ca.crt": 0o644, "tls.crt": 0o644, "tls.key": 0o600} {
 		if info, err := os.Stat(filepath.Join(out, name)); err != nil || info.Mode().Perm() != mode {
 			t.Errorf("%s: %v, %v", name, info, err)
 		}
 	}
-	want([]string{"show", filepath.Join(out, "tls.crt")}, "s (origin, gateway) of cluster prod", "364 days left", "images.example.org, 10.0.0.1, ::1", "Capelin CA of prod")
+	want([]string{"show", filepath.Join(out, "tls.crt")}, "s (origin, gateway) of cluster prod", "364 days left",
+		"images.example.org, 10.0.0.1, ::1", "Capelin CA of prod")
 	want([]string{"show", filepath.Join(out, "ca.crt")}, "an authority", "prod")
 	refuse("holds no certificate", "show", filepath.Join(out, "tls.key"))
-	if _, err := identity.Load(identity.Config{CA: filepath.Join(out, "ca.crt"), Cert: filepath.Join(out, "tls.crt"), Key: filepath.Join(out, "tls.key")}, "prod"); err != nil {
+	if _, err := identity.Load(identity.Config{CA: filepath.Join(out, "ca.crt"), Cert: filepath.Join(out, "tls.crt"),
+		Key: filepath.Join(out, "tls.key")}, "prod"); err != nil {
 		t.Error(err)
 	}
 	// What knows nothing of Capelin goes by the host.

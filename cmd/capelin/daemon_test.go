@@ -79,19 +79,21 @@ func TestCommonKeys(t *testing.T) {
 		fine = append(fine, fmt.Sprintf("log_level = %q", level))
 	}
 	refused := map[string]string{
-		`log_level = "loud"`:                          `F:1:1: log_level: "loud" is not trace, debug, info, warn or error`,
-		`log_level = "warning"`:                       `F:1:1: log_level: "warning" is not trace, debug, info, warn or error`,
-		`log_level = ""`:                              `F:1:1: log_level: "" is not trace, debug, info, warn or error`,
-		`log_format = "xml"`:                          `F:1:1: log_format: "xml" is not text or json`,
-		`cluster = ""`:                                `F:1:1: cluster: "" has 0 bytes, not 1 to 64`,
-		`metrics = "7501"`:                            `F:1:1: metrics: "7501" is not host:port`,
-		"metrics = \"\"\npprof = true":                `F:2:1: pprof: needs a metrics address`,
-		"metrics = \":1\"\npprof = true":              `F:2:1: pprof: is served on loopback only, and metrics is ":1"`,
-		"[identity]\nca = \"/ca\"":                    "F: identity.cert: must be set, because others of the identity are\nF: identity.key: must be set, because others of the identity are",
-		"pprof = 1":                                   "F:1:9: pprof: cannot decode TOML integer into bool",
-		"log_levle = \"info\"":                        "F:1:1: log_levle: no such key",
-		`cluster = "${CAPELIN_NONE}"`:                 `F:1:11: cluster: the environment has no variable CAPELIN_NONE`,
-		"log_level = \"x\"\nlog_format = \"y\"":       "F:1:1: log_level: \"x\" is not trace, debug, info, warn or error\nF:2:1: log_format: \"y\" is not text or json",
+		`log_level = "loud"`:             `F:1:1: log_level: "loud" is not trace, debug, info, warn or error`,
+		`log_level = "warning"`:          `F:1:1: log_level: "warning" is not trace, debug, info, warn or error`,
+		`log_level = ""`:                 `F:1:1: log_level: "" is not trace, debug, info, warn or error`,
+		`log_format = "xml"`:             `F:1:1: log_format: "xml" is not text or json`,
+		`cluster = ""`:                   `F:1:1: cluster: "" has 0 bytes, not 1 to 64`,
+		`metrics = "7501"`:               `F:1:1: metrics: "7501" is not host:port`,
+		"metrics = \"\"\npprof = true":   `F:2:1: pprof: needs a metrics address`,
+		"metrics = \":1\"\npprof = true": `F:2:1: pprof: is served on loopback only, and metrics is ":1"`,
+		"[identity]\nca = \"/ca\"": "F: identity.cert: must be set, because others of the identity are\nF: identity.key: " +
+			"must be set, because others of the identity are",
+		"pprof = 1":                   "F:1:9: pprof: cannot decode TOML integer into bool",
+		"log_levle = \"info\"":        "F:1:1: log_levle: no such key",
+		`cluster = "${CAPELIN_NONE}"`: `F:1:11: cluster: the environment has no variable CAPELIN_NONE`,
+		"log_level = \"x\"\nlog_format = \"y\"": "F:1:1: log_level: \"x\" is not trace, debug, info, warn or error\nF:2:1: log_format: " +
+			"\"y\" is not text or json",
 		`cluster = "` + strings.Repeat("c", 65) + `"`: `F:1:1: cluster: "` + strings.Repeat("c", 65) + `" has 65 bytes, not 1 to 64`,
 	}
 	listen := map[string]string{
@@ -123,7 +125,8 @@ func TestCommonKeys(t *testing.T) {
 		check(d.command, d.config, all(refused, listen))
 		// What other machines reach wants certificates, everywhere.
 		err := config.Parse("F", []byte(`listen = "0.0.0.0:1"`), d.config())
-		if err == nil || !strings.HasPrefix(err.Error(), `F:1:1: listen: "0.0.0.0:1" is reached from other machines`) || !strings.Contains(err.Error(), "or say insecure = true") {
+		if err == nil || !strings.HasPrefix(err.Error(), `F:1:1: listen: "0.0.0.0:1" is reached from other machines`) ||
+			!strings.Contains(err.Error(), "or say insecure = true") {
 			t.Errorf("%s listens on all interfaces: %v", d.command, err)
 		}
 		if err := config.Parse("F", []byte("listen = \"0.0.0.0:1\"\ninsecure = true"), d.config()); err != nil {
@@ -148,7 +151,8 @@ func TestConfigCommands(t *testing.T) {
 		if err := config.Load(file(t, out), got); err != nil || !reflect.DeepEqual(got, defaults()) {
 			t.Errorf("%s config is read back as\n%+v, %v, want\n%+v", command, got, err, defaults())
 		}
-		for _, key := range []string{"\nlog_level = ", "\nlog_format = ", "\ncluster = ", "\nmetrics = ", "\npprof = ", "\ninsecure = ", "\n[identity]\n"} {
+		for _, key := range []string{"\nlog_level = ", "\nlog_format = ", "\ncluster = ", "\nmetrics = ", "\npprof = ", "\ninsecure = ",
+			"\n[identity]\n"} {
 			if strings.Count(out, key) != 1 && command != "server" || !strings.Contains(out, key) {
 				t.Errorf("%s config has %q %d times", command, key, strings.Count(out, key))
 			}
@@ -189,13 +193,15 @@ func TestDaemons(t *testing.T) {
 					c.Close()
 				}
 			})
-			run := start(t, d.up, append([]string{d.command, "--set", "metrics=127.0.0.1:0", "--set", "pprof=true", "--set", "cluster=c"}, d.local(dir)...)...)
+			run := start(t, d.up, append([]string{d.command, "--set", "metrics=127.0.0.1:0", "--set", "pprof=true", "--set", "cluster=c"},
+				d.local(dir)...)...)
 			for _, path := range []string{"/healthz", "/readyz", "/metrics", "/debug/pprof/cmdline"} {
 				if code, body := run.get(path); code != 200 {
 					t.Errorf("%s: %d %q", path, code, body)
 				}
 			}
-			if _, text := run.get("/metrics"); !strings.Contains(text, fmt.Sprintf("\ncapelin_info{role=%q,version=", role)) || strings.Count(text, "\ngo_goroutines ") != 1 || !strings.Contains(text, "\nprocess_open_fds ") {
+			if _, text := run.get("/metrics"); !strings.Contains(text, fmt.Sprintf("\ncapelin_info{role=%q,version=", role)) ||
+				strings.Count(text, "\ngo_goroutines ") != 1 || !strings.Contains(text, "\nprocess_open_fds ") {
 				t.Errorf("/metrics lacks the role's, Go's or the process's:\n%s", text)
 			}
 			if up.Data["cluster"] != "c" || up.Data["version"] == nil {
@@ -229,7 +235,8 @@ func TestReload(t *testing.T) {
 			write("cluster = \"one\"\nlog_level = \"warn\"\n")
 			lines.watch(t, nil)
 			// The command line goes over the file, also when that is read again.
-			start(t, d.up, append([]string{d.command, "--config", path, "--set", "metrics=127.0.0.1:0", "--set", "log_level=info"}, d.local(dir)...)...)
+			start(t, d.up, append([]string{d.command, "--config", path, "--set", "metrics=127.0.0.1:0", "--set", "log_level=info"},
+				d.local(dir)...)...)
 			for _, step := range []struct {
 				name, file       string
 				message          string
@@ -238,10 +245,14 @@ func TestReload(t *testing.T) {
 			}{
 				{"nothing", "cluster = \"one\"\nlog_level = \"error\"\n", "the configuration was read again", "", "", "text"},
 				{"the log's format", "cluster = \"one\"\nlog_format = \"json\"\n", "the configuration was read again", "log_format", "", "json"},
-				{"the cluster", "cluster = \"two\"\nlog_format = \"json\"\n", "the configuration was read again, and what has changed needs a restart", "", "cluster", "json"},
-				{"a broken file", "cluster = \"two\"\nlog_format = \"text\"\nlog_levle = 1\n", "the changed configuration is refused, the former one stays in use", "", "", "json"},
-				{"a value that is refused", "cluster = \"\"\nlog_format = \"text\"\n", "the changed configuration is refused, the former one stays in use", "", "", "json"},
-				{"both", "cluster = \"two\"\npprof = true\n", "the configuration was read again, and what has changed needs a restart", "log_format", "cluster pprof", "text"},
+				{"the cluster", "cluster = \"two\"\nlog_format = \"json\"\n", "the configuration was read again, and what has changed needs a restart",
+					"", "cluster", "json"},
+				{"a broken file", "cluster = \"two\"\nlog_format = \"text\"\nlog_levle = 1\n",
+					"the changed configuration is refused, the former one stays in use", "", "", "json"},
+				{"a value that is refused", "cluster = \"\"\nlog_format = \"text\"\n",
+					"the changed configuration is refused, the former one stays in use", "", "", "json"},
+				{"both", "cluster = \"two\"\npprof = true\n", "the configuration was read again, and what has changed needs a restart", "log_format",
+					"cluster pprof", "text"},
 			} {
 				write(step.file)
 				hangup(t)
@@ -281,7 +292,8 @@ func TestDaemonErrors(t *testing.T) {
 		args []string
 		want []string
 	}{
-		{"a file with mistakes", []string{"trackerd", "--config", bad}, []string{bad + ":2:1: lease.stal: no such key", bad + `:3:9: lease.stall: "3" is not a duration`}},
+		{"a file with mistakes", []string{"trackerd", "--config", bad}, []string{bad + ":2:1: lease.stal: no such key", bad +
+			`:3:9: lease.stall: "3" is not a duration`}},
 		{"no file", []string{"indexd", "--config", "/nowhere/f.toml"}, []string{"reading the configuration", "no such file"}},
 		{"a value", []string{"origind", "--set", "queue.workers=0"}, []string{"--set queue.workers=0: queue.workers: 0 is not positive"}},
 		{"no value", []string{"gateway", "--set", "listen"}, []string{"--set listen: is not key=value"}},
@@ -289,7 +301,8 @@ func TestDaemonErrors(t *testing.T) {
 		{"a variable", []string{"agent", "--set", "node=${CAPELIN_NONE}"}, []string{"node: the environment has no variable CAPELIN_NONE"}},
 		{"an unknown flag", []string{"trackerd", "--cnofig"}, []string{"unknown flag"}},
 		{"a stray argument", []string{"origind", "start"}, []string{"start"}},
-		{"an identity", []string{"indexd", "--set", "identity.ca=/nowhere/ca", "--set", "identity.cert=/nowhere/c", "--set", "identity.key=/nowhere/k"}, []string{"index: identity: open /nowhere/ca"}},
+		{"an identity", []string{"indexd", "--set", "identity.ca=/nowhere/ca", "--set", "identity.cert=/nowhere/c", "--set",
+			"identity.key=/nowhere/k"}, []string{"index: identity: open /nowhere/ca"}},
 	} {
 		err := run(t.Context(), tt.args)
 		for _, want := range tt.want {
@@ -302,7 +315,8 @@ func TestDaemonErrors(t *testing.T) {
 
 // The first signal is patient with what runs, the second is not.
 func TestSecondSignal(t *testing.T) {
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "gateway", "--set", "listen=127.0.0.1:0", "--set", "metrics=", "--set", "log_format=json")
+	cmd := exec.CommandContext(t.Context(), os.Args[0],
+		"gateway", "--set", "listen=127.0.0.1:0", "--set", "metrics=", "--set", "log_format=json")
 	cmd.Env = append(os.Environ(), "CAPELIN_TEST_MAIN=1")
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
@@ -327,7 +341,7 @@ func TestSecondSignal(t *testing.T) {
 	}
 	defer c.Close()
 	// A push whose bytes do not come. The gateway asks for them when it has begun to read.
-	fmt.Fprint(c, "PUT /v2/a/manifests/sha512:"+strings.Repeat("0", 128)+" HTTP/1.1\r\nHost: g\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n")
+	fmt.Fprintf(c, "PUT /v2/a/manifests/sha512:%0128d HTTP/1.1\r\nHost: g\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n", 0)
 	if line, err := bufio.NewReader(c).ReadString('\n'); err != nil || !strings.HasPrefix(line, "HTTP/1.1 100 ") {
 		t.Fatalf("the gateway answers %q, %v", line, err)
 	}

@@ -32,7 +32,8 @@ archive of one (oci-archive:FILE[:NAME]) or of docker save
 	}
 	a.flags(cmd)
 	cmd.PersistentFlags().BoolVar(&a.registry.PlainHTTP, "plain-http", false, "speak to registries without TLS")
-	cmd.AddCommand(imageCopyCommand(&a, true), imageCopyCommand(&a, false), imageListCommand(&a), imageInspectCommand(&a), imagePreheatCommand(&a))
+	cmd.AddCommand(imageCopyCommand(&a, true), imageCopyCommand(&a, false), imageListCommand(&a), imageInspectCommand(&a),
+		imagePreheatCommand(&a))
 	return cmd
 }
 
@@ -293,7 +294,8 @@ from each other and from origins, into their caches.`,
 		},
 	}
 	a.trackerFlags(cmd, "that is asked for it")
-	cmd.Flags().StringArrayVar(&platforms, "platform", []string{"linux/" + runtime.GOARCH}, "platform, such as linux/arm64, or all; repeat for several")
+	cmd.Flags().StringArrayVar(&platforms, "platform", []string{"linux/" + runtime.GOARCH},
+		"platform, such as linux/arm64, or all; repeat for several")
 	cmd.Flags().StringArrayVar(&nodes, "node", nil, "only this node; repeat for several")
 	cmd.Flags().StringArrayVar(&zones, "zone", nil, "only nodes of this zone; repeat for several")
 	cmd.Flags().BoolVar(&origins, "origins", false, "origins instead of nodes")

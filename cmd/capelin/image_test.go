@@ -70,7 +70,8 @@ func TestImageCommands(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ii = mutate.AppendManifests(ii, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: a}}})
+		ii = mutate.AppendManifests(ii, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux",
+			Architecture: a}}})
 	}
 	l, err := layout.Write(dir, empty.Index)
 	if err != nil {
@@ -128,7 +129,8 @@ func TestImageCommands(t *testing.T) {
 // Installing into an image and out of it again, by command.
 func TestAgentInstallCommand(t *testing.T) {
 	root := t.TempDir()
-	if out, _, err := execute(t, "agent", "install", "--root", root, "--dry-run"); err != nil || !strings.Contains(out, "create    /etc/capelin/agent.toml\n  +# ") {
+	if out, _, err := execute(t, "agent", "install", "--root", root, "--dry-run"); err != nil ||
+		!strings.Contains(out, "create    /etc/capelin/agent.toml\n  +# ") {
 		t.Errorf("%s, %v", out, err)
 	}
 	if _, _, err := execute(t, "agent", "uninstall", "--root", root); err == nil {
@@ -138,13 +140,15 @@ func TestAgentInstallCommand(t *testing.T) {
 	if err != nil || strings.Contains(out, "  +") || !strings.Contains(out, "systemctl --root="+root) {
 		t.Errorf("%s, %v", out, err)
 	}
-	if b, err := os.ReadFile(filepath.Join(root, "etc/capelin/agent.toml")); err != nil || !strings.Contains(string(b), "trackers = ['a:1', 'b:2']\n") {
+	if b, err := os.ReadFile(filepath.Join(root, "etc/capelin/agent.toml")); err != nil || !strings.Contains(string(b),
+		"trackers = ['a:1', 'b:2']\n") {
 		t.Errorf("%s, %v", b, err)
 	}
 	if _, _, err := execute(t, "agent", "install", "--root", root, "--start"); err == nil {
 		t.Error("started an image")
 	}
-	if out, _, err := execute(t, "agent", "uninstall", "--root", root); err != nil || !strings.Contains(out, "remove    /etc/containerd/conf.d/capelin.toml") {
+	if out, _, err := execute(t, "agent", "uninstall", "--root", root); err != nil || !strings.Contains(out,
+		"remove    /etc/containerd/conf.d/capelin.toml") {
 		t.Errorf("%s, %v", out, err)
 	}
 }

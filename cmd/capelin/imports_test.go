@@ -29,26 +29,35 @@ var rooms = []room{
 	{"swarm/wire", []string{"swarm/piece"}, "strangers' bytes are parsed by the standard library alone"},
 	{"swarm", []string{"swarm/piece", "swarm/wire"}, "the data plane knows no registry, no containerd and no daemon"},
 	{"internal/daemon", []string{"internal/durable", "internal/reload"}, "what every daemon has knows none of them"},
-	{"fetcher", []string{"internal/daemon", "internal/diskfull", "internal/durable", "internal/httpclient"}, "storages know neither swarm nor daemons"},
+	{"fetcher", []string{"internal/daemon", "internal/diskfull", "internal/durable", "internal/httpclient"},
+		"storages know neither swarm nor daemons"},
 	{"content", []string{"internal/diskfull", "internal/durable", "internal/keylock", "swarm/piece"}, "bytes on disk know no network"},
-	{"control", []string{"internal/daemon", "internal/errclass", "internal/httpclient", "fetcher", "swarm/piece", "swarm/wire"}, "APIs and their clients, no daemon"},
+	{"control", []string{"internal/daemon", "internal/errclass", "internal/httpclient", "fetcher", "swarm/piece", "swarm/wire"},
+		"APIs and their clients, no daemon"},
 	{"trackerd/state", []string{"control", "swarm/piece"}, "a value: no socket, no clock"},
-	{"internal/seeding", []string{"content", "control", "internal/daemon", "swarm", "swarm/piece", "swarm/wire"}, "what agent and origin seed alike"},
+	{"internal/seeding", []string{"content", "control", "internal/daemon", "swarm", "swarm/piece", "swarm/wire"},
+		"what agent and origin seed alike"},
 	{"internal/image", []string{"control", "internal/daemon", "swarm/piece"}, "the client side of images"},
 	{"plugin/unpack", []string{"internal/diskfull"}, "layers and trees, nothing of Capelin's"},
-	{"plugin/shim", []string{"internal/daemon", "internal/httpclient", "internal/ociapi", "internal/reload", "swarm/piece"}, "the node's registry API"},
-	{"plugin/fetch", []string{"control", "swarm", "swarm/piece"}, "what happens to a blob while containerd waits: no containerd, no registry, no disk"},
+	{"plugin/shim", []string{"internal/daemon", "internal/httpclient", "internal/ociapi", "internal/reload", "swarm/piece"},
+		"the node's registry API"},
+	{"plugin/fetch", []string{"control", "swarm", "swarm/piece"},
+		"what happens to a blob while containerd waits: no containerd, no registry, no disk"},
 	{"plugin/fetch/fetchtest", []string{"content", "control", "plugin/fetch", "swarm", "swarm/piece"}, "what stands around it in tests"},
-	{"plugin", []string{"content", "control", "internal/daemon", "internal/diskfull", "internal/durable", "internal/seeding", "plugin/fetch", "plugin/shim", "plugin/unpack",
+	{"plugin", []string{"content", "control", "internal/daemon", "internal/diskfull", "internal/durable", "internal/seeding", "plugin/fetch",
+		"plugin/shim", "plugin/unpack",
 		"swarm", "swarm/piece", "swarm/wire"}, "the node agent"},
 	{"gateway", []string{"control", "internal/daemon", "internal/ociapi", "internal/reload"}, "reaches blobs and tags through APIs only"},
-	{"origind", []string{"content", "control", "fetcher", "internal/daemon", "internal/diskfull", "internal/durable", "internal/keylock", "internal/seeding",
+	{"origind", []string{"content", "control", "fetcher", "internal/daemon", "internal/diskfull", "internal/durable", "internal/keylock",
+		"internal/seeding",
 		"swarm", "swarm/piece", "swarm/wire"}, "the origin"},
 	{"indexd", []string{"control", "fetcher", "internal/daemon"}, "the index"},
 	{"trackerd", []string{"control", "internal/daemon", "swarm/piece", "trackerd/state"}, "the tracker"},
-	{"cmd/capelin", []string{"control", "gateway", "indexd", "internal/daemon", "internal/durable", "internal/image", "origind", "plugin", "plugin/shim", "swarm/wire", "trackerd"},
+	{"cmd/capelin", []string{"control", "gateway", "indexd", "internal/daemon", "internal/durable", "internal/image", "origind", "plugin",
+		"plugin/shim", "swarm/wire", "trackerd"},
 		"parses, wires a role, exits"},
-	{"internal/sim", []string{"control", "swarm", "swarm/piece", "swarm/wire", "trackerd/state"}, "looks at every machine, and nobody looks at it"},
+	{"internal/sim", []string{"control", "swarm", "swarm/piece", "swarm/wire", "trackerd/state"},
+		"looks at every machine, and nobody looks at it"},
 }
 
 // strangers are the modules beyond the standard library that some rooms may use;
@@ -109,12 +118,14 @@ func TestImports(t *testing.T) {
 		}
 	}
 	for name, allowed := range strangers {
-		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", module+name).Output()
+		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}",
+			module+name).Output()
 		if err != nil {
 			t.Fatalf("go list: %v", err)
 		}
 		for _, dep := range strings.Fields(string(out)) {
-			if !strings.HasPrefix(dep, module) && !slices.ContainsFunc(allowed, func(a string) bool { return dep == a || strings.HasPrefix(dep, a+"/") }) {
+			may := func(a string) bool { return dep == a || strings.HasPrefix(dep, a+"/") }
+			if !strings.HasPrefix(dep, module) && !slices.ContainsFunc(allowed, may) {
 				t.Errorf("%s depends on %s", name, dep)
 			}
 		}

@@ -66,7 +66,8 @@ func (a *access) printNodes(w io.Writer, from []tracker.Node, now time.Time) err
 		t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 		fmt.Fprintln(t, "NODE\tROLE\tZONE\tADDRESS\tSOFTWARE\tFOR\tBLOBS\tWANTS")
 		for _, n := range nodes {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\n", n.Name, n.Role, n.Zone, n.Address, n.Software, now.Sub(n.Since).Round(time.Second), n.Blobs, n.Wants)
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\n", n.Name, n.Role, n.Zone, n.Address, n.Software, now.Sub(n.Since).Round(time.Second),
+				n.Blobs, n.Wants)
 		}
 		t.Flush()
 	})

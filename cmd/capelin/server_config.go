@@ -34,8 +34,9 @@ type serverConfig struct {
 // Notes adds to the comments of common keys.
 func (serverConfig) Notes() map[string]string {
 	return map[string]string{
-		"metrics":  "Shows all roles but those that have an address of their own; /readyz speaks for all.",
-		"identity": "The certificate needs the roles tracker, origin, index and gateway: \"capelin ca issue --role tracker,origin,index,gateway --name NAME --host ADDRESS\".",
+		"metrics": "Shows all roles but those that have an address of their own; /readyz speaks for all.",
+		"identity": "The certificate needs the roles tracker, origin, index and gateway: \"capelin ca issue --role " +
+			"tracker,origin,index,gateway --name NAME --host ADDRESS\".",
 	}
 }
 

@@ -35,7 +35,8 @@ func TestServer(t *testing.T) {
 		}
 	})
 	s := start(t, "server is up", "server", "--config", path, "--set", "origin.zone=z", "--set", "index.metrics="+addr+":7491")
-	waiting := map[string]bool{"tracker is up": true, "origin is up": true, "index is up": true, "gateway is up": true, "tracker connected": true}
+	waiting := map[string]bool{"tracker is up": true, "origin is up": true, "index is up": true, "gateway is up": true,
+		"tracker connected": true}
 	for len(waiting) > 0 { // in any order
 		line, err := lines.next(t.Context(), "")
 		if err != nil {
@@ -78,7 +79,8 @@ func TestServer(t *testing.T) {
 	for _, step := range []struct{ name, more, message, applied, restart string }{
 		{"upload", "[origin.swarm]\nupload = \"1MB/s\"\n", "the configuration was read again", "origin.swarm.upload", ""},
 		{"a role's log", "[origin]\nlog_level = \"debug\"\n", "the changed configuration is refused, the former one stays in use", "", ""},
-		{"the log, and a role", "log_level = \"debug\"\n[tracker]\nmax_streams = 7\n", "the configuration was read again, and what has changed needs a restart", "log_level origin.swarm.upload", "tracker.max_streams"},
+		{"the log, and a role", "log_level = \"debug\"\n[tracker]\nmax_streams = 7\n",
+			"the configuration was read again, and what has changed needs a restart", "log_level origin.swarm.upload", "tracker.max_streams"},
 	} {
 		if err := os.WriteFile(path, []byte(base+step.more), 0o600); err != nil {
 			t.Fatal(err)
@@ -117,12 +119,16 @@ func TestServerConfigErrors(t *testing.T) {
 	for _, tt := range []struct{ name, doc, want string }{
 		{"nothing", "", "<nil>"},
 		{"the log", `log_level = "loud"`, `F:1:1: log_level: "loud" is not trace, debug, info, warn or error`},
-		{"a role's log", "[origin]\nlog_level = \"debug\"", `F:2:1: origin.log_level: "debug" is not log_level of the server, "info": its roles share one log; leave this out`},
+		{"a role's log", "[origin]\nlog_level = \"debug\"", `F:2:1: origin.log_level: "debug" is not log_level of the server, "info": its ` +
+			`roles share one log; leave this out`},
 		{"a role's log as the server's", "log_level = \"debug\"\n[origin]\nlog_level = \"debug\"", "<nil>"},
-		{"a role's log, and no level", "[origin]\nlog_level = \"loud\"", `F:2:1: origin.log_level: "loud" is not trace, debug, info, warn or error`},
-		{"a role's format", "[index]\nlog_format = \"json\"", `F:2:1: index.log_format: "json" is not log_format of the server, "text": its roles share one log; leave this out`},
+		{"a role's log, and no level", "[origin]\nlog_level = \"loud\"",
+			`F:2:1: origin.log_level: "loud" is not trace, debug, info, warn or error`},
+		{"a role's format", "[index]\nlog_format = \"json\"", `F:2:1: index.log_format: "json" is not log_format of the server, "text": its ` +
+			`roles share one log; leave this out`},
 		{"the cluster", `cluster = ""`, `F:1:1: cluster: "" has 0 bytes, not 1 to 64`},
-		{"a role's cluster", "[index]\ncluster = \"" + strings.Repeat("c", 65) + "\"", `F:2:1: index.cluster: "` + strings.Repeat("c", 65) + `" has 65 bytes, not 1 to 64`},
+		{"a role's cluster", "[index]\ncluster = \"" + strings.Repeat("c", 65) + "\"", `F:2:1: index.cluster: "` + strings.Repeat("c", 65) +
+			`" has 65 bytes, not 1 to 64`},
 		{"data", `data = "here"`, `F:1:1: data: "here" is not an absolute path`},
 		{"a role's data", "[origin]\nroot = \"here\"", `F:2:1: origin.root: "here" is not an absolute path`},
 		{"the address", `address = "10.0.0.1"`, `F:1:1: address: "10.0.0.1:7500" is reached from other machines, and there is no identity`},
@@ -130,9 +136,12 @@ func TestServerConfigErrors(t *testing.T) {
 		{"the name", `name = "` + strings.Repeat("n", 254) + `"`, `F:1:1: name: "` + strings.Repeat("n", 254) + `" has more than 253 bytes`},
 		{"the zone", `zone = "` + strings.Repeat("z", 65) + `"`, `F:1:1: zone: "` + strings.Repeat("z", 65) + `" has more than 64 bytes`},
 		{"the identity", "[identity]\nca = \"/ca\"\ncert = \"/c\"", "F: identity.key: must be set, because others of the identity are"},
-		{"a role's identity", "[index.identity]\nca = \"/ca\"\ncert = \"/c\"", "F: index.identity.key: must be set, because others of the identity are"},
-		{"two of one role", "[tracker]\nmax_streams = 0\nmetrics = \"x\"", "F:2:1: tracker.max_streams: must be at least 1, is 0\nF:3:1: tracker.metrics: \"x\" is not host:port"},
-		{"one of the server, one of a role", "data = \"here\"\n[tracker]\nmax_streams = 0", "F:1:1: data: \"here\" is not an absolute path\nF:3:1: tracker.max_streams: must be at least 1, is 0"},
+		{"a role's identity", "[index.identity]\nca = \"/ca\"\ncert = \"/c\"",
+			"F: index.identity.key: must be set, because others of the identity are"},
+		{"two of one role", "[tracker]\nmax_streams = 0\nmetrics = \"x\"",
+			"F:2:1: tracker.max_streams: must be at least 1, is 0\nF:3:1: tracker.metrics: \"x\" is not host:port"},
+		{"one of the server, one of a role", "data = \"here\"\n[tracker]\nmax_streams = 0",
+			"F:1:1: data: \"here\" is not an absolute path\nF:3:1: tracker.max_streams: must be at least 1, is 0"},
 		{"a role's address", "[tracker]\nlisten = \"7470\"", `F:2:1: tracker.listen: "7470" is not host:port`},
 		{"a role's open address", "[tracker]\nlisten = \":7470\"", `F:2:1: tracker.listen: ":7470" is reached from other machines`},
 		{"a role's profiler", "[tracker]\npprof = true", "F:2:1: tracker.pprof: needs a metrics address"},

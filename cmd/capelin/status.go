@@ -75,8 +75,10 @@ func printStatus(w io.Writer, st plugin.Status, now time.Time) error {
 	if st.Stopping {
 		fmt.Fprint(t, ", stopping")
 	}
-	fmt.Fprintf(t, "\nstore\t%d blobs of containerd's, %d cached (%s), in %s\n", st.Store.Committed, st.Store.Cached, size(st.Store.CacheBytes), st.Root)
-	fmt.Fprintf(t, "bytes\t%s from peers, %s from the registry, %s to peers\n", size(st.Bytes.FromPeers), size(st.Bytes.FromRegistry), size(st.Bytes.ToPeers))
+	fmt.Fprintf(t, "\nstore\t%d blobs of containerd's, %d cached (%s), in %s\n", st.Store.Committed, st.Store.Cached,
+		size(st.Store.CacheBytes), st.Root)
+	fmt.Fprintf(t, "bytes\t%s from peers, %s from the registry, %s to peers\n", size(st.Bytes.FromPeers), size(st.Bytes.FromRegistry),
+		size(st.Bytes.ToPeers))
 	if st.Zone != "" {
 		fmt.Fprintf(t, "zones\t%s from others, %s to others\n", size(st.Bytes.FromOtherZones), size(st.Bytes.ToOtherZones))
 	}

@@ -106,12 +106,14 @@ func TestEnvironment(t *testing.T) {
 		{"not closed", `name = "${A"`, "", `F:1:8: name: "${A" is not ${NAME}, a variable of the environment; "$${" stands for "${"`},
 		{"no text", `name = "${CAPELIN_LATIN}"`, "", "F:1:8: name: the environment's variable CAPELIN_LATIN is not UTF-8"},
 		{"keys and comments", "# ${CAPELIN_NONE}\n\"${CAPELIN_NONE}\" = 1", "", "F:2:1: ${CAPELIN_NONE}: no such key"},
-		{"positions after it", "hosts = [\n\"\"\"a\n${CAPELIN_A}\"\"\", '${CAPELIN_A}', 3]\nwide = { up = \"${CAPELIN_A}\", in = 1 }\nnom = 1", "",
+		{"positions after it", "hosts = [\n\"\"\"a\n${CAPELIN_A}\"\"\", '${CAPELIN_A}', 3]\nwide = { up = \"${CAPELIN_A}\", in = 1 }\nnom = 1",
+			"",
 			"F:3:34: hosts: \nF:4:15: wide: \nF:5:1: nom: no such key"},
 		{"a value that does not fit", "patience = \"${CAPELIN_SPEED}\"\nname = \"${CAPELIN_NONE}\"", "",
 			"F:1:12: patience: \nF:2:8: name: the environment has no variable CAPELIN_NONE"},
 		{"in tables", "name = \"n\"\n[wide]\nup = \"${CAPELIN_SPEED}\"\n[[path]]\npath = \"/${CAPELIN_SPEED}\"", "n", ""},
-		{"none in an array", "[[path]]\n[[path]]\npath = \"/${CAPELIN_NONE}\"", "", "F:3:8: path[1].path: the environment has no variable CAPELIN_NONE"},
+		{"none in an array", "[[path]]\n[[path]]\npath = \"/${CAPELIN_NONE}\"", "",
+			"F:3:8: path[1].path: the environment has no variable CAPELIN_NONE"},
 		{"syntax", "name = \"${CAPELIN_A}\nlevel = 3", "", "F:1:"},
 	} {
 		e := embedding{}
@@ -160,7 +162,10 @@ func TestSet(t *testing.T) {
 		{"a number for text", []string{"name=7", "level=true"}, func(e *embedding) { e.Name, e.Level = "7", "true" }, ""},
 		{"an equals sign", []string{"name=a=b"}, func(e *embedding) { e.Name = "a=b" }, ""},
 		{"nothing", []string{"name="}, func(e *embedding) { e.Name = "" }, ""},
-		{"dotted, with units", []string{"wide.up=3MB/s", "wide.in=4", "patience=5s"}, func(e *embedding) { e.Wide.Up, e.Wide.In, e.Patience = 3e6, 4, 5e9 }, ""},
+		{"dotted, with units", []string{"wide.up=3MB/s", "wide.in=4", "patience=5s"}, func(e *embedding) {
+			e.Wide.Up, e.Wide.In,
+				e.Patience = 3e6, 4, 5e9
+		}, ""},
 		{"a list", []string{`hosts=["a:1"]`}, func(e *embedding) { e.Hosts = []string{"a:1"} }, ""},
 		{"a list of the file's stays if it is not set", []string{"wide.in=1"}, func(e *embedding) { e.Wide.In = 1 }, ""},
 		{"the last one", []string{"name=a", "name=b"}, func(e *embedding) { e.Name = "b" }, ""},
@@ -224,13 +229,17 @@ func TestAdopt(t *testing.T) {
 		{"nothing", func(e *embedding) { e.Hidden = 2 }, nil, nil, make(nil)},
 		{"live keys", func(e *embedding) { e.Level, e.Wide.Up = "debug", 0 }, []string{"level", "wide.up"}, nil,
 			make(func(e *embedding) { e.Level, e.Wide.Up = "debug", 0 })},
-		{"others", func(e *embedding) { e.Name, e.Wide.In, e.Hosts = "m", 3, []string{"a", "b"} }, nil, []string{"name", "wide.in", "hosts"}, make(nil)},
-		{"both", func(e *embedding) { e.Level, e.Name = "debug", "m" }, []string{"level"}, []string{"name"}, make(func(e *embedding) { e.Level = "debug" })},
+		{"others", func(e *embedding) { e.Name, e.Wide.In, e.Hosts = "m", 3, []string{"a", "b"} }, nil, []string{"name", "wide.in", "hosts"},
+			make(nil)},
+		{"both", func(e *embedding) { e.Level, e.Name = "debug", "m" }, []string{"level"}, []string{"name"},
+			make(func(e *embedding) { e.Level = "debug" })},
 	} {
 		running := make(nil)
 		changed, restart := Adopt(running, make(tt.change))
-		if !reflect.DeepEqual(changed, tt.changed) || !reflect.DeepEqual(slices.Sorted(slices.Values(restart)), slices.Sorted(slices.Values(tt.restart))) || !reflect.DeepEqual(running, tt.want) {
-			t.Errorf("%s: changed %q, want %q; restart %q, want %q; now\n%+v\nwant\n%+v", tt.name, changed, tt.changed, restart, tt.restart, running, tt.want)
+		if !reflect.DeepEqual(changed, tt.changed) || !reflect.DeepEqual(slices.Sorted(slices.Values(restart)),
+			slices.Sorted(slices.Values(tt.restart))) || !reflect.DeepEqual(running, tt.want) {
+			t.Errorf("%s: changed %q, want %q; restart %q, want %q; now\n%+v\nwant\n%+v", tt.name, changed, tt.changed, restart, tt.restart,
+				running, tt.want)
 		}
 	}
 	a, b := make(func(e *embedding) { e.Hosts = nil }), make(func(e *embedding) { e.Hosts = []string{} })

@@ -212,11 +212,13 @@ func TestWhoMayConnect(t *testing.T) {
 			{"a node", node.ClientTLS(RoleTracker), ""},
 			{"two roles, one right", load(t, ours.issue(t, "node-1", day, RoleIndex, RoleOrigin), "prod").ClientTLS(RoleTracker), ""},
 			{"no certificate", &tls.Config{InsecureSkipVerify: true}, "-"}, //nolint:gosec // a stranger
-			{"another CA's", stranger(t, other.issue(t, "node-1", day, RoleNode)), "certificate of node-1 (node) of cluster prod: x509: certificate signed by unknown authority"},
+			{"another CA's", stranger(t, other.issue(t, "node-1", day, RoleNode)),
+				"certificate of node-1 (node) of cluster prod: x509: certificate signed by unknown authority"},
 			{"another cluster's", stranger(t, wrong.issue(t, "node-1", day, RoleNode)), "unknown authority"},
 			{"another cluster of the CA", stranger(t, misled.issue(t, "node-1", day, RoleNode)), "this is cluster prod"},
 			{"expired", stranger(t, ours.issue(t, "node-1", -time.Minute, RoleNode)), "expired"},
-			{"wrong role", stranger(t, ours.issue(t, "index-1", day, RoleIndex)), "certificate of index-1 (index) of cluster prod: it would have to be for node or origin"},
+			{"wrong role", stranger(t, ours.issue(t, "index-1", day, RoleIndex)),
+				"certificate of index-1 (index) of cluster prod: it would have to be for node or origin"},
 			{"TLS 1.2", &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12, GetClientCertificate: stranger(t, ours.issue(t, "node-1", day, RoleNode)).GetClientCertificate}, "-"}, //nolint:gosec // a stranger
 		} {
 			t.Run(kind+"/"+tt.name, func(t *testing.T) {
@@ -343,7 +345,8 @@ func TestLoadErrors(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(dir, CAKey)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the authority's key: %v, %v", info.Mode(), err)
 	}
-	for _, id := range []ID{{Name: "n"}, {Name: "..", Roles: []Role{RoleNode}}, {Name: "a/b", Roles: []Role{RoleNode}}, {Name: "n", Roles: []Role{"king"}}, {Roles: []Role{RoleNode}}} {
+	for _, id := range []ID{{Name: "n"}, {Name: "..", Roles: []Role{RoleNode}}, {Name: "a/b", Roles: []Role{RoleNode}},
+		{Name: "n", Roles: []Role{"king"}}, {Roles: []Role{RoleNode}}} {
 		if err := ca.Issue(t.TempDir(), id, nil, time.Hour); err == nil {
 			t.Errorf("issued for %+v", id)
 		}
@@ -397,7 +400,8 @@ func TestPeerID(t *testing.T) {
 		{nil, ""},
 		{[]string{"https://example.org/", "spiffe://prod/ns/a/sa/b"}, ""},
 		{[]string{"spiffe://prod/ns/a/sa/b", "spiffe://prod/capelin/node/n"}, "n (node) of cluster prod"},
-		{[]string{"spiffe://prod/capelin/node/n", "spiffe://prod/capelin/origin/n", "spiffe://prod/capelin/node/n"}, "n (node, origin) of cluster prod"},
+		{[]string{"spiffe://prod/capelin/node/n", "spiffe://prod/capelin/origin/n", "spiffe://prod/capelin/node/n"},
+			"n (node, origin) of cluster prod"},
 		{[]string{"spiffe://prod/capelin/node/n", "spiffe://prod/capelin/origin/m"}, ""},
 		{[]string{"spiffe://prod/capelin/node/n", "spiffe://test/capelin/node/n"}, ""},
 		{[]string{"spiffe://prod/capelin/king/n"}, ""},
@@ -441,7 +445,8 @@ func FuzzURI(f *testing.F) {
 }
 
 func TestListen(t *testing.T) {
-	for addr, want := range map[string]bool{"127.0.0.1:1": true, "localhost:1": true, "[::1]:1": true, ":1": false, "0.0.0.0:1": false, "10.0.0.1:1": false, "host:1": false} {
+	for addr, want := range map[string]bool{"127.0.0.1:1": true, "localhost:1": true, "[::1]:1": true, ":1": false, "0.0.0.0:1": false,
+		"10.0.0.1:1": false, "host:1": false} {
 		if got := IsLoopback(addr); got != want {
 			t.Errorf("%s: %v", addr, got)
 		}

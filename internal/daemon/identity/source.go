@@ -47,7 +47,8 @@ func (c Config) CheckListen(key, addr string, insecure bool) []error {
 	if _, _, err := net.SplitHostPort(addr); err != nil || c.Enabled() || insecure || IsLoopback(addr) {
 		return nil
 	}
-	return []error{config.Invalid(key, "%q is reached from other machines, and there is no identity: configure [identity], or say insecure = true if everybody on that network may do everything", addr)}
+	return []error{config.Invalid(key, "%q is reached from other machines, and there is no identity: configure [identity], or say "+
+		"insecure = true if everybody on that network may do everything", addr)}
 }
 
 // IsLoopback reports whether addr, host:port, is reached from this machine only.
@@ -271,7 +272,8 @@ func (s *Source) verify(chain []*x509.Certificate, roots *x509.CertPool, at time
 	if err != nil {
 		return ID{}, err
 	}
-	if _, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
+	if _, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at,
+		KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
 		return ID{}, fmt.Errorf("certificate of %s: %w", id, err)
 	}
 	switch {
