@@ -137,7 +137,7 @@ func (m *Machine) look(f *fetch) {
 func (m *Machine) looked(f *fetch, st swarm.BlobStatus) {
 	w := &f.swarm
 	w.asked = false
-	if w.stale || !f.matters() {
+	if !f.matters() {
 		return
 	}
 	w.lookedAt = m.now
@@ -255,7 +255,10 @@ func (m *Machine) nextDue(f *fetch) (due time.Time) {
 func (m *Machine) end(f *fetch) {
 	delete(m.live, f.id)
 	for _, s := range f.sessions { // only when all ends
-		m.ended(f, s, ErrStopped)
+		if s.state == waiting {
+			m.ended(f, s, ErrStopped)
+		}
+		m.ended(f, s, ErrGivenUp)
 	}
 	d := &f.disk
 	switch {
