@@ -37,10 +37,13 @@ func TestBenchmarks(t *testing.T) {
 		args []string
 		want []string // in the last line
 	}{
-		{"bench-fanout", []string{"-n", "3", "-size", "2e6", "-rate", "20e6", "-runs", "1", "-simulate"}, []string{"n3_2MB_20MBps_p50=", "_origin=", "_sim_max="}},
-		{"bench-swarm", []string{"-to", "2", "-size", "4194304", "-runs", "1"}, []string{"to2_mib_s=", "to2_tls_cpu_s_per_gib=", "to2_disk_rss_mib="}},
+		{"bench-fanout", []string{"-n", "3", "-size", "2e6", "-rate", "20e6", "-runs", "1", "-simulate"},
+			[]string{"n3_2MB_20MBps_p50=", "_origin=", "_sim_max="}},
+		{"bench-swarm", []string{"-to", "2", "-size", "4194304", "-runs", "1"},
+			[]string{"to2_mib_s=", "to2_tls_cpu_s_per_gib=", "to2_disk_rss_mib="}},
 		{"bench-tracker", []string{"-agents", "40", "-blobs", "30"}, []string{"agents=40 ", "refill_s=", "peak_rss_mib="}},
-		{"bench-pull", []string{"-cases", "tiny", "-rounds", "1", "-rate", "100e6"}, []string{"tiny_wall_ratio=", "tiny_cpu_ratio=", "tiny_over_floors="}},
+		{"bench-pull", []string{"-cases", "tiny", "-rounds", "1", "-rate", "100e6"},
+			[]string{"tiny_wall_ratio=", "tiny_cpu_ratio=", "tiny_over_floors="}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bin := get(harness.Built(tt.name))(t)

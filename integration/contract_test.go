@@ -117,7 +117,8 @@ func contractAlone(t *testing.T, se harness.Session) {
 		}
 		at += int64(w.Data)
 	}
-	if at != se.Total || commit.Action != contentapi.WriteAction_COMMIT || commit.Offset != at || commit.Expected == "" || commit.At != se.Total {
+	if at != se.Total || commit.Action != contentapi.WriteAction_COMMIT || commit.Offset != at || commit.Expected == "" ||
+		commit.At != se.Total {
 		t.Errorf("%d bytes of %d, then %+v", at, se.Total, commit)
 	}
 }
@@ -162,7 +163,8 @@ func TestContractPrefix(t *testing.T) {
 				e.reg.Limit(8e6)
 				lost := do(func() error { return source.PullCRI(e.ctx, ref, nil) })
 				must(t, e.reg.WaitFor(e.ctx, "the download", func([]harness.Request) bool { return e.upstream(img) > 0 }))
-				n := e.tapped(t, fmt.Sprintf("p%s-%v", v, local), harness.NodeOptions{Containerd: v, LocalPull: local, Agent: map[string]string{"wait.stall": `"500ms"`}})
+				o := harness.NodeOptions{Containerd: v, LocalPull: local, Agent: map[string]string{"wait.stall": `"500ms"`}}
+				n := e.tapped(t, fmt.Sprintf("p%s-%v", v, local), o)
 				wait := do(func() error { return n.PullCRI(e.ctx, ref, nil) })
 				e.poll(t, "a third of the layer", func() bool { return e.fetched(t, n.Node) > img.Sizes[0]/3 })
 				must(t, e.c.SetLink(source.Host, false))

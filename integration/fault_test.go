@@ -129,7 +129,8 @@ func TestPeersAway(t *testing.T) {
 			must(t, wait())
 			e.check(t, b, ref, img)
 			sent := e.upstream(img)
-			t.Logf("ended %.1f s after the loss; the registry sent %d of %d bytes: %v", time.Since(gone).Seconds(), sent, img.Bytes(), e.reg.Blobs(img.Layers...))
+			t.Logf("ended %.1f s after the loss; the registry sent %d of %d bytes: %v", time.Since(gone).Seconds(), sent, img.Bytes(),
+				e.reg.Blobs(img.Layers...))
 		})
 	}
 }

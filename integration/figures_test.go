@@ -55,7 +55,8 @@ func TestStartWithManyBlobs(t *testing.T) {
 	must(t, n.StartAgent(e.ctx))
 	took := answer().Sub(n.Agent().Started)
 	cpu := get(harness.ProcessCPU(n.Agent().PID()))(t)
-	t.Logf("first answer %v after the start, and %v of processors' time, with 100,000 blobs and a cold cache", took.Round(time.Millisecond), cpu)
+	t.Logf("first answer %v after the start, and %v of processors' time, with 100,000 blobs and a cold cache",
+		took.Round(time.Millisecond), cpu)
 	if cpu > 2*time.Second {
 		t.Errorf("the first answer took %v of processors' time", cpu)
 	}
@@ -106,7 +107,8 @@ func TestAnswersUnderLoad(t *testing.T) {
 		}
 	}
 	for name, d := range took {
-		t.Logf("as containerd sees it: %-14s %5d answers, p50 %v, p99 %v, longest %v", name, len(d), percentile(d, 50), percentile(d, 99), percentile(d, 100))
+		t.Logf("as containerd sees it: %-14s %5d answers, p50 %v, p99 %v, longest %v", name, len(d), percentile(d, 50),
+			percentile(d, 99), percentile(d, 100))
 	}
 
 	// The agent's own clock knows nothing of the tap, and less of whoever else wants the processors.
@@ -140,7 +142,8 @@ func TestAnswersUnderLoad(t *testing.T) {
 	}
 	share := func(n uint64) float64 { return 100 * float64(n) / float64(all) }
 	// 99% within 5 ms is the goal on a machine of its own; not judged, since this one may be busy.
-	t.Logf("by the agent's clock: %d answers under containerd's locks, %.2f%% within 5 ms, %.2f%% within 50 ms", all, share(within5), share(within50))
+	t.Logf("by the agent's clock: %d answers under containerd's locks, %.2f%% within 5 ms, %.2f%% within 50 ms", all,
+		share(within5), share(within50))
 }
 
 func percentile(d []time.Duration, p int) time.Duration {

@@ -29,7 +29,8 @@ func TestWhoMayConnect(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), name)
 		must(t, ca.Issue(dir, identity.ID{Name: name, Roles: roles}, nil, valid))
 		cert := get(tls.LoadX509KeyPair(filepath.Join(dir, identity.Cert), filepath.Join(dir, identity.Key)))(t)
-		return &tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true} //nolint:gosec // what the server says of us is the question
+		//nolint:gosec // what the server says of us is the question
+		return &tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true}
 	}
 	nobody := map[string]*tls.Config{
 		"no certificate":    {InsecureSkipVerify: true}, //nolint:gosec // as above
@@ -43,10 +44,15 @@ func TestWhoMayConnect(t *testing.T) {
 		allowed    []identity.Role
 		anybody    bool // without a certificate, too
 	}{
-		{"tracker", s.server.Addr + ":7470", []identity.Role{identity.RoleNode, identity.RoleOrigin, identity.RoleTracker, identity.RoleGateway, identity.RoleAdmin}, false},
-		{"origin", s.server.Addr + ":7480", []identity.Role{identity.RoleNode, identity.RoleOrigin, identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin}, false},
+		{"tracker", s.server.Addr + ":7470",
+			[]identity.Role{identity.RoleNode, identity.RoleOrigin, identity.RoleTracker, identity.RoleGateway, identity.RoleAdmin},
+			false},
+		{"origin", s.server.Addr + ":7480",
+			[]identity.Role{identity.RoleNode, identity.RoleOrigin, identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin},
+			false},
 		{"origin's swarm", s.server.Addr + ":7481", []identity.Role{identity.RoleNode, identity.RoleOrigin}, false},
-		{"index", s.server.Addr + ":7490", []identity.Role{identity.RoleNode, identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin}, false},
+		{"index", s.server.Addr + ":7490",
+			[]identity.Role{identity.RoleNode, identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin}, false},
 		{"gateway", s.server.Addr + ":7500", all, true},
 		{"node's swarm", n.Addr + ":7401", []identity.Role{identity.RoleNode, identity.RoleOrigin}, false},
 	} {
@@ -69,7 +75,8 @@ func TestWhoMayConnect(t *testing.T) {
 		port, method, path string
 		allowed            []identity.Role
 	}{
-		{":7480", "GET", "/v1/blobs/" + digest, []identity.Role{identity.RoleNode, identity.RoleOrigin, identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin}},
+		{":7480", "GET", "/v1/blobs/" + digest,
+			[]identity.Role{identity.RoleNode, identity.RoleOrigin, identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin}},
 		{":7480", "POST", "/v1/uploads?namespace=team/app", []identity.Role{identity.RoleOrigin, identity.RoleGateway, identity.RoleAdmin}},
 		{":7480", "DELETE", "/v1/blobs/" + digest, []identity.Role{identity.RoleOrigin, identity.RoleGateway, identity.RoleAdmin}},
 		{":7490", "GET", "/v1/repositories", []identity.Role{identity.RoleNode, identity.RoleIndex, identity.RoleGateway, identity.RoleAdmin}},

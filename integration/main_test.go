@@ -67,7 +67,9 @@ func newRegistry(ctx context.Context, t *testing.T, c *harness.Cluster) *harness
 }
 
 // pushImage makes an image and pushes it as repoTag; it returns the name to pull it by.
-func pushImage(ctx context.Context, t *testing.T, c *harness.Cluster, reg *harness.Registry, repoTag string, o harness.ImageOptions) (*harness.Image, string) {
+func pushImage(
+	ctx context.Context, t *testing.T, c *harness.Cluster, reg *harness.Registry, repoTag string, o harness.ImageOptions,
+) (*harness.Image, string) {
 	t.Helper()
 	img := get(harness.MakeImage(c.Dir+"/images", o))(t)
 	return img, get(reg.Push(ctx, img, repoTag))(t)

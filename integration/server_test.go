@@ -77,7 +77,8 @@ func fromPeers(ctx context.Context, t *testing.T, n *harness.Node, img *harness.
 	}
 	// Manifests come from the registry.
 	if st.Bytes.FromPeers < layers || st.Bytes.FromRegistry > 16<<10 {
-		t.Errorf("%s got %d bytes from peers and %d from the registry; the layers have %d", n.Name, st.Bytes.FromPeers, st.Bytes.FromRegistry, layers)
+		t.Errorf("%s got %d bytes from peers and %d from the registry; the layers have %d",
+			n.Name, st.Bytes.FromPeers, st.Bytes.FromRegistry, layers)
 	}
 }
 
@@ -278,7 +279,8 @@ func TestMirror(t *testing.T) {
 	ref := get(s.server.Push(s.ctx, img, "team/mirrored:1", alice))(t)
 
 	// The same host's network, another containerd.
-	hosts := fmt.Sprintf("server = \"https://%[1]s\"\n[host.\"http://127.0.0.1:7405\"]\n  capabilities = [\"pull\", \"resolve\"]\n", s.server.Gateway)
+	hosts := fmt.Sprintf("server = \"https://%[1]s\"\n[host.\"http://127.0.0.1:7405\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
+		s.server.Gateway)
 	dir := filepath.Join(n.CertsDir(), s.server.Gateway)
 	must(t, os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(hosts), 0o644))
 	must(t, n.StopContainerd())
@@ -341,7 +343,8 @@ func TestPreheat(t *testing.T) {
 	// A node's certificate is not an operator's.
 	node := get(s.pki.Issue(s.ctx, "impostor", "node"))(t)
 	_, err := s.c.Switch.Command(s.ctx, nil, bin, "node", "ls", "--tracker", s.server.Tracker,
-		"--ca", strings.Trim(node["identity.ca"], `"`), "--cert", strings.Trim(node["identity.cert"], `"`), "--key", strings.Trim(node["identity.key"], `"`))
+		"--ca", strings.Trim(node["identity.ca"], `"`),
+		"--cert", strings.Trim(node["identity.cert"], `"`), "--key", strings.Trim(node["identity.key"], `"`))
 	if err == nil || !strings.Contains(err.Error(), "admin") {
 		t.Errorf("a node lists nodes: %v", err)
 	}

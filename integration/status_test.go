@@ -21,7 +21,8 @@ func TestStatus(t *testing.T) {
 	var st plugin.Status
 	out := get(b.Command(e.ctx, nil, bin, "status", "--json", "--socket", b.AdminSocket()))(t)
 	must(t, json.Unmarshal([]byte(out), &st))
-	if st.Node != "b" || st.Bytes.FromPeers < img.Bytes() || st.Bytes.FromRegistry >= img.Bytes() || len(st.Peers) != 1 || st.Peers[0].Node != "a" {
+	if st.Node != "b" || st.Bytes.FromPeers < img.Bytes() || st.Bytes.FromRegistry >= img.Bytes() || len(st.Peers) != 1 ||
+		st.Peers[0].Node != "a" {
 		t.Errorf("the status of b is %s", out)
 	}
 	text := get(b.Command(e.ctx, nil, bin, "status", "--socket", b.AdminSocket()))(t)

@@ -101,7 +101,8 @@ func (t *trees) gnutar(format string) []byte {
 		must(t.T, f.Truncate(16<<20))
 		must(t.T, f.Close())
 	}
-	args := []string{"--create", "--format=" + format, "--numeric-owner", "-C", "/", "usr/sbin", "usr/share/doc", "etc/alternatives", "-C", t.dir, "odd"}
+	args := []string{"--create", "--format=" + format, "--numeric-owner", "-C", "/", "usr/sbin", "usr/share/doc",
+		"etc/alternatives", "-C", t.dir, "odd"}
 	if format != "ustar" { // which has no room for such names
 		must(t.T, os.WriteFile(filepath.Join(odd, strings.Repeat("n", 255)), []byte("x"), 0o644))
 		defer os.Remove(filepath.Join(odd, strings.Repeat("n", 255)))
@@ -141,20 +142,27 @@ func TestTrees(t *testing.T) {
 	ours := e.node(t, "ours", harness.NodeOptions{})
 	mk := &trees{T: t, dir: t.TempDir()}
 
-	caps := map[string]string{"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", "SCHILY.xattr.user.k": "v\x00\xff"}
+	caps := map[string]string{
+		"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+		"SCHILY.xattr.user.k":              "v\x00\xff",
+	}
 	base := mk.archive(
-		tar.Header{Name: "d/"}, file("d/a", "1"), file("d/b", "2"), tar.Header{Name: "d/sub/", Mode: 0o2770, Uid: 7, Gid: 8}, file("d/sub/x", "3"),
+		tar.Header{Name: "d/"}, file("d/a", "1"), file("d/b", "2"),
+		tar.Header{Name: "d/sub/", Mode: 0o2770, Uid: 7, Gid: 8}, file("d/sub/x", "3"),
 		tar.Header{Name: "e/"}, file("e/x", "4"), file("top", "5"),
 		tar.Header{Name: "cap", Gname: "x", PAXRecords: caps, Uid: 3}, tar.Header{Name: "suid", Gname: "x", Mode: 0o6755, Uid: 1, Gid: 2},
 		tar.Header{Name: "hard", Typeflag: tar.TypeLink, Linkname: "suid", Mode: 0o6755, Uid: 1, Gid: 2},
 		tar.Header{Name: "soft", Typeflag: tar.TypeSymlink, Linkname: "../../d", Mode: 0o777, Uid: 5},
-		tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3, Mode: 0o666}, tar.Header{Name: "disk", Typeflag: tar.TypeBlock, Devmajor: 259, Devminor: 300, Mode: 0o660},
+		tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3, Mode: 0o666},
+		tar.Header{Name: "disk", Typeflag: tar.TypeBlock, Devmajor: 259, Devminor: 300, Mode: 0o660},
 		tar.Header{Name: "pipe", Typeflag: tar.TypeFifo, Mode: 0o600, Gid: 9}, tar.Header{Name: "tmp/", Mode: 0o1777},
 	)
 	whiteouts := [][]byte{
 		base,
-		mk.archive(file("d/.wh.a", ""), file(".wh.top", ""), file("e/.wh..wh..opq", ""), file("e/y", "6"), file("d/.wh.sub", ""), file("tmp/in/it", "7"), file("d/c", "8")),
-		mk.archive(file("d/a", "again"), tar.Header{Name: "d/sub/"}, file("d/sub/z", "9"), file("top/now", "a directory"), file("e/x", "back"), file(".wh.hard", ""), file("tmp/other", "10")),
+		mk.archive(file("d/.wh.a", ""), file(".wh.top", ""), file("e/.wh..wh..opq", ""), file("e/y", "6"), file("d/.wh.sub", ""),
+			file("tmp/in/it", "7"), file("d/c", "8")),
+		mk.archive(file("d/a", "again"), tar.Header{Name: "d/sub/"}, file("d/sub/z", "9"), file("top/now", "a directory"),
+			file("e/x", "back"), file(".wh.hard", ""), file("tmp/other", "10")),
 	}
 	many := make([]tar.Header, 0, 200_400)
 	for i := range 200_000 {
@@ -165,7 +173,8 @@ func TestTrees(t *testing.T) {
 	}
 	var forty []harness.LayerBlob
 	for i := range 40 {
-		es := []tar.Header{file(fmt.Sprintf("layer/%d", i), fmt.Sprint(i)), file("same", fmt.Sprint(i)), file(fmt.Sprintf("in/%d/f", i%7), fmt.Sprint(i))}
+		n := fmt.Sprint(i)
+		es := []tar.Header{file("layer/"+n, n), file("same", n), file(fmt.Sprintf("in/%d/f", i%7), n)}
 		if i > 0 {
 			es = append(es, file(fmt.Sprintf("layer/.wh.%d", i-1), ""))
 		}

@@ -70,7 +70,8 @@ func start(t testing.TB, cfg Config) *testAgent {
 	t.Cleanup(func() { a.end(t) })
 	var err error
 	a.conn, err = grpc.NewClient("unix://"+cfg.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,7 +328,8 @@ func TestAgentRefuses(t *testing.T) {
 		{"admin socket", func(c *Config) { c.Admin = cfg.Admin }, daemon.ErrInUse, cfg.Admin},
 		{"swarm port", func(c *Config) { c.Listen = taken.Addr().String() }, daemon.ErrInUse, "listen address " + taken.Addr().String()},
 		{"metrics port", func(c *Config) { c.Metrics = taken.Addr().String() }, daemon.ErrInUse, "metrics address " + taken.Addr().String()},
-		{"shim's port", func(c *Config) { c.Shim.Listen = taken.Addr().String() }, daemon.ErrInUse, "shim.listen address " + taken.Addr().String()},
+		{"shim's port", func(c *Config) { c.Shim.Listen = taken.Addr().String() }, daemon.ErrInUse,
+			"shim.listen address " + taken.Addr().String()},
 		{"socket's place", func(c *Config) {
 			c.Socket += ".txt"
 			os.WriteFile(c.Socket, []byte("precious"), 0o600)
@@ -424,7 +426,8 @@ func TestContrib(t *testing.T) {
 		t.Errorf("the drop-in differs from what is printed (%v)", err)
 	}
 	b, err = os.ReadFile("../contrib/systemd/capelin-agent.socket")
-	if err != nil || !strings.Contains(string(b), "ListenStream="+cfg.Socket+"\n") || !strings.Contains(string(b), "ListenStream="+cfg.Admin+"\n") {
+	if err != nil || !strings.Contains(string(b), "ListenStream="+cfg.Socket+"\n") ||
+		!strings.Contains(string(b), "ListenStream="+cfg.Admin+"\n") {
 		t.Errorf("the socket unit has other sockets (%v)", err)
 	}
 }

@@ -192,7 +192,8 @@ func TestDropCommand(t *testing.T) {
 		}
 		o.c.add(&trackerpb.Command{Id: 3, Kind: &trackerpb.Command_Drop{Drop: &trackerpb.Drop{Blobs: names(ids)}}})
 		r := o.wait(3)
-		if r.Error != "" || len(r.Blobs) != 2 || r.Blobs[0].State != trackerpb.State_STATE_COMPLETE || r.Blobs[1].State != trackerpb.State_STATE_PARTIAL {
+		if r.Error != "" || len(r.Blobs) != 2 || r.Blobs[0].State != trackerpb.State_STATE_COMPLETE ||
+			r.Blobs[1].State != trackerpb.State_STATE_PARTIAL {
 			w.Errorf("result %v", r)
 		}
 		for i, id := range ids {
@@ -236,7 +237,8 @@ func TestReportCommand(t *testing.T) {
 			w.Errorf("%d blobs, %d whole, in %d results", len(seen), whole, len(o.results[1]))
 		}
 		other, _ := fetchtest.Random(t, 100, 1)
-		o.c.add(&trackerpb.Command{Id: 2, Kind: &trackerpb.Command_Report{Report: &trackerpb.Report{Blobs: names([]piece.ID{ids[0], ids[1], other})}}})
+		some := &trackerpb.Report{Blobs: names([]piece.ID{ids[0], ids[1], other})}
+		o.c.add(&trackerpb.Command{Id: 2, Kind: &trackerpb.Command_Report{Report: some}})
 		var got []string
 		for _, b := range o.wait(2).Blobs {
 			got = append(got, b.State.String())

@@ -162,7 +162,10 @@ func layer(id piece.ID) ocispec.Descriptor {
 
 // clients runs a test for each way in which containerd's stores are stacked: the
 // daemon's own use (CRI, transfer service), and a client's in another process.
-func clients(t *testing.T, o serverOptions, f func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, db *metadata.DB), opts ...metadata.DBOpt) {
+func clients(
+	t *testing.T, o serverOptions,
+	f func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, db *metadata.DB), opts ...metadata.DBOpt,
+) {
 	for _, far := range []bool{false, true} {
 		name := "daemon"
 		if far {
@@ -218,22 +221,23 @@ func TestContractFetch(t *testing.T) {
 		{"authorized by the registry, half", 10, false, true, []string{half}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			clients(t, serverOptions{authorizeBlob: tt.blob}, func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, _ *metadata.DB) {
-				if tt.pieces != 0 {
-					s.swarm.has(id, data, tt.pieces, nil)
-				}
-				r := &registry{blobs: map[string][]byte{id.Digest(): data}, noSeek: tt.noSeek}
-				if err := remotes.Fetch(ctx, cs, r, layer(id)); err != nil {
-					t.Fatal(err)
-				}
-				if got := r.requests(); !slices.Equal(got, tt.requests) {
-					t.Errorf("the registry was asked for %v, want %v", got, tt.requests)
-				}
-				s.wantBlob(t, ctx, cs, id, data)
-				if err := remotes.Fetch(ctx, cs, r, layer(id)); !errdefs.IsAlreadyExists(err) {
-					t.Errorf("fetching it again: %v", err)
-				}
-			})
+			clients(t, serverOptions{authorizeBlob: tt.blob},
+				func(t *testing.T, s *server, ctx context.Context, cs ctrdcontent.Store, _ *metadata.DB) {
+					if tt.pieces != 0 {
+						s.swarm.has(id, data, tt.pieces, nil)
+					}
+					r := &registry{blobs: map[string][]byte{id.Digest(): data}, noSeek: tt.noSeek}
+					if err := remotes.Fetch(ctx, cs, r, layer(id)); err != nil {
+						t.Fatal(err)
+					}
+					if got := r.requests(); !slices.Equal(got, tt.requests) {
+						t.Errorf("the registry was asked for %v, want %v", got, tt.requests)
+					}
+					s.wantBlob(t, ctx, cs, id, data)
+					if err := remotes.Fetch(ctx, cs, r, layer(id)); !errdefs.IsAlreadyExists(err) {
+						t.Errorf("fetching it again: %v", err)
+					}
+				})
 		})
 	}
 }
@@ -595,7 +599,8 @@ func TestContractManifestIsLearned(t *testing.T) {
 			ids = append(ids, id)
 			blobs[id.Digest()] = data
 			s.swarm.has(id, data, -1, nil)
-			layers = append(layers, fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":%q,"size":%d}`, id.Digest(), id.Size))
+			layers = append(layers,
+				fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip","digest":%q,"size":%d}`, id.Digest(), id.Size))
 		}
 		manifest := []byte(fmt.Sprintf(`{"schemaVersion":2,"layers":[%s]}`, strings.Join(layers, ",")))
 		desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(manifest), Size: int64(len(manifest))}
@@ -639,7 +644,8 @@ func TestContractManifestIsRead(t *testing.T) {
 	second, data2 := fetchtest.Random(t, 3<<16, 61)
 	s.swarm.has(first, data, -1, nil)
 	s.swarm.has(second, data2, -1, nil)
-	manifest := []byte(fmt.Sprintf(`{"layers":[{"digest":%q,"size":%d},{"digest":%q,"size":%d}]}`, first.Digest(), first.Size, second.Digest(), second.Size))
+	manifest := []byte(fmt.Sprintf(`{"layers":[{"digest":%q,"size":%d},{"digest":%q,"size":%d}]}`, first.Digest(), first.Size,
+		second.Digest(), second.Size))
 	desc := ocispec.Descriptor{Digest: digest.FromBytes(manifest), Size: int64(len(manifest))}
 	if err := ctrdcontent.WriteBlob(ctx, cs, "import-x", bytes.NewReader(manifest), desc); err != nil {
 		t.Fatal(err)
@@ -677,16 +683,26 @@ func TestMalformedStreams(t *testing.T) {
 		{"nothing", []*api.WriteContentRequest{{}}, errdefs.IsInvalidArgument},
 		{"another ref", []*api.WriteContentRequest{open, {Action: stat, Ref: "x"}}, errdefs.IsInvalidArgument},
 		{"unknown action", []*api.WriteContentRequest{open, {Action: 77}}, errdefs.IsInvalidArgument},
-		{"commit without data", []*api.WriteContentRequest{open, {Action: commit, Total: id.Size, Expected: id.Digest()}}, errdefs.IsFailedPrecondition},
-		{"commit of another digest", []*api.WriteContentRequest{open, {Action: stat}, {Action: commit, Expected: string(digest.FromString("x"))}}, errdefs.IsFailedPrecondition},
+		{"commit without data", []*api.WriteContentRequest{open, {Action: commit, Total: id.Size, Expected: id.Digest()}},
+			errdefs.IsFailedPrecondition},
+		{"commit of another digest",
+			[]*api.WriteContentRequest{open, {Action: stat}, {Action: commit, Expected: string(digest.FromString("x"))}},
+			errdefs.IsFailedPrecondition},
 		{"commit of another size", []*api.WriteContentRequest{open, {Action: stat}, {Action: commit, Total: 7}}, errdefs.IsFailedPrecondition},
-		{"commit of garbage", []*api.WriteContentRequest{open, {Action: stat}, {Action: commit, Total: -7, Offset: -1, Expected: "x"}}, errdefs.IsFailedPrecondition},
-		{"commit too early", []*api.WriteContentRequest{open, {Action: stat}, {Action: write, Data: data[:9]}, {Action: commit, Offset: 9, Total: id.Size}}, errdefs.IsFailedPrecondition},
-		{"commit elsewhere", []*api.WriteContentRequest{open, {Action: stat}, {Action: write, Data: data[:9]}, {Action: commit, Offset: 3}}, errdefs.IsOutOfRange},
+		{"commit of garbage",
+			[]*api.WriteContentRequest{open, {Action: stat}, {Action: commit, Total: -7, Offset: -1, Expected: "x"}},
+			errdefs.IsFailedPrecondition},
+		{"commit too early",
+			[]*api.WriteContentRequest{open, {Action: stat}, {Action: write, Data: data[:9]}, {Action: commit, Offset: 9, Total: id.Size}},
+			errdefs.IsFailedPrecondition},
+		{"commit elsewhere",
+			[]*api.WriteContentRequest{open, {Action: stat}, {Action: write, Data: data[:9]}, {Action: commit, Offset: 3}},
+			errdefs.IsOutOfRange},
 		{"a gap", []*api.WriteContentRequest{open, {Action: stat}, {Action: write, Offset: 5, Data: data[:9]}}, errdefs.IsOutOfRange},
 		{"backwards", []*api.WriteContentRequest{open, {Action: stat}, {Action: write, Offset: -5, Data: data[:9]}}, errdefs.IsOutOfRange},
 		{"too much", []*api.WriteContentRequest{open, {Action: stat}, {Action: write, Data: append(bytes.Clone(data), 1)}}, errdefs.IsOutOfRange},
-		{"too much, later", []*api.WriteContentRequest{open, {Action: write, Data: data[:9]}, {Action: write, Offset: 9, Data: data}}, errdefs.IsOutOfRange},
+		{"too much, later", []*api.WriteContentRequest{open, {Action: write, Data: data[:9]}, {Action: write, Offset: 9, Data: data}},
+			errdefs.IsOutOfRange},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := stream(t, c, tt.msgs)
@@ -713,11 +729,13 @@ func TestMalformedStreams(t *testing.T) {
 	if err := stream(t, c, []*api.WriteContentRequest{open}); err != nil {
 		t.Error(err)
 	}
-	if err := stream(t, c, []*api.WriteContentRequest{{Action: stat, Ref: ref, Total: id.Size, Expected: id.Digest()}}); !errdefs.IsAlreadyExists(err) {
+	again := []*api.WriteContentRequest{{Action: stat, Ref: ref, Total: id.Size, Expected: id.Digest()}}
+	if err := stream(t, c, again); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("with the digest: %v", err)
 	}
 	// A commit of what is there succeeds.
-	if err := stream(t, c, []*api.WriteContentRequest{open, {Action: stat}, {Action: commit, Total: id.Size, Expected: id.Digest()}}); err != nil {
+	whole := []*api.WriteContentRequest{open, {Action: stat}, {Action: commit, Total: id.Size, Expected: id.Digest()}}
+	if err := stream(t, c, whole); err != nil {
 		t.Errorf("committing what is there: %v", err)
 	}
 	// Other calls.
@@ -776,7 +794,8 @@ func TestContractSwitchInMidPull(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The daemon's name for the ref, as the first ingest of its namespace.
-	w, err := stock.Writer(t.Context(), ctrdcontent.WithRef("one/1/layer-"+id.Digest()), ctrdcontent.WithDescriptor(ocispec.Descriptor{Size: id.Size}))
+	w, err := stock.Writer(t.Context(), ctrdcontent.WithRef("one/1/layer-"+id.Digest()),
+		ctrdcontent.WithDescriptor(ocispec.Descriptor{Size: id.Size}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,9 @@ func TestAgentsWithIdentity(t *testing.T) {
 		if err := ca.Issue(to, identity.ID{Name: name, Roles: []identity.Role{role}}, nil, time.Hour); err != nil {
 			t.Fatal(err)
 		}
-		return identity.Config{CA: filepath.Join(to, identity.CACert), Cert: filepath.Join(to, identity.Cert), Key: filepath.Join(to, identity.Key)}
+		return identity.Config{
+			CA: filepath.Join(to, identity.CACert), Cert: filepath.Join(to, identity.Cert), Key: filepath.Join(to, identity.Key),
+		}
 	}
 	tracker := startTracker(t, func(c *trackerd.Config) { c.Identity = issue("t", identity.RoleTracker) })
 	secure := func() Config {
@@ -64,7 +66,8 @@ func TestAgentsWithIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if text, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(text), "capelin_certificate_expiry_timestamp_seconds{role=\"agent\"} 1") {
+	if text, err := io.ReadAll(resp.Body); err != nil ||
+		!strings.Contains(string(text), "capelin_certificate_expiry_timestamp_seconds{role=\"agent\"} 1") {
 		t.Errorf("no expiry among the metrics: %v", err)
 	}
 	// The swarm does.

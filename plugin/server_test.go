@@ -64,7 +64,10 @@ func newServer(t testing.TB, o serverOptions) *server {
 		AuthorizeBlob: o.authorizeBlob, Find: time.Hour, Stall: o.stall, Prefetch: time.Minute, MaxPrefetch: 8,
 	}}, d)
 	ob.fs = s.fs
-	s.swarm = &script{ctx: ctx, store: store, fs: s.fs, blobs: map[piece.ID]*scripted{}, asks: map[piece.ID]uint64{}, done: map[piece.ID]chan error{}}
+	s.swarm = &script{
+		ctx: ctx, store: store, fs: s.fs,
+		blobs: map[piece.ID]*scripted{}, asks: map[piece.ID]uint64{}, done: map[piece.ID]chan error{},
+	}
 	s.fs.Connect(s.swarm, s.swarm)
 	im := newImages(s.fs, store)
 	var visible ctrdcontent.Store = store
@@ -109,7 +112,8 @@ func serve(t testing.TB, srv *grpc.Server) *grpc.ClientConn {
 	wg.Go(func() { srv.Serve(l) })
 	t.Cleanup(func() { srv.Stop(); wg.Wait() })
 	conn, err := grpc.NewClient("unix://"+filepath.Join(dir, "s"), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize),
+			grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
 	if err != nil {
 		t.Fatal(err)
 	}

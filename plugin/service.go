@@ -238,5 +238,6 @@ func readBlob(ctx context.Context, store ctrdcontent.Store, d digest.Digest, mos
 
 // refLocked is the stock store's answer for a ref that has a live session.
 func refLocked(ref string, since time.Time) error {
-	return fmt.Errorf("ref %s locked for %s: %w", strings.ToValidUTF8(ref, "?"), time.Since(since).Round(time.Millisecond), errdefs.ErrUnavailable)
+	return fmt.Errorf("ref %s locked for %s: %w",
+		strings.ToValidUTF8(ref, "?"), time.Since(since).Round(time.Millisecond), errdefs.ErrUnavailable)
 }

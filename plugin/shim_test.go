@@ -171,7 +171,8 @@ func TestShim(t *testing.T) {
 	}
 
 	push("first", random(3<<20+7), random(70_000), random(2))
-	if _, err := client(agents[0].status(t).Shim, ociauth.ConfigEntry{}).GetTag(t.Context(), "team/app", "first"); err == nil || !strings.Contains(err.Error(), "401") {
+	if _, err := client(agents[0].status(t).Shim, ociauth.ConfigEntry{}).GetTag(t.Context(), "team/app", "first"); err == nil ||
+		!strings.Contains(err.Error(), "401") {
 		t.Errorf("without credentials: %v", err)
 	}
 	pull(agents[0], "first")
@@ -250,7 +251,8 @@ func TestShim(t *testing.T) {
 		t.Errorf("for ranges it was downloaded %v times", got)
 	}
 	// What is here already is only for those whom the registry allows it.
-	if resp, got := ask("GET", "", "guess"); resp.StatusCode != http.StatusUnauthorized || resp.Header.Get("WWW-Authenticate") == "" || len(got) > 1000 {
+	if resp, got := ask("GET", "", "guess"); resp.StatusCode != http.StatusUnauthorized ||
+		resp.Header.Get("WWW-Authenticate") == "" || len(got) > 1000 {
 		t.Errorf("with a wrong token: %s, %d bytes", resp.Status, len(got))
 	}
 	if resp, _ := ask("DELETE", "", "letmein"); resp.StatusCode != http.StatusMethodNotAllowed {
@@ -404,7 +406,9 @@ func TestShimTrustsCA(t *testing.T) {
 		if err := ca.Issue(to, identity.ID{Name: name, Roles: []identity.Role{role}}, hosts, time.Hour); err != nil {
 			t.Fatal(err)
 		}
-		return identity.Config{CA: filepath.Join(to, identity.CACert), Cert: filepath.Join(to, identity.Cert), Key: filepath.Join(to, identity.Key)}
+		return identity.Config{
+			CA: filepath.Join(to, identity.CACert), Cert: filepath.Join(to, identity.Cert), Key: filepath.Join(to, identity.Key),
+		}
 	}
 	gw := issue("gw", identity.RoleGateway, "127.0.0.1")
 	pair, err := tls.LoadX509KeyPair(gw.Cert, gw.Key)

@@ -27,7 +27,8 @@ func (a *agent) unpack(ctx context.Context, srv *grpc.Server, store ctrdcontent.
 		log.G(ctx).WithError(err).Error("unpack")
 	}
 	if !unpack.Able() {
-		log.G(ctx).Warn("unpack: this kernel or this process is not able to (Linux 5.6, root, no user namespace); containerd's own applier does it, in the agent")
+		log.G(ctx).Warn("unpack: this kernel or this process is not able to (Linux 5.6, root, no user namespace); " +
+			"containerd's own applier does it, in the agent")
 	}
 	unpack.NewService(store, unpack.Config{
 		StreamProcessors: unpack.DefaultStreamProcessors(),

@@ -295,7 +295,8 @@ func (s *session) write(ctx context.Context, req *api.WriteContentRequest) error
 	}
 	at := s.base + s.written
 	if int64(len(req.Data)) > s.id.Size-at {
-		return fmt.Errorf("write of %d bytes @%d of %s exceeds its size of %d: %w", len(req.Data), at, s.id.Digest(), s.id.Size, errdefs.ErrOutOfRange)
+		return fmt.Errorf("write of %d bytes @%d of %s exceeds its size of %d: %w",
+			len(req.Data), at, s.id.Digest(), s.id.Size, errdefs.ErrOutOfRange)
 	}
 	if s.app == nil {
 		b, err := s.fetch.Blob(ctx)

@@ -141,7 +141,8 @@ func (c *Client) StartUpload(ctx context.Context, namespace string) (id string, 
 	err = c.each(ctx, strconv.FormatUint(rand.Uint64(), 16), func(o *httpclient.Server) error {
 		ctx, cancel := httpclient.Within(ctx, writeTimeout)
 		defer cancel()
-		resp, err := c.send(ctx, o, &httpclient.Request{Method: "POST", Path: PathUploads + "?" + url.Values{ParamNamespace: {namespace}}.Encode()})
+		path := PathUploads + "?" + url.Values{ParamNamespace: {namespace}}.Encode()
+		resp, err := c.send(ctx, o, &httpclient.Request{Method: "POST", Path: path})
 		if err != nil {
 			return err
 		}

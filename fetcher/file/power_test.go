@@ -87,7 +87,8 @@ func checkPower(t testing.TB, dir string, said map[string]string) {
 	for key, promise := range said {
 		if key, ok := strings.CutPrefix(key, "version of "); ok {
 			info, err := b.Stat(t.Context(), key)
-			if now, _, _ := strings.Cut(said[key], "|"); promise != "" && now == said[key] && (err != nil || info.Modified.UnixNano() != timeOf(promise)) {
+			if now, _, _ := strings.Cut(said[key], "|"); promise != "" && now == said[key] &&
+				(err != nil || info.Modified.UnixNano() != timeOf(promise)) {
 				t.Errorf("the version of %s is %q, %v, want the time of %q", key, info.Version, err, promise)
 			}
 			continue

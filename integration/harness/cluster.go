@@ -213,7 +213,8 @@ func (c *Cluster) Leftovers() []string {
 }
 
 // noise is what containerd says at every start.
-var noise = regexp.MustCompile(`(?m)^.*(msg="(skip )?loading plugin"|msg="starting cri plugin"|msg="Start |msg=serving|(manifest|blob) unknown|fsverity|failed to load cni).*\n`)
+var noise = regexp.MustCompile(`(?m)^.*(msg="(skip )?loading plugin"|msg="starting cri plugin"|msg="Start |msg=serving|` +
+	`(manifest|blob) unknown|fsverity|failed to load cni).*\n`)
 
 // Logs returns the ends of all log files, for a failure's report.
 func (c *Cluster) Logs(lines int) string {

@@ -271,11 +271,16 @@ func whiteouts(w *layerWriter, i int) error {
 	if i > 0 {
 		errs = append(errs, w.whiteout(fmt.Sprintf("/data/w/file-%d", i-1)), w.whiteout(fmt.Sprintf("/data/w/dir-%d", i-1)))
 	}
-	for _, f := range []string{"/data/opaque/same", fmt.Sprintf("/data/opaque/below/%d", i), fmt.Sprintf("/data/w/file-%d", i), fmt.Sprintf("/data/w/dir-%d/gone", i)} {
+	for _, f := range []string{
+		"/data/opaque/same", fmt.Sprintf("/data/opaque/below/%d", i),
+		fmt.Sprintf("/data/w/file-%d", i), fmt.Sprintf("/data/w/dir-%d/gone", i),
+	} {
 		errs = append(errs, w.file(f, 0o644, fmt.Append(nil, f, i)))
 	}
 	if i > 1 {
-		errs = append(errs, w.file(fmt.Sprintf("/data/w/file-%d", i-2), 0o644, fmt.Append(nil, i)), w.file(fmt.Sprintf("/data/w/dir-%d/back", i-2), 0o644, fmt.Append(nil, i)))
+		errs = append(errs,
+			w.file(fmt.Sprintf("/data/w/file-%d", i-2), 0o644, fmt.Append(nil, i)),
+			w.file(fmt.Sprintf("/data/w/dir-%d/back", i-2), 0o644, fmt.Append(nil, i)))
 	}
 	return errors.Join(errs...)
 }

@@ -380,7 +380,8 @@ func (n *Node) StartAgent(ctx context.Context) error {
 	} else {
 		// As systemd does it; LISTEN_PID is the number within the host.
 		sh := `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`
-		n.agent, err = n.Host.Start("agent", n.Options.Env, []*os.File{n.listener}, "/bin/sh", "-c", sh, bin, "agent", "--config", n.AgentConfig())
+		n.agent, err = n.Host.Start("agent", n.Options.Env, []*os.File{n.listener}, "/bin/sh", "-c", sh, bin, "agent", "--config",
+			n.AgentConfig())
 	}
 	if err != nil {
 		return err

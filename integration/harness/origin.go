@@ -36,7 +36,8 @@ func (c *Cluster) NewOrigin(ctx context.Context, name, trackerAddr string, rate 
 	}
 	o := &Origin{Host: h, Listen: h.Addr + ":7480"}
 	config := filepath.Join(h.Dir, "origind.toml")
-	toml := fmt.Sprintf("root = %q\nlisten = %q\nmetrics = \"\"\nnode = %q\ntrackers = [%q]\ninsecure = true\n[swarm]\nlisten = %q\n[cache]\nfree_floor = -1.0\n",
+	toml := fmt.Sprintf("root = %q\nlisten = %q\nmetrics = \"\"\nnode = %q\ntrackers = [%q]\ninsecure = true\n"+
+		"[swarm]\nlisten = %q\n[cache]\nfree_floor = -1.0\n",
 		filepath.Join(h.Dir, "data"), o.Listen, name, trackerAddr, h.Addr+":7481")
 	if err := os.WriteFile(config, []byte(toml), 0o644); err != nil {
 		return nil, err

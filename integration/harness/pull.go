@@ -178,7 +178,8 @@ func (n *Node) Mounted(ctx context.Context, snapshotter, ref string, f func(root
 	if err != nil {
 		return fmt.Errorf("looking at the snapshot of %s: %w", ref, err)
 	}
-	defer sn.Remove(context.WithoutCancel(ctx), key)                                                    //nolint:errcheck // the node's containerd goes with the test
+	//nolint:errcheck // the node's containerd goes with the test
+	defer sn.Remove(context.WithoutCancel(ctx), key)
 	if slices.ContainsFunc(mounts, func(m mount.Mount) bool { return strings.Contains(m.Type, "/") }) { // erofs
 		mm := c.MountManager()
 		active, err := mm.Activate(ctx, key, mounts, mount.WithTemporary)

@@ -206,7 +206,8 @@ func (r Request) String() string {
 	if !r.End.IsZero() {
 		end = r.End.Format("05.000")
 	}
-	return strings.TrimSpace(fmt.Sprintf("%s → %d, %d bytes, %s to %s %s", s, r.Status, r.Bytes, r.Start.Format("15:04:05.000"), end, r.Terminated))
+	return strings.TrimSpace(fmt.Sprintf("%s → %d, %d bytes, %s to %s %s",
+		s, r.Status, r.Bytes, r.Start.Format("15:04:05.000"), end, r.Terminated))
 }
 
 // Fault is what a Proxy does to a request instead of, or while, serving it.

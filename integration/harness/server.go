@@ -137,7 +137,8 @@ func (c *Cluster) NewServer(ctx context.Context, name string, o ServerOptions) (
 				return nil, err
 			}
 			fmt.Fprintf(&users, "%s:%s\n", u.Name, hash)
-			rules += fmt.Sprintf("\n[[gateway.rule]]\nusers = [%q]\nnamespaces = [%q]\nactions = [\"%s\"]\n", u.Name, u.Namespaces, strings.Join(u.Actions, `", "`))
+			rules += fmt.Sprintf("\n[[gateway.rule]]\nusers = [%q]\nnamespaces = [%q]\nactions = [\"%s\"]\n",
+				u.Name, u.Namespaces, strings.Join(u.Actions, `", "`))
 		}
 		file := filepath.Join(h.Dir, "users")
 		if err := os.WriteFile(file, []byte(users.String()), 0o600); err != nil {

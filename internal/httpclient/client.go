@@ -202,7 +202,8 @@ func (c *Client) Do(ctx context.Context, s *Server, r *Request) (*http.Response,
 // Stranger is the error for an answer that is none of such a server. Not even "not
 // found" can be believed of whoever this is: it is errdefs.ErrUnavailable.
 func (c *Client) Stranger(s *Server, r *Request, text string) error {
-	return fmt.Errorf("%s %s: %s %s: %s; is this the address of an %s? %w", c.what, s.Base, r.Method, r.Path, text, c.what, errdefs.ErrUnavailable)
+	return fmt.Errorf("%s %s: %s %s: %s; is this the address of an %s? %w",
+		c.what, s.Base, r.Method, r.Path, text, c.what, errdefs.ErrUnavailable)
 }
 
 // Refused is the error that a server ("origin http://host:port") answered: its text,

@@ -185,8 +185,11 @@ func TestBlame(t *testing.T) {
 			blamed bool
 			text   string
 		}{
-			{"the caller gives up", func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), time.Minute) }, false, "deadline exceeded"},
-			{"no answer in time", func() (context.Context, context.CancelFunc) { return Within(t.Context(), time.Minute) }, true, "no answer in time (1m0s)"},
+			{"the caller gives up",
+				func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), time.Minute) }, false,
+				"deadline exceeded"},
+			{"no answer in time", func() (context.Context, context.CancelFunc) { return Within(t.Context(), time.Minute) }, true,
+				"no answer in time (1m0s)"},
 			{"no byte in time", func() (context.Context, context.CancelFunc) {
 				s := NewStall(t.Context(), time.Hour)
 				s.Start(time.Minute)

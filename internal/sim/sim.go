@@ -715,8 +715,10 @@ func (h *host) dial(a swarm.ActDial) {
 		r.conns = append(r.conns, c)
 		h.conns, to.conns = append(h.conns, c), append(to.conns, c)
 		c.last[1] = r.now + lat // the acceptor's Hello comes first
-		r.queue.push(event{at: r.now, kind: kEvent, h: to, conn: c, ev: swarm.EvConnected{Conn: c.id, Peer: h.hello(), Inbound: true, RTT: time.Duration(2 * lat)}})
-		r.queue.push(event{at: r.now + lat, kind: kEvent, h: h, conn: c, ev: swarm.EvConnected{Conn: c.id, Peer: to.hello(), RTT: time.Duration(2 * lat)}})
+		r.queue.push(event{at: r.now, kind: kEvent, h: to, conn: c,
+			ev: swarm.EvConnected{Conn: c.id, Peer: h.hello(), Inbound: true, RTT: time.Duration(2 * lat)}})
+		r.queue.push(event{at: r.now + lat, kind: kEvent, h: h, conn: c,
+			ev: swarm.EvConnected{Conn: c.id, Peer: to.hello(), RTT: time.Duration(2 * lat)}})
 	})
 }
 

@@ -219,7 +219,8 @@ func fullTable() []tableCase {
 		{"32 hosts, 3 GB at 300 MB/s", FanOut(32, 1, 3e9, 300e6, 0), 300e6, g},
 		{"300 hosts, 200 MB at 20 MB/s", FanOut(300, 1, 200e6, 20e6, 0), 20e6, g},
 		{"the same, 3 ms away", with(FanOut(300, 1, 200e6, 20e6, 0), func(c *Config) { c.Latency = 3 * time.Millisecond }), 20e6, g},
-		{"2,600 hosts, 5 origins, 100 MB at 20 MB/s", FanOut(2600, 5, 100e6, 20e6, 0), 20e6, goal{p50: 1.10, p99: 1.2, origins: 5.75, redundant: 0.005}},
+		{"2,600 hosts, 5 origins, 100 MB at 20 MB/s", FanOut(2600, 5, 100e6, 20e6, 0), 20e6,
+			goal{p50: 1.10, p99: 1.2, origins: 5.75, redundant: 0.005}},
 	}
 }
 
@@ -253,8 +254,10 @@ func (c tableCase) run(t *testing.T) {
 	p50, p99, p999 := over(f.P50), over(f.P99), over(f.P999)
 	origins := float64(f.Origins) / float64(size)
 	redundant := float64(f.Twice) / float64(size) / float64(f.Want)
-	t.Logf("%d of %d done; p50 %.3f p99 %.3f p99.9 %.3f; origins sent %.3f ×; twice %.3f %%; %d stalls, %d bad pieces, %d convictions, %.1f dials each; %d events in %v",
-		f.Done, f.Want, p50, p99, p999, origins, 100*redundant, stalled, bad, convicted, float64(dials)/float64(f.Want), r.Events, time.Since(start).Round(time.Millisecond))
+	t.Logf("%d of %d done; p50 %.3f p99 %.3f p99.9 %.3f; origins sent %.3f ×; twice %.3f %%; "+
+		"%d stalls, %d bad pieces, %d convictions, %.1f dials each; %d events in %v",
+		f.Done, f.Want, p50, p99, p999, origins, 100*redundant,
+		stalled, bad, convicted, float64(dials)/float64(f.Want), r.Events, time.Since(start).Round(time.Millisecond))
 	g := c.goal
 	if g.done == 0 {
 		g.done = f.Want

@@ -49,7 +49,8 @@ func main() {
 	only := flag.String("cases", "gzip,zstd,small", "which images: gzip, zstd and small, and tiny, which needs no packages of Debian's")
 	flag.StringVar(&o.images, "images", "bin/bench-images", "directory in which the images are kept")
 	flag.StringVar(&o.json, "json", "", "file for all results")
-	flag.StringVar(&o.profile, "profile", "", "directory for CPU profiles of containerd and agent, in one more pull of each case that is not counted")
+	flag.StringVar(&o.profile, "profile", "",
+		"directory for CPU profiles of containerd and agent, in one more pull of each case that is not counted")
 	flag.Parse()
 	o.rate = int64(*rate)
 	for _, c := range append(cases(*rounds, *smallRounds), tiny(*rounds)) {
@@ -111,7 +112,10 @@ type results struct {
 }
 
 func run(ctx context.Context, o options) (res *results, err error) {
-	res = &results{Rate: o.rate, CPUs: runtime.NumCPU(), Cases: map[string]*caseResult{}, Figures: &benchkit.Figures{}, Started: time.Now().UTC()}
+	res = &results{
+		Rate: o.rate, CPUs: runtime.NumCPU(), Started: time.Now().UTC(),
+		Cases: map[string]*caseResult{}, Figures: &benchkit.Figures{},
+	}
 	c, err := harness.New()
 	if err != nil {
 		return nil, err
@@ -160,7 +164,8 @@ func (b *bench) run(ctx context.Context, tc testCase) (*caseResult, error) {
 		return nil, err
 	}
 	r := &caseResult{Layers: img.Sizes, Entries: img.Entries, Bytes: img.Uncompressed, Pulls: map[string][]pull{}}
-	b.say("%s: %d layers, %.1f MB, %d files and directories of %.0f MB", tc.name, len(img.Layers), float64(img.Bytes())/1e6, img.Entries, float64(img.Uncompressed)/1e6)
+	b.say("%s: %d layers, %.1f MB, %d files and directories of %.0f MB", tc.name, len(img.Layers), float64(img.Bytes())/1e6,
+		img.Entries, float64(img.Uncompressed)/1e6)
 	if err := b.c.Shape(b.reg.Host, b.rate); err != nil {
 		return nil, err
 	}
@@ -219,7 +224,10 @@ func (b *bench) run(ctx context.Context, tc testCase) (*caseResult, error) {
 func (b *bench) swarm(ctx context.Context, name string, img *harness.Image) ([]*harness.Node, error) {
 	nodes := make([]*harness.Node, seeders)
 	for i := range nodes {
-		n, err := b.c.NewNode(fmt.Sprintf("%s-seed-%d", name, i), harness.NodeOptions{Trackers: []string{b.tracker.Listen}, Agent: map[string]string{"log_level": `"info"`, "unpack": "false"}})
+		n, err := b.c.NewNode(fmt.Sprintf("%s-seed-%d", name, i), harness.NodeOptions{
+			Trackers: []string{b.tracker.Listen},
+			Agent:    map[string]string{"log_level": `"info"`, "unpack": "false"},
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -343,7 +351,8 @@ func (b *bench) pull(ctx context.Context, who string, img *harness.Image, ref, p
 		return nil, err
 	}
 	if st.Bytes.FromPeers < img.Bytes() {
-		return nil, fmt.Errorf("not from the swarm: %d of %d bytes came from it, %d from the registry", st.Bytes.FromPeers, img.Bytes(), st.Bytes.FromRegistry)
+		return nil, fmt.Errorf("not from the swarm: %d of %d bytes came from it, %d from the registry",
+			st.Bytes.FromPeers, img.Bytes(), st.Bytes.FromRegistry)
 	}
 	return p, nil
 }
@@ -482,7 +491,8 @@ func (b *bench) figures(f *benchkit.Figures, name string, r *caseResult) {
 		key  string
 		most float64
 	}{
-		{"gzip_wall_ratio", 0.6}, {"gzip_cpu_ratio", 1}, {"gzip_over_floors", 1.15}, {"zstd_wall_ratio", 0.8}, {"zstd_cpu_ratio", 1}, {"small_wall_ratio", 1.05},
+		{"gzip_wall_ratio", 0.6}, {"gzip_cpu_ratio", 1}, {"gzip_over_floors", 1.15},
+		{"zstd_wall_ratio", 0.8}, {"zstd_cpu_ratio", 1}, {"small_wall_ratio", 1.05},
 	} {
 		if !strings.HasPrefix(g.key, name+"_") {
 			continue

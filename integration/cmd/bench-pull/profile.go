@@ -13,7 +13,7 @@ import (
 	"github.com/capelin-io/capelin/integration/harness"
 )
 
-// startProfiles begins CPU profiles of a node's containerd and agent, of profileSeconds.
+// startProfiles begins CPU profiles of a node's containerd and agent, for as long as profile asks.
 // stop waits until they are written.
 func startProfiles(ctx context.Context, n *harness.Node, to string) (stop func() error, err error) {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
@@ -21,9 +21,10 @@ func startProfiles(ctx context.Context, n *harness.Node, to string) (stop func()
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	sources := map[string]func(url string) error{"containerd": func(path string) error {
-		c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", n.DebugSocket())
-		}}}
+		}
+		c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
 		return get(ctx, c, "http://containerd"+profile, path)
 	}}
 	if !n.Options.Stock {

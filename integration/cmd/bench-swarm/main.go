@@ -224,7 +224,8 @@ func measure(ctx context.Context, s scenario, seed uint64) (_ *result, err error
 		name := fmt.Sprintf("n%d", i)
 		agent := map[string]string{
 			"log_level": `"warn"`, "unpack": "false", "shim.listen": `""`,
-			"listen": fmt.Sprintf("%q", fmt.Sprintf("%s:%d", tracker.Addr, 20000+i)), "metrics": fmt.Sprintf("%q", fmt.Sprintf("%s:%d", tracker.Addr, 21000+i)),
+			"listen":  fmt.Sprintf("%q", fmt.Sprintf("%s:%d", tracker.Addr, 20000+i)),
+			"metrics": fmt.Sprintf("%q", fmt.Sprintf("%s:%d", tracker.Addr, 21000+i)),
 		}
 		if s.Zero {
 			agent["wait.stall"] = `"2m"` // so long may the seeder take to compute sums
@@ -260,7 +261,8 @@ func measure(ctx context.Context, s scenario, seed uint64) (_ *result, err error
 		// Not measured: sums are computed when they are first wanted.
 		warm := nodes[1]
 		for _, img := range images {
-			if err := errors.Join(fetchSoon(ctx, warm, img.Layers[0], s.Size), warm.StopAgent(), os.RemoveAll(warm.ContentDir()), warm.StartAgent(ctx), warm.AwaitTrackers(ctx)); err != nil {
+			if err := errors.Join(fetchSoon(ctx, warm, img.Layers[0], s.Size), warm.StopAgent(), os.RemoveAll(warm.ContentDir()),
+				warm.StartAgent(ctx), warm.AwaitTrackers(ctx)); err != nil {
 				return nil, err
 			}
 		}

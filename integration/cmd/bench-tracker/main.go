@@ -81,7 +81,8 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 		}
 		c.offers = append(c.offers, o)
 	}
-	if c.wanted, err = encode(&trackerpb.FromAgent{Wants: []*trackerpb.Want{{Blob: trackerpb.FromID(blobID("wanted")), Waiting: true, Grant: true, Seq: 1}}}); err != nil {
+	want := &trackerpb.Want{Blob: trackerpb.FromID(blobID("wanted")), Waiting: true, Grant: true, Seq: 1}
+	if c.wanted, err = encode(&trackerpb.FromAgent{Wants: []*trackerpb.Want{want}}); err != nil {
 		return nil, err
 	}
 	begin := time.Now()
@@ -103,7 +104,8 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 	if err != nil {
 		return nil, err
 	}
-	fmt.Printf("all agents want one more blob at once: answered after %.0f ms at p10, %.0f at p50, %.0f at most\n", 1e3*benchkit.Percentile(answers, 10), 1e3*benchkit.Median(answers), 1e3*benchkit.Percentile(answers, 100))
+	fmt.Printf("all agents want one more blob at once: answered after %.0f ms at p10, %.0f at p50, %.0f at most\n",
+		1e3*benchkit.Percentile(answers, 10), 1e3*benchkit.Median(answers), 1e3*benchkit.Percentile(answers, 100))
 	rss, peak, err := harness.Resident(t.cmd.Process.Pid)
 	if err != nil {
 		return nil, err
@@ -128,7 +130,8 @@ func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
 	if err != nil {
 		return nil, err
 	}
-	fmt.Printf("killed and started again, it knew all after %.1f s, for which it took %.1f s of processor time; %d MiB resident, %d at most\n", refill.Seconds(), cpu.Seconds(), max(rss, rss2)>>20, max(peak, peak2)>>20)
+	fmt.Printf("killed and started again, it knew all after %.1f s, for which it took %.1f s of processor time; %d MiB resident, %d at most\n",
+		refill.Seconds(), cpu.Seconds(), max(rss, rss2)>>20, max(peak, peak2)>>20)
 	f := &benchkit.Figures{}
 	f.Add("agents", float64(agents))
 	f.Add("blobs", float64(blobs))
@@ -249,7 +252,8 @@ func (t *trackerd) start() error {
 		return err
 	}
 	config := filepath.Join(t.dir, "trackerd.toml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, "listen = %q\nmetrics = %q\nlog_level = \"error\"\n", listen, metrics), 0o644); err != nil {
+	text := fmt.Appendf(nil, "listen = %q\nmetrics = %q\nlog_level = \"error\"\n", listen, metrics)
+	if err := os.WriteFile(config, text, 0o644); err != nil {
 		return err
 	}
 	t.cmd = exec.Command(bin, "trackerd", "--config", config)
@@ -314,7 +318,8 @@ func (t *trackerd) await(ctx context.Context, c *cluster, agents, announced int6
 			if broke := c.broke.Load(); broke != nil {
 				err = fmt.Errorf("%w (a stream ended: %w)", err, *broke)
 			}
-			return fmt.Errorf("%d of %d agents are connected, and the tracker knows %d of %d announcements: %w", c.live.Load(), agents, n, announced, err)
+			return fmt.Errorf("%d of %d agents are connected, and the tracker knows %d of %d announcements: %w",
+				c.live.Load(), agents, n, announced, err)
 		}
 	}
 }

@@ -365,7 +365,8 @@ func (p *pull) report(ctx context.Context) error {
 	bytes := p.reg.BlobBytes()
 	for i, d := range p.img.Layers {
 		if bytes[d] != p.img.Sizes[i] {
-			errs = append(errs, fmt.Errorf("layer %d (%s) has %d bytes, and the registry sent %d: %v", i, d, p.img.Sizes[i], bytes[d], p.reg.Blobs(d)))
+			errs = append(errs,
+				fmt.Errorf("layer %d (%s) has %d bytes, and the registry sent %d: %v", i, d, p.img.Sizes[i], bytes[d], p.reg.Blobs(d)))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -80,7 +80,8 @@ func (s *sample) Validate() error {
 }
 
 func defaults() sample {
-	s := sample{Name: "it's", Count: 3, Ratio: 0.25, On: true, Wait: Duration(1500 * time.Millisecond), Space: 10 << 30, Hosts: []string{"a:1", "b:2"}}
+	s := sample{Name: "it's", Count: 3, Ratio: 0.25, On: true, Wait: Duration(1500 * time.Millisecond), Space: 10 << 30,
+		Hosts: []string{"a:1", "b:2"}}
 	s.Limits.Up = 300e6
 	s.Limits.Deep.X = 7
 	return s
@@ -106,14 +107,18 @@ func TestErrors(t *testing.T) {
 			"F:1:8: name: \nF:2:1: nome: no such key\nF:3:8: wait: \nF:5:6: limits.up: \nF:6:1: limits.left: no such key"},
 		{"validate", "count = -1\n[limits]\nup = \"-5MB/s\"\n", "F:1:1: count: -1 is negative\nF:3:1: limits.up: -5MB/s is negative"},
 		{"validate, not in the file, no key", "name = \"\"\nratio = 2.0\n", "F: no key\nF:1:1: name: must be set"},
-		{"tables of an array", "[[store]]\nname = \"a\"\n[store.where]\npath = \"/a\"\n[[store]]\nname = \"b\"\n[[store.part]]\nn = 1\n[[store.part]]\nn = 2\n", ""},
+		{"tables of an array",
+			"[[store]]\nname = \"a\"\n[store.where]\npath = \"/a\"\n[[store]]\nname = \"b\"\n[[store.part]]\nn = 1\n[[store.part]]\nn = 2\n",
+			""},
 		{"unknown in the second", "[[store]]\nname = \"a\"\n[[store]]\nname = \"b\"\nnome = 3\n", "F:5:1: store[1].nome: no such key"},
 		{"unknown below an array", "[[store]]\nname = \"a\"\n[store.where]\npaht = \"/a\"\n", "F:4:1: store[0].where.paht: no such key"},
 		{"unknown table below an array", "[[store]]\nname = \"a\"\n[store.were]\npath = \"/a\"\n", "F:3:2: store[0].were: no such key"},
 		{"unknown array", "[[shop]]\nname = \"a\"\n", "F:1:3: shop[0]: no such key"},
-		{"wrong types in an array", "[[store]]\nname = 3\n[[store]]\nwait = \"soon\"\nnome = 1\n", "F:2:8: store[0].name: \nF:4:8: store[1].wait: \nF:5:1: store[1].nome: no such key"},
+		{"wrong types in an array", "[[store]]\nname = 3\n[[store]]\nwait = \"soon\"\nnome = 1\n",
+			"F:2:8: store[0].name: \nF:4:8: store[1].wait: \nF:5:1: store[1].nome: no such key"},
 		{"duration without unit in an array", "[[store]]\nname = \"a\"\nwait = 5\n", "F:3:8: store[0].wait: "},
-		{"validate tables", "[[store]]\nname = \"a\"\n[store.where]\npath = \"relative\"\n[[store]]\nwait = \"1s\"\n[[store.part]]\n[[store.part]]\nn = -1\n",
+		{"validate tables",
+			"[[store]]\nname = \"a\"\n[store.where]\npath = \"relative\"\n[[store]]\nwait = \"1s\"\n[[store.part]]\n[[store.part]]\nn = -1\n",
 			"F:4:1: store[0].where.path: is relative\nF:5:1: store[1].name: must be set\nF:9:1: store[1].part[1].n: -1 is negative"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
