@@ -111,6 +111,7 @@ func testRefusals(t *testing.T) {
 			t.Errorf("%s: got %v, want %v, %s", tt.name, err, tt.code, tt.text)
 		}
 	}
+	synctest.Wait() // until those that were refused are gone for the tracker, too
 	var open []trackerpb.Tracker_ConnectClient
 	for i := range 2 {
 		s, err := trackerpb.NewTrackerClient(conn).Connect(t.Context())
