@@ -72,6 +72,10 @@ stress: ## unit tests three times at a LOAD of 40, then integration tests at 8 (
 race: ## unit tests under the race detector
 	$(GO) test -race -timeout $(UNIT_TIMEOUT) ./...
 
+.PHONY: mutate
+mutate: ## which test notices a sync that is missing, or a decision turned round? ARGS='-run content/' tries some (ten minutes)
+	cd $(I) && $(GO) run ./cmd/mutate $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (10s)
 	@set -e; for p in $$($(GO) list ./...); do \

@@ -258,14 +258,9 @@ func punch(f *os.File, id piece.ID, have *piece.Bits) error {
 // writeMap replaces a map, durably, making room if it must. No digest is locked.
 func (s *Store) writeMap(path string, r *record) error {
 	b := r.encode()
-	err := durable.WriteFile(path, b, 0o600)
+	err := s.withRoom(context.Background(), max(int64(len(b)), 1<<20), func() error { return durable.WriteFile(path, b, 0o600) })
 	if isNoSpace(err) {
-		if s.makeRoom(context.Background(), max(int64(len(b)), 1<<20)) > 0 {
-			err = durable.WriteFile(path, b, 0o600)
-		}
-		if isNoSpace(err) {
-			err = fmt.Errorf("%s: %d bytes: %w: %w", path, len(b), ErrNoSpace, err)
-		}
+		err = fmt.Errorf("%s: %d bytes: %w: %w", path, len(b), ErrNoSpace, err)
 	}
 	return err
 }

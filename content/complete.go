@@ -42,14 +42,9 @@ func (b *Blob) Complete(ctx context.Context) error {
 	case !full:
 		return fmt.Errorf("completing %s: %d of %d pieces: %w", st.dgst, n, st.id.Pieces(), ErrIncomplete)
 	}
-	err = st.finish()
-	if isNoSpace(err) { // for the sums; not with the digest locked
-		if st.s.makeRoom(ctx, 1<<20) > 0 {
-			err = st.finish()
-		}
-		if isNoSpace(err) {
-			err = st.noSpace(err)
-		}
+	err = st.s.withRoom(ctx, 1<<20, st.finish) // for the sums
+	if isNoSpace(err) {
+		err = st.noSpace(err)
 	}
 	if err != nil {
 		return fmt.Errorf("completing %s: %w", st.dgst, err)

@@ -305,6 +305,16 @@ func (s *Store) makeRoom(ctx context.Context, need int64) (freed int64) {
 	return s.evict(ctx, need, 0)
 }
 
+// withRoom does what needs so much space at most, and does it again if the disk was
+// full and something could be evicted. No digest is locked.
+func (s *Store) withRoom(ctx context.Context, need int64, do func() error) error {
+	err := do()
+	if isNoSpace(err) && s.makeRoom(ctx, need) > 0 {
+		err = do()
+	}
+	return err
+}
+
 // evict is makeRoom that leaves alone what was used in the last young; then it has
 // nothing closed either.
 func (s *Store) evict(ctx context.Context, need int64, young time.Duration) (freed int64) {

@@ -29,20 +29,16 @@ func (s *Store) Import(ctx context.Context, path string, sums *piece.Sums) error
 	if err := id.Validate(); err != nil {
 		return fmt.Errorf("importing %s: %w", path, err)
 	}
-	if err := s.checkImport(path, sums); err != nil {
-		if isNoSpace(err) {
-			err = fmt.Errorf("%w: %w", ErrNoSpace, err)
-		}
-		return fmt.Errorf("importing %s as %s: %w", path, id, err)
-	}
-	added, err := s.importFile(path, sums)
-	if isNoSpace(err) {
-		if s.makeRoom(ctx, 1<<20) > 0 { // for the sums
+	var added bool
+	err := s.checkImport(path, sums)
+	if err == nil {
+		err = s.withRoom(ctx, 1<<20, func() (err error) { // for the sums
 			added, err = s.importFile(path, sums)
-		}
-		if isNoSpace(err) {
-			err = fmt.Errorf("%w: %w", ErrNoSpace, err)
-		}
+			return err
+		})
+	}
+	if isNoSpace(err) {
+		err = fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}
 	if err != nil {
 		return fmt.Errorf("importing %s as %s: %w", path, id, err)

@@ -181,10 +181,7 @@ func (b *Blob) ComputeSums(ctx context.Context) error {
 		st.mu.Unlock()
 		st.tell()
 	}
-	err = st.storeSums(sums)
-	if isNoSpace(err) && st.s.makeRoom(ctx, 1<<20) > 0 {
-		err = st.storeSums(sums)
-	}
+	err = st.s.withRoom(ctx, 1<<20, func() error { return st.storeSums(sums) })
 	st.mu.Lock()
 	st.proven = true
 	st.notify()

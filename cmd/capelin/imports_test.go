@@ -38,7 +38,7 @@ var rooms = []room{
 	{"internal/seeding", []string{"content", "control", "internal/daemon", "swarm", "swarm/piece", "swarm/wire"},
 		"what agent and origin seed alike"},
 	{"internal/image", []string{"control", "internal/daemon", "swarm/piece"}, "the client side of images"},
-	{"plugin/unpack", []string{"internal/diskfull"}, "layers and trees, nothing of Capelin's"},
+	{"plugin/unpack", []string{"internal/diskfull", "internal/durable"}, "layers and trees, nothing of Capelin's"},
 	{"plugin/shim", []string{"internal/daemon", "internal/httpclient", "internal/ociapi", "internal/reload", "swarm/piece"},
 		"the node's registry API"},
 	{"plugin/fetch", []string{"control", "swarm", "swarm/piece"},

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
@@ -11,6 +10,7 @@ import (
 	"github.com/capelin-io/capelin/gateway"
 	"github.com/capelin-io/capelin/indexd"
 	"github.com/capelin-io/capelin/internal/daemon"
+	"github.com/capelin-io/capelin/internal/durable"
 	"github.com/capelin-io/capelin/origind"
 	"github.com/capelin-io/capelin/trackerd"
 )
@@ -38,7 +38,7 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("server: configuration: %w", err)
 	}
-	if err := os.MkdirAll(cfg.Data, 0o750); err != nil {
+	if err := durable.MkdirAll(cfg.Data, 0o750); err != nil {
 		return fmt.Errorf("server: data directory: %w", err)
 	}
 	full, _ := cfg.fill()

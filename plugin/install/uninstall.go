@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/capelin-io/capelin/internal/durable"
 )
 
 // Removal is what Uninstall would remove.
@@ -178,10 +180,7 @@ func (r *Removal) apply(h Host, changes []Change) (err error) {
 }
 
 func remove(h Host, path string) error {
-	if err := os.Remove(h.Path(path)); !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return durable.Remove(h.Path(path))
 }
 
 // NextSteps returns the commands that remain to be done.

@@ -19,6 +19,8 @@ import (
 	"github.com/moby/sys/userns"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/capelin-io/capelin/internal/durable/disk"
 )
 
 // Config configures an [Applier]. The zero value is good.
@@ -199,7 +201,7 @@ func (a *Applier) Apply(
 		return ocispec.Descriptor{}, fmt.Errorf("unpacking layer %s: %w", desc.Digest, err)
 	}
 	if config.SyncFs {
-		if err := syncFs(root); err != nil {
+		if err := disk.SyncFS(root); err != nil {
 			return ocispec.Descriptor{}, err
 		}
 	}
@@ -293,16 +295,4 @@ func (a *Applier) target(mounts []mount.Mount) (root string, o Options, ok bool)
 		}
 	}
 	return root, o, root != ""
-}
-
-func syncFs(root string) error {
-	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: root, Err: err}
-	}
-	defer unix.Close(fd)
-	if err := unix.Syncfs(fd); err != nil {
-		return &os.PathError{Op: "syncfs", Path: root, Err: err}
-	}
-	return nil
 }

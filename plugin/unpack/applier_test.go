@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/capelin-io/capelin/internal/durable/disktest"
 	"github.com/capelin-io/capelin/plugin/unpack/treetest"
 )
 
@@ -162,10 +163,16 @@ func TestService(t *testing.T) {
 			case "idmapped or so": // containerd's applier mounts this one
 				mounts = []mount.Mount{{Type: "bind", Source: dir, Options: []string{"rw", "rbind", "nodev"}}}
 			}
+			d := disktest.Watch(t, dir)
 			desc, err := applier.Apply(t.Context(), p.add(c.mediaType, c.blob), mounts, diff.WithSyncFs(c.sync))
 			if err != nil {
 				t.Fatal(err)
 			}
+			d.LastCut([]disktest.Survival{disktest.Nothing}, func(t testing.TB, dir string, _ map[string]string) {
+				if b, _ := os.ReadFile(filepath.Join(dir, "d/f")); c.sync != (string(b) == "content") {
+					t.Errorf("the file has %q, want it whole: %t", b, c.sync)
+				}
+			})
 			if desc.Digest != digest.FromBytes(plain) || desc.Size != int64(len(plain)) || desc.MediaType != ocispec.MediaTypeImageLayer {
 				t.Errorf("got %+v", desc)
 			}

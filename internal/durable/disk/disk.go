@@ -27,6 +27,7 @@ const (
 	OpChtimes  Kind = "chtimes"
 	OpSync     Kind = "fsync" // of a file, or of a directory's names
 	OpDatasync Kind = "fdatasync"
+	OpSyncFS   Kind = "syncfs" // everything that a file system has
 )
 
 // Op is one operation.
@@ -209,6 +210,21 @@ func Datasync(f *os.File) error {
 		})
 		if err = errors.Join(err, serr); err != nil {
 			return &os.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
+		}
+		return nil
+	})
+}
+
+// SyncFS makes everything durable that the file system of a directory has.
+func SyncFS(dir string) error {
+	return perform(Op{Kind: OpSyncFS, Path: dir}, func() error {
+		f, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := unix.Syncfs(int(f.Fd())); err != nil {
+			return &os.PathError{Op: "syncfs", Path: dir, Err: err}
 		}
 		return nil
 	})

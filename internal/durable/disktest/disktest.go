@@ -194,6 +194,12 @@ func (d *Disk) Do(op disk.Op, do func(int) error) error {
 		}
 		n.sync(op.Kind == disk.OpSync)
 		return nil
+	case disk.OpSyncFS:
+		d.look()
+		for _, n := range d.known {
+			n.sync(true)
+		}
+		return nil
 	}
 	return do(op.Bytes)
 }
