@@ -102,7 +102,8 @@ $(BENCHES): $(B)/bench-%:
 	@cd $(I) && $(GO) build -trimpath -o bin/$(@F) ./cmd/$(@F)
 
 .PHONY: bench-pull bench-fanout bench-swarm bench-tracker calibrate
-bench-pull: $(B)/capelin $(B)/2.4/containerd $(B)/registry $(B)/bench-pull ## a pull by a stock containerd and by one with Capelin, in turn (root; a quarter of an hour)
+bench-pull: $(B)/capelin $(B)/2.4/containerd $(B)/registry
+bench-pull: $(B)/bench-pull ## a pull by a stock containerd and by one with Capelin, in turn (root; a quarter of an hour)
 	@$(I)/prepare.sh bench
 	cd $(I) && bin/bench-pull $(ARGS)
 
@@ -142,31 +143,33 @@ proto: ## regenerate control/trackerpb (needs protoc)
 
 # Tools are modules of their own, so that each containerd is built with exactly
 # the dependencies that it was released with.
-CTRTAGS := no_btrfs no_zfs no_devmapper
+CTRTAGS   := no_btrfs no_zfs no_devmapper
+TOOLBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w'
 
 .PHONY: tools
-tools: $(B)/2.1/containerd $(B)/2.2/containerd $(B)/2.3/containerd $(B)/2.4/containerd $(B)/registry $(B)/conformance ## pinned containerds, ctr, shim, registry and OCI's conformance test into integration/bin
+tools: $(B)/2.1/containerd $(B)/2.2/containerd $(B)/2.3/containerd $(B)/2.4/containerd
+tools: $(B)/registry $(B)/conformance ## pinned containerds, ctr, shim, registry and OCI's conformance test into integration/bin
 
 $(B)/%/containerd: $(I)/tools/containerd-%/go.mod
 	@echo "building containerd $$(sed -n 's,.*containerd/containerd/v2 v\([0-9.]*\).*,\1,p' $<) (once, a minute or two)"
 	@mkdir -p $(@D)
 	@cd $(<D) && for c in $$(sed -n 's,^\(tool \|\t\)\(github.com/.*/cmd/[a-z0-9-]*\)$$,\2,p' go.mod); do \
-	  CGO_ENABLED=0 $(GO) build -trimpath -tags '$(CTRTAGS)' -ldflags '-s -w' -o ../../bin/$*/ $$c || exit 1; done
+	  $(TOOLBUILD) -tags '$(CTRTAGS)' -o ../../bin/$*/ $$c || exit 1; done
 	@test -x $@ && touch $@
 
 $(B)/registry: $(I)/tools/registry/go.mod
 	@echo "building the registry (once)"
-	@cd $(<D) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/registry github.com/distribution/distribution/v3/cmd/registry
+	@cd $(<D) && $(TOOLBUILD) -o ../../bin/registry github.com/distribution/distribution/v3/cmd/registry
 	@touch $@
 
 $(B)/conformance: $(I)/tools/conformance/go.mod
 	@echo "building the OCI distribution conformance test (once)"
-	@cd $(<D) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/conformance github.com/opencontainers/distribution-spec/conformance
+	@cd $(<D) && $(TOOLBUILD) -o ../../bin/conformance github.com/opencontainers/distribution-spec/conformance
 	@touch $@
 
 $(B)/golangci-lint: $(I)/tools/lint/go.mod
 	@echo "building golangci-lint (once, a few minutes)"
-	@cd $(<D) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o ../../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@cd $(<D) && $(TOOLBUILD) -o ../../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 	@touch $@
 
 # Always: go decides whether anything changed.

@@ -188,7 +188,8 @@ func stranger(t *testing.T, c Config) *tls.Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &tls.Config{InsecureSkipVerify: true, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }} //nolint:gosec // a stranger
+	present := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
+	return &tls.Config{InsecureSkipVerify: true, GetClientCertificate: present} //nolint:gosec // a stranger
 }
 
 func TestWhoMayConnect(t *testing.T) {
@@ -204,6 +205,8 @@ func TestWhoMayConnect(t *testing.T) {
 	misled.Cluster = "test"
 
 	for kind, call := range services(t, tracker.ServerTLS(RoleNode, RoleOrigin)) {
+		old := stranger(t, ours.issue(t, "node-1", day, RoleNode))
+		old.MaxVersion = tls.VersionTLS12
 		for _, tt := range []struct {
 			name   string
 			client *tls.Config
@@ -219,7 +222,7 @@ func TestWhoMayConnect(t *testing.T) {
 			{"expired", stranger(t, ours.issue(t, "node-1", -time.Minute, RoleNode)), "expired"},
 			{"wrong role", stranger(t, ours.issue(t, "index-1", day, RoleIndex)),
 				"certificate of index-1 (index) of cluster prod: it would have to be for node or origin"},
-			{"TLS 1.2", &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12, GetClientCertificate: stranger(t, ours.issue(t, "node-1", day, RoleNode)).GetClientCertificate}, "-"}, //nolint:gosec // a stranger
+			{"TLS 1.2", old, "-"},
 		} {
 			t.Run(kind+"/"+tt.name, func(t *testing.T) {
 				refused = ""
