@@ -99,7 +99,7 @@ func (s *server) background(node *swarm.Node, trackers *tracker.Client) []daemon
 		{Name: "seeding", Run: forever(func(ctx context.Context) { s.seeder.Run(ctx, node) })},
 		{Name: "write-back", Run: forever(s.queue.run)},
 		{Name: "uploads", Run: forever(s.sweepUploads)},
-		{Name: "reload", Run: forever(func(ctx context.Context) { s.reload(ctx, node) })},
+		{Name: "reload", Run: forever(func(ctx context.Context) { reload(ctx, s.cfg.Reload, node) })},
 	}
 	if trackers != nil {
 		parts = append(parts, daemon.Part{Name: "trackers", Run: trackers.Run})
@@ -108,10 +108,10 @@ func (s *server) background(node *swarm.Node, trackers *tracker.Client) []daemon
 }
 
 // reload applies what can change while the origin runs.
-func (s *server) reload(ctx context.Context, node *swarm.Node) {
+func reload(ctx context.Context, configs <-chan Config, node interface{ SetLimits(up, down int64) }) {
 	for {
 		select {
-		case cfg := <-s.cfg.Reload:
+		case cfg := <-configs:
 			node.SetLimits(int64(cfg.Swarm.Upload), 0)
 		case <-ctx.Done():
 			return

@@ -242,7 +242,7 @@ func (a *agent) runNetwork(ctx context.Context) error {
 	a.fetches.Connect(n.node, find)
 	log.G(ctx).WithFields(log.Fields{"listen": l.Addr().String(), "advertise": n.advertise}).Info("swarm is up")
 	g.Go(func() error { a.seeder.Run(gctx, n.node); return nil })
-	g.Go(func() error { a.reload(gctx, n.node); return nil })
+	g.Go(func() error { reload(gctx, cfg.Reload, n.node); return nil })
 	return g.Wait()
 }
 
@@ -279,10 +279,10 @@ func (a *agent) report(ctx context.Context) func(swarm.Report) {
 }
 
 // reload applies what can change while the agent runs.
-func (a *agent) reload(ctx context.Context, node *swarm.Node) {
+func reload(ctx context.Context, configs <-chan Config, node interface{ SetLimits(up, down int64) }) {
 	for {
 		select {
-		case cfg := <-a.cfg.Reload:
+		case cfg := <-configs:
 			node.SetLimits(int64(cfg.Limits.Upload), int64(cfg.Limits.Download))
 		case <-ctx.Done():
 			return
