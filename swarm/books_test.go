@@ -20,10 +20,10 @@ func (p *Peer) check() error {
 			if a.next < a.size && !a.busy {
 				part++
 			}
-			if a.l.c != c || a.l.blob != a.b || a.b.attempts == nil || a.b.attempts[a.i].from(a.l) != a {
+			if a.l.c != c || a.l.blob != a.b || a.b.flight.attempts == nil || a.b.flight.attempts[a.i].from(a.l) != a {
 				return fmt.Errorf("an attempt at piece %d is not its blob's", a.i)
 			}
-			if a.b.have.Has(a.i) || a.b.storing[a.i] != nil || a.b.pick.has(a.i) {
+			if a.b.have.Has(a.i) || a.b.flight.storing[a.i] != nil || a.b.pick.has(a.i) {
 				return fmt.Errorf("piece %d is under way and had, being stored or wanted", a.i)
 			}
 		}
@@ -33,8 +33,8 @@ func (p *Peer) check() error {
 			}
 		}
 		anys := 0
-		for _, l := range c.links {
-			if c.byID[l.id] != l || l.open && c.theirs[l.his] != l {
+		for _, l := range c.swarms.links {
+			if c.swarms.byID[l.id] != l || l.open && c.swarms.remote[l.remote] != l {
 				return fmt.Errorf("a link is lost")
 			}
 			anys += l.any
@@ -69,7 +69,7 @@ func (p *Peer) check() error {
 			return fmt.Errorf("connection %d: outstanding %d+%d=%d, part %d=%d, requests %d=%d, driver %d=%d",
 				c.id, open, anys, c.pipe.outstanding, part, c.pipe.part, reqs, c.out.requests, len(c.out.sending), c.out.inDriver)
 		}
-		if len(c.theirs) > maxForeign || c.out.requests > maxRequests {
+		if len(c.swarms.remote) > maxForeign || c.out.requests > maxRequests {
 			return fmt.Errorf("connection %d is beyond its bounds", c.id)
 		}
 		outstanding += c.pipe.outstanding
@@ -81,10 +81,10 @@ func (p *Peer) check() error {
 		return fmt.Errorf("%d connections of %d", len(p.list), p.cfg.MaxConns)
 	}
 	for _, b := range p.blobs {
-		inflight += b.inflight
+		inflight += b.flight.blocks
 		mine := 0
 		for _, l := range b.links {
-			if l.blob != b || l.c.byID[b.id] != l {
+			if l.blob != b || l.c.swarms.byID[b.id] != l {
 				return fmt.Errorf("a link is not its blob's")
 			}
 			mine += l.any
@@ -94,14 +94,14 @@ func (p *Peer) check() error {
 				}
 			}
 		}
-		if anys := b.countAnys(); anys != b.anys {
-			return fmt.Errorf("%d AnyPiece requests counted, there are %d", b.anys, anys)
+		if anys := b.countAnys(); anys != b.flight.anys {
+			return fmt.Errorf("%d AnyPiece requests counted, there are %d", b.flight.anys, anys)
 		}
-		if mine != b.active {
-			return fmt.Errorf("%d attempts counted, there are %d", b.active, mine)
+		if mine != b.flight.active {
+			return fmt.Errorf("%d attempts counted, there are %d", b.flight.active, mine)
 		}
 		memory += int64(mine) * b.id.Length()
-		for i := range b.storing {
+		for i := range b.flight.storing {
 			memory += int64(b.id.PieceSize(i))
 		}
 		if b.pick != nil {

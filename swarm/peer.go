@@ -164,10 +164,10 @@ func (p *Peer) Status(id piece.ID) (s BlobStatus, ok bool) {
 		return s, false
 	}
 	s = BlobStatus{
-		Have: b.have.Count(), InFlight: b.inflight, BytesIn: b.in, BytesOut: b.out, Redundant: b.redundant,
+		Have: b.have.Count(), InFlight: b.flight.blocks, BytesIn: b.traffic.in, BytesOut: b.traffic.out, Redundant: b.traffic.redundant,
 	}
-	if b.progress > 0 || b.stored {
-		s.Progress = p.epoch.Add(b.progress)
+	if b.arrivals.last > 0 || b.arrivals.some {
+		s.Progress = p.epoch.Add(b.arrivals.last)
 	}
 	if b.pick != nil && b.seats.seeds == 0 {
 		s.Missing = b.pick.nowhere()

@@ -46,6 +46,6 @@ func (p *Peer) flushWithheld(l *link) {
 
 func (p *Peer) haves(l *link, pieces []uint32) {
 	for some := range slices.Chunk(pieces, maxHaves) {
-		p.tell(l.c, &wire.Have{Blob: l.mine, Pieces: some})
+		p.tell(l.c, &wire.Have{Blob: l.local, Pieces: some})
 	}
 }

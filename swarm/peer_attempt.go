@@ -47,10 +47,10 @@ func (b *blob) block() int { return int(min(piece.MaxBlock, b.id.Length())) }
 func (p *Peer) request(a *attempt) {
 	n := min(piece.MaxBlock, a.size-a.next)
 	p.owe(a.l.c, n)
-	a.b.inflight++
+	a.b.flight.blocks++
 	a.open++
 	p.flushHaves(a.l)
-	p.tell(a.l.c, &wire.Request{Blob: a.l.mine, Piece: uint32(a.i), Offset: uint32(a.next), Length: uint32(n)})
+	p.tell(a.l.c, &wire.Request{Blob: a.l.local, Piece: uint32(a.i), Offset: uint32(a.next), Length: uint32(n)})
 	if a.next += n; a.next >= a.size {
 		p.whole(a)
 	}
@@ -73,7 +73,7 @@ func (p *Peer) begin(b *blob, l *link, i int) *attempt {
 	l.c.pipe.attempts = append(l.c.pipe.attempts, a)
 	l.c.pipe.part++
 	p.begun = append(p.begun, a)
-	b.active++
+	b.flight.active++
 	if !a.slow {
 		p.down.active++
 	}
@@ -89,15 +89,15 @@ func (p *Peer) end(a *attempt) {
 		p.whole(a)
 	}
 	p.settle(c, a.open)
-	a.b.inflight -= a.open
-	a.b.active--
+	a.b.flight.blocks -= a.open
+	a.b.flight.active--
 	if !a.slow {
 		p.down.active--
 	}
 	b := a.b
-	switch first := b.attempts[a.i]; {
+	switch first := b.flight.attempts[a.i]; {
 	case first == a:
-		b.attempts[a.i] = a.other
+		b.flight.attempts[a.i] = a.other
 	case first != nil && first.other == a:
 		first.other = nil
 	}
@@ -110,12 +110,12 @@ func (p *Peer) abort(a *attempt, cancel bool) {
 	c, open := a.l.c, a.open
 	p.end(a)
 	p.down.memory -= a.b.id.Length()
-	a.b.redundant += int64(a.got)
+	a.b.traffic.redundant += int64(a.got)
 	if open > 0 {
 		p.down.limit.give(open * a.b.block())
 		c.pipe.withdrawn += open
 		if cancel {
-			p.tell(c, &wire.Cancel{Blob: a.l.mine, Piece: uint32(a.i)})
+			p.tell(c, &wire.Cancel{Blob: a.l.local, Piece: uint32(a.i)})
 		}
 	}
 	a.b.addWanted(a.i)
@@ -134,16 +134,16 @@ func (p *Peer) abortAll(l *link) {
 			p.endAny(l)
 			p.down.limit.give(l.blob.block())
 		}
-		p.tell(l.c, &wire.Cancel{Blob: l.mine, Piece: wire.AnyPiece})
+		p.tell(l.c, &wire.Cancel{Blob: l.local, Piece: wire.AnyPiece})
 	}
 }
 
 // endAny counts an AnyPiece request of l as answered.
 func (p *Peer) endAny(l *link) {
 	l.any--
-	l.blob.anys--
-	l.blob.active--
-	l.blob.inflight--
+	l.blob.flight.anys--
+	l.blob.flight.active--
+	l.blob.flight.blocks--
 	p.down.active--
 	p.down.memory -= l.blob.id.Length()
 	p.settle(l.c, 1)
@@ -151,19 +151,19 @@ func (p *Peer) endAny(l *link) {
 
 // cancelPiece gives up every attempt at a piece that came by another way.
 func (p *Peer) cancelPiece(b *blob, i int) {
-	if b.attempts == nil {
+	if b.flight.attempts == nil {
 		return
 	}
-	for b.attempts[i] != nil {
-		p.abort(b.attempts[i], true)
+	for b.flight.attempts[i] != nil {
+		p.abort(b.flight.attempts[i], true)
 	}
 }
 
 func (p *Peer) onBlock(c *conn, m *wire.Block) {
-	if c.former[m.Blob] {
+	if c.swarms.former[m.Blob] {
 		return // it was under way when the peer closed the blob
 	}
-	l := p.his(c, m.Blob)
+	l := p.opened(c, m.Blob)
 	if l == nil {
 		return
 	}
@@ -176,8 +176,8 @@ func (p *Peer) onBlock(c *conn, m *wire.Block) {
 	}
 	b := l.blob
 	var a *attempt
-	if b != nil && b.attempts != nil {
-		if a = b.attempts[i].from(l); a != nil && (off >= a.next || a.data[off/piece.MaxBlock] != nil) {
+	if b != nil && b.flight.attempts != nil {
+		if a = b.flight.attempts[i].from(l); a != nil && (off >= a.next || a.data[off/piece.MaxBlock] != nil) {
 			a = nil
 		}
 	}
@@ -185,12 +185,12 @@ func (p *Peer) onBlock(c *conn, m *wire.Block) {
 	switch {
 	case a != nil:
 		a.open--
-		b.inflight--
+		b.flight.blocks--
 		p.settle(c, 1)
 	case b != nil && l.any > 0 && off == 0:
 		p.endAny(l)
 		if a = p.adoptAny(l, i); a == nil {
-			b.redundant += int64(len(m.Data))
+			b.traffic.redundant += int64(len(m.Data))
 		}
 	case c.pipe.withdrawn > 0:
 		c.pipe.withdrawn--
@@ -198,7 +198,7 @@ func (p *Peer) onBlock(c *conn, m *wire.Block) {
 			p.down.patience.rewarded(p.now) // it was slow, not dead
 		}
 		if b != nil {
-			b.redundant += int64(len(m.Data))
+			b.traffic.redundant += int64(len(m.Data))
 		}
 	case b == nil || !l.opened:
 		// Our Close crossed it.
@@ -211,7 +211,7 @@ func (p *Peer) onBlock(c *conn, m *wire.Block) {
 	if b == nil {
 		return
 	}
-	b.in += int64(len(m.Data))
+	b.traffic.in += int64(len(m.Data))
 	if a != nil {
 		a.data[off/piece.MaxBlock] = m.Data
 		a.got += len(m.Data)
@@ -230,20 +230,20 @@ func (p *Peer) onBlock(c *conn, m *wire.Block) {
 // or returns nil if that is of no use.
 func (p *Peer) adoptAny(l *link, i int) *attempt {
 	b := l.blob
-	if b.attempts == nil || i >= b.sums.verifiable() || b.have.Has(i) || b.storing[i] != nil || p.suspected(b, i, l.c.node) {
+	if b.flight.attempts == nil || i >= b.sums.verifiable() || b.have.Has(i) || b.flight.storing[i] != nil || p.suspected(b, i, l.c.node) {
 		return nil
 	}
-	if o := b.attempts[i]; o != nil {
+	if o := b.flight.attempts[i]; o != nil {
 		if o.got > 0 && o.size > piece.MaxBlock {
 			return nil // further on than this one
 		}
-		for b.attempts[i] != nil {
-			p.abort(b.attempts[i], true)
+		for b.flight.attempts[i] != nil {
+			p.abort(b.flight.attempts[i], true)
 		}
 	}
 	b.removeWanted(i)
 	a := p.begin(b, l, i)
-	b.attempts[i] = a
+	b.flight.attempts[i] = a
 	a.next, a.began = min(piece.MaxBlock, a.size), never
 	if a.next == a.size {
 		p.whole(a)
@@ -256,12 +256,12 @@ func (p *Peer) finish(a *attempt) {
 	b, i := a.b, a.i
 	p.measure(a)
 	p.end(a)
-	for b.attempts[i] != nil {
-		p.abort(b.attempts[i], true)
+	for b.flight.attempts[i] != nil {
+		p.abort(b.flight.attempts[i], true)
 	}
 	b.removeWanted(i)
 	p.down.memory += int64(a.size) - b.id.Length() // freed by onStored
-	b.storing[i] = a
+	b.flight.storing[i] = a
 	data := a.data
 	a.data = nil
 	a.sums = b.sums.list
@@ -269,7 +269,7 @@ func (p *Peer) finish(a *attempt) {
 }
 
 func (p *Peer) onBusy(c *conn, m *wire.Busy) {
-	l := p.his(c, m.Blob)
+	l := p.opened(c, m.Blob)
 	if l == nil {
 		return
 	}
@@ -289,10 +289,10 @@ func (p *Peer) onBusy(c *conn, m *wire.Busy) {
 			p.endAny(l)
 			p.down.limit.give(b.block())
 		}
-	} else if b.attempts != nil {
-		if a := b.attempts[m.Piece].from(l); a != nil && a.open > 0 {
+	} else if b.flight.attempts != nil {
+		if a := b.flight.attempts[m.Piece].from(l); a != nil && a.open > 0 {
 			a.open--
-			b.inflight--
+			b.flight.blocks--
 			p.settle(c, 1)
 			p.down.limit.give(b.block())
 			if !a.busy && a.next < a.size {

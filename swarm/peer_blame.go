@@ -44,9 +44,9 @@ func (p *Peer) clearAllSuspects(b *blob) {
 func (p *Peer) mismatch(b *blob, a *attempt, ev EvStored) {
 	i := ev.Piece
 	p.act(ActReport{Report{Kind: ReportBadPiece, Node: a.node.name, ID: b.id, Piece: i, Err: ev.Err}})
-	b.redundant += int64(a.size)
+	b.traffic.redundant += int64(a.size)
 	if !a.l.c.closed && a.l.opened && a.l.blob == b {
-		p.tell(a.l.c, &wire.Bad{Blob: a.l.mine, Piece: uint32(i)})
+		p.tell(a.l.c, &wire.Bad{Blob: a.l.local, Piece: uint32(i)})
 	}
 	verdict, agree, added := b.blame.mismatch(i, a.node.name, ev.Hash, p.now, b.sums.vouched(), func() bool { return b.untried(i) })
 	if added {

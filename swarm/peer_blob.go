@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
@@ -16,14 +15,11 @@ type blob struct {
 	n        int // pieces
 	want     bool
 	priority int
-	joined   uint64        // order of joining
-	began    time.Duration // when it was first wanted
-	looked   time.Duration // when it last looked for more peers since none gave anything
+	joined   uint64 // order of joining
 
 	have     *piece.Bits
 	complete bool // ActComplete was returned
-	stored   bool // something was stored
-	progress time.Duration
+	arrivals arrivals
 
 	sums sumList
 
@@ -31,24 +27,39 @@ type blob struct {
 	peers []*known // the same, in order of arrival
 	links []*link
 
-	pick     *picker    // nil unless wanted
-	seats    seats      // who has a slot in pick
-	share    zoneShare  // of what comes from other zones, what we bring
-	attempts []*attempt // by piece; nil unless wanted
-	active   int        // attempts, second ones included, and AnyPiece requests
-	anys     int        // those of them that are AnyPiece requests
-	inflight int        // blocks requested and not arrived
-	storing  map[int]*attempt
-	blame    blame
-	extra    int           // bytes asked a second time, of the budget for the end game
-	endAt    time.Duration // when the end game looks again
+	pick    *picker   // nil unless wanted
+	seats   seats     // who has a slot in pick
+	share   zoneShare // of what comes from other zones, what we bring
+	flight  flight    // what is on its way
+	blame   blame
+	endgame endgame
 
 	announcing announcing
 	sent       sendCounts
-	rechecks   map[int]time.Duration
+	rechecks   rechecks
 
-	in, out, redundant int64
+	traffic traffic
 }
+
+// flight is the pieces of a blob that are on their way to the disk. It belongs to the blob,
+// and is changed with every attempt and request for any piece (peer_attempt.go) and when
+// the driver has stored a piece.
+type flight struct {
+	attempts []*attempt       // by piece; nil unless wanted
+	storing  map[int]*attempt // whole, and in the driver's hands
+	active   int              // attempts, second ones included, and AnyPiece requests
+	anys     int              // those of them that are AnyPiece requests
+	blocks   int              // requested and not arrived
+}
+
+// has reports whether piece i is on its way.
+func (f *flight) has(i int) bool { return f.attempts[i] != nil || f.storing[i] != nil }
+
+// held returns how many pieces are in memory, whole or in part.
+func (f *flight) held() int { return f.active + len(f.storing) }
+
+// traffic counts the bytes of a blob's blocks.
+type traffic struct{ in, out, redundant int64 }
 
 // downloading reports whether pieces are still to come.
 func (b *blob) downloading() bool { return b.want && !b.have.Full() }
@@ -85,7 +96,7 @@ func (p *Peer) onJoin(ev EvJoin) {
 		p.joins++
 		b.joined = p.joins
 		for _, c := range p.list {
-			if l := c.byID[ev.ID]; l != nil {
+			if l := c.swarms.byID[ev.ID]; l != nil {
 				p.bind(l, b)
 			}
 		}
@@ -107,7 +118,7 @@ func (p *Peer) onJoin(ev EvJoin) {
 		p.stopWanting(b)
 		for _, l := range b.links {
 			if l.opened { // say it anew
-				p.tell(l.c, &wire.Close{Blob: l.mine})
+				p.tell(l.c, &wire.Close{Blob: l.local})
 				l.opened, l.news = false, news{}
 			}
 		}
@@ -131,10 +142,10 @@ func (p *Peer) onJoin(ev EvJoin) {
 
 // startWanting makes the state that a download needs.
 func (p *Peer) startWanting(b *blob) {
-	b.began = p.now
+	b.arrivals.began = p.now
 	b.pick, b.seats = newPicker(b.n, p.rng), newSeats()
-	b.attempts = make([]*attempt, b.n)
-	b.storing = make(map[int]*attempt)
+	b.flight.attempts = make([]*attempt, b.n)
+	b.flight.storing = make(map[int]*attempt)
 	for i := range b.sums.verifiable() {
 		b.addWanted(i)
 	}
@@ -152,11 +163,11 @@ func (p *Peer) stopWanting(b *blob) {
 		p.abortAll(l)
 		l.slot, l.useful = -1, 0
 	}
-	for i := range b.storing {
+	for i := range b.flight.storing {
 		p.down.memory -= int64(b.id.PieceSize(i))
 	}
 	p.clearAllSuspects(b)
-	b.seats, b.pick, b.attempts, b.storing = seats{}, nil, nil, nil
+	b.seats, b.pick, b.flight = seats{}, nil, flight{}
 }
 
 // attach brings a link to a blob that was joined after the peer opened it.
@@ -177,7 +188,7 @@ func (p *Peer) leave(b *blob) {
 	p.stopWanting(b)
 	for _, l := range slices.Clone(b.links) {
 		if l.opened {
-			p.tell(l.c, &wire.Close{Blob: l.mine})
+			p.tell(l.c, &wire.Close{Blob: l.local})
 			l.opened, l.news = false, news{}
 		}
 		if l.open {

@@ -4,14 +4,12 @@ import (
 	"slices"
 	"time"
 
-	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
 // Bounds on what one connection can make us keep or do.
 const (
-	maxForeign  = 4096 // swarms that a peer has open on a connection
-	maxRequests = 256  // requests of a peer that wait here
+	maxRequests = 256 // requests of a peer that wait here
 )
 
 // Delays between peers.
@@ -20,7 +18,6 @@ const (
 	maxBackoff   = 30 * time.Second
 	surplusAfter = 2 * time.Second // a refused peer is dialed again then
 	answerWithin = 5 * time.Second // a peer that does not open a swarm by then does not have it
-	starveAfter  = 2 * time.Second // without a piece, further peers are tried
 	tenure       = 8 * time.Second // a useful connection is not displaced before
 	evictEvery   = time.Second
 )
@@ -38,12 +35,7 @@ type conn struct {
 	closed  bool // ActClose was returned; nothing more is sent or heard
 	code    wire.Code
 
-	links   []*link               // every swarm that either side has opened here
-	byID    map[piece.ID]*link    // the same
-	theirs  map[wire.Handle]*link // by the peer's handle
-	recent  *link                 // of the last message
-	former  map[wire.Handle]bool  // handles that it has closed
-	handles uint32                // the last handle we gave
+	swarms swarms
 
 	keep keepalive
 	idle time.Duration // since when nobody wants anything here; never if somebody does
@@ -82,8 +74,8 @@ func (p *Peer) close(c *conn, code wire.Code, text string) {
 // drop takes a connection's state down.
 func (p *Peer) drop(c *conn) {
 	c.closed = true
-	for len(c.links) > 0 {
-		p.unlink(c.links[len(c.links)-1])
+	for len(c.swarms.links) > 0 {
+		p.unlink(c.swarms.links[len(c.swarms.links)-1])
 	}
 	p.up.drop(&c.out, p.now)
 	if k := slices.Index(p.ids, c.id); k >= 0 {
@@ -105,8 +97,7 @@ func (p *Peer) onConnected(ev EvConnected) {
 	n := p.node(ev.Peer.Node)
 	c := &conn{
 		id: ev.Conn, node: n, hello: ev.Peer, inbound: ev.Inbound, since: p.now,
-		byID: make(map[piece.ID]*link), theirs: make(map[wire.Handle]*link),
-		keep: keepalive{heard: p.now, spoke: p.now}, idle: p.now, pipe: newPipe(min(ev.RTT, maxRTT)), sums: sumsAllowance{sumsBurst, p.now},
+		swarms: newSwarms(), keep: keepalive{heard: p.now, spoke: p.now}, idle: p.now, pipe: newPipe(min(ev.RTT, maxRTT)), sums: sumsAllowance{sumsBurst, p.now},
 	}
 	if n.dialing && !ev.Inbound {
 		n.dialing = false
@@ -215,7 +206,7 @@ func (p *Peer) tendConn(c *conn) {
 		p.tell(c, &wire.Ping{})
 	}
 	wanted := false
-	for _, l := range c.links {
+	for _, l := range c.swarms.links {
 		if l.blob != nil && l.opened && l.open && (l.blob.downloading() || l.want && !l.complete) {
 			wanted = true
 			break

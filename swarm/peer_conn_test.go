@@ -123,7 +123,7 @@ func TestFloods(t *testing.T) {
 			if sums > sumsBurst+sumsRate {
 				t.Errorf("%d bytes of sums were sent", sums)
 			}
-			if n := len(o.peer.blobs[id].rechecks); n > maxRechecks {
+			if n := len(o.peer.blobs[id].rechecks.at); n > maxRechecks {
 				t.Errorf("%d rechecks", n)
 			}
 		})

@@ -83,10 +83,7 @@ func (p *Peer) dialFor(b *blob) {
 	for _, l := range b.links {
 		fed = fed || (!l.c.far || !b.share.none()) && b.useful(l)
 	}
-	starving := p.now-max(b.progress, b.began, b.looked) > starveAfter && b.inflight == 0
-	if starving {
-		b.looked = p.now // once in a while: the source may just be slow
-	}
+	starving := b.arrivals.starving(p.now, b.flight.blocks == 0)
 	near := p.dialZone(b, false, p.cfg.DialConns, !fed || starving, starving)
 	if !b.share.none() {
 		// Whoever brings pieces into its zone has half as many connections to others
@@ -166,7 +163,7 @@ func (p *Peer) idlest(far bool) *conn {
 // useless returns a connection that gives nothing for b and takes nothing.
 func (p *Peer) useless(b *blob, far bool) *conn {
 	for _, o := range p.list {
-		l := o.byID[b.id]
+		l := o.swarms.byID[b.id]
 		if o.far == far && (l == nil || !l.complete && l.useful == 0) && o.out.requests == 0 && o.out.inDriver == 0 && o.pipe.outstanding == 0 {
 			return o
 		}

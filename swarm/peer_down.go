@@ -1,17 +1,13 @@
 package swarm
 
 import (
-	"time"
-
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
-const endgameEvery = 50 * time.Millisecond
-
 // mayStart reports whether another piece of b may be begun.
 func (p *Peer) mayStart(b *blob, window int) bool {
-	return p.down.mayStart(&p.cfg, window, b.id.Length(), b.active+len(b.storing))
+	return p.down.mayStart(&p.cfg, window, b.id.Length(), b.flight.held())
 }
 
 // pump asks for what there is room for.
@@ -35,11 +31,11 @@ func (p *Peer) pump() {
 			continue
 		}
 		if b.pick.wanted() == 0 {
-			if b.active > 0 && p.now >= b.endAt {
+			if b.flight.active > 0 && p.now >= b.endgame.next {
 				p.endgame(b)
 			}
-			if b.active > 0 {
-				p.arm(&p.pumpAt, b.endAt)
+			if b.flight.active > 0 {
+				p.arm(&p.pumpAt, b.endgame.next)
 			}
 			continue
 		}
@@ -78,7 +74,7 @@ func (p *Peer) fill(window int) {
 // Whoever has sent a piece wrong is asked only if there is nobody else.
 func (p *Peer) choose(b *blob) *link {
 	l, doubted := p.chooseAmong(b, false)
-	if l == nil && doubted && b.inflight == 0 {
+	if l == nil && doubted && b.flight.blocks == 0 {
 		l, _ = p.chooseAmong(b, true)
 	}
 	return l
@@ -133,19 +129,19 @@ func (b *blob) few(p *Peer) bool {
 
 // start asks l for a piece. It reports whether it did.
 func (p *Peer) start(b *blob, l *link) bool {
-	if b.anys >= b.pick.wanted() {
+	if b.flight.anys >= b.pick.wanted() {
 		return false // they are as many as there are pieces to come
 	}
 	if b.pick.wanted() > 1 && !b.few(p) && l.nothing <= p.now && p.chooser(b, l) {
 		l.any++
-		b.anys++
-		b.active++
-		b.inflight++
+		b.flight.anys++
+		b.flight.active++
+		b.flight.blocks++
 		p.down.active++
 		p.down.memory += b.id.Length()
 		p.owe(l.c, b.block())
 		p.flushHaves(l)
-		p.tell(l.c, &wire.Request{Blob: l.mine, Piece: wire.AnyPiece, Length: piece.MaxBlock})
+		p.tell(l.c, &wire.Request{Blob: l.local, Piece: wire.AnyPiece, Length: piece.MaxBlock})
 		return true
 	}
 	i := p.rescue(b, l)
@@ -160,7 +156,7 @@ func (p *Peer) start(b *blob, l *link) bool {
 	}
 	b.removeWanted(i)
 	a := p.begin(b, l, i)
-	b.attempts[i] = a
+	b.flight.attempts[i] = a
 	p.request(a)
 	return true
 }

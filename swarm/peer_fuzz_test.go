@@ -211,11 +211,11 @@ func (c *chaos) sensible() Event {
 	switch c.next(8) {
 	case 0: // the driver has stored a piece
 		b := c.p.blobs[c.id()]
-		if b == nil || len(b.storing) == 0 {
+		if b == nil || len(b.flight.storing) == 0 {
 			return nil
 		}
 		first := b.n
-		for i := range b.storing {
+		for i := range b.flight.storing {
 			first = min(first, i)
 		}
 		ev := EvStored{ID: b.id, Piece: first}
@@ -243,11 +243,11 @@ func (c *chaos) sensible() Event {
 	}
 	k := c.p.list[c.next(len(c.p.list))]
 	id := c.id()
-	l := k.byID[id]
+	l := k.swarms.byID[id]
 	n := id.Pieces()
 	if l == nil || !l.open {
 		h := wire.Handle(c.next(100))
-		for k.theirs[h] != nil {
+		for k.swarms.remote[h] != nil {
 			h++
 		}
 		m := &wire.Open{Blob: h, ID: id, Want: c.next(3) > 0}
@@ -266,18 +266,18 @@ func (c *chaos) sensible() Event {
 	var m wire.Message
 	switch c.next(9) {
 	case 0:
-		m = &wire.Have{Blob: l.his, Pieces: []uint32{uint32(i)}}
+		m = &wire.Have{Blob: l.remote, Pieces: []uint32{uint32(i)}}
 	case 1:
 		from := max(0, min(c.next(id.Pieces()), n-1))
-		m = &wire.Sums{Blob: l.his, Proven: c.next(3) == 0, States: make([]byte, id.Alg.Size()*min(from, n-1))}
+		m = &wire.Sums{Blob: l.remote, Proven: c.next(3) == 0, States: make([]byte, id.Alg.Size()*min(from, n-1))}
 		if b := l.blob; b != nil && c.next(4) > 0 {
 			have := b.sums.list.Len()
-			m = &wire.Sums{Blob: l.his, From: uint32(have), Proven: c.next(3) == 0, States: make([]byte, id.Alg.Size()*min(n-1-have, 1+c.next(1000)))}
+			m = &wire.Sums{Blob: l.remote, From: uint32(have), Proven: c.next(3) == 0, States: make([]byte, id.Alg.Size()*min(n-1-have, 1+c.next(1000)))}
 		}
 	case 2:
-		m = &wire.Request{Blob: l.his, Piece: uint32(i), Length: uint32(min(piece.MaxBlock, id.PieceSize(i)))}
+		m = &wire.Request{Blob: l.remote, Piece: uint32(i), Length: uint32(min(piece.MaxBlock, id.PieceSize(i)))}
 		if c.next(2) == 0 {
-			m = &wire.Request{Blob: l.his, Piece: wire.AnyPiece, Length: piece.MaxBlock}
+			m = &wire.Request{Blob: l.remote, Piece: wire.AnyPiece, Length: piece.MaxBlock}
 		}
 	case 3, 4, 5, 6:
 		if len(k.pipe.attempts) == 0 || l.any > 0 && c.next(2) == 0 {
@@ -285,31 +285,31 @@ func (c *chaos) sensible() Event {
 				return nil
 			}
 			if c.next(4) == 0 {
-				m = &wire.Busy{Blob: l.his, Piece: wire.AnyPiece, Retry: uint16(c.next(50))}
+				m = &wire.Busy{Blob: l.remote, Piece: wire.AnyPiece, Retry: uint16(c.next(50))}
 				break
 			}
-			m = &wire.Block{Blob: l.his, Piece: uint32(i), Queue: uint16(c.next(3)), Data: make([]byte, min(piece.MaxBlock, id.PieceSize(i)))}
+			m = &wire.Block{Blob: l.remote, Piece: uint32(i), Queue: uint16(c.next(3)), Data: make([]byte, min(piece.MaxBlock, id.PieceSize(i)))}
 			break
 		}
 		a := k.pipe.attempts[c.next(len(k.pipe.attempts))]
 		switch c.next(12) {
 		case 0:
-			m = &wire.Busy{Blob: a.l.his, Piece: uint32(a.i), Offset: uint32(a.got), Retry: uint16(c.next(50))}
+			m = &wire.Busy{Blob: a.l.remote, Piece: uint32(a.i), Offset: uint32(a.got), Retry: uint16(c.next(50))}
 		case 1:
-			m = &wire.Lost{Blob: a.l.his, Piece: uint32(a.i)}
+			m = &wire.Lost{Blob: a.l.remote, Piece: uint32(a.i)}
 		default:
-			m = &wire.Block{Blob: a.l.his, Piece: uint32(a.i), Offset: uint32(a.got), Queue: uint16(c.next(3)), Data: make([]byte, min(piece.MaxBlock, a.size-a.got))}
+			m = &wire.Block{Blob: a.l.remote, Piece: uint32(a.i), Offset: uint32(a.got), Queue: uint16(c.next(3)), Data: make([]byte, min(piece.MaxBlock, a.size-a.got))}
 		}
 	case 7:
-		m = &wire.Cancel{Blob: l.his, Piece: uint32(i)}
+		m = &wire.Cancel{Blob: l.remote, Piece: uint32(i)}
 	case 8:
 		switch c.next(4) {
 		case 0:
-			m = &wire.Lost{Blob: l.his, Piece: uint32(i)}
+			m = &wire.Lost{Blob: l.remote, Piece: uint32(i)}
 		case 1:
-			m = &wire.Close{Blob: l.his}
+			m = &wire.Close{Blob: l.remote}
 		default:
-			m = &wire.Bad{Blob: l.his, Piece: uint32(i)}
+			m = &wire.Bad{Blob: l.remote, Piece: uint32(i)}
 		}
 	}
 	return EvMessage{k.id, m}

@@ -47,7 +47,7 @@ func (p *Peer) onPeers(ev EvPeers) {
 			}
 			continue
 		}
-		if l := n.conn.byID[b.id]; l != nil {
+		if l := n.conn.swarms.byID[b.id]; l != nil {
 			l.source = info.Source
 		}
 		if b.downloading() {

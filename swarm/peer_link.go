@@ -18,12 +18,12 @@ type link struct {
 	c    *conn
 	blob *blob // nil while we have not joined
 
-	mine   wire.Handle // ours, if opened
+	local  wire.Handle // our handle, if opened
 	opened bool        // we have sent Open
 	news   news        // what it does not say of what we have
 
-	his      wire.Handle
-	open     bool // the peer has sent Open
+	remote   wire.Handle // the peer's, if open
+	open     bool        // the peer has sent Open
 	want     bool
 	complete bool
 	source   bool          // the tracker says so
@@ -55,11 +55,10 @@ func (l *link) reset() {
 
 // link returns the link of a swarm on a connection, made if needed.
 func (p *Peer) link(c *conn, id piece.ID) *link {
-	l := c.byID[id]
+	l := c.swarms.byID[id]
 	if l == nil {
 		l = &link{c: c, id: id, slot: -1}
-		c.byID[id] = l
-		c.links = append(c.links, l)
+		c.swarms.add(l)
 		if b := p.blobs[id]; b != nil {
 			p.bind(l, b)
 		}
@@ -78,13 +77,7 @@ func (p *Peer) bind(l *link, b *blob) {
 // unlink removes a link and all that goes on over it.
 func (p *Peer) unlink(l *link) {
 	p.detach(l)
-	c := l.c
-	if l.open {
-		delete(c.theirs, l.his)
-	}
-	c.recent = nil
-	delete(c.byID, l.id)
-	c.links = slices.DeleteFunc(c.links, func(o *link) bool { return o == l })
+	l.c.swarms.remove(l)
 }
 
 // detach parts a link from its blob.
@@ -108,13 +101,12 @@ func (p *Peer) shut(l *link) {
 
 // open tells the peer that we take part in a blob's swarm, once.
 func (p *Peer) open(c *conn, b *blob) {
-	l := c.byID[b.id]
+	l := c.swarms.byID[b.id]
 	if l == nil || l.opened || c.closed {
 		return
 	}
-	c.handles++
-	l.mine, l.opened, l.news, l.since = wire.Handle(c.handles), true, news{}, p.now
-	m := &wire.Open{Blob: l.mine, ID: b.id, Want: b.want, Complete: b.have.Full()}
+	l.local, l.opened, l.news, l.since = c.swarms.next(), true, news{}, p.now
+	m := &wire.Open{Blob: l.local, ID: b.id, Want: b.want, Complete: b.have.Full()}
 	if !m.Complete {
 		if b.have.Count() > 0 {
 			m.Bits, _ = b.have.AppendBinary(nil)

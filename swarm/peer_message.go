@@ -52,14 +52,10 @@ func (p *Peer) onMessage(id ConnID, m wire.Message) {
 	}
 }
 
-// his returns the link of a handle that the peer gave, or closes the
+// opened returns the link of a handle that the peer gave, or closes the
 // connection.
-func (p *Peer) his(c *conn, h wire.Handle) *link {
-	if l := c.recent; l != nil && l.open && l.his == h && l.c == c {
-		return l
-	}
-	l := c.theirs[h]
-	c.recent = l
+func (p *Peer) opened(c *conn, h wire.Handle) *link {
+	l := c.swarms.find(h)
 	if l == nil {
 		p.close(c, wire.CodeUnexpected, fmt.Sprintf("no blob with handle %d is open", h))
 	}
@@ -77,7 +73,7 @@ func (p *Peer) onOpen(c *conn, m *wire.Open) {
 		p.malformed(c, "opening a blob: %v", err)
 		return
 	}
-	if c.theirs[m.Blob] != nil {
+	if c.swarms.remote[m.Blob] != nil {
 		p.close(c, wire.CodeUnexpected, fmt.Sprintf("handle %d is in use", m.Blob))
 		return
 	}
@@ -94,23 +90,22 @@ func (p *Peer) onOpen(c *conn, m *wire.Open) {
 			return
 		}
 	}
-	if l := c.byID[m.ID]; l != nil && l.open {
+	if l := c.swarms.byID[m.ID]; l != nil && l.open {
 		p.close(c, wire.CodeUnexpected, m.ID.Digest()+" is already open")
 		return
 	}
-	if len(c.theirs) >= maxForeign {
+	if c.swarms.full() {
 		p.close(c, wire.CodeLimit, "too many blobs open")
 		return
 	}
 	l := p.link(c, m.ID)
-	l.his, l.open, l.want = m.Blob, true, m.Want
+	c.swarms.opened(l, m.Blob)
+	l.want = m.Want
 	l.complete, l.have = m.Complete || have.Full(), have
 	if l.complete {
 		l.have = nil
 	}
 	l.nothing = 0
-	c.theirs[m.Blob] = l
-	delete(c.former, m.Blob)
 	if l.blob == nil {
 		if m.Want {
 			p.act(ActInvite{m.ID})
@@ -118,7 +113,7 @@ func (p *Peer) onOpen(c *conn, m *wire.Open) {
 		return
 	}
 	if l.opened && l.news.stale {
-		p.tell(c, &wire.Close{Blob: l.mine})
+		p.tell(c, &wire.Close{Blob: l.local})
 		l.opened, l.news = false, news{}
 	}
 	p.open(c, l.blob)
@@ -128,17 +123,13 @@ func (p *Peer) onOpen(c *conn, m *wire.Open) {
 }
 
 func (p *Peer) onClose(c *conn, m *wire.Close) {
-	l := p.his(c, m.Blob)
+	l := p.opened(c, m.Blob)
 	if l == nil {
 		return
 	}
 	p.shut(l)
-	delete(c.theirs, l.his)
-	if c.former == nil || len(c.former) >= maxForeign {
-		c.former = make(map[wire.Handle]bool)
-	}
-	c.former[l.his] = true
-	l.open, l.want, l.complete, l.have = false, false, false, nil
+	c.swarms.closed(l)
+	l.want, l.complete, l.have = false, false, nil
 	l.news.peerClosed()
 	l.reset()
 	if !l.opened {
@@ -148,7 +139,7 @@ func (p *Peer) onClose(c *conn, m *wire.Close) {
 }
 
 func (p *Peer) onHave(c *conn, m *wire.Have) {
-	l := p.his(c, m.Blob)
+	l := p.opened(c, m.Blob)
 	if l == nil {
 		return
 	}
@@ -186,7 +177,7 @@ func (p *Peer) onHave(c *conn, m *wire.Have) {
 }
 
 func (p *Peer) onLostMessage(c *conn, m *wire.Lost) {
-	l := p.his(c, m.Blob)
+	l := p.opened(c, m.Blob)
 	if l == nil {
 		return
 	}
@@ -214,14 +205,14 @@ func (p *Peer) onLostMessage(c *conn, m *wire.Lost) {
 		return
 	}
 	l.lose(i)
-	if b.attempts != nil {
-		if a := b.attempts[i].from(l); a != nil {
+	if b.flight.attempts != nil {
+		if a := b.flight.attempts[i].from(l); a != nil {
 			p.abort(a, false)
 		}
 	}
 	if b.have.Has(i) && l.opened {
 		// It may never have been told, since it had the piece.
-		p.tell(c, &wire.Have{Blob: l.mine, Pieces: []uint32{m.Piece}})
+		p.tell(c, &wire.Have{Blob: l.local, Pieces: []uint32{m.Piece}})
 	}
 	p.arm(&p.pumpAt, p.now)
 }

@@ -44,7 +44,7 @@ func (p *Peer) checkStall(c *conn) {
 		return
 	}
 	id := piece.ID{}
-	for _, l := range c.links {
+	for _, l := range c.swarms.links {
 		if l.blob == nil {
 			continue
 		}

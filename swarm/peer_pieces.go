@@ -3,7 +3,6 @@ package swarm
 import (
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
@@ -45,8 +44,8 @@ func (p *Peer) gotPiece(b *blob, i int) {
 	if !b.have.Set(i) {
 		return
 	}
-	b.progress, b.stored = p.now, true
-	delete(b.rechecks, i)
+	b.arrivals.stored(p.now)
+	b.rechecks.forget(i)
 	for _, l := range b.links {
 		switch {
 		case !l.opened:
@@ -83,7 +82,7 @@ func (p *Peer) onLost(id piece.ID, i int) {
 	if b == nil || i < 0 || i >= b.n {
 		return
 	}
-	delete(b.rechecks, i)
+	b.rechecks.forget(i)
 	if !b.have.Clear(i) {
 		return
 	}
@@ -102,7 +101,7 @@ func (p *Peer) retract(b *blob, i int) {
 		switch {
 		case !l.opened:
 		case l.open:
-			p.tell(l.c, &wire.Lost{Blob: l.mine, Piece: uint32(i)})
+			p.tell(l.c, &wire.Lost{Blob: l.local, Piece: uint32(i)})
 		default:
 			l.news.miss()
 		}
@@ -110,7 +109,7 @@ func (p *Peer) retract(b *blob, i int) {
 }
 
 func (p *Peer) onBad(c *conn, m *wire.Bad) {
-	l := p.his(c, m.Blob)
+	l := p.opened(c, m.Blob)
 	if l == nil {
 		return
 	}
@@ -122,39 +121,18 @@ func (p *Peer) onBad(c *conn, m *wire.Bad) {
 	if b == nil || !b.have.Has(i) || i >= b.sums.verifiable() {
 		return
 	}
-	// Anybody can say so, so not more often than once a minute for a piece, and
-	// not for many at once.
-	if at, ok := b.rechecks[i]; ok && p.now-at < time.Minute {
-		return
+	if b.rechecks.allow(i, p.now) {
+		p.act(ActRecheck{b.id, i})
 	}
-	if len(b.rechecks) >= maxRechecks {
-		for j, at := range b.rechecks {
-			if p.now-at >= time.Minute {
-				delete(b.rechecks, j)
-			}
-		}
-		if len(b.rechecks) >= maxRechecks {
-			return
-		}
-	}
-	if b.rechecks == nil {
-		b.rechecks = make(map[int]time.Duration)
-	}
-	b.rechecks[i] = p.now
-	p.act(ActRecheck{b.id, i})
 }
-
-// maxRechecks bounds the pieces of a blob that others can make us read again
-// within a minute.
-const maxRechecks = 32
 
 func (p *Peer) onStored(ev EvStored) {
 	b := p.blobs[ev.ID]
-	if b == nil || b.storing[ev.Piece] == nil {
+	if b == nil || b.flight.storing[ev.Piece] == nil {
 		return
 	}
-	a := b.storing[ev.Piece]
-	delete(b.storing, ev.Piece)
+	a := b.flight.storing[ev.Piece]
+	delete(b.flight.storing, ev.Piece)
 	p.down.memory -= int64(b.id.PieceSize(ev.Piece))
 	stale := !a.sums.Agrees(b.sums.list, ev.Piece) // the list was replaced meanwhile
 	switch {

@@ -8,7 +8,7 @@ import (
 
 // fetchable reports whether i is to be downloaded and not under way.
 func (b *blob) fetchable(i int) bool {
-	return b.want && i < b.sums.verifiable() && !b.have.Has(i) && b.attempts[i] == nil && b.storing[i] == nil
+	return b.want && i < b.sums.verifiable() && !b.have.Has(i) && !b.flight.has(i)
 }
 
 // addWanted puts i among the wanted pieces if it is fetchable.

@@ -23,7 +23,7 @@ func (p *Peer) askSums(l *link) {
 		}
 	}
 	from := l.sums.ask(b.sums.list.Len(), p.now)
-	p.tell(l.c, &wire.SumsRequest{Blob: l.mine, From: uint32(from), Count: uint32(b.sums.list.MaxLen() - from)})
+	p.tell(l.c, &wire.SumsRequest{Blob: l.local, From: uint32(from), Count: uint32(b.sums.list.MaxLen() - from)})
 }
 
 func (p *Peer) askAllSums(b *blob) {
@@ -42,7 +42,7 @@ func (p *Peer) askOthers(b *blob, l *link) {
 }
 
 func (p *Peer) onSumsRequest(c *conn, m *wire.SumsRequest) {
-	l := p.his(c, m.Blob)
+	l := p.opened(c, m.Blob)
 	if l == nil {
 		return
 	}
@@ -56,7 +56,7 @@ func (p *Peer) onSumsRequest(c *conn, m *wire.SumsRequest) {
 	if !c.sums.take(len(states), p.now) {
 		states = nil
 	}
-	p.tell(c, &wire.Sums{Blob: l.mine, From: uint32(from), Proven: b.sums.proven, States: states})
+	p.tell(c, &wire.Sums{Blob: l.local, From: uint32(from), Proven: b.sums.proven, States: states})
 	l.feed.served(from, len(states)/b.id.Alg.Size())
 	if b.have.Full() && !b.sums.list.Complete() && !b.sums.computing {
 		b.sums.computing = true
@@ -72,14 +72,14 @@ func (p *Peer) flushSums(b *blob) {
 		}
 		for from := l.feed.sent; from < b.sums.list.Len(); from = l.feed.sent {
 			states := b.sums.list.Range(from, wire.MaxSums)
-			p.tell(l.c, &wire.Sums{Blob: l.mine, From: uint32(from), Proven: b.sums.proven, States: states})
+			p.tell(l.c, &wire.Sums{Blob: l.local, From: uint32(from), Proven: b.sums.proven, States: states})
 			l.feed.served(from, len(states)/b.id.Alg.Size())
 		}
 	}
 }
 
 func (p *Peer) onSums(c *conn, m *wire.Sums) {
-	l := p.his(c, m.Blob)
+	l := p.opened(c, m.Blob)
 	if l == nil {
 		return
 	}
@@ -199,8 +199,8 @@ func (p *Peer) setSums(b *blob, list *piece.Sums, own bool) {
 		if b.pick != nil {
 			for i := range b.n {
 				b.removeWanted(i)
-				for b.attempts[i] != nil && i >= list.Verifiable() {
-					p.abort(b.attempts[i], true)
+				for b.flight.attempts[i] != nil && i >= list.Verifiable() {
+					p.abort(b.flight.attempts[i], true)
 				}
 			}
 		}
@@ -243,7 +243,7 @@ func (p *Peer) disproved(b *blob, i int) {
 	}
 	n := p.node(last.name)
 	if n.conn != nil {
-		if l := n.conn.byID[b.id]; l != nil {
+		if l := n.conn.swarms.byID[b.id]; l != nil {
 			l.sums.bad = true
 		}
 	}

@@ -9,7 +9,7 @@ import (
 )
 
 func (p *Peer) onRequest(c *conn, m *wire.Request) {
-	l := p.his(c, m.Blob)
+	l := p.opened(c, m.Blob)
 	if l == nil {
 		return
 	}
@@ -33,13 +33,13 @@ func (p *Peer) onRequest(c *conn, m *wire.Request) {
 	var u *upload
 	if any {
 		if i = p.offer(b, l); i < 0 {
-			p.tell(c, &wire.Lost{Blob: l.mine, Piece: wire.AnyPiece})
+			p.tell(c, &wire.Lost{Blob: l.local, Piece: wire.AnyPiece})
 			return
 		}
 		n = min(piece.MaxBlock, b.id.PieceSize(i))
 	} else {
 		if !b.have.Has(i) {
-			p.tell(c, &wire.Lost{Blob: l.mine, Piece: m.Piece})
+			p.tell(c, &wire.Lost{Blob: l.local, Piece: m.Piece})
 			return
 		}
 		for _, o := range l.uploads {
@@ -58,7 +58,7 @@ func (p *Peer) onRequest(c *conn, m *wire.Request) {
 			}
 			at := p.up.retryAt(&c.out, b.id.PieceSize(i), p.now)
 			p.tell(c, &wire.Busy{
-				Blob: l.mine, Piece: m.Piece, Offset: m.Offset,
+				Blob: l.local, Piece: m.Piece, Offset: m.Offset,
 				Queue: p.up.load(), Retry: uint16(max(1, (at-p.now+time.Millisecond-1)/time.Millisecond)),
 			})
 			return
@@ -102,11 +102,11 @@ func (p *Peer) send() {
 		}
 		c, b := u.l.c, u.l.blob
 		s := p.up.take(u, p.now)
-		b.out += int64(s.n)
+		b.traffic.out += int64(s.n)
 		c.keep.spoke = p.now
 		p.flushHaves(u.l)
 		p.act(ActSendBlock{
-			Conn: c.id, Handle: u.l.mine, ID: b.id, Piece: u.i, Offset: s.off, Length: s.n, Queue: p.up.load(),
+			Conn: c.id, Handle: u.l.local, ID: b.id, Piece: u.i, Offset: s.off, Length: s.n, Queue: p.up.load(),
 		})
 	}
 }
@@ -159,7 +159,7 @@ func (p *Peer) withdraw(l *link) {
 }
 
 func (p *Peer) onCancel(c *conn, m *wire.Cancel) {
-	l := p.his(c, m.Blob)
+	l := p.opened(c, m.Blob)
 	if l == nil {
 		return
 	}

@@ -28,7 +28,7 @@ func (p *Peer) standIn(b *blob) {
 			return
 		}
 	}
-	v := supply{since: max(b.began, p.down.seen), near: b.seats.near != 0}
+	v := supply{since: max(b.arrivals.began, p.down.seen), near: b.seats.near != 0}
 	for _, l := range b.links {
 		if l.c.far && l.slot >= 0 && (l.complete || l.useful > 0) {
 			v.far = true

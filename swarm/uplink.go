@@ -113,7 +113,7 @@ func (k *uplink) load() uint16 { return uint16(min(k.pending, 1<<16-1)) }
 // wait here for the peer of l, beside queue others at moderate speed.
 func (k *uplink) admit(l *link, any bool, queue int) bool {
 	n, own := len(k.uploads), 0 // of this connection
-	for _, o := range l.c.links {
+	for _, o := range l.c.swarms.links {
 		own += len(o.uploads)
 	}
 	switch {

@@ -20,7 +20,7 @@ func crowd(waiting string) (*uplink, map[string]*link) {
 		if l == nil {
 			c := &conn{far: strings.ToUpper(name) == name}
 			l = &link{c: c}
-			c.links = []*link{l}
+			c.swarms.links = []*link{l}
 			peers[name] = l
 		}
 		u := &upload{l: l, i: len(k.uploads), any: name != w, size: 1000}
@@ -73,7 +73,7 @@ func TestAdmission(t *testing.T) {
 		l := peers[tt.peer]
 		if l == nil {
 			l = &link{c: &conn{far: strings.ToUpper(tt.peer) == tt.peer}}
-			l.c.links = []*link{l}
+			l.c.swarms.links = []*link{l}
 		}
 		if got := k.admit(l, tt.any, 4); got != tt.want {
 			t.Errorf("%s: admitted %v", tt.name, got)
