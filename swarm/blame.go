@@ -53,7 +53,9 @@ const (
 // vouched says that the list cannot be disproved; untried, whether somebody could send
 // the piece who has not sent it wrong. agree is how many sources sent those bytes; added,
 // whether name became a suspect.
-func (m *blame) mismatch(i int, name string, hash [32]byte, now time.Duration, vouched bool, untried func() bool) (j judgement, agree int, added bool) {
+func (m *blame) mismatch(
+	i int, name string, hash [32]byte, now time.Duration, vouched bool, untried func() bool,
+) (j judgement, agree int, added bool) {
 	agree, times := 1, 1
 	all := m.suspects[i]
 	for k := range all {

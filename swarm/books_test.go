@@ -82,25 +82,25 @@ func (p *Peer) check() error {
 	}
 	for _, b := range p.blobs {
 		inflight += b.flight.blocks
-		mine := 0
+		counted := 0
 		for _, l := range b.links {
 			if l.blob != b || l.c.swarms.byID[b.id] != l {
 				return fmt.Errorf("a link is not its blob's")
 			}
-			mine += l.any
+			counted += l.any
 			for _, a := range l.c.pipe.attempts {
 				if a.b == b {
-					mine++
+					counted++
 				}
 			}
 		}
 		if anys := b.countAnys(); anys != b.flight.anys {
 			return fmt.Errorf("%d AnyPiece requests counted, there are %d", b.flight.anys, anys)
 		}
-		if mine != b.flight.active {
-			return fmt.Errorf("%d attempts counted, there are %d", b.flight.active, mine)
+		if counted != b.flight.active {
+			return fmt.Errorf("%d attempts counted, there are %d", b.flight.active, counted)
 		}
-		memory += int64(mine) * b.id.Length()
+		memory += int64(counted) * b.id.Length()
 		for i := range b.flight.storing {
 			memory += int64(b.id.PieceSize(i))
 		}

@@ -181,7 +181,7 @@ func (p *Peer) Status(id piece.ID) (s BlobStatus, ok bool) {
 			s.Useful++
 		}
 	}
-	for _, k := range b.known {
+	for _, k := range b.known.list {
 		if k.node.conn == nil && k.node.banned <= p.now {
 			s.Known++
 		}

@@ -23,8 +23,7 @@ type blob struct {
 
 	sums sumList
 
-	known map[string]*known
-	peers []*known // the same, in order of arrival
+	known knownPeers
 	links []*link
 
 	pick    *picker   // nil unless wanted
@@ -79,7 +78,7 @@ func (p *Peer) onJoin(ev EvJoin) {
 	if b == nil {
 		n := ev.ID.Pieces()
 		b = &blob{
-			id: ev.ID, n: n, known: make(map[string]*known), announcing: announcing{due: never},
+			id: ev.ID, n: n, known: newKnownPeers(), announcing: announcing{due: never},
 			have: piece.NewBits(n), sums: sumList{list: piece.NewSums(ev.ID)},
 		}
 		if ev.Have != nil && ev.Have.Len() == n {
@@ -130,7 +129,7 @@ func (p *Peer) onJoin(ev EvJoin) {
 		p.attach(l)
 	}
 	for _, c := range slices.Clone(p.list) {
-		if b.downloading() && b.known[c.node.name] != nil {
+		if b.downloading() && b.known.has(c.node.name) {
 			p.link(c, b.id)
 			p.open(c, b)
 		}
@@ -198,7 +197,7 @@ func (p *Peer) leave(b *blob) {
 			p.unlink(l)
 		}
 	}
-	for _, k := range b.peers {
+	for _, k := range b.known.list {
 		k.node.refs--
 		p.forget(k.node)
 	}

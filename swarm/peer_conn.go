@@ -7,10 +7,7 @@ import (
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
-// Bounds on what one connection can make us keep or do.
-const (
-	maxRequests = 256 // requests of a peer that wait here
-)
+const maxRequests = 256 // requests of a peer that wait here
 
 // Delays between peers.
 const (
@@ -97,7 +94,8 @@ func (p *Peer) onConnected(ev EvConnected) {
 	n := p.node(ev.Peer.Node)
 	c := &conn{
 		id: ev.Conn, node: n, hello: ev.Peer, inbound: ev.Inbound, since: p.now,
-		swarms: newSwarms(), keep: keepalive{heard: p.now, spoke: p.now}, idle: p.now, pipe: newPipe(min(ev.RTT, maxRTT)), sums: sumsAllowance{sumsBurst, p.now},
+		pipe: newPipe(min(ev.RTT, maxRTT)), swarms: newSwarms(), sums: sumsAllowance{sumsBurst, p.now},
+		keep: keepalive{heard: p.now, spoke: p.now}, idle: p.now,
 	}
 	if n.dialing && !ev.Inbound {
 		n.dialing = false
@@ -152,7 +150,7 @@ func (p *Peer) onConnected(ev EvConnected) {
 	}
 	p.list, p.ids = append(p.list, c), append(p.ids, c.id)
 	for _, b := range p.order {
-		if b.downloading() && b.known[n.name] != nil {
+		if b.downloading() && b.known.has(n.name) {
 			p.link(c, b.id)
 			p.open(c, b)
 		}

@@ -19,6 +19,13 @@ type node struct {
 	doubt            int           // pieces that it sent wrong and nobody has sent right
 }
 
+// backoff counts a failure, and returns after how long to dial again: base, doubled with
+// each failure so many times at most.
+func (n *node) backoff(base time.Duration, doublings int) time.Duration {
+	n.fails++
+	return min(base<<min(n.fails-1, doublings), maxBackoff)
+}
+
 func (p *Peer) node(name string) *node {
 	n := p.nodes[name]
 	if n == nil {
@@ -40,8 +47,7 @@ func (p *Peer) backoff(c *conn) {
 	n := c.node
 	switch c.code {
 	case wire.CodeSurplus:
-		n.fails++
-		n.retry = p.now + p.jitter(min(surplusAfter<<min(n.fails-1, 3), maxBackoff))
+		n.retry = p.now + p.jitter(n.backoff(surplusAfter, 3))
 	case wire.CodeDuplicate:
 	case wire.CodeIdle:
 		n.retry = p.now + p.jitter(dialBackoff)
@@ -49,8 +55,7 @@ func (p *Peer) backoff(c *conn) {
 		if p.now-c.since > tenure {
 			n.fails = 0
 		}
-		n.fails++
-		n.retry = p.now + p.jitter(min(dialBackoff<<min(n.fails-1, 8), maxBackoff))
+		n.retry = p.now + p.jitter(n.backoff(dialBackoff, 8))
 	}
 	p.arm(&p.chores, p.now)
 }
@@ -62,8 +67,7 @@ func (p *Peer) onDialFailed(ev EvDialFailed) {
 	}
 	n.dialing = false
 	p.dialed--
-	n.fails++
-	n.retry = p.now + p.jitter(min(dialBackoff<<min(n.fails-1, 8), maxBackoff))
+	n.retry = p.now + p.jitter(n.backoff(dialBackoff, 8))
 	p.forget(n)
 	p.arm(&p.chores, p.now+choreEvery)
 }
@@ -103,7 +107,7 @@ func (p *Peer) dialZone(b *blob, far bool, goal int, further, starving bool) int
 			linked++
 		}
 	}
-	for _, k := range b.peers {
+	for _, k := range b.known.list {
 		if k.node.dialing && p.far(k.node) == far {
 			dialing++
 		}
@@ -173,10 +177,10 @@ func (p *Peer) useless(b *blob, far bool) *conn {
 
 // candidate picks a peer to dial for b, in our zone or in another, at random:
 // origins and sources first.
-func (p *Peer) candidate(b *blob, far bool) *known {
-	var best *known
+func (p *Peer) candidate(b *blob, far bool) *knownPeer {
+	var best *knownPeer
 	rank, seen := -1, 0
-	for _, k := range b.peers {
+	for _, k := range b.known.list {
 		n := k.node
 		if n.conn != nil || n.dialing || n.addr == "" || n.name == p.cfg.Node || n.retry > p.now || n.banned > p.now || p.far(n) != far {
 			continue

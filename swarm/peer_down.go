@@ -81,7 +81,7 @@ func (p *Peer) choose(b *blob) *link {
 }
 
 func (p *Peer) chooseAmong(b *blob, last bool) (best *link, doubted bool) {
-	least, seen, few := 0.0, 0, b.few(p)
+	least, seen, scarce := 0.0, 0, p.scarce(b)
 	for _, l := range b.links {
 		if l.slot < 0 || !l.complete && l.useful == 0 {
 			continue
@@ -105,7 +105,7 @@ func (p *Peer) chooseAmong(b *blob, last bool) (best *link, doubted bool) {
 			p.arm(&p.pumpAt, t)
 			continue
 		}
-		if l.any > 0 && (l.any >= c.pipe.depth-1 || few) {
+		if l.any > 0 && (l.any >= c.pipe.depth-1 || scarce) {
 			c.pipe.claim(p.pumps, b)
 			continue
 		}
@@ -121,9 +121,9 @@ func (p *Peer) chooseAmong(b *blob, last bool) (best *link, doubted bool) {
 	return best, doubted
 }
 
-// few reports whether so few pieces are left that a seeder's choice could
+// scarce reports whether so few pieces are left that a seeder's choice could
 // hardly be one that is not under way: they are asked for by number.
-func (b *blob) few(p *Peer) bool {
+func (p *Peer) scarce(b *blob) bool {
 	return b.pick.wanted() <= 2*p.cfg.Window && 2*b.pick.wanted() < b.n
 }
 
@@ -132,7 +132,7 @@ func (p *Peer) start(b *blob, l *link) bool {
 	if b.flight.anys >= b.pick.wanted() {
 		return false // they are as many as there are pieces to come
 	}
-	if b.pick.wanted() > 1 && !b.few(p) && l.nothing <= p.now && p.chooser(b, l) {
+	if b.pick.wanted() > 1 && !p.scarce(b) && l.emptyUntil <= p.now && p.chooser(b, l) {
 		l.any++
 		b.flight.anys++
 		b.flight.active++

@@ -1,20 +1,5 @@
 package swarm
 
-import (
-	"slices"
-
-	"github.com/capelin-io/capelin/swarm/wire"
-)
-
-// maxKnown bounds the peers that are remembered for one blob.
-const maxKnown = 512
-
-// known is a peer that the tracker named for a blob.
-type known struct {
-	node *node
-	info PeerInfo
-}
-
 func (p *Peer) onPeers(ev EvPeers) {
 	b := p.blobs[ev.ID]
 	if b == nil {
@@ -24,15 +9,16 @@ func (p *Peer) onPeers(ev EvPeers) {
 		if info.Node == "" || info.Node == p.cfg.Node {
 			continue
 		}
-		k := b.known[info.Node]
+		k := b.known.byName[info.Node]
 		if k == nil {
-			if len(b.peers) >= maxKnown && !p.forgetKnown(b) {
-				continue
+			if b.known.full() {
+				old := b.known.expendable()
+				if old == nil {
+					continue
+				}
+				p.dropKnown(b, old)
 			}
-			k = &known{node: p.node(info.Node)}
-			k.node.refs++
-			b.known[info.Node] = k
-			b.peers = append(b.peers, k)
+			k = b.known.add(p.node(info.Node))
 		}
 		k.info = info
 		n := k.node
@@ -59,22 +45,9 @@ func (p *Peer) onPeers(ev EvPeers) {
 	p.arm(&p.chores, p.now)
 }
 
-// forgetKnown makes room for one more peer of a blob: the oldest that is
-// neither connected nor being dialed, and no source.
-func (p *Peer) forgetKnown(b *blob) bool {
-	for _, k := range b.peers {
-		if k.node.conn == nil && !k.node.dialing && !k.info.Source && k.info.Role != wire.RoleOrigin {
-			p.unknow(b, k)
-			return true
-		}
-	}
-	return false
-}
-
-func (p *Peer) unknow(b *blob, k *known) {
-	delete(b.known, k.node.name)
-	b.peers = slices.DeleteFunc(b.peers, func(o *known) bool { return o == k })
-	k.node.refs--
+// dropKnown forgets a peer of a blob.
+func (p *Peer) dropKnown(b *blob, k *knownPeer) {
+	b.known.remove(k)
 	p.forget(k.node)
 }
 
@@ -86,8 +59,8 @@ func (p *Peer) onPeersGone(ev EvPeersGone) {
 		return
 	}
 	for _, name := range ev.Nodes {
-		if k := b.known[name]; k != nil {
-			p.unknow(b, k)
+		if k := b.known.byName[name]; k != nil {
+			p.dropKnown(b, k)
 		}
 	}
 }

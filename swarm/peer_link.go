@@ -31,26 +31,26 @@ type link struct {
 	have     *piece.Bits   // nil if complete
 
 	// Downloading.
-	slot    int           // in blob.seats, or -1
-	useful  int           // wanted pieces that a partial peer has
-	any     int           // AnyPiece requests outstanding
-	nothing time.Duration // until then it is not asked for AnyPiece: it said Lost
-	sums    sumsQuery
+	slot       int           // in blob.seats, or -1
+	useful     int           // wanted pieces that a partial peer has
+	any        int           // AnyPiece requests outstanding
+	emptyUntil time.Duration // until then it is not asked for AnyPiece: it said Lost
+	sums       sumsQuery
 
 	id    piece.ID
 	since time.Duration // when we opened it, or the tracker named the peer
 
 	// Uploading.
-	uploads   []*upload
-	refused   int // the piece that was refused last, and when
-	refusedAt time.Duration
-	given     map[int32]bool // pieces sent, or being sent, and not yet announced by the peer
-	feed      sumsFeed
+	uploads     []*upload
+	refused     int // the piece that was refused last, and when
+	refusedAt   time.Duration
+	unannounced map[int32]bool // pieces sent, or being sent, that the peer has not announced yet
+	feed        sumsFeed
 }
 
 // reset forgets what went over a link since one side opened it.
 func (l *link) reset() {
-	l.feed, l.given, l.sums = sumsFeed{}, nil, sumsQuery{}
+	l.feed, l.unannounced, l.sums = sumsFeed{}, nil, sumsQuery{}
 }
 
 // link returns the link of a swarm on a connection, made if needed.
@@ -70,7 +70,7 @@ func (p *Peer) link(c *conn, id piece.ID) *link {
 func (p *Peer) bind(l *link, b *blob) {
 	l.blob = b
 	b.links = append(b.links, l)
-	k := b.known[l.c.node.name]
+	k := b.known.byName[l.c.node.name]
 	l.source = k != nil && k.info.Source
 }
 

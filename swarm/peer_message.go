@@ -105,7 +105,7 @@ func (p *Peer) onOpen(c *conn, m *wire.Open) {
 	if l.complete {
 		l.have = nil
 	}
-	l.nothing = 0
+	l.emptyUntil = 0
 	if l.blob == nil {
 		if m.Want {
 			p.act(ActInvite{m.ID})
@@ -150,11 +150,11 @@ func (p *Peer) onHave(c *conn, m *wire.Have) {
 			return
 		}
 	}
-	l.nothing = 0
+	l.emptyUntil = 0
 	beyond := false
 	for _, i := range m.Pieces {
-		if len(l.given) > 0 {
-			delete(l.given, int32(i))
+		if len(l.unannounced) > 0 {
+			delete(l.unannounced, int32(i))
 		}
 		if l.complete || !l.have.Set(int(i)) {
 			continue
@@ -186,7 +186,7 @@ func (p *Peer) onLostMessage(c *conn, m *wire.Lost) {
 		if l.any > 0 {
 			p.endAny(l)
 			p.down.limit.give(b.block())
-			l.nothing = p.now + nothingFor
+			l.emptyUntil = p.now + emptyFor
 		}
 		p.arm(&p.pumpAt, p.now)
 		return
@@ -217,6 +217,6 @@ func (p *Peer) onLostMessage(c *conn, m *wire.Lost) {
 	p.arm(&p.pumpAt, p.now)
 }
 
-// nothingFor is how long a peer that has nothing for AnyPiece is asked by
+// emptyFor is how long a peer that has nothing for AnyPiece is asked by
 // number only.
-const nothingFor = 500 * time.Millisecond
+const emptyFor = 500 * time.Millisecond

@@ -67,10 +67,10 @@ func (p *Peer) onRequest(c *conn, m *wire.Request) {
 		p.up.add(u)
 		b.sent.add(b.n, i)
 		if !b.downloading() { // the peer announces what it gets to seeders only
-			if l.given == nil {
-				l.given = make(map[int32]bool)
+			if l.unannounced == nil {
+				l.unannounced = make(map[int32]bool)
 			}
-			l.given[int32(i)] = true
+			l.unannounced[int32(i)] = true
 		}
 	}
 	p.up.request(u, span{off, n}, p.now)
@@ -84,7 +84,7 @@ func (p *Peer) offer(b *blob, l *link) int {
 		return -1
 	}
 	return b.sent.least(b.n, p.rng.IntN(b.n), func(i int) bool {
-		return b.have.Has(i) && !l.have.Has(i) && !l.given[int32(i)]
+		return b.have.Has(i) && !l.have.Has(i) && !l.unannounced[int32(i)]
 	})
 }
 
@@ -127,7 +127,7 @@ func (p *Peer) endUpload(u *upload) {
 	if !p.up.remove(u) || u.left() == 0 {
 		return
 	}
-	delete(u.l.given, int32(u.i))
+	delete(u.l.unannounced, int32(u.i))
 	if b := u.l.blob; b != nil && u.sent == 0 {
 		b.sent.takeBack(u.i)
 	}
