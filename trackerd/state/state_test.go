@@ -280,6 +280,8 @@ func TestTranscripts(t *testing.T) {
 						cfg.Enough = n
 					case "sample":
 						cfg.Sample = n
+					case "max-holders":
+						cfg.MaxHolders = n
 					case "max-blobs":
 						cfg.MaxBlobs = n
 					case "max-wants":
