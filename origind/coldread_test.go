@@ -61,7 +61,8 @@ func newCellar(t *testing.T, size int, over func(fetcher.Backend) fetcher.Backen
 	c.at = place{id: idOf(t, c.data), name: "mem", backend: b, key: key, namespace: "team/app"}
 	c.coldReads = &coldReads{
 		cfg:   ColdConfig{Max: 2, Attempts: 3, Grace: config.Duration(testGrace)},
-		blobs: newHoldings(t), objects: c, peers: c, metrics: newMetrics(prometheus.NewRegistry()), tasks: newTasks(t), m: map[piece.ID]*coldRead{},
+		blobs: newHoldings(t), objects: c, peers: c, metrics: newMetrics(prometheus.NewRegistry()), tasks: newTasks(t),
+		m: map[piece.ID]*coldRead{},
 	}
 	return c
 }
@@ -197,9 +198,11 @@ func TestColdReadAttempts(t *testing.T) {
 			return -1, nil
 		}, "ok", 2, coldPauseMin, []string{"arriving", "complete true", "arrived"}},
 		{"never a byte", func(int, int64) (int64, error) { return 0, nil }, "unavailable", 3, 3 * coldPauseMin, []string{"arriving", "gone"}},
-		{"for ever at one place", func(_ int, off int64) (int64, error) { return 700_000 - off, nil }, "unavailable", 3, 3 * coldPauseMin, []string{"arriving", "gone"}},
+		{"for ever at one place", func(_ int, off int64) (int64, error) { return 700_000 - off, nil }, "unavailable", 3, 3 * coldPauseMin,
+			[]string{"arriving", "gone"}},
 		{"refused", func(int, int64) (int64, error) { return 0, errdefs.ErrPermissionDenied }, "unavailable", 1, 0, []string{"arriving", "gone"}},
-		{"it is not there", func(int, int64) (int64, error) { return 0, errdefs.ErrNotFound }, "not_found", 1, 0, []string{"arriving", "vanished", "gone"}},
+		{"it is not there", func(int, int64) (int64, error) { return 0, errdefs.ErrNotFound }, "not_found", 1, 0,
+			[]string{"arriving", "vanished", "gone"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -442,7 +445,8 @@ func TestSilentBackendIsUnavailable(t *testing.T) {
 			rec := httptest.NewRecorder()
 			start := time.Now()
 			h.ServeHTTP(rec, httptest.NewRequest(method, origin.PathBlobs+"/"+string(d), nil))
-			if took := time.Since(start); rec.Code != http.StatusServiceUnavailable || rec.Header().Get("Retry-After") == "" || took != cfg.Lookup.Budget.D() {
+			took, again := time.Since(start), rec.Header().Get("Retry-After")
+			if rec.Code != http.StatusServiceUnavailable || again == "" || took != cfg.Lookup.Budget.D() {
 				t.Errorf("%s: status %d after %v, %v", method, rec.Code, took, rec.Header())
 			}
 		}

@@ -95,7 +95,8 @@ func TestFindVerdicts(t *testing.T) {
 		{"the backend does not know the size", stores{"dark": unsized}, nil, "", "unavailable"},
 		{"the backend does not know the size, the record does", stores{"dark": unsized},
 			&record{Digest: d, Size: 1000, Homes: []home{{Backend: "dark", Key: key}}}, "", "dark"},
-		{"what is kept here is in no backend", stores{"empty": empty}, &record{Digest: d, Size: 1000, Homes: []home{{Backend: "empty"}}}, "", "not_found"},
+		{"what is kept here is in no backend", stores{"empty": empty},
+			&record{Digest: d, Size: 1000, Homes: []home{{Backend: "empty"}}}, "", "not_found"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -41,7 +41,9 @@ type announcer interface {
 
 // newSeeder returns a seeder that knows neither swarm nor trackers yet. wanted is
 // seeding.Config.Find, busy its Busy.
-func newSeeder(blobs *holdings, pending func(digest.Digest), wanted func(context.Context, piece.ID) (bool, error), busy func(piece.ID) bool) *seeder {
+func newSeeder(
+	blobs *holdings, pending func(digest.Digest), wanted func(context.Context, piece.ID) (bool, error), busy func(piece.ID) bool,
+) *seeder {
 	sd := &seeder{blobs: blobs, pending: pending, node: offline{}, trackers: offline{}}
 	sd.Seeder = seeding.New(seeding.Config{
 		Store:    blobs.seeds(),

@@ -48,7 +48,8 @@ func (h *holdings) keep(t testing.TB, data []byte, homes ...home) digest.Digest 
 		t.Fatal(err)
 	}
 	d := digest.FromBytes(data)
-	if err := errors.Join(h.store.Import(t.Context(), pushed, sums), h.records.put(&record{Digest: d, Size: id.Size, Homes: homes})); err != nil {
+	r := &record{Digest: d, Size: id.Size, Homes: homes}
+	if err := errors.Join(h.store.Import(t.Context(), pushed, sums), h.records.put(r)); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -91,13 +92,18 @@ func TestWrite(t *testing.T) {
 	}{
 		{name: "one home", homes: []home{a}, wrote: "blobs records", written: []bool{true}},
 		{name: "two homes", homes: []home{a, b}, wrote: "blobs records", written: []bool{true, true}},
-		{name: "the other has it", homes: []home{a, done}, wrote: "blobs records", written: []bool{true, true}},
+		{name: "the other has it", homes: []home{a, done}, b: failing(""), wrote: "blobs records", written: []bool{true, true}},
 		{name: "it is kept here, too", homes: []home{a, kept}, wrote: "blobs records", pinned: true, written: []bool{true, false}},
-		{name: "the blob cannot be written", homes: []home{a}, a: failing("blobs"), err: true, pinned: true, wrote: "blobs", written: []bool{false}},
-		{name: "the record cannot be written", homes: []home{a}, a: failing("records"), err: true, pinned: true, wrote: "blobs records", written: []bool{false}},
-		{name: "the other cannot be written", homes: []home{a, b}, b: failing("blobs"), err: true, pinned: true, wrote: "blobs records", written: []bool{true, false}},
-		{name: "the first cannot be written", homes: []home{a, b}, a: failing("blobs"), err: true, pinned: true, wrote: "blobs", written: []bool{false, true}},
-		{name: "the backend is not configured any more", homes: []home{{Backend: "c", Key: key}}, err: true, pinned: true, written: []bool{false}},
+		{name: "the blob cannot be written", homes: []home{a}, a: failing("blobs"), err: true,
+			pinned: true, wrote: "blobs", written: []bool{false}},
+		{name: "the record cannot be written", homes: []home{a}, a: failing("records"), err: true,
+			pinned: true, wrote: "blobs records", written: []bool{false}},
+		{name: "the other cannot be written", homes: []home{a, b}, b: failing("blobs"), err: true,
+			pinned: true, wrote: "blobs records", written: []bool{true, false}},
+		{name: "the first cannot be written", homes: []home{a, b}, a: failing("blobs"), err: true,
+			pinned: true, wrote: "blobs", written: []bool{false, true}},
+		{name: "the backend is not configured any more", homes: []home{{Backend: "c", Key: key}}, err: true,
+			pinned: true, written: []bool{false}},
 		{name: "it is there", homes: []home{a}, there: string(data), wrote: "records", written: []bool{true}},
 		{name: "something shorter is there", homes: []home{a}, there: "short", wrote: "blobs records", written: []bool{true}},
 		{name: "what is there is wrong", homes: []home{a}, there: string(data), bad: true, wrote: "blobs records", written: []bool{true}},

@@ -179,17 +179,19 @@ func TestBlame(t *testing.T) {
 		c := n.client("a:1")
 		defer c.Close()
 		a := c.Servers()[0]
+		type bound func() (context.Context, context.CancelFunc)
 		for _, tt := range []struct {
 			what   string
-			ctx    func() (context.Context, context.CancelFunc)
+			ctx    bound
 			blamed bool
 			text   string
 		}{
-			{"the caller gives up",
-				func() (context.Context, context.CancelFunc) { return context.WithTimeout(t.Context(), time.Minute) }, false,
-				"deadline exceeded"},
-			{"no answer in time", func() (context.Context, context.CancelFunc) { return Within(t.Context(), time.Minute) }, true,
-				"no answer in time (1m0s)"},
+			{"the caller gives up", func() (context.Context, context.CancelFunc) {
+				return context.WithTimeout(t.Context(), time.Minute)
+			}, false, "deadline exceeded"},
+			{"no answer in time", func() (context.Context, context.CancelFunc) {
+				return Within(t.Context(), time.Minute)
+			}, true, "no answer in time (1m0s)"},
 			{"no byte in time", func() (context.Context, context.CancelFunc) {
 				s := NewStall(t.Context(), time.Hour)
 				s.Start(time.Minute)
