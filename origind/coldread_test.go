@@ -356,6 +356,7 @@ func TestColdReadOfWhatIsDeleted(t *testing.T) {
 		if p := c.blobs.store.Presence(c.at.id); p != content.Cached {
 			t.Errorf("the blob is %v, want all of it here", p)
 		}
+		c.promise(c.at.id, func() { t.Error("it is promised when its end is about to be announced") })
 		c.stop(d)
 		unlock()
 		if err := <-read; !errdefs.IsNotFound(err) {
