@@ -326,46 +326,52 @@ func (a *Appender) Close() error {
 	return a.b.Close()
 }
 
-// takeFile makes the file at path the blob's data file, if nothing counts and
-// nothing is being written, and reports whether it did.
-func (st *state) takeFile(path string) (bool, error) {
-	s := st.s
+// takeFile makes the file at path the blob's data file, if nothing counts, and
+// reports whether it did. It waits for pieces that are being written.
+func (st *state) takeFile(path string) (taken bool, err error) {
 	st.ck <- struct{}{} // nobody syncs the old file, or writes a map
 	defer func() { <-st.ck }()
-	unlock := s.places.Lock(st.dgst)
-	defer unlock()
+	done := st.holdAnew()
+	defer func() {
+		done()
+		st.mu.Unlock()
+	}()
+	if st.gone != nil || st.complete || st.have.Count() > 0 || st.onDisk.Count() > 0 {
+		return false, nil
+	}
+	st.mu.Unlock()
+	f, err := st.moveIn(path)
+	st.mu.Lock()
+	if f != nil {
+		st.old = append(st.old, st.f) // somebody may hold it
+		st.f = f
+	}
+	return f != nil, err
+}
+
+// moveIn renames the file at path to the blob's data file's name, durably, and opens
+// it. It returns the file also if it only could not be made as long as the blob.
+func (st *state) moveIn(path string) (*os.File, error) {
+	s := st.s
+	defer s.places.Lock(st.dgst)()
 	s.mu.Lock()
 	p := s.parts[st.id]
 	ours := p != nil && p.open == st
 	s.mu.Unlock()
 	if !ours {
-		return false, nil
-	}
-	to := s.partialPath(st.id, ".data")
-	taken, err := st.swapFile(path, to)
-	if err == nil && taken {
-		err = s.syncDir(filepath.Dir(to)) // before a map can cover what is in it
-	}
-	return taken, err
-}
-
-// swapFile renames the file at path to the blob's data file's name and uses it from
-// now on. The mutex is held over the rename, so that no piece is written meanwhile.
-func (st *state) swapFile(path, to string) (bool, error) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if st.gone != nil || st.complete || st.have.Count() > 0 || st.onDisk.Count() > 0 || len(st.claims) > 0 || st.drain != nil {
-		return false, nil
+		return nil, nil
 	}
 	f, err := disk.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
+	to := s.partialPath(st.id, ".data")
 	if err := disk.Rename(path, to); err != nil {
 		f.Close()
-		return false, err
+		return nil, err
 	}
-	st.old = append(st.old, st.f) // somebody may hold it
-	st.f = f
-	return true, disk.Truncate(f, st.id.Size) // not before: in ingest/ the length is an offset
+	if err := disk.Truncate(f, st.id.Size); err != nil { // not before: in ingest/ the length is an offset
+		return f, err
+	}
+	return f, s.syncDir(filepath.Dir(to)) // before a map can cover what is in it
 }

@@ -37,6 +37,27 @@ type Blob struct {
 }
 
 // state is a blob that somebody has open, or whose map is to be written.
+//
+// # A blob's life
+//
+//	partial     entered as a partial (Store.parts), its pieces in swarm/partial. They
+//	            count one by one; checkpoint makes them and their map durable.
+//	completing  all pieces count: finish proves the list, syncs the data, stores the sums
+//	            and renames. A step that fails leaves it partial.
+//	cached      whole, in cache/: an entry (Store.index), evictable while nobody has it open.
+//	committed   whole, in blobs/: an entry, containerd's, or pinned. Publish and Info bring
+//	            it there from cache/; Delete brings it back, or to the trash.
+//	bad         an entry of blobs/ whose bytes are wrong, marked by a .bad file. A partial may
+//	            arrive beside it; completing, it takes the place in blobs/.
+//	gone        dropped, evicted, or the store was closed: who has it open keeps the file,
+//	            and every write fails.
+//
+// complete says cached, committed or bad; gone says gone; neither, partial or
+// completing. A state outlives its place: whoever has a blob open reads on when it is
+// renamed or unlinked. When the last handle is closed, settle closes it, or has its map
+// written first; a partial without any piece is removed.
+//
+// The order of locks is on Store.
 type state struct {
 	s    *Store
 	id   piece.ID
@@ -45,6 +66,7 @@ type state struct {
 	refs  int           // Store.mu
 	ready chan struct{} // closed when load has ended
 	err   error         // why it failed
+	stays bool          // it failed, and what is on disk may be worth something
 
 	op chan struct{} // holds a token during Complete and ComputeSums
 	ck chan struct{} // holds a token while the map on disk is being replaced

@@ -169,14 +169,12 @@ func (s *Store) writeMaps(all bool) {
 		st.mu.Lock()
 		clean := st.dirty == 0 && (!st.room || st.refs > 0)
 		st.mu.Unlock()
-		var closeIt func()
 		if clean {
 			delete(s.dirty, st)
-			closeIt = s.idle(st)
 		}
 		s.mu.Unlock()
-		if closeIt != nil {
-			closeIt()
+		if clean {
+			s.settle(st)
 		}
 	}
 }

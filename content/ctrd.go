@@ -81,6 +81,17 @@ func (s *Store) Info(ctx context.Context, d digest.Digest) (ctrdcontent.Info, er
 	return info, err
 }
 
+// Pin keeps a complete blob from eviction until Unpin, durably: for a store that no
+// containerd uses, blobs/ are those that are pinned. [ErrNotFound] if it is not there.
+func (s *Store) Pin(d digest.Digest) error {
+	_, err := s.publish(d)
+	return err
+}
+
+// Unpin lets a blob be evicted. It is not synced: after a power cut the blob may be
+// pinned again. What is not there, or not pinned, is left alone without an error.
+func (s *Store) Unpin(ctx context.Context, d digest.Digest) error { return s.Delete(ctx, d) }
+
 // publish makes a complete blob containerd's, durably, and returns its info.
 func (s *Store) publish(d digest.Digest) (ctrdcontent.Info, error) {
 	unlock := s.places.Lock(d)
@@ -199,10 +210,7 @@ func (s *Store) delete(d digest.Digest) (int64, error) {
 	from := s.blobPath(d, Committed)
 	var err error
 	if cache {
-		to := s.blobPath(d, Cached)
-		if err = s.dirs.Make(filepath.Dir(to)); err == nil {
-			err = disk.Rename(from, to)
-		}
+		err = disk.Rename(from, s.blobPath(d, Cached))
 		if errors.Is(err, fs.ErrNotExist) {
 			cache, err = false, nil // somebody else has unlinked it
 		}

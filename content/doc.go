@@ -19,9 +19,10 @@
 // # Concurrency
 //
 // Everything is safe for concurrent use, except one [Appender], which belongs
-// to one goroutine at a time. Locks guard memory only; the exceptions are a
-// lock per digest held while that blob is renamed, and a claim per piece held
-// while that piece is hashed and written. Open starts no goroutine; [Store.Run]
+// to one goroutine at a time. Mutexes guard memory only. What is held over I/O is
+// held per blob: by who completes it, by who replaces its map, by who renames or opens
+// its files, and per piece by who hashes and writes it; Store says in which order.
+// Open starts no goroutine; [Store.Run]
 // does the work that nobody waits for: unlinking, eviction, checkpoints of
 // have-maps, learning sizes. Without Run everything still works, but nothing is
 // evicted except when the disk is full.

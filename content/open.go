@@ -123,6 +123,10 @@ func (st *state) load(ctx context.Context, complete bool) {
 		}
 	} else {
 		st.err = st.loadPartial(ctx)
+		if st.err != nil {
+			_, err := os.Lstat(st.s.partialPath(st.id, ".map"))
+			st.stays = !errors.Is(err, fs.ErrNotExist)
+		}
 	}
 }
 
@@ -276,106 +280,59 @@ func (st *state) recover(ctx context.Context, r *record) error {
 func (s *Store) release(st *state) {
 	s.mu.Lock()
 	st.refs--
-	closeIt := s.idle(st)
 	s.mu.Unlock()
-	if closeIt != nil {
-		closeIt()
-	}
+	s.settle(st)
 }
 
-// idle does what is to be done when nobody uses st any more, and returns what
-// must be done without s.mu. s.mu is held.
-func (s *Store) idle(st *state) func() {
+// settle closes a state that nobody uses any more, once its map is written. It holds
+// the digest's lock, so that whoever opens the blob anew does so after this.
+func (s *Store) settle(st *state) {
+	defer s.places.Lock(st.dgst)()
+	s.mu.Lock()
 	if st.refs > 0 || s.closed {
-		return nil
+		s.mu.Unlock()
+		return
 	}
 	st.mu.Lock()
-	complete, gone := st.complete, st.gone != nil
-	dirty := (st.dirty > 0 || st.room) && !complete && !gone && st.err == nil
+	unsaved := (st.dirty > 0 || st.room) && !st.complete && st.gone == nil && st.err == nil
 	bytes := int64(st.have.Count()) * st.id.Length()
 	empty := st.have.Count() == 0 && st.onDisk.Count() == 0
 	st.mu.Unlock()
-	if dirty {
-		// It stays until its map is written, and space that it does not need is
-		// given back.
+	if unsaved { // and space that it does not need is to be given back
 		s.dirty[st] = struct{}{}
+		s.mu.Unlock()
 		s.wakeCheckpoints()
-		return nil
+		return
 	}
 	delete(s.dirty, st)
-	shut := func() { st.shut(ErrClosed) }
+	remove := false
 	if e := s.index[st.dgst]; e != nil && e.open == st {
 		e.open = nil
 		if e.place == Cached {
 			e.updated = max(e.updated, time.Now().UnixNano())
 		}
 		s.keep(e)
-		if s.cfg.CacheBytes > 0 && s.kept > s.cfg.CacheBytes {
-			s.wake()
+	} else if p := s.parts[st.id]; p != nil && p.open == st {
+		p.open = nil
+		if st.err == nil {
+			p.used, p.bytes = time.Now(), bytes
 		}
-		return shut
+		if remove = empty && !st.stays; remove { // nothing in it is worth a name
+			delete(s.parts, st.id)
+		} else {
+			s.keep(p)
+		}
 	}
-	p := s.parts[st.id]
-	if p == nil || p.open != st {
-		return shut
+	over := s.cfg.CacheBytes > 0 && s.kept > s.cfg.CacheBytes
+	s.mu.Unlock()
+	if remove {
+		_ = disk.Remove(s.partialPath(st.id, ".map"))
+		_ = disk.Remove(s.partialPath(st.id, ".data"))
 	}
-	p.open = nil
-	if st.err == nil {
-		p.used, p.bytes = time.Now(), bytes
-	}
-	if empty {
-		// Nothing in it is worth a directory entry. Remove it before anybody can
-		// open it again: that takes the digest's lock, which is free to take here
-		// only without s.mu, so keep the name reserved until then.
-		p.open, st.refs = st, 1
-		return func() { s.removeEmpty(p, st) }
-	}
-	s.keep(p)
-	if s.cfg.CacheBytes > 0 && s.kept > s.cfg.CacheBytes {
+	st.shut(ErrClosed)
+	if over {
 		s.wake()
 	}
-	return shut
-}
-
-// removeEmpty removes a partial blob without pieces, unless somebody has opened
-// it meanwhile, or it only could not be opened.
-func (s *Store) removeEmpty(p *partial, st *state) {
-	unlock := s.places.Lock(st.dgst)
-	s.mu.Lock()
-	st.refs--
-	st.mu.Lock()
-	used := st.refs > 0 || st.have.Count() > 0 || st.onDisk.Count() > 0 || st.complete
-	st.mu.Unlock()
-	s.mu.Unlock()
-	failed := false
-	if st.err != nil {
-		_, err := os.Lstat(s.partialPath(st.id, ".map"))
-		failed = !errors.Is(err, fs.ErrNotExist)
-	}
-	s.mu.Lock()
-	if failed && p.open == st {
-		p.open = nil
-		s.keep(p)
-	}
-	used = used || st.refs > 0
-	if used || failed || s.parts[st.id] != p {
-		closeIt := func() {}
-		if st.refs == 0 {
-			if c := s.idle(st); c != nil {
-				closeIt = c
-			}
-		}
-		s.mu.Unlock()
-		unlock()
-		closeIt()
-		return
-	}
-	delete(s.parts, st.id)
-	s.mu.Unlock()
-	_ = disk.Remove(s.partialPath(st.id, ".map"))
-	_ = disk.Remove(s.partialPath(st.id, ".data"))
-	unlock()
-	st.shut(ErrClosed)
 }
 
 // shut closes the file and fails everybody who still uses the state.

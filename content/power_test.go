@@ -403,13 +403,14 @@ func must(t testing.TB, err error) {
 
 // begin plays a story's beginning, and then watches the disk.
 func (story *powerStory) begin(t testing.TB) *play {
-	p := &play{t: t, root: filepath.Join(t.TempDir(), "content"), said: map[string]string{}}
-	must(t, os.Mkdir(p.root, 0o700))
+	top := filepath.Join(t.TempDir(), "disk")
+	must(t, os.Mkdir(top, 0o700))
+	p := &play{t: t, root: filepath.Join(top, "content"), said: map[string]string{}}
 	if story.before != nil {
 		must(t, p.open())
 		story.before(p)
 	}
-	p.disk = disktest.Watch(t, p.root)
+	p.disk = disktest.Watch(t, top)
 	for what, promise := range p.said {
 		p.disk.Say(what, promise)
 	}
@@ -440,7 +441,8 @@ func (p *play) close() {
 
 // checkPower opens the directory that a power cut has left with the normal recovery,
 // and checks what FORMAT.md promises.
-func checkPower(t testing.TB, dir string, said map[string]string) {
+func checkPower(t testing.TB, top string, said map[string]string) {
+	dir := filepath.Join(top, "content")
 	checkMaps(t, dir)
 	checkWhole(t, dir, said)
 	s, err := Open(t.Context(), Config{Root: dir, FreeFloor: -1, Report: func(err error) { t.Errorf("reported: %v", err) }})

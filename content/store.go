@@ -86,6 +86,9 @@ const (
 	Partial            // some pieces, or none yet
 	Cached             // complete, unknown to containerd
 	Committed          // complete, containerd's
+
+	// Pinned is Committed in the words of a store that no containerd uses.
+	Pinned = Committed
 )
 
 func (p Presence) String() string {
@@ -93,6 +96,23 @@ func (p Presence) String() string {
 }
 
 // Store is the content directory of one node. See the package comment.
+//
+// # Locks
+//
+// They are taken in this order, each only while those before it are held or free:
+//
+//	state.op      one Complete or ComputeSums of a blob
+//	state.ck      one replacement of its map, or of its data file
+//	state.drain   waits until no piece of it is being written, and keeps new ones off
+//	places        a digest: its files are renamed, opened, or removed
+//	labels.wmu    a labels file is replaced
+//	Store.mu      the index, entries and partials
+//	state.mu      what a blob has
+//
+// The first five are held over I/O, the last two never, and fileCache.mu, ingests.mu
+// and labels.mu are taken last and alone. A claim of a piece (state.claims) is held while
+// the piece is hashed and written, and nothing is waited for meanwhile but room on a full
+// disk.
 type Store struct {
 	cfg    Config
 	lock   *os.File

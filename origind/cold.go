@@ -474,7 +474,7 @@ func (cs *coldReads) complete(ctx context.Context, c *coldRead) error {
 		return err
 	}
 	if r.pinned() {
-		if err := c.blob.Publish(ctx); err != nil {
+		if err := cs.blobs.store.Pin(d); err != nil {
 			return err
 		}
 	}

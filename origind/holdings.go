@@ -50,7 +50,7 @@ func (h *holdings) put(ctx context.Context, r *record) error {
 
 // unpin lets a blob be evicted. Its digest is locked.
 func (h *holdings) unpin(ctx context.Context, d digest.Digest) {
-	if err := h.store.Delete(ctx, d); err != nil {
+	if err := h.store.Unpin(ctx, d); err != nil {
 		log.G(ctx).WithError(err).WithField("digest", d).Warn("cannot move a blob to the cache")
 	}
 }

@@ -127,10 +127,10 @@ func (sd *seeder) check(ctx context.Context, id piece.ID) {
 	case r.Size != id.Size:
 		return
 	case r.pinned() && p == content.Cached:
-		if _, err := sd.blobs.store.Info(ctx, d); err != nil { // which pins it
+		if err := sd.blobs.store.Pin(d); err != nil {
 			log.G(ctx).WithError(err).WithField("digest", d).Error("cannot pin a blob")
 		}
-	case !r.pinned() && p == content.Committed:
+	case !r.pinned() && p == content.Pinned:
 		sd.blobs.unpin(ctx, d)
 	}
 	if r.pending() {
