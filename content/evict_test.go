@@ -264,7 +264,8 @@ func TestDiskFull(t *testing.T) {
 	huge, hugeData := testBlob(t, piece.SHA256, 5_000_000, 8)
 	b := mustBlob(t, s, huge, true)
 	err := b.WritePiece(piece.NewClaim(sumsOf(t, huge, hugeData), 0, pieceOf(huge, hugeData, 0)))
-	if !errors.Is(err, ErrNoSpace) || !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), huge.Hex()) || !strings.Contains(err.Error(), "5000000 bytes to come") {
+	if !errors.Is(err, ErrNoSpace) || !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), huge.Hex()) ||
+		!strings.Contains(err.Error(), "5000000 bytes to come") {
 		t.Errorf("a blob larger than the disk: %v", err)
 	}
 	b.Close()

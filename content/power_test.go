@@ -573,7 +573,8 @@ func checkWhole(t testing.TB, dir string, said map[string]string) {
 		for _, path := range paths {
 			d := filepath.Base(filepath.Dir(path)) + ":" + filepath.Base(path)
 			b, err := os.ReadFile(path)
-			if err != nil || !bytes.Equal(b, powerBlobs[d]) && !(bytes.HasPrefix(b, []byte("rotten")) && (said[d] == promisedRotten || said[d] == "" || strings.HasPrefix(said[d], promisedPieces))) {
+			if err != nil || !bytes.Equal(b, powerBlobs[d]) &&
+				!(bytes.HasPrefix(b, []byte("rotten")) && (said[d] == promisedRotten || said[d] == "" || strings.HasPrefix(said[d], promisedPieces))) {
 				t.Errorf("%s is not whole: %d bytes, %v", path, len(b), err)
 			}
 		}
@@ -591,7 +592,8 @@ func checkLitter(t testing.TB, s *Store, dir string) {
 		name, in := filepath.Base(path), filepath.Dir(path)
 		d, ok := blobDigest(filepath.Base(in), strings.TrimSuffix(name, ".bad"))
 		switch {
-		case strings.HasPrefix(rel, "blobs/"), strings.HasPrefix(rel, "cache/"), strings.HasPrefix(rel, "swarm/sums/"), strings.HasPrefix(rel, "swarm/labels/"):
+		case strings.HasPrefix(rel, "blobs/"), strings.HasPrefix(rel, "cache/"),
+			strings.HasPrefix(rel, "swarm/sums/"), strings.HasPrefix(rel, "swarm/labels/"):
 			ok = ok && s.index[d] != nil
 		case strings.HasPrefix(rel, "swarm/partial/"):
 			id, is := parsePartial(strings.TrimSuffix(strings.TrimSuffix(name, ".map"), ".data"))

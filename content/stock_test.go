@@ -234,7 +234,8 @@ func stockPrefix(t testing.TB, root, ref string, data []byte, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := stock.Writer(context.Background(), ctrdcontent.WithRef(ref), ctrdcontent.WithDescriptor(ocispec.Descriptor{Size: int64(len(data))}))
+	w, err := stock.Writer(context.Background(), ctrdcontent.WithRef(ref),
+		ctrdcontent.WithDescriptor(ocispec.Descriptor{Size: int64(len(data))}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -307,7 +307,8 @@ func stockPull(t testing.TB, root string, data []byte) digest.Digest {
 		t.Fatal(err)
 	}
 	d := digest.FromBytes(data)
-	if err := ctrdcontent.WriteBlob(context.Background(), stock, "layer-"+d.String(), bytes.NewReader(data), ocispec.Descriptor{Digest: d, Size: int64(len(data))}); err != nil {
+	if err := ctrdcontent.WriteBlob(context.Background(), stock, "layer-"+d.String(), bytes.NewReader(data),
+		ocispec.Descriptor{Digest: d, Size: int64(len(data))}); err != nil {
 		t.Fatal(err)
 	}
 	return d

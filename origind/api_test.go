@@ -446,7 +446,8 @@ namespaces = ["a("]
 		t.Fatal("accepted")
 	}
 	for _, want := range []string{
-		"root: ", "listen: ", "durability: ", "trackers: ", "swarm.listen: ", "swarm.advertise: ", "uploads.max: ", "cold.grace: ", "backend[0].kind: ", "backend[0].namespaces: ",
+		"root: ", "listen: ", "durability: ", "trackers: ", "swarm.listen: ", "swarm.advertise: ", "uploads.max: ", "cold.grace: ",
+		"backend[0].kind: ", "backend[0].namespaces: ",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("nothing about %sin\n%v", want, err)

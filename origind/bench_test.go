@@ -33,7 +33,9 @@ func BenchmarkPush(b *testing.B) {
 			if err := ca.Issue(dir, identity.ID{Name: name, Roles: []identity.Role{role}}, nil, time.Hour); err != nil {
 				b.Fatal(err)
 			}
-			return identity.Config{CA: filepath.Join(dir, identity.CACert), Cert: filepath.Join(dir, identity.Cert), Key: filepath.Join(dir, identity.Key)}
+			return identity.Config{
+				CA: filepath.Join(dir, identity.CACert), Cert: filepath.Join(dir, identity.Cert), Key: filepath.Join(dir, identity.Key),
+			}
 		}
 		cfg := testConfig(b, b.TempDir(), nil)
 		cfg.Identity = issue("origin", identity.RoleOrigin)

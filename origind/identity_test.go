@@ -25,7 +25,9 @@ func issue(t *testing.T, ca *identity.CA, name string, roles ...identity.Role) i
 	if err := ca.Issue(dir, identity.ID{Name: name, Roles: roles}, nil, time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	return identity.Config{CA: filepath.Join(dir, identity.CACert), Cert: filepath.Join(dir, identity.Cert), Key: filepath.Join(dir, identity.Key)}
+	return identity.Config{
+		CA: filepath.Join(dir, identity.CACert), Cert: filepath.Join(dir, identity.Cert), Key: filepath.Join(dir, identity.Key),
+	}
 }
 
 func load(t *testing.T, c identity.Config) *identity.Source {
@@ -145,7 +147,8 @@ func TestSwarmWithIdentity(t *testing.T) {
 	cfg := testConfig(t, t.TempDir(), nil)
 	cfg.Identity = issue(t, ca, "origin", identity.RoleOrigin)
 	o := start(t, cfg)
-	oc, err := origin.New(origin.Config{Origins: []string{o.addr}, TLS: load(t, issue(t, ca, "g", identity.RoleGateway)).ClientTLS(identity.RoleOrigin)})
+	oc, err := origin.New(origin.Config{Origins: []string{o.addr},
+		TLS: load(t, issue(t, ca, "g", identity.RoleGateway)).ClientTLS(identity.RoleOrigin)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -236,7 +236,8 @@ func TestFailingDisk(t *testing.T) {
 			return
 		}
 		what := fmt.Sprintf("operation %d, %s of %s, fails: ", n, failed.Kind, failed.Path)
-		if err != nil && (!errors.Is(err, fail) || !strings.Contains(err.Error(), failed.Path) && !strings.Contains(err.Error(), filepath.Base(failed.Path))) {
+		if err != nil &&
+			(!errors.Is(err, fail) || !strings.Contains(err.Error(), failed.Path) && !strings.Contains(err.Error(), filepath.Base(failed.Path))) {
 			t.Errorf("%sthe error names no file, or not why: %v", what, err)
 		}
 		if full := fail != disktest.Errs[0]; full && err != nil && failed.Kind != disk.OpRemove && !errdefs.IsResourceExhausted(err) {

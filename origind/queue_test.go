@@ -92,7 +92,8 @@ func TestNothingIsLostBeforeItIsWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	text, _ := io.ReadAll(r)
-	if rec, err := parseRecord(text, refs[0].Digest); err != nil || rec.Size != 100_000 || rec.pending() || rec.Homes[0].Namespaces[0] != "mem/app" {
+	if rec, err := parseRecord(text, refs[0].Digest); err != nil || rec.Size != 100_000 || rec.pending() ||
+		rec.Homes[0].Namespaces[0] != "mem/app" {
 		t.Errorf("the backend's record is %s: %v", text, err)
 	}
 }

@@ -146,7 +146,8 @@ func TestTracker(t *testing.T) {
 	if _, err := o.client.Stat(t.Context(), origin.Ref{Digest: digest.Digest(isPushed.Digest())}); !errdefs.IsNotFound(err) {
 		t.Errorf("the deleted blob: %v", err)
 	}
-	if got, _, err := o.read(origin.Ref{Digest: digest.Digest(isCold.Digest())}, 0, -1); err != nil || !bytes.Equal(got, cold) || count.Opens() != 1 {
+	if got, _, err := o.read(origin.Ref{Digest: digest.Digest(isCold.Digest())}, 0, -1); err != nil || !bytes.Equal(got, cold) ||
+		count.Opens() != 1 {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }

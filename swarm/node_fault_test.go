@@ -258,7 +258,8 @@ func TestHandshakeRefusals(t *testing.T) {
 		if err := c.SayBytes([]byte("\x01\x00\x00\x0cCAPELIN\x00\x00\x63xx")); err != nil {
 			t.Fatal(err)
 		}
-		if e, err := c.HearError(); err != nil || e.Code != wire.CodeVersion || !strings.Contains(e.Text, "version 99") || !strings.Contains(e.Text, "1") {
+		if e, err := c.HearError(); err != nil || e.Code != wire.CodeVersion || !strings.Contains(e.Text, "version 99") ||
+			!strings.Contains(e.Text, "1") {
 			t.Errorf("version 99: %+v, %v", e, err)
 		}
 		if s := n.Snapshot(); s.Total.Refused != 3 || s.Total.Accepted != 0 {

@@ -103,7 +103,8 @@ func (c *chaos) message() wire.Message {
 		}
 		return m
 	case 10, 11, 12:
-		m := &wire.Block{Blob: h, Piece: c.piece(), Offset: uint32(c.next(2)) * piece.MaxBlock, Queue: uint16(c.next(9)), Data: make([]byte, piece.MaxBlock)}
+		m := &wire.Block{Blob: h, Piece: c.piece(), Offset: uint32(c.next(2)) * piece.MaxBlock, Queue: uint16(c.next(9)),
+			Data: make([]byte, piece.MaxBlock)}
 		if n := c.ids[c.next(len(c.ids))].PieceSize(int(m.Piece)); n > 0 && c.next(3) > 0 {
 			m.Data = m.Data[:min(n, piece.MaxBlock)]
 		}
@@ -272,7 +273,8 @@ func (c *chaos) sensible() Event {
 		m = &wire.Sums{Blob: l.remote, Proven: c.next(3) == 0, States: make([]byte, id.Alg.Size()*min(from, n-1))}
 		if b := l.blob; b != nil && c.next(4) > 0 {
 			have := b.sums.list.Len()
-			m = &wire.Sums{Blob: l.remote, From: uint32(have), Proven: c.next(3) == 0, States: make([]byte, id.Alg.Size()*min(n-1-have, 1+c.next(1000)))}
+			m = &wire.Sums{Blob: l.remote, From: uint32(have), Proven: c.next(3) == 0,
+				States: make([]byte, id.Alg.Size()*min(n-1-have, 1+c.next(1000)))}
 		}
 	case 2:
 		m = &wire.Request{Blob: l.remote, Piece: uint32(i), Length: uint32(min(piece.MaxBlock, id.PieceSize(i)))}
@@ -298,7 +300,8 @@ func (c *chaos) sensible() Event {
 		case 1:
 			m = &wire.Lost{Blob: a.l.remote, Piece: uint32(a.i)}
 		default:
-			m = &wire.Block{Blob: a.l.remote, Piece: uint32(a.i), Offset: uint32(a.got), Queue: uint16(c.next(3)), Data: make([]byte, min(piece.MaxBlock, a.size-a.got))}
+			m = &wire.Block{Blob: a.l.remote, Piece: uint32(a.i), Offset: uint32(a.got), Queue: uint16(c.next(3)),
+				Data: make([]byte, min(piece.MaxBlock, a.size-a.got))}
 		}
 	case 7:
 		m = &wire.Cancel{Blob: l.remote, Piece: uint32(i)}

@@ -65,7 +65,8 @@ func (l *lab) teach(e *end, c ConnID, id piece.ID) {
 
 // block answers a request.
 func (l *lab) block(e *end, c ConnID, id piece.ID, r *wire.Request, queue int) {
-	e.say(c, &wire.Block{Blob: 9, Piece: r.Piece, Offset: r.Offset, Queue: uint16(queue), Data: make([]byte, min(int(r.Length), id.PieceSize(int(r.Piece))-int(r.Offset)))})
+	data := make([]byte, min(int(r.Length), id.PieceSize(int(r.Piece))-int(r.Offset)))
+	e.say(c, &wire.Block{Blob: 9, Piece: r.Piece, Offset: r.Offset, Queue: uint16(queue), Data: data})
 	l.run()
 }
 
@@ -176,7 +177,8 @@ func TestJoinLeave(t *testing.T) {
 	for _, e := range []*end{a, o} {
 		p := e.peer
 		if len(p.blobs) != 0 || len(p.list) != 0 || len(p.nodes) != 0 || p.down.memory != 0 || !p.Deadline().IsZero() {
-			t.Errorf("%s keeps %d blobs, %d connections, %d nodes, %d bytes, deadline %v", e.name, len(p.blobs), len(p.list), len(p.nodes), p.down.memory, p.Deadline())
+			t.Errorf("%s keeps %d blobs, %d connections, %d nodes, %d bytes, deadline %v",
+				e.name, len(p.blobs), len(p.list), len(p.nodes), p.down.memory, p.Deadline())
 		}
 	}
 }
@@ -206,7 +208,9 @@ func BenchmarkPeer(b *testing.B) {
 			case ActSendBlock:
 				blocks++
 				box = append(box, mail{p, EvBlockSent{1, a.Length}},
-					mail{o, EvMessage{1, &wire.Block{Blob: a.Handle, Piece: uint32(a.Piece), Offset: uint32(a.Offset), Queue: a.Queue, Data: data[:a.Length]}}})
+					mail{o, EvMessage{1, &wire.Block{
+						Blob: a.Handle, Piece: uint32(a.Piece), Offset: uint32(a.Offset), Queue: a.Queue, Data: data[:a.Length],
+					}}})
 			case ActStore:
 				box = append(box, mail{p, EvStored{ID: a.ID, Piece: a.Piece}})
 			}

@@ -148,7 +148,8 @@ func TestSumsReplace(t *testing.T) {
 		}
 		got := fmt.Sprintf("%s from %d, stale %s, tell %v", how, c.from, letters(c.stale), c.tell)
 		if got != tt.want || s.proven != tt.proven || len(s.suppliers) != tt.known {
-			t.Errorf("%q, own %v: %s, proven %v, %d suppliers; want %s, %v, %d", tt.list, tt.own, got, s.proven, len(s.suppliers), tt.want, tt.proven, tt.known)
+			t.Errorf("%q, own %v: %s, proven %v, %d suppliers; want %s, %v, %d",
+				tt.list, tt.own, got, s.proven, len(s.suppliers), tt.want, tt.proven, tt.known)
 		}
 	}
 }

@@ -17,7 +17,10 @@ import (
 
 // bubble runs a Node "node", scripted unless script is nil, on an in-memory network
 // in a bubble, where time is free.
-func bubble(t *testing.T, script *swarm.Script, change func(*swarm.NodeConfig), test func(t *testing.T, n *swarm.Node, dial func() *swarmtest.Conn)) {
+func bubble(
+	t *testing.T, script *swarm.Script, change func(*swarm.NodeConfig),
+	test func(t *testing.T, n *swarm.Node, dial func() *swarmtest.Conn),
+) {
 	synctest.Test(t, func(t *testing.T) {
 		network := new(swarmtest.Network)
 		cfg := swarm.NodeConfig{
@@ -258,7 +261,8 @@ func TestBackPressure(t *testing.T) {
 		return nil
 	}}
 	const limit = 1 << 20
-	bubble(t, script, func(c *swarm.NodeConfig) { c.Store, c.StoreMemory = store, limit }, func(t *testing.T, n *swarm.Node, dial func() *swarmtest.Conn) {
+	change := func(c *swarm.NodeConfig) { c.Store, c.StoreMemory = store, limit }
+	bubble(t, script, change, func(t *testing.T, n *swarm.Node, dial func() *swarmtest.Conn) {
 		release = make(chan struct{})
 		if err := n.Join(t.Context(), id, swarm.JoinOptions{Want: true}); err != nil {
 			t.Fatal(err)
@@ -383,7 +387,8 @@ func TestSendBlocks(t *testing.T) {
 // One host cannot have more than its share of the handshakes, nor for longer
 // than a handshake may take.
 func TestHandshakeShare(t *testing.T) {
-	bubble(t, &swarm.Script{}, func(c *swarm.NodeConfig) { c.MaxHandshakes = 8 }, func(t *testing.T, n *swarm.Node, dial func() *swarmtest.Conn) {
+	change := func(c *swarm.NodeConfig) { c.MaxHandshakes = 8 }
+	bubble(t, &swarm.Script{}, change, func(t *testing.T, n *swarm.Node, dial func() *swarmtest.Conn) {
 		var heard []<-chan []wire.Message
 		for range 2 {
 			heard = append(heard, hearAll(dial())) // and says nothing

@@ -129,7 +129,8 @@ func TestUplinkRate(t *testing.T) {
 	} {
 		k := uplink{meter: meter{rate: tt.measured}, limit: bucket{rate: tt.limit}}
 		if got := k.rate(); got != tt.rate || k.driverMax() != tt.driver {
-			t.Errorf("measured %.0f, limit %.0f: rate %.0f, %d blocks in the driver; want %.0f, %d", tt.measured, tt.limit, got, k.driverMax(), tt.rate, tt.driver)
+			t.Errorf("measured %.0f, limit %.0f: rate %.0f, %d blocks in the driver; want %.0f, %d",
+				tt.measured, tt.limit, got, k.driverMax(), tt.rate, tt.driver)
 		}
 	}
 }

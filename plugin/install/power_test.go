@@ -40,7 +40,8 @@ func TestPowerCut(t *testing.T) {
 			if !up && said["node"] == "installed" {
 				t.Error("the drop-in is gone")
 			}
-			if fallen := !up && exists(h, drop+disabledSuffix) && marker != "" && !strings.Contains(marker, restarting); !fallen && said["node"] == "fallen" {
+			fallen := !up && exists(h, drop+disabledSuffix) && marker != "" && !strings.Contains(marker, restarting)
+			if !fallen && said["node"] == "fallen" {
 				t.Errorf("not fallen any more: marker %q", marker)
 			}
 			if said["node"] != "" {

@@ -218,7 +218,8 @@ func measure(ctx context.Context, o options, s scenario) (rs []result, fl *floor
 			r.Ideal, benchkit.Median(r.Took)/r.Ideal, benchkit.Percentile(r.Took, 100)/r.Ideal, r.Origin, 100*r.Busy, time.Since(start).Seconds())
 	}
 	ideal := rs[0].Ideal
-	fmt.Fprintf(o.out, "  floor: p50 %.3f, max %.3f over the first ideal; machine %.0f%% busy\n", benchkit.Median(fl.Took)/ideal, benchkit.Percentile(fl.Took, 100)/ideal, 100*fl.Busy)
+	fmt.Fprintf(o.out, "  floor: p50 %.3f, max %.3f over the first ideal; machine %.0f%% busy\n", benchkit.Median(fl.Took)/ideal,
+		benchkit.Percentile(fl.Took, 100)/ideal, 100*fl.Busy)
 	return rs, fl, nil
 }
 

@@ -40,7 +40,8 @@ type listed struct {
 }
 
 func load(ctx context.Context, dir string) (*module, error) {
-	cmd := exec.CommandContext(ctx, "go", "list", "-export", "-deps", "-json=ImportPath,Dir,Export,GoFiles,Deps,TestImports,XTestImports,Module", "./...")
+	cmd := exec.CommandContext(ctx, "go", "list", "-export", "-deps",
+		"-json=ImportPath,Dir,Export,GoFiles,Deps,TestImports,XTestImports,Module", "./...")
 	cmd.Dir = dir
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -88,10 +89,11 @@ const (
 // just does nothing.
 var ways = []way{
 	{fn: "internal/durable.Rename", with: "mutdisk.Rename(%s)", head: importDisk},
-	{fn: "internal/durable.RenameIn", with: "func(r *mutdisk.Root, from, to string) error { return r.Rename(from, to) }(%s)", head: importDisk},
+	{fn: "internal/durable.RenameIn", with: "func(r *mutdisk.Root, from, to string) error { return r.Rename(from, to) }(%s)",
+		head: importDisk},
 	{fn: "internal/durable.WriteFile", head: importOS + "; " + importDisk,
-		with: "func(p string, b []byte, m mutos.FileMode) error { t := p + `.mut`; if err := mutos.WriteFile(t, b, m); err != nil { return err }; " +
-			"return mutdisk.Rename(t, p) }(%s)"},
+		with: "func(p string, b []byte, m mutos.FileMode) error { t := p + `.mut`; " +
+			"if err := mutos.WriteFile(t, b, m); err != nil { return err }; return mutdisk.Rename(t, p) }(%s)"},
 	{fn: "internal/durable.Remove", head: importOS + "; " + importDisk,
 		with: "func(p string) error { if err := mutdisk.Remove(p); err != nil && !mutos.IsNotExist(err) { return err }; return nil }(%s)"},
 	{fn: "internal/durable.MkdirAll", with: "mutos.MkdirAll(%s)", head: importOS},

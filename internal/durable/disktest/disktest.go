@@ -534,7 +534,8 @@ var table = crc64.MakeTable(crc64.ECMA)
 func digest(items []item, said map[string]string) string {
 	b := []byte(fmt.Sprint(said))
 	for _, it := range items {
-		b = fmt.Appendf(b, "%s %t %s %v %d %x %d\n", it.name, it.dir, it.link, it.mode, it.time.UnixNano(), crc64.Checksum(it.data, table), len(it.data))
+		b = fmt.Appendf(b, "%s %t %s %v %d %x %d\n", it.name, it.dir, it.link, it.mode, it.time.UnixNano(),
+			crc64.Checksum(it.data, table), len(it.data))
 	}
 	return string(b)
 }
