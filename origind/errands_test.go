@@ -1,0 +1,196 @@
+package origind
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/fetcher/fetchertest"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// answers is a client of the trackers, of a test: what it is told, in order.
+type answers struct {
+	offline
+	mu   sync.Mutex
+	told []string
+}
+
+func (a *answers) tell(format string, args ...any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.told = append(a.told, fmt.Sprintf(format, args...))
+}
+
+func (a *answers) NotHere(piece.ID)                     { a.tell("not here") }
+func (a *answers) Announce(_ piece.ID, s tracker.State) { a.tell("state %v", s) }
+func (a *answers) AnnounceComplete(_ piece.ID, h *[32]byte) {
+	a.tell("complete %t", h != nil)
+}
+
+func (a *answers) Result(r *trackerpb.CommandResult) {
+	a.tell("result %d bytes, %d missing, error: %t", r.GetBytes(), len(r.GetBlobs()), r.GetError() != "")
+}
+
+// newAsked makes errands over some backends, and an origin's parts below them.
+func newAsked(t *testing.T, s stores) (*errands, *answers) {
+	a, h, ts := &answers{}, newHoldings(t), newTasks(t)
+	f := newFinder(LookupConfig{Budget: config.Duration(testBudget), Negative: config.Duration(testNegative)}, s, h.records, ts)
+	sd := newSeeder(h, func(digest.Digest) {}, nil, func(piece.ID) bool { return false })
+	sd.trackers = a
+	cold := &coldReads{
+		cfg:   ColdConfig{Max: 20, Attempts: 1, Grace: config.Duration(testGrace)},
+		blobs: h, objects: f, peers: sd, metrics: newMetrics(prometheus.NewRegistry()), tasks: ts, m: map[piece.ID]*coldRead{},
+	}
+	e := newErrands(&locator{h, cold, f}, sd, ts)
+	e.trackers = a
+	return e, a
+}
+
+// A tracker that asks is told what the origin can deliver: what is here, what is being read,
+// what a backend has; and of everything else that it is not here.
+func TestLookupAnswers(t *testing.T) {
+	data, _ := testBlob(100_000, 1)
+	id := idOf(t, data)
+	larger := id
+	larger.Size++
+	cold := []string{fmt.Sprintf("state %v", tracker.StatePartial)}
+	for _, tt := range []struct {
+		name   string
+		here   bool
+		stores func(t *testing.T) stores
+		id     piece.ID
+		want   []string
+		opens  int64
+	}{
+		{"it is here", true, nil, id, []string{"complete true"}, 0},
+		{"it is here, with another size", true, nil, larger, []string{"not here"}, 0},
+		{"a backend has it", false, func(t *testing.T) stores {
+			mem := &fetchertest.Memory{}
+			put(t, mem, "", data)
+			gate := newGated(mem)
+			return stores{"mem": gate}
+		}, id, append(cold, cold...), 1},
+		{"a backend has it, with another size", false, func(t *testing.T) stores {
+			mem := &fetchertest.Memory{}
+			put(t, mem, "", data)
+			return stores{"mem": mem}
+		}, larger, []string{"not here"}, 0},
+		{"nobody has it", false, func(*testing.T) stores { return stores{"mem": &fetchertest.Memory{}} }, id, []string{"not here"}, 0},
+		{"a backend is down", false, func(*testing.T) stores { return stores{"mem": refusing(errDown)} }, id, []string{"not here"}, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := stores{}
+				if tt.stores != nil {
+					s = tt.stores(t)
+				}
+				e, a := newAsked(t, s)
+				if tt.here {
+					e.blobs.keep(t, data, home{Backend: "kept"})
+				}
+				e.Lookup(tt.id)
+				synctest.Wait()
+				if !slices.Equal(a.told, tt.want) {
+					t.Errorf("told %q, want %q", a.told, tt.want)
+				}
+				whole, err := e.wanted(t.Context(), tt.id) // a peer asks
+				if want := tt.here && tt.id == id; whole != want || err != nil {
+					t.Errorf("a peer is told that it is here: %t, %v; want %t", whole, err, want)
+				}
+				if n := int64(e.cold.count()); n != tt.opens {
+					t.Errorf("%d blobs are being read, want %d", n, tt.opens)
+				}
+			})
+		})
+	}
+}
+
+// Trackers' questions are bounded; one that is being looked into is not looked into twice.
+func TestLookupIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		count := &fetchertest.Counting{Backend: slowStat(&fetchertest.Memory{}, testBudget/2)}
+		e, a := newAsked(t, stores{"mem": count})
+		ids := make([]piece.ID, maxAsked+5)
+		for i := range ids {
+			ids[i] = piece.ID{Alg: piece.SHA256, Sum: piece.Sum{byte(i), byte(i >> 8)}, Size: 1}
+			e.Lookup(ids[i])
+			if i < maxAsked {
+				e.Lookup(ids[i])
+			}
+		}
+		if n := len(a.told); n != 5 {
+			t.Errorf("%d were answered at once, want the 5 that are too many", n)
+		}
+		time.Sleep(testBudget)
+		synctest.Wait()
+		if n := count.Stats(); n != maxAsked || len(a.told) != maxAsked+5 || len(e.asked) != 0 {
+			t.Errorf("%d were looked for, %d answered, %d are left; want %d, %d and none",
+				n, len(a.told), len(e.asked), maxAsked, maxAsked+5)
+		}
+	})
+}
+
+// At the start, and when a blob has come, its pin is made what its record says, and it is
+// announced; not if it was never acknowledged.
+func TestCheck(t *testing.T) {
+	data, d := testBlob(100_000, 1)
+	key, _ := fetcher.BlobKey(d)
+	pending, written, kept := home{Backend: "a", Key: key}, home{Backend: "a", Key: key, Written: true}, home{Backend: "here"}
+	for _, tt := range []struct {
+		name    string
+		homes   []home // nil: no record
+		size    int64  // of the record, if not the blob's
+		cached  bool   // it is evictable before
+		pinned  bool   // afterwards
+		queued  bool
+		visible bool
+	}{
+		{name: "pushed, and still to be written", homes: []home{pending}, pinned: true, queued: true, visible: true},
+		{name: "kept here for good", homes: []home{kept}, pinned: true, visible: true},
+		{name: "written, and still pinned", homes: []home{written}, visible: true},
+		{name: "written, and evictable", homes: []home{written}, cached: true, visible: true},
+		{name: "still to be written, and evictable", homes: []home{pending}, cached: true, pinned: true, queued: true, visible: true},
+		{name: "one of two homes has it", homes: []home{written, {Backend: "b", Key: key}}, cached: true, pinned: true, queued: true, visible: true},
+		{name: "never acknowledged"},
+		{name: "its record is of another size", homes: []home{kept}, size: 99, pinned: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h, a, queued := newHoldings(t), &answers{}, false
+			h.keep(t, data, tt.homes...)
+			var err error
+			if tt.homes == nil {
+				err = h.records.remove(d)
+			}
+			if tt.size != 0 {
+				err = errors.Join(err, h.records.put(&record{Digest: d, Size: tt.size, Homes: tt.homes}))
+			}
+			if tt.cached {
+				err = errors.Join(err, h.store.Delete(t.Context(), d))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			sd := newSeeder(h, func(digest.Digest) { queued = true }, nil, nil)
+			sd.trackers = a
+			sd.check(context.Background(), idOf(t, data))
+			pinned := h.store.PresenceOf(d) == content.Committed
+			if visible := slices.Equal(a.told, []string{"complete true"}); pinned != tt.pinned || queued != tt.queued || visible != tt.visible {
+				t.Errorf("pinned: %t, queued: %t, told %q; want %t, %t, announced: %t", pinned, queued, a.told, tt.pinned, tt.queued, tt.visible)
+			}
+		})
+	}
+}
