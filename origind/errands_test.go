@@ -194,3 +194,23 @@ func TestCheck(t *testing.T) {
 		})
 	}
 }
+
+// What is being read is promised without asking the backend again, and is read for as long
+// as somebody asks.
+func TestLookupOfWhatIsBeingRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data, _ := testBlob(100_000, 1)
+		mem := &fetchertest.Memory{}
+		put(t, mem, "", data)
+		count := &fetchertest.Counting{Backend: newGated(mem)}
+		e, a := newAsked(t, stores{"mem": count})
+		for range 5 {
+			e.Lookup(idOf(t, data))
+			time.Sleep(swarmInterest)
+		}
+		want := fmt.Sprintf("state %v", tracker.StatePartial)
+		if other := slices.ContainsFunc(a.told, func(s string) bool { return s != want }); other || len(a.told) != 6 || count.Stats() != 1 {
+			t.Errorf("told %q after %d looks at the backend, want %q at the beginning and for each question", a.told, count.Stats(), want)
+		}
+	})
+}

@@ -31,7 +31,6 @@ type Stall struct {
 	mu    sync.Mutex // a request's body may be read after its answer has come
 	timer *time.Timer
 	wait  time.Duration // that the clock was started for
-	ended bool
 }
 
 // NewStall returns a Stall for a transfer under ctx that may stand still for limit. Its
@@ -49,9 +48,6 @@ func (s *Stall) Context() context.Context { return s.ctx }
 func (s *Stall) Start(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended {
-		return
-	}
 	s.wait = d
 	if s.timer == nil {
 		s.timer = time.AfterFunc(d, s.stalled)
@@ -75,11 +71,8 @@ func (s *Stall) Stop() {
 	}
 }
 
-// End ends the transfer. The clock does not run any more.
+// End ends the transfer. Whatever the clock says afterwards does not count.
 func (s *Stall) End() {
-	s.mu.Lock()
-	s.ended = true
-	s.mu.Unlock()
 	s.Stop()
 	s.cancel(nil)
 }

@@ -97,7 +97,7 @@ func TestSendingStalls(t *testing.T) {
 	})
 }
 
-// The clock does not start again after the end, whoever still reads.
+// A transfer that has ended does not stall, whoever still reads.
 func TestStallEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewStall(t.Context(), limit)
