@@ -65,6 +65,7 @@ func TestSurplus(t *testing.T) {
 
 // Strangers cannot make a node keep or do more than the stated bounds.
 func TestFloods(t *testing.T) {
+	data := make([]byte, piece.MinLength)
 	for _, c := range []struct {
 		name  string
 		flood func(l *lab, x *end, conn ConnID, id piece.ID, k int)
@@ -81,7 +82,7 @@ func TestFloods(t *testing.T) {
 			x.say(conn, &wire.Request{Blob: 9, Piece: wire.AnyPiece, Length: piece.MaxBlock})
 		}, 0},
 		{"blocks", func(l *lab, x *end, conn ConnID, id piece.ID, k int) {
-			x.say(conn, &wire.Block{Blob: 9, Piece: 1, Data: make([]byte, piece.MinLength)})
+			x.say(conn, &wire.Block{Blob: 9, Piece: 1, Data: data})
 		}, wire.CodeUnexpected},
 		{"sums requests", func(l *lab, x *end, conn ConnID, id piece.ID, k int) {
 			x.say(conn, &wire.SumsRequest{Blob: 9, From: 0, Count: 64})
@@ -96,6 +97,7 @@ func TestFloods(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t)
+			l.sparse = 64 // what is flooded makes the books long
 			id := l.blob(64 * piece.MinLength)
 			o := l.add("o", PeerConfig{})
 			o.seed(id)
