@@ -56,7 +56,7 @@ var rooms = []room{
 	{"cmd/capelin", []string{"control", "gateway", "indexd", "internal/daemon", "internal/durable", "internal/image", "origind", "plugin",
 		"plugin/shim", "swarm/wire", "trackerd"},
 		"parses, wires a role, exits"},
-	{"internal/sim", []string{"control", "swarm", "swarm/piece", "swarm/wire", "trackerd/state"},
+	{"internal/sim", []string{"control", "plugin/fetch", "swarm", "swarm/piece", "swarm/wire", "trackerd/state"},
 		"looks at every machine, and nobody looks at it"},
 }
 

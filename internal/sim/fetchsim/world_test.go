@@ -1,0 +1,87 @@
+package fetchsim
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/capelin-io/capelin/plugin/fetch"
+)
+
+const mib = 1 << 20
+
+// cluster is a pull of one image by all nodes, as it should be.
+func cluster(seed uint64) Config {
+	return Config{
+		Seed: seed, Nodes: 8, Blobs: 3, Size: 10 * mib, Registry: 5 * mib, Rate: 20 * mib, Trackers: 2,
+		Spread: 500 * time.Millisecond, Latency: 20 * time.Millisecond,
+	}
+}
+
+func with(cfg Config, f func(*Config)) Config {
+	f(&cfg)
+	return cfg
+}
+
+// TestFetches: each kind of trouble, with several seeds.
+func TestFetches(t *testing.T) {
+	type bounds struct {
+		copies float64       // that leave the registry, at most
+		wait   time.Duration // the longest, at most
+	}
+	for _, tt := range []struct {
+		name   string
+		seeds  int
+		change func(*Config)
+		want   bounds
+	}{
+		{"all is well", 5, func(*Config) {}, bounds{copies: 1}},
+		{"one tracker", 5, func(c *Config) { c.Trackers = 1 }, bounds{copies: 1}},
+		{"nodes expect what they are asked for", 15, func(c *Config) { c.Prefetch = 0.7 }, bounds{copies: 1}},
+		{"messages are late and cross", 10, func(c *Config) { c.Prefetch, c.Latency = 0.7, 60*time.Millisecond }, bounds{copies: 1}},
+		{"clients give up", 10, func(c *Config) { c.GiveUp, c.Latency = 0.5, 50*time.Millisecond }, bounds{copies: 2}},
+		{"messages are lost", 10, func(c *Config) { c.Breaks, c.Prefetch = 0.3, 0.5 }, bounds{copies: 3}},
+		{"the registry refuses some", 5, func(c *Config) { c.Refused, c.Nodes = 3, 8 }, bounds{copies: 2}},
+		{"holders crash", 5, func(c *Config) { c.Crashes = 2 }, bounds{copies: 2.5}},
+		{"sources give nothing", 3, func(c *Config) { c.Frozen = 1 }, bounds{copies: 7}},
+		{"trackers are silent", 3, func(c *Config) { c.Silent = true }, bounds{copies: 8, wait: stall}},
+		{"there are none", 3, func(c *Config) { c.Trackers = 0 }, bounds{copies: 8, wait: find}},
+		{"all of it", 10, func(c *Config) {
+			c.Breaks, c.Prefetch, c.GiveUp, c.Crashes, c.Refused, c.Latency = 0.1, 0.5, 0.3, 2, 1, 40*time.Millisecond
+		}, bounds{copies: 8}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for seed := range tt.seeds {
+				cfg := with(cluster(uint64(seed)), tt.change)
+				r := Run(cfg)
+				for _, b := range r.Broken {
+					t.Errorf("seed %d: %s", seed, b)
+				}
+				if n := float64(r.Registry) / float64(cfg.Size) / float64(cfg.Blobs); n > tt.want.copies {
+					t.Errorf("seed %d: %.2f copies left the registry, want at most %.1f (%d leases, %d alone)", seed, n, tt.want.copies, r.Leases, r.Alone)
+				}
+				if longest := slices.Max(r.Waited); tt.want.wait > 0 && longest > tt.want.wait+time.Millisecond {
+					t.Errorf("seed %d: a session waited for %v, want at most %v", seed, longest, tt.want.wait)
+				}
+			}
+		})
+	}
+}
+
+// TestDeterministic: a run is a function of its Config.
+func TestDeterministic(t *testing.T) {
+	var logs [2]string
+	for i := range logs {
+		cfg := with(cluster(7), func(c *Config) { c.Breaks, c.Prefetch, c.GiveUp, c.Crashes = 0.3, 0.5, 0.3, 1 })
+		cfg.Trace = func(at time.Duration, node int, what string, ev any) {
+			if p, ok := ev.(fetch.ActAnswer); ok {
+				logs[i] += fmt.Sprintln(at, node, what, p.Session, p.Answer, p.Why)
+			}
+		}
+		logs[i] += fmt.Sprint(Run(cfg))
+	}
+	if logs[0] != logs[1] {
+		t.Errorf("two runs of the same Config differ:\n%s\n%s", logs[0], logs[1])
+	}
+}
