@@ -62,3 +62,17 @@ func TestConfigCheck(t *testing.T) {
 		}
 	}
 }
+
+// A stream that was cancelled, because its tracker is no longer named, says nothing any
+// more: the name may have come back with another stream.
+func TestCancelledStreamIsSilent(t *testing.T) {
+	c := New(Config{}, nil)
+	c.setTrackers([]string{"t1:1"})
+	c.open(t.Context(), "t1:1", &trackerpb.Welcome{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	c.stepOf(ctx, EvDisconnected{Tracker: "t1:1"})
+	if st := c.Status(); len(st) != 1 || !st[0].Connected {
+		t.Errorf("the former stream's end is taken for that of the next: %+v", st)
+	}
+}
