@@ -20,12 +20,13 @@ type Config struct {
 	Root   string `toml:"root" comment:"containerd's content directory. It stays in containerd's own format; removing the drop-in is all it takes to go back. Must be an absolute path."`
 	Socket string `toml:"socket" comment:"Unix socket on which containerd finds the agent, as in the drop-in that \"capelin agent containerd-config\" prints. With systemd's socket activation, the socket unit must name the same path."`
 	Admin  string `toml:"admin" comment:"Unix socket for \"capelin status\" on this node. Empty: none."`
+	daemon.Common
 
 	Node     string   `toml:"node" comment:"Name of this node, unique in the cluster. Empty: the host's name."`
 	Zone     string   `toml:"zone" comment:"Where this node is, such as a rack or an availability zone. What comes from other zones comes in once, whatever the number of nodes. May be empty: then all peers are equal."`
 	Trackers []string `toml:"trackers" comment:"Trackers, as host:port, or dns+host:port for all addresses of a name. Empty: none; then blobs come from the registry, and from no peer."`
 
-	Listen    string `toml:"listen" comment:"Address on which peers connect, host:port. Other nodes must reach it: the default is for trying Capelin on one machine. It is neither encrypted nor authenticated: it belongs on a network of the cluster's own."`
+	Listen    string `toml:"listen" comment:"Address on which peers connect, host:port. Other nodes must reach it: the default is for trying Capelin on one machine. Without identity it is neither encrypted nor authenticated, and belongs on a network of the cluster's own."`
 	Advertise string `toml:"advertise" comment:"host:port that other nodes are told. Empty: listen; if that is all addresses (0.0.0.0), the address from which this node reaches a tracker."`
 
 	Authorize string `toml:"authorize" comment:"What makes a pull legitimate. \"manifest\": who gets an image's manifest from the registry may have its layers from the swarm; knowing a digest is enough, as under containerd's shared content policy on one node. \"blob\": the registry decides for each blob, because containerd fetches the last 64 KiB of each itself, with the pull's own credentials; for clusters of several tenants."`
@@ -38,8 +39,6 @@ type Config struct {
 
 	Unpack       bool `toml:"unpack" comment:"Unpack layers in the agent, faster than containerd does, for containerd's transfer service (CRI) and diff service. The agent then writes to the snapshotters' directories: it must run as root in a mount namespace that has them where containerd sees them (see contrib/systemd/capelin-agent-unpack.conf). After a change run \"capelin agent install\" again, and restart both. Default true."`
 	UnpackLayers int  `toml:"unpack_layers" comment:"How many layers of an image are unpacked at once: containerd's max_concurrent_unpacks, which takes effect with snapshotters that can rebase (overlayfs). One layer keeps several processors busy, so 1, the default, is rarely slower; and with more, directories that a layer does not mention no longer inherit owner and mode from the layers below. Needs containerd 2.2.9, 2.3.7, 2.4.2 or newer: some before them forget what a layer deletes. After a change as with unpack."`
-
-	daemon.Common
 
 	// Workers is how many pieces of the swarm are verified and written at once; 0:
 	// as many as the process has processors (GOMAXPROCS). Fewer leave processors
