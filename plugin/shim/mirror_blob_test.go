@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -182,7 +183,7 @@ func TestMirrorRelaysBlobs(t *testing.T) {
 		"encoded": {wrap: func(w http.ResponseWriter, r *http.Request) bool {
 			if r.Method == http.MethodHead {
 				w.Header().Set("Content-Encoding", "gzip")
-				w.Header().Set("Content-Length", "10")
+				w.Header().Set("Content-Length", strconv.Itoa(len(data)))
 			}
 			return r.Method == http.MethodHead
 		}},
