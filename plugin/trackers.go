@@ -45,11 +45,7 @@ func (t *trackers) Complete(id piece.ID, h *[32]byte) {
 
 // Peers implements tracker.Handler, like the methods after it.
 func (t *trackers) Peers(id piece.ID, peers []tracker.Peer) {
-	infos := make([]swarm.PeerInfo, len(peers))
-	for i, p := range peers {
-		infos[i] = swarm.PeerInfo(p)
-	}
-	t.a.fetches.PeersFound(id, infos)
+	t.a.fetches.PeersFound(id, peers)
 }
 
 func (t *trackers) PeersGone(id piece.ID, nodes []string) { t.node.RemovePeers(id, nodes) }

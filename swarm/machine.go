@@ -16,14 +16,7 @@ import (
 type ConnID uint64
 
 // PeerInfo is what a tracker says of a peer.
-type PeerInfo struct {
-	Node     string // unique in the cluster
-	Addr     string // host:port of its swarm listener
-	Zone     string
-	Role     wire.Role
-	Complete bool // it has the whole blob
-	Source   bool // the tracker names it as the source of provisional sums: the lease holder, or the owning origin
-}
+type PeerInfo = wire.PeerInfo
 
 // Event is one of the Ev types. Those about a blob that the Peer does not know
 // (any more) are ignored, since events and Leave can cross.

@@ -44,15 +44,8 @@ type Hello struct {
 	Features uint64
 }
 
-// Peer is what a tracker says of another node; the fields are swarm.PeerInfo's.
-type Peer struct {
-	Node     string
-	Addr     string
-	Zone     string
-	Role     wire.Role
-	Complete bool // it has the whole blob
-	Source   bool // a lease holder or an origin: provisional sums are taken from it
-}
+// Peer is what a tracker says of another node.
+type Peer = wire.PeerInfo
 
 // Handler is told what trackers say. Its methods are called one after the other
 // from one goroutine of Run, and must not block; they may call the Client.

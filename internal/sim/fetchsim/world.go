@@ -385,13 +385,7 @@ func (n *node) track(ev tracker.Event) {
 				}
 			})
 		case tracker.ActPeers:
-			handled(func() {
-				infos := make([]swarm.PeerInfo, len(a.Peers))
-				for i, p := range a.Peers {
-					infos[i] = swarm.PeerInfo(p)
-				}
-				n.fetch(fetch.EvPeersFound{ID: a.ID, Peers: infos})
-			})
+			handled(func() { n.fetch(fetch.EvPeersFound{ID: a.ID, Peers: a.Peers}) })
 		case tracker.ActVerdict:
 			handled(func() { n.fetch(fetch.EvVerdict{ID: a.ID, Ask: a.Verdict.Tag, Verdict: a.Verdict.Kind}) })
 		case tracker.ActShare:
