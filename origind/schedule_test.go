@@ -82,9 +82,10 @@ func TestQueuePauses(t *testing.T) {
 		s.fail["a"] = true
 		s.add("a")
 		synctest.Wait()
-		for i, pause := range []time.Duration{1, 2, 4, 8, 10, 10} {
+		for i, seconds := range []int{1, 2, 4, 8, 10, 10} {
+			pause := time.Duration(seconds) * time.Second
 			s.set(func() { s.began = nil })
-			time.Sleep(pause*time.Second/2 - 1)
+			time.Sleep(pause/2 - time.Nanosecond)
 			synctest.Wait()
 			s.mu.Lock()
 			early := len(s.began)
@@ -97,13 +98,13 @@ func TestQueuePauses(t *testing.T) {
 				if n > 0 {
 					break
 				}
-				time.Sleep(pause * time.Second / 2000)
+				time.Sleep(pause / 2000)
 			}
 			s.mu.Lock()
 			n := len(s.began)
 			s.mu.Unlock()
 			if early != 0 || n != 1 {
-				t.Errorf("pause %d of %v: %d turns before half of it, %d before its end", i, pause*time.Second, early, n)
+				t.Errorf("pause %d of %v: %d turns before half of it, %d before its end", i, pause, early, n)
 			}
 		}
 	})

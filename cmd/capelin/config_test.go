@@ -68,5 +68,3 @@ func TestEarlierConfigs(t *testing.T) {
 		}
 	}
 }
-
-func ptr[T any](v T) *T { return &v }

@@ -90,7 +90,7 @@ func TestCommonKeys(t *testing.T) {
 		"[identity]\nca = \"/ca\"": "F: identity.cert: must be set, because others of the identity are\nF: identity.key: " +
 			"must be set, because others of the identity are",
 		"pprof = 1":                   "F:1:9: pprof: cannot decode TOML integer into bool",
-		"log_levle = \"info\"":        "F:1:1: log_levle: no such key",
+		"log_lvl = \"info\"":          "F:1:1: log_lvl: no such key",
 		`cluster = "${CAPELIN_NONE}"`: `F:1:11: cluster: the environment has no variable CAPELIN_NONE`,
 		"log_level = \"x\"\nlog_format = \"y\"": "F:1:1: log_level: \"x\" is not trace, debug, info, warn or error\nF:2:1: log_format: " +
 			"\"y\" is not text or json",
@@ -247,7 +247,7 @@ func TestReload(t *testing.T) {
 				{"the log's format", "cluster = \"one\"\nlog_format = \"json\"\n", "the configuration was read again", "log_format", "", "json"},
 				{"the cluster", "cluster = \"two\"\nlog_format = \"json\"\n", "the configuration was read again, and what has changed needs a restart",
 					"", "cluster", "json"},
-				{"a broken file", "cluster = \"two\"\nlog_format = \"text\"\nlog_levle = 1\n",
+				{"a broken file", "cluster = \"two\"\nlog_format = \"text\"\nlog_lvl = 1\n",
 					"the changed configuration is refused, the former one stays in use", "", "", "json"},
 				{"a value that is refused", "cluster = \"\"\nlog_format = \"text\"\n",
 					"the changed configuration is refused, the former one stays in use", "", "", "json"},

@@ -95,10 +95,9 @@ type simNode struct {
 }
 
 type simWant struct {
-	since    time.Time // of the last call
-	tag      uint64
-	told     VerdictKind // the answer to that; 0: none yet
-	deadline time.Time
+	since time.Time // of the last call
+	tag   uint64
+	told  VerdictKind // the answer to that; 0: none yet
 }
 
 func newCluster(t *testing.T, seed uint64, nodes int, policy state.Config, trackers ...string) *cluster {

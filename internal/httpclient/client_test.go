@@ -154,10 +154,10 @@ func TestDownServersAreAskedLast(t *testing.T) {
 		}
 		both, second := []string{"a:1", "b:1"}, []string{"b:1"}
 		want("at first", both...)
-		for _, pause := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
-			time.Sleep(pause*time.Second - 1)
+		for _, seconds := range []int{1, 2, 4, 8, 16, 30, 30} {
+			time.Sleep(time.Duration(seconds)*time.Second - time.Nanosecond)
 			want("just before", second...)
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			want("when it is over", both...)
 		}
 		stop := n.serve("a:1", says("a"))
@@ -303,7 +303,9 @@ func TestRedirects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
 		to := map[string]string{"/one": "http://b:1/", "/tls": "https://b:1/", "/loop": "http://a:1/loop"}
-		defer n.serve("a:1", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, to[r.URL.Path], 307) })()
+		defer n.serve("a:1", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, to[r.URL.Path], http.StatusTemporaryRedirect)
+		})()
 		defer n.serve("b:1", says("b"))()
 		for _, tt := range []struct {
 			path   string

@@ -51,7 +51,7 @@ func Bubble(t *testing.T, change func(*fetch.Config), f func(w *World)) {
 		w.Finder = NewFinder(w.Fetches)
 		w.Fetches.Connect(w.Peers, w.Finder)
 		done := make(chan struct{})
-		go func() { w.Fetches.Run(ctx); close(done) }()
+		go func() { _ = w.Fetches.Run(ctx); close(done) }()
 		f(w)
 		cancel()
 		<-done
