@@ -127,14 +127,8 @@ type records struct {
 	locks keylock.Locks[digest.Digest]
 }
 
-func openRecords(dir string) (*records, error) {
-	s := &records{dir: dir, dirs: durable.NewDirs(filepath.Dir(dir), 0o700)}
-	for _, alg := range []string{"sha256", "sha512"} {
-		if err := s.dirs.Make(filepath.Join(dir, alg)); err != nil {
-			return nil, err
-		}
-	}
-	return s, nil
+func openRecords(dir string) *records {
+	return &records{dir: dir, dirs: durable.NewDirs(filepath.Dir(dir), 0o700)}
 }
 
 // recordKey is what a record is called, here and in backends.

@@ -142,11 +142,7 @@ func openServer(ctx, work context.Context, cfg Config, reg prometheus.Registerer
 			s.store.Close()
 		}
 	}()
-	records, err := openRecords(filepath.Join(cfg.Root, "records"))
-	if err != nil {
-		return nil, err
-	}
-	s.blobs = &holdings{s.store, records}
+	s.blobs = &holdings{s.store, openRecords(filepath.Join(cfg.Root, "records"))}
 	s.uploads, err = openUploads(filepath.Join(cfg.Root, "uploads"), cfg.Uploads.Max, cfg.Uploads.Expire.D(), s.store.MakeRoom)
 	if err != nil {
 		return nil, err

@@ -20,7 +20,6 @@ import (
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/internal/diskfull"
-	"github.com/capelin-io/capelin/internal/durable"
 	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -62,7 +61,7 @@ func openUploads(dir string, max int, expire time.Duration, room func(context.Co
 		return nil, err
 	}
 	s := &uploads{dir: dir, max: max, expire: expire, room: room, m: map[string]*upload{}, committed: committed}
-	if err := durable.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	entries, err := os.ReadDir(dir)

@@ -28,11 +28,7 @@ func newHoldings(t testing.TB) *holdings {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	records, err := openRecords(filepath.Join(root, "records"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &holdings{store, records}
+	return &holdings{store, openRecords(filepath.Join(root, "records"))}
 }
 
 // keep takes a blob in, as a push to some homes does.
@@ -43,7 +39,7 @@ func (h *holdings) keep(t testing.TB, data []byte, homes ...home) digest.Digest 
 	if err := piece.NewHasher(sums).Write(sums, data); err != nil {
 		t.Fatal(err)
 	}
-	pushed := filepath.Join(h.records.dir, "pushed")
+	pushed := filepath.Join(filepath.Dir(h.records.dir), "pushed")
 	if err := os.WriteFile(pushed, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
