@@ -20,8 +20,8 @@ import (
 )
 
 // This file is containerd's side of the Store, but for sequential writers, which
-// are in ingest.go. containerd calls these methods under its own locks (DESIGN
-// section 6, facts 3, 10 and 12).
+// are in ingest.go. containerd calls these methods under its own locks: the
+// write transaction of its database, or the lock of its garbage collection.
 
 var _ ctrdcontent.Store = (*Store)(nil)
 

@@ -17,7 +17,7 @@ import (
 )
 
 // readerFiles bounds the files kept open for containerd, which opens a
-// ReaderAt for each 32 KiB that it reads (fact 16).
+// ReaderAt for each 32 KiB that it reads.
 const readerFiles = 256
 
 // fileCache keeps recently read blobs open. A file of a digest never changes,

@@ -201,7 +201,7 @@ func (a *Applier) Apply(
 		return ocispec.Descriptor{}, fmt.Errorf("unpacking layer %s: %w", desc.Digest, err)
 	}
 	if config.SyncFs {
-		if err := disk.SyncFS(root); err != nil {
+		if err := syncFs(root); err != nil {
 			return ocispec.Descriptor{}, err
 		}
 	}
@@ -295,4 +295,13 @@ func (a *Applier) target(mounts []mount.Mount) (root string, o Options, ok bool)
 		}
 	}
 	return root, o, root != ""
+}
+
+func syncFs(root string) error {
+	f, err := os.Open(root)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return disk.SyncFS(f)
 }

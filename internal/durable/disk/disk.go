@@ -215,16 +215,11 @@ func Datasync(f *os.File) error {
 	})
 }
 
-// SyncFS makes everything durable that the file system of a directory has.
-func SyncFS(dir string) error {
-	return perform(Op{Kind: OpSyncFS, Path: dir}, func() error {
-		f, err := os.Open(dir)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
+// SyncFS makes everything durable that the file system has on which a file is.
+func SyncFS(f *os.File) error {
+	return perform(Op{Kind: OpSyncFS, Path: f.Name(), File: f}, func() error {
 		if err := unix.Syncfs(int(f.Fd())); err != nil {
-			return &os.PathError{Op: "syncfs", Path: dir, Err: err}
+			return &os.PathError{Op: "syncfs", Path: f.Name(), Err: err}
 		}
 		return nil
 	})

@@ -21,8 +21,16 @@ func TestSyncAsksTheKernel(t *testing.T) {
 			t.Errorf("%s of a pipe: %v, want %v", name, err, unix.EINVAL)
 		}
 	}
-	if err := SyncFS(t.TempDir()); err != nil {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := SyncFS(dir); err != nil {
 		t.Error(err)
+	}
+	dir.Close()
+	if err := SyncFS(dir); !errors.Is(err, unix.EBADF) {
+		t.Errorf("syncfs of nothing: %v, want %v", err, unix.EBADF)
 	}
 }
 
