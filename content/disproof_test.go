@@ -286,3 +286,25 @@ func TestAdoptUnderAnAppender(t *testing.T) {
 		b.Close()
 	}
 }
+
+// A proven list stays, also when no piece of it counts: a sync that failed may have
+// taken them all.
+func TestProvenListStays(t *testing.T) {
+	s := openStore(t, Config{Root: t.TempDir()})
+	id, data := testBlob(t, piece.SHA256, 300_000, 1)
+	wrong := flip(data, 10)
+	other := piece.NewSums(id)
+	other.Append(sumsOf(t, mustID(t, wrong), wrong).Bytes())
+	b := mustBlob(t, s, id, true)
+	defer b.Close()
+	if _, err := b.Adopt(sumsOf(t, id, data)); err != nil {
+		t.Fatal(err)
+	}
+	b.st.proven = true
+	if err := b.WritePiece(piece.NewClaim(other, 0, pieceOf(id, wrong, 0))); !errors.Is(err, piece.ErrMismatch) {
+		t.Errorf("a piece of another list: %v, want a mismatch", err)
+	}
+	if sums, proven := b.Sums(); !proven || sums.Hash() != sumsOf(t, id, data).Hash() {
+		t.Error("the proven list was replaced")
+	}
+}
