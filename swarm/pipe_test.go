@@ -67,6 +67,9 @@ func TestPipeStalls(t *testing.T) {
 		}
 		q.stalled(now)
 	}
+	if short := 100 * time.Millisecond; q.overdue(10*time.Second+8*short-1, short) || !q.overdue(10*time.Second+8*short, short) {
+		t.Errorf("after %d stalls a short limit is not stretched by 8", q.stalls)
+	}
 	if q.depth != 1 || q.freeAt() != now+snubFor {
 		t.Errorf("a stalled peer has depth %d and is free at %v", q.depth, q.freeAt())
 	}

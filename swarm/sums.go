@@ -159,9 +159,7 @@ func (s *sumList) replace(list *piece.Sums, own bool) (c change) {
 		if own {
 			s.suppliers = nil
 		}
-		if s.before == nil {
-			s.before = old
-		}
+		s.before = old // there was none: while one waits, the list is empty, and any other continues it
 		s.proven = false
 	}
 	if list.Len() == 0 && list.MaxLen() > 0 {
