@@ -110,6 +110,9 @@ func TestImport(t *testing.T) {
 		t.Fatalf("recheck: %v", err)
 	}
 	b.Close()
+	if st, err := s.StoredSums(id); st != nil || err != nil {
+		t.Errorf("sums of a rotten blob are given out: %v", err)
+	}
 	if err := s.Import(t.Context(), write(data), sums); err != nil {
 		t.Fatal(err)
 	}
