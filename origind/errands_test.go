@@ -164,7 +164,8 @@ func TestCheck(t *testing.T) {
 		{name: "written, and still pinned", homes: []home{written}, visible: true},
 		{name: "written, and evictable", homes: []home{written}, cached: true, visible: true},
 		{name: "still to be written, and evictable", homes: []home{pending}, cached: true, pinned: true, queued: true, visible: true},
-		{name: "one of two homes has it", homes: []home{written, {Backend: "b", Key: key}}, cached: true, pinned: true, queued: true, visible: true},
+		{name: "one of two homes has it", homes: []home{written, {Backend: "b", Key: key}},
+			cached: true, pinned: true, queued: true, visible: true},
 		{name: "never acknowledged"},
 		{name: "its record is of another size", homes: []home{kept}, size: 99, pinned: true},
 	} {

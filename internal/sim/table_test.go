@@ -212,7 +212,8 @@ func relay() Config {
 	return cfg
 }
 
-// fullTable is DESIGN.md section 4's table, and section 10's first row.
+// fullTable is what the swarm's design was measured against first: fan-outs of growing
+// size, and one of Kraken's scale.
 func fullTable() []tableCase {
 	g := goal{p50: 1.08, p99: 1.15, origins: 1.15, redundant: 0.005}
 	return []tableCase{

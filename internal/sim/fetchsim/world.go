@@ -306,7 +306,8 @@ func (n *node) connect(t *trackerd) {
 	l := &link{stream: w.streams, up: &way{}, down: &way{}}
 	n.links[t.name] = l
 	t.streams[l.stream] = n
-	n.track(tracker.EvConnected{Tracker: t.name, Welcome: &trackerpb.Welcome{Version: trackerpb.Version, Cluster: "sim", MaxBatch: trackerpb.MaxBatch}})
+	welcome := &trackerpb.Welcome{Version: trackerpb.Version, Cluster: "sim", MaxBatch: trackerpb.MaxBatch}
+	n.track(tracker.EvConnected{Tracker: t.name, Welcome: welcome})
 	l.up.send(w, func() {
 		w.track(t, state.EvOpen{Stream: l.stream, Hello: &trackerpb.Hello{
 			Version: trackerpb.Version, Cluster: "sim", Node: n.name, Addr: n.name + ":1", Role: trackerpb.Role(wire.RoleAgent),
