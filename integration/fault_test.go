@@ -526,7 +526,7 @@ func TestTaken(t *testing.T) {
 		t.Helper()
 		b, err := os.ReadFile(a.AgentConfig())
 		must(t, err)
-		var lines []string
+		lines := []string{"shim.listen = \"127.0.0.1:7505\"\n"} // the first one's is the default
 		for line := range strings.Lines(string(b)) {
 			k, _, _ := strings.Cut(line, " = ")
 			if v, ok := change[k]; ok {
