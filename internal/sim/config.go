@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -137,4 +139,22 @@ func (cfg Config) divided(k int64) Config {
 	cfg.ZoneRate /= f
 	cfg.MessageBytes /= int(k)
 	return cfg
+}
+
+// withDefaults returns cfg with its zero fields filled in.
+func (cfg Config) withDefaults() Config {
+	cfg.Latency = cmp.Or(cfg.Latency, 250*time.Microsecond)
+	cfg.ZoneLatency = cmp.Or(cfg.ZoneLatency, cfg.Latency)
+	cfg.StoreDelay = cmp.Or(cfg.StoreDelay, 100*time.Microsecond)
+	cfg.StoreRate = cmp.Or(cfg.StoreRate, 2e9)
+	cfg.Limit = cmp.Or(cfg.Limit, time.Hour)
+	return cfg
+}
+
+// withDefaults returns the k-th host with its zero fields filled in.
+func (h Host) withDefaults(k int) Host {
+	h.Name = cmp.Or(h.Name, fmt.Sprintf("h%d", k))
+	h.Role = cmp.Or(h.Role, wire.RoleAgent)
+	h.Up, h.Down = cmp.Or(h.Up, 1e12), cmp.Or(h.Down, 1e12)
+	return h
 }

@@ -2,14 +2,12 @@ package sim
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"time"
 
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
-	"github.com/capelin-io/capelin/swarm/wire"
 )
 
 type run struct {
@@ -39,21 +37,7 @@ var base = time.Unix(1_700_000_000, 0)
 
 // Run simulates until every downloader that can finish has, or Limit.
 func Run(cfg Config) Result {
-	if cfg.Latency == 0 {
-		cfg.Latency = 250 * time.Microsecond
-	}
-	if cfg.ZoneLatency == 0 {
-		cfg.ZoneLatency = cfg.Latency
-	}
-	if cfg.StoreDelay == 0 {
-		cfg.StoreDelay = 100 * time.Microsecond
-	}
-	if cfg.StoreRate == 0 {
-		cfg.StoreRate = 2e9
-	}
-	if cfg.Limit == 0 {
-		cfg.Limit = time.Hour
-	}
+	cfg = cfg.withDefaults()
 	if k := int64(cfg.Coarse); k > 1 {
 		cfg = cfg.divided(k)
 	}
@@ -63,22 +47,7 @@ func Run(cfg Config) Result {
 		byName: make(map[string]*host), byID: make(map[piece.ID]*blobState),
 	}
 	for k, b := range cfg.Blobs {
-		s := &blobState{Blob: b, index: k}
-		s.id = piece.ID{Alg: piece.SHA256, Size: b.Size}
-		binary.BigEndian.PutUint64(s.id.Sum[:], cfg.Seed)
-		s.id.Sum[31] = byte(k + 1)
-		s.sums = piece.NewSums(s.id)
-		states, wrong := make([]byte, 32*s.sums.MaxLen()), make([]byte, 32*s.sums.MaxLen())
-		for i := range states {
-			states[i] = byte(r.rng.Uint32())
-			wrong[i] = states[i] ^ 0x55
-		}
-		if err := s.sums.Append(states); err != nil {
-			panic(err)
-		}
-		s.wrong = wrong
-		r.blobs = append(r.blobs, s)
-		r.byID[s.id] = s
+		r.addBlob(k, b)
 	}
 	r.tracker.r = r
 	r.tracker.start()
@@ -87,37 +56,7 @@ func Run(cfg Config) Result {
 	}
 	res := Result{Hosts: make([]HostResult, len(cfg.Hosts)), Zones: make(map[string]int64)}
 	for k, hc := range cfg.Hosts {
-		if hc.Name == "" {
-			hc.Name = fmt.Sprintf("h%d", k)
-		}
-		if hc.Role == 0 {
-			hc.Role = wire.RoleAgent
-		}
-		if hc.Up == 0 {
-			hc.Up = 1e12
-		}
-		if hc.Down == 0 {
-			hc.Down = 1e12
-		}
-		h := &host{
-			Host: hc, r: r, index: k, tick: math.MaxInt64,
-			have: make(map[piece.ID]*piece.Bits), done: make(map[piece.ID]bool), res: &res.Hosts[k],
-		}
-		if h.zone = r.zones[h.Zone]; h.zone == nil {
-			h.zone = &zone{}
-			r.zones[h.Zone] = h.zone
-		}
-		h.res.Seed, h.res.Aside = h.Seed, h.Aside
-		h.res.BlobDone = make([]time.Duration, len(r.blobs))
-		pc := hc.Peer
-		pc.Node, pc.Zone, pc.Role, pc.Seed = hc.Name, hc.Zone, hc.Role, cfg.Seed
-		h.peer = swarm.NewPeer(pc)
-		r.hosts = append(r.hosts, h)
-		r.byName[h.Name] = h
-		if h.expected() {
-			r.open++
-		}
-		r.control(int64(hc.Join), h.join)
+		r.addHost(k, hc, &res.Hosts[k])
 	}
 	for r.open > 0 {
 		e, ok := r.queue.pop()
@@ -127,8 +66,58 @@ func Run(cfg Config) Result {
 		r.now = e.at
 		r.perform(e)
 	}
+	r.result(&res)
+	return res
+}
+
+// addBlob makes the k-th blob's states, the true ones and those of liars.
+func (r *run) addBlob(k int, b Blob) {
+	s := &blobState{Blob: b, index: k}
+	s.id = piece.ID{Alg: piece.SHA256, Size: b.Size}
+	binary.BigEndian.PutUint64(s.id.Sum[:], r.cfg.Seed)
+	s.id.Sum[31] = byte(k + 1)
+	s.sums = piece.NewSums(s.id)
+	states, wrong := make([]byte, 32*s.sums.MaxLen()), make([]byte, 32*s.sums.MaxLen())
+	for i := range states {
+		states[i] = byte(r.rng.Uint32())
+		wrong[i] = states[i] ^ 0x55
+	}
+	if err := s.sums.Append(states); err != nil {
+		panic(err)
+	}
+	s.wrong = wrong
+	r.blobs = append(r.blobs, s)
+	r.byID[s.id] = s
+}
+
+// addHost has the k-th host join at its time; res is where its result goes.
+func (r *run) addHost(k int, hc Host, res *HostResult) {
+	h := &host{
+		Host: hc.withDefaults(k), r: r, index: k, tick: math.MaxInt64,
+		have: make(map[piece.ID]*piece.Bits), done: make(map[piece.ID]bool), res: res,
+	}
+	if h.zone = r.zones[h.Zone]; h.zone == nil {
+		h.zone = &zone{}
+		r.zones[h.Zone] = h.zone
+	}
+	h.res.Seed, h.res.Aside = h.Seed, h.Aside
+	h.res.BlobDone = make([]time.Duration, len(r.blobs))
+	pc := h.Peer
+	pc.Node, pc.Zone, pc.Role, pc.Seed = h.Name, h.Zone, h.Role, r.cfg.Seed
+	h.peer = swarm.NewPeer(pc)
+	r.hosts = append(r.hosts, h)
+	r.byName[h.Name] = h
+	if h.expected() {
+		r.open++
+	}
+	r.control(int64(h.Join), h.join)
+}
+
+// result adds up what hosts and zones have moved.
+func (r *run) result(res *Result) {
 	res.Events = r.events
 	res.Time = time.Duration(r.now)
+	k := int64(max(r.cfg.Coarse, 1))
 	for _, h := range r.hosts {
 		h.res.Conns = len(h.conns)
 		for _, b := range r.blobs {
@@ -136,13 +125,11 @@ func Run(cfg Config) Result {
 				h.res.Redundant += s.Redundant
 			}
 		}
-		k := int64(max(cfg.Coarse, 1))
 		h.res.Up, h.res.Down, h.res.Redundant, h.res.Early = k*h.res.Up, k*h.res.Down, k*h.res.Redundant, k*h.res.Early
 	}
 	for name, z := range r.zones {
-		res.Zones[name] = int64(max(cfg.Coarse, 1)) * z.in
+		res.Zones[name] = k * z.in
 	}
-	return res
 }
 
 func (r *run) perform(e event) {
