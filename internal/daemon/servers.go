@@ -30,7 +30,7 @@ func GRPC(name string, ln net.Listener, s *grpc.Server, patience time.Duration, 
 		}
 		drain()
 		stopGRPC(ctx, s, patience)
-		_ = <-served // that it was stopped
+		<-served // that it was stopped
 		return nil
 	}}
 }

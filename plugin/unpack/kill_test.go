@@ -24,7 +24,7 @@ func TestKill(t *testing.T) {
 		return
 	}
 	var es []entry
-	for i := range 15 {
+	for i := range 40 {
 		d := fmt.Sprint("d", i)
 		es = append(es, directory(d))
 		for j := range 50 {

@@ -128,7 +128,7 @@ func TestVerifyBoth(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	var claims []func() *Claim
 	for _, alg := range []Algorithm{SHA256, SHA512} {
-		id, data := testBlob(t, alg, 2*MinLength+12345) // a first piece, one in the middle, and a short one
+		id, data := testBlob(t, alg, 4*MinLength+12345)
 		s := sumsOf(t, id, data)
 		short := NewSums(id)
 		if err := short.Append(s.Range(0, 2)); err != nil {
