@@ -17,8 +17,13 @@ func caCommand() *cobra.Command {
 		Use:   "ca",
 		Short: "Make the certificates that nodes and servers prove themselves with",
 	}
+	cmd.AddCommand(caInitCommand(), caIssueCommand(), caShowCommand())
+	return cmd
+}
+
+func caInitCommand() *cobra.Command {
 	var dir, cluster string
-	initialise := &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make a cluster's certificate authority",
 		Args:  cobra.NoArgs,
@@ -33,12 +38,16 @@ func caCommand() *cobra.Command {
 			return nil
 		},
 	}
-	initialise.Flags().StringVar(&cluster, "cluster", "default", "name of the cluster, as in the roles' configuration")
+	cmd.Flags().StringVar(&cluster, "cluster", "default", "name of the cluster, as in the roles' configuration")
+	cmd.Flags().StringVarP(&dir, "dir", "d", "/etc/capelin/ca", "directory of the authority")
+	return cmd
+}
 
+func caIssueCommand() *cobra.Command {
 	var role, hosts []string
-	var name, out string
+	var dir, name, out string
 	var days int
-	issue := &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "issue",
 		Short: "Make a certificate for a node or server",
 		Long: `Make a certificate for a node or server: ca.crt, tls.crt and tls.key in the directory --out.
@@ -75,20 +84,22 @@ key = %q
 			return nil
 		},
 	}
-	issue.Flags().StringSliceVar(&role, "role", nil, "what the owner is, several separated by commas")
-	issue.Flags().StringVar(&name, "name", "", "name of the node or server")
-	issue.Flags().StringSliceVar(&hosts, "host", nil, "DNS name or IP address by which other programs reach it; may be repeated")
-	issue.Flags().IntVar(&days, "days", 365, "how long it is valid")
-	issue.Flags().StringVarP(&out, "out", "o", "", "directory of the files (default: the name)")
+	cmd.Flags().StringSliceVar(&role, "role", nil, "what the owner is, several separated by commas")
+	cmd.Flags().StringVar(&name, "name", "", "name of the node or server")
+	cmd.Flags().StringSliceVar(&hosts, "host", nil, "DNS name or IP address by which other programs reach it; may be repeated")
+	cmd.Flags().IntVar(&days, "days", 365, "how long it is valid")
+	cmd.Flags().StringVarP(&out, "out", "o", "", "directory of the files (default: the name)")
 	for _, f := range []string{"role", "name"} {
-		if err := issue.MarkFlagRequired(f); err != nil {
+		if err := cmd.MarkFlagRequired(f); err != nil {
 			panic(err) // no such flag
 		}
 	}
-	for _, c := range []*cobra.Command{initialise, issue} {
-		c.Flags().StringVarP(&dir, "dir", "d", "/etc/capelin/ca", "directory of the authority")
-	}
-	show := &cobra.Command{
+	cmd.Flags().StringVarP(&dir, "dir", "d", "/etc/capelin/ca", "directory of the authority")
+	return cmd
+}
+
+func caShowCommand() *cobra.Command {
+	return &cobra.Command{
 		Use:   "show FILE",
 		Short: "Say whom a certificate is for, and until when",
 		Args:  cobra.ExactArgs(1),
@@ -117,8 +128,6 @@ key = %q
 			return nil
 		},
 	}
-	cmd.AddCommand(initialise, issue, show)
-	return cmd
 }
 
 func left(d time.Duration) string {

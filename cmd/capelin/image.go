@@ -244,19 +244,7 @@ from each other and from origins, into their caches.`,
 				return err
 			}
 			defer t.Close()
-			from, err := c.Reference(args[0])
-			if err != nil {
-				return err
-			}
-			m, err := c.Inspect(cmd.Context(), from)
-			if err != nil {
-				return err
-			}
-			images, err := m.Select(picked...)
-			if err != nil {
-				return err
-			}
-			blobs, err := image.Blobs(images...)
+			blobs, err := c.Blobs(cmd.Context(), args[0], picked...)
 			if err != nil {
 				return err
 			}

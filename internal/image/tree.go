@@ -307,3 +307,21 @@ func (m *Manifest) Locate(ctx context.Context, who Members) error {
 }
 
 var errNothing = errors.New("there is no image in it")
+
+// Blobs returns what nodes need of an image for some platforms (none: all): configs and
+// layers.
+func (c *Client) Blobs(ctx context.Context, ref string, platforms ...v1.Platform) ([]piece.ID, error) {
+	from, err := c.Reference(ref)
+	if err != nil {
+		return nil, err
+	}
+	m, err := c.Inspect(ctx, from)
+	if err != nil {
+		return nil, err
+	}
+	images, err := m.Select(platforms...)
+	if err != nil {
+		return nil, err
+	}
+	return Blobs(images...)
+}
