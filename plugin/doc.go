@@ -5,7 +5,7 @@
 // write.go) speaks containerd's gRPC API; a session (write.go) is one Write
 // stream on a ref that belongs to the swarm. What happens to a blob while sessions wait
 // for it or write it is package fetch's; blobs.go has the sessions of the registry shim, which
-// download themselves. learn.go remembers the order of an image's layers, seed.go
+// download themselves. prefetch.go remembers the order of an image's layers, seed.go
 // offers what the node has, and admin.go tells people about it.
 //
 // # What containerd may rely on

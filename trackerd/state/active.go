@@ -2,7 +2,6 @@ package state
 
 import (
 	"container/heap"
-	"math"
 	"slices"
 
 	"github.com/capelin-io/capelin/control/trackerpb"
@@ -62,44 +61,6 @@ type want struct {
 type told struct {
 	agent *agent
 	flags uint8
-}
-
-// availability is what can be said to wanting agents in general.
-type availability struct {
-	kind  trackerpb.Verdict_Kind
-	all   bool // WAIT is for those as well that could not get the lease
-	late  bool // SOURCES are but holders whose clocks ran out
-	until int64
-	have  int // how many have any of it: 0, 1, or 2 for more
-}
-
-// dueHeap orders active swarms by due.
-type dueHeap []*swarm
-
-func (h dueHeap) Len() int { return len(h) }
-func (h dueHeap) Less(i, j int) bool {
-	a, b := h[i], h[j]
-	if a.a.due != b.a.due {
-		return a.a.due < b.a.due
-	}
-	return a.slot < b.slot
-}
-func (h dueHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].a.heap, h[j].a.heap = i, j
-}
-func (h *dueHeap) Push(x any) {
-	s := x.(*swarm)
-	s.a.heap = len(*h)
-	*h = append(*h, s)
-}
-func (h *dueHeap) Pop() any {
-	old := *h
-	s := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	s.a.heap = -1
-	return s
 }
 
 // rehash makes every wanting agent be told the hash of the sums again.
@@ -258,158 +219,9 @@ const (
 	flushPause = 1_000_000 // ns between two such Steps
 )
 
-// decide grants leases and finds out what can be said in general.
-func (t *Tracker) decide(s *swarm) {
-	a := s.a
-	m := availability{kind: trackerpb.Verdict_KIND_SOURCES, have: min(s.have, 2)}
-	t.giveUp(s)
-	warm := t.warmEnd()
-	live := 0
-	for i := range a.leases {
-		if t.leaseDeadline(&a.leases[i]) > t.now {
-			live++
-		}
-	}
-	switch {
-	case s.complete > 0 || t.promised(s):
-	case live > 0:
-		if end := a.window + int64(t.cfg.AddWindow); a.window != 0 && t.now >= end {
-			slow := t.cfg.AddBelow > 0 && float64(a.windowBytes) < float64(t.cfg.AddBelow)*float64(t.now-a.window)/1e9
-			a.window, a.windowBytes = t.now, 0
-			if slow && len(a.leases) < t.cfg.MaxHolders {
-				if w, _ := t.candidate(s); w != nil {
-					t.stats.LeasesAdded++
-					t.grant(s, w)
-				}
-			}
-		}
-	case t.now < warm:
-		m.kind, m.all, m.until = trackerpb.Verdict_KIND_WAIT, true, warm
-	case t.ask(s):
-		m.kind, m.all, m.until = trackerpb.Verdict_KIND_WAIT, true, a.look.until
-	case t.now < a.nobodyUntil:
-		m.kind, m.until = trackerpb.Verdict_KIND_NOBODY, a.nobodyUntil
-	case t.now < a.backoffUntil:
-		m.kind, m.until = trackerpb.Verdict_KIND_WAIT, a.backoffUntil
-	default:
-		w, limited := t.candidate(s)
-		switch {
-		case w != nil:
-			for i := len(a.leases) - 1; i >= 0; i-- {
-				if a.leases[i].started {
-					t.stats.LeasesStalled++
-					t.endLease(s, i, "no progress")
-				} else {
-					t.stats.LeasesUnstarted++
-					t.endLease(s, i, "not started in time")
-				}
-			}
-			t.grant(s, w)
-		case len(a.leases) > 0: // nobody else would do it
-			m.late = true
-		case limited:
-			m.kind, m.until = trackerpb.Verdict_KIND_WAIT, t.now+limitRetry
-			if a.avail.kind == m.kind && a.avail.until > t.now {
-				m.until = a.avail.until
-			}
-		default:
-			m.kind = trackerpb.Verdict_KIND_NOBODY
-		}
-	}
-	a.avail = m
-}
-
 // limitRetry is how often a swarm is looked at whose waiting agents all hold as
 // many un-started leases as they may.
 const limitRetry = 250_000_000 // ns
-
-// verdict tells w what it should expect, if that is news.
-func (t *Tracker) verdict(s *swarm, w *want) {
-	kind, retry := s.a.avail.kind, int64(0)
-	others := s.have
-	if t.flags(w.agent, s)&(fComplete|fPartial) != 0 {
-		others--
-	}
-	switch {
-	case s.a.granted(w.agent):
-		kind = trackerpb.Verdict_KIND_LEASE
-	case kind == trackerpb.Verdict_KIND_SOURCES && (!s.a.avail.late || !w.waiting || w.grant):
-		// A late holder is not worth waiting for where nobody else can be sent: the
-		// tracker that grants knows better.
-	case others > 0 && !w.waiting:
-		// What is there of it is worth joining for, but not worth waiting for:
-		// all of it may never come.
-		kind = trackerpb.Verdict_KIND_SOURCES
-	case kind == trackerpb.Verdict_KIND_WAIT && (s.a.avail.all || w.waiting && w.grant):
-		retry = s.a.avail.until
-	default:
-		kind = trackerpb.Verdict_KIND_NOBODY
-	}
-	if w.kind == kind && w.retry == retry {
-		return
-	}
-	w.kind, w.retry = kind, retry
-	v := &trackerpb.Verdict{Blob: s.a.blob, Kind: kind, Seq: w.seq}
-	switch kind {
-	case trackerpb.Verdict_KIND_SOURCES:
-		t.stats.VerdictsSources++
-	case trackerpb.Verdict_KIND_LEASE:
-		t.stats.VerdictsLease++
-	case trackerpb.Verdict_KIND_NOBODY:
-		t.stats.VerdictsNobody++
-	case trackerpb.Verdict_KIND_WAIT:
-		t.stats.VerdictsWait++
-		v.RetryMs = uint32((retry-t.now)/1e6) + 1
-	}
-	m := t.send(w.agent)
-	m.Verdicts = append(m.Verdicts, v)
-}
-
-// schedule sets when s is looked at next, or ends its being active.
-func (t *Tracker) schedule(s *swarm) {
-	a := s.a
-	due := int64(math.MaxInt64)
-	at := func(when int64) {
-		if when > t.now {
-			due = min(due, when)
-		}
-	}
-	at(a.flushAt)
-	at(a.backoffUntil)
-	at(a.nobodyUntil)
-	at(a.avail.until)
-	if len(a.look.asked) > 0 {
-		at(a.look.until)
-	}
-	at(a.look.again)
-	for i := range a.leases {
-		at(t.leaseDeadline(&a.leases[i]))
-	}
-	if a.window != 0 && s.complete == 0 && len(a.wants) > 0 {
-		at(a.window + int64(t.cfg.AddWindow))
-	}
-	if len(a.wants) == 0 {
-		live := false
-		for i := range a.leases {
-			live = live || t.leaseDeadline(&a.leases[i]) > t.now
-		}
-		if !live && t.now >= a.backoffUntil && t.now >= a.nobodyUntil {
-			t.deactivate(s)
-			return
-		}
-	}
-	a.due = due
-	switch {
-	case due == math.MaxInt64:
-		if a.heap >= 0 {
-			heap.Remove(&t.due, a.heap)
-		}
-	case a.heap >= 0:
-		heap.Fix(&t.due, a.heap)
-	default:
-		heap.Push(&t.due, s)
-	}
-}
 
 // deactivate ends leases that nobody waits for and forgets complete members
 // beyond Enough, now that no agent was told of them.

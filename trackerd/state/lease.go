@@ -184,3 +184,64 @@ func (t *Tracker) grant(s *swarm, w *want) {
 	t.setFlags(w.agent, s, fLease, 0)
 	t.verdict(s, w)
 }
+
+// decide grants leases and finds out what can be said in general.
+func (t *Tracker) decide(s *swarm) {
+	a := s.a
+	m := availability{kind: trackerpb.Verdict_KIND_SOURCES, have: min(s.have, 2)}
+	t.giveUp(s)
+	warm := t.warmEnd()
+	live := 0
+	for i := range a.leases {
+		if t.leaseDeadline(&a.leases[i]) > t.now {
+			live++
+		}
+	}
+	switch {
+	case s.complete > 0 || t.promised(s):
+	case live > 0:
+		if end := a.window + int64(t.cfg.AddWindow); a.window != 0 && t.now >= end {
+			slow := t.cfg.AddBelow > 0 && float64(a.windowBytes) < float64(t.cfg.AddBelow)*float64(t.now-a.window)/1e9
+			a.window, a.windowBytes = t.now, 0
+			if slow && len(a.leases) < t.cfg.MaxHolders {
+				if w, _ := t.candidate(s); w != nil {
+					t.stats.LeasesAdded++
+					t.grant(s, w)
+				}
+			}
+		}
+	case t.now < warm:
+		m.kind, m.all, m.until = trackerpb.Verdict_KIND_WAIT, true, warm
+	case t.ask(s):
+		m.kind, m.all, m.until = trackerpb.Verdict_KIND_WAIT, true, a.look.until
+	case t.now < a.nobodyUntil:
+		m.kind, m.until = trackerpb.Verdict_KIND_NOBODY, a.nobodyUntil
+	case t.now < a.backoffUntil:
+		m.kind, m.until = trackerpb.Verdict_KIND_WAIT, a.backoffUntil
+	default:
+		w, limited := t.candidate(s)
+		switch {
+		case w != nil:
+			for i := len(a.leases) - 1; i >= 0; i-- {
+				if a.leases[i].started {
+					t.stats.LeasesStalled++
+					t.endLease(s, i, "no progress")
+				} else {
+					t.stats.LeasesUnstarted++
+					t.endLease(s, i, "not started in time")
+				}
+			}
+			t.grant(s, w)
+		case len(a.leases) > 0: // nobody else would do it
+			m.late = true
+		case limited:
+			m.kind, m.until = trackerpb.Verdict_KIND_WAIT, t.now+limitRetry
+			if a.avail.kind == m.kind && a.avail.until > t.now {
+				m.until = a.avail.until
+			}
+		default:
+			m.kind = trackerpb.Verdict_KIND_NOBODY
+		}
+	}
+	a.avail = m
+}

@@ -1,0 +1,85 @@
+package state
+
+import (
+	"container/heap"
+	"math"
+)
+
+// dueHeap orders active swarms by due.
+type dueHeap []*swarm
+
+func (h dueHeap) Len() int { return len(h) }
+
+func (h dueHeap) Less(i, j int) bool {
+	a, b := h[i], h[j]
+	if a.a.due != b.a.due {
+		return a.a.due < b.a.due
+	}
+	return a.slot < b.slot
+}
+
+func (h dueHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].a.heap, h[j].a.heap = i, j
+}
+
+func (h *dueHeap) Push(x any) {
+	s := x.(*swarm)
+	s.a.heap = len(*h)
+	*h = append(*h, s)
+}
+
+func (h *dueHeap) Pop() any {
+	old := *h
+	s := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	s.a.heap = -1
+	return s
+}
+
+// schedule sets when s is looked at next, or ends its being active.
+func (t *Tracker) schedule(s *swarm) {
+	a := s.a
+	due := int64(math.MaxInt64)
+	at := func(when int64) {
+		if when > t.now {
+			due = min(due, when)
+		}
+	}
+	at(a.flushAt)
+	at(a.backoffUntil)
+	at(a.nobodyUntil)
+	at(a.avail.until)
+	if len(a.look.asked) > 0 {
+		at(a.look.until)
+	}
+	at(a.look.again)
+	for i := range a.leases {
+		at(t.leaseDeadline(&a.leases[i]))
+	}
+	if a.window != 0 && s.complete == 0 && len(a.wants) > 0 {
+		at(a.window + int64(t.cfg.AddWindow))
+	}
+	if len(a.wants) == 0 {
+		live := false
+		for i := range a.leases {
+			live = live || t.leaseDeadline(&a.leases[i]) > t.now
+		}
+		if !live && t.now >= a.backoffUntil && t.now >= a.nobodyUntil {
+			t.deactivate(s)
+			return
+		}
+	}
+	a.due = due
+	switch {
+	case due == math.MaxInt64:
+		if a.heap >= 0 {
+			heap.Remove(&t.due, a.heap)
+		}
+	case a.heap >= 0:
+		heap.Fix(&t.due, a.heap)
+	default:
+		heap.Push(&t.due, s)
+	}
+}
