@@ -3,8 +3,8 @@
 // blob or with the offset from which its client has to download itself.
 //
 // Start from [Machine], which decides: a value, Step(now, event) → actions, for all blobs
-// of an agent. There is no goroutine, clock, lock or I/O in it, so that internal/sim runs
-// hundreds of them in virtual time. policy.go has the rules by which a session is
+// of an agent. There is no goroutine, clock, lock or I/O in it, so that internal/sim/fetchsim runs
+// many of them in virtual time. policy.go has the rules by which a session is
 // answered, as a pure function. [Fetches] is the shell: one goroutine owns the Machine,
 // and one for each open blob does what may block, in the order in which it was decided.
 //
