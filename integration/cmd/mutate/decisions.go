@@ -74,7 +74,7 @@ func (mod *module) decision(head, old, changed []string) (*mutant, error) {
 	m := &mutant{
 		file: file, line: 1 + strings.Count(string(src[:from+at[0]]), "\n"),
 		what: fmt.Sprintf("%s: %s → %s", function, strings.Join(old, " "), strings.Join(changed, " ")),
-		from: from + at[0], to: from + at[1], text: strings.Join(changed, "\n"),
+		src:  src, from: from + at[0], to: from + at[1], text: strings.Join(changed, "\n"),
 	}
 	for _, pkg := range head[2:] {
 		m.packages = append(m.packages, mod.path+"/"+strings.TrimPrefix(pkg, "./"))

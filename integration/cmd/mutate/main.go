@@ -18,7 +18,8 @@ type mutant struct {
 	file     string // below the module's directory
 	line     int
 	what     string // the call, or the decision
-	from, to int    // bytes of the file
+	src      []byte // the file as it was read
+	from, to int    // bytes of it
 	text     string // what is there instead
 	head     string // added behind the package clause, on its line
 	packages []string

@@ -58,11 +58,7 @@ func (t *trial) overlay(m *mutant) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(t.mod.dir, m.file)
-	src, err := os.ReadFile(path)
-	if err != nil {
-		return "", err
-	}
-	changed := append(append(append([]byte{}, src[:m.from]...), m.text...), src[m.to:]...)
+	changed := append(append(append([]byte{}, m.src[:m.from]...), m.text...), m.src[m.to:]...)
 	if m.head != "" {
 		clause := packageClause.FindIndex(changed)
 		changed = append(append(append([]byte{}, changed[:clause[1]]...), "; "+m.head...), changed[clause[1]:]...)
