@@ -210,7 +210,8 @@ func (s *finder) use(src []byte, expr ast.Expr, name *ast.Ident, call *ast.CallE
 	at := func(p token.Pos) int { return s.fset.Position(p).Offset }
 	text := func(n ast.Node) string { return string(src[at(n.Pos()):at(n.End())]) }
 	m := &mutant{
-		line: s.fset.Position(expr.Pos()).Line, what: text(expr), src: src, from: at(expr.Pos()), to: at(expr.End()), head: w.head, packages: s.packages,
+		line: s.fset.Position(expr.Pos()).Line, what: text(expr), head: w.head, packages: s.packages,
+		src: src, from: at(expr.Pos()), to: at(expr.End()),
 	}
 	m.file, _ = filepath.Rel(s.mod.dir, s.fset.Position(expr.Pos()).Filename)
 	if call == nil { // used as a value
