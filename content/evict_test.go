@@ -97,6 +97,41 @@ func TestEvictionByBytes(t *testing.T) {
 	}
 }
 
+// A blob that is opened after the eviction has chosen it, and before it is renamed, stays.
+func TestOpenedWhileEvicted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, Config{Root: t.TempDir(), FreeFloor: -1})
+		id, data := testBlob(t, piece.SHA256, 300_000, 1)
+		fetch(t, s, id, data).Close()
+		unlock := s.places.Lock(digest.Digest(id.Digest()))
+		freed := make(chan int64, 1)
+		go func() {
+			n, _ := s.evictOne(0)
+			freed <- n
+		}()
+		synctest.Wait() // it has chosen, and waits for the digest
+		type opened struct {
+			b   *Blob
+			err error
+		}
+		open := make(chan opened, 1)
+		go func() {
+			b, err := s.Blob(t.Context(), id, false)
+			open <- opened{b, err}
+		}()
+		synctest.Wait() // it is open, but for its file
+		unlock()
+		o := <-open
+		if o.err != nil {
+			t.Fatalf("opening: %v", o.err)
+		}
+		defer o.b.Close()
+		if n := <-freed; n != 0 || s.Presence(id) != Cached {
+			t.Errorf("freed %d bytes, and the open blob is %v; want none, and %v", n, s.Presence(id), Cached)
+		}
+	})
+}
+
 // After a restart the order is that of the last use as the file system has it.
 func TestEvictionOrderAfterRestart(t *testing.T) {
 	root := t.TempDir()

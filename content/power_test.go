@@ -9,12 +9,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	ctrdcontent "github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/internal/durable/disktest"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -469,6 +471,50 @@ func TestPowerCut(t *testing.T) {
 				t.Log(strings.Join(p.disk.Ops(), "\n"))
 			}
 		})
+	}
+}
+
+// A piece that was dropped and came again was not synced, although it was before: if the
+// next sync fails it comes once more.
+func TestSyncFailsAfterRecheck(t *testing.T) {
+	top := filepath.Join(t.TempDir(), "disk")
+	must(t, os.Mkdir(top, 0o700))
+	p := &play{t: t, root: filepath.Join(top, "content"), said: map[string]string{}}
+	must(t, p.open())
+	defer p.close()
+	const again = 1
+	id, data := testBlob(t, piece.SHA256, 300_000, 1)
+	sums := sumsOf(t, id, data)
+	write := func(b *Blob, i int) { must(t, b.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i)))) }
+	b := mustBlob(t, p.s, id, true)
+	defer b.Close()
+	for i := range id.Pieces() {
+		write(b, i)
+	}
+	fails := func(kind disk.Kind, n int) { // the n-th operation from here
+		p.disk = disktest.Watch(t, top)
+		defer p.disk.Stop()
+		p.disk.FailAt(n, syscall.EIO)
+		if err := b.Complete(t.Context()); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("Complete says %v", err)
+		}
+		if op, _ := p.disk.Failed(); op.Kind != kind {
+			t.Fatalf("%s of %s has failed, want %s", op.Kind, op.Path, kind)
+		}
+	}
+	fails(disk.OpOpen, 1) // of the sums, after the data were synced
+	if _, err := b.File().WriteAt([]byte("rotten"), id.Offset(again)); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Recheck(again); !errors.Is(err, piece.ErrMismatch) {
+		t.Fatalf("Recheck says %v", err)
+	}
+	write(b, again)
+	fails(disk.OpDatasync, 0)
+	for i, have := 0, b.Have(); i < id.Pieces(); i++ {
+		if have.Has(i) != (i != again) {
+			t.Errorf("after the failed sync piece %d counts: %v", i, have.Has(i))
+		}
 	}
 }
 

@@ -58,6 +58,36 @@ func TestHaveTurns(t *testing.T) {
 	}
 }
 
+// Who has got everything while an announcement waited for its turn is not told of a
+// piece by one who wants nothing.
+func TestNoNewsForTheComplete(t *testing.T) {
+	l := newLab(t)
+	const n = 8
+	id := l.blob(n * piece.MinLength)
+	a := l.add("a", PeerConfig{})
+	a.join(id, false, piece.NewBits(n), nil, false) // a source that gets its pieces elsewhere
+	names := []string{"x0", "x1", "x2", "x3", "x4", "x5"}
+	cs := l.meet("a", id, wire.Open{Want: true}, names...)
+	a.have[id].Set(0)
+	a.step(EvLocal{ID: id, From: 0, To: 1, States: l.sums[id].Range(0, 1)})
+	l.run()
+	last := l.ends["x5"] // four have their turn at once
+	all := make([]uint32, n)
+	for i := range all {
+		all[i] = uint32(i)
+	}
+	last.say(cs[5], &wire.Have{Blob: 9, Pieces: all})
+	l.pass(time.Second)
+	for _, name := range names[:5] {
+		if len(heardOf[*wire.Have](l.ends[name])) != 1 {
+			t.Errorf("%s, which wants the piece, is not told of it", name)
+		}
+	}
+	if h := heardOf[*wire.Have](last); len(h) > 0 {
+		t.Errorf("x5, which has all, is told of %d", h[0].Pieces)
+	}
+}
+
 // Haves are collected for some milliseconds, and not sent to downloaders that
 // have the piece; they learn it when we are complete.
 func TestHavesBatched(t *testing.T) {

@@ -38,6 +38,31 @@ func TestBanEnds(t *testing.T) {
 	}
 }
 
+// Whoever sent a piece wrong, and then right when it is asked again, made a slip.
+func TestSlip(t *testing.T) {
+	l := newLab(t)
+	id := l.blob(4 * piece.MinLength)
+	a, x := l.add("a", PeerConfig{}), l.add("x", PeerConfig{})
+	x.seed(id)
+	x.corrupt = 1
+	a.want(id)
+	a.named(id, "x")
+	l.run()
+	if a.peer.blobs[id].blame.none() {
+		t.Fatal("x is not suspected of anything")
+	}
+	x.corrupt = 0
+	l.pass(2 * retrySame)
+	if a.complete != 1 {
+		t.Error("not complete although x is asked again")
+	}
+	for _, r := range a.reports {
+		if r.Kind == ReportConvicted {
+			t.Errorf("%s is cut off for its own slip: %v", r.Node, r.Err)
+		}
+	}
+}
+
 // With the list's hash known, three sources that agree against it end the blob, or
 // two that insist; nobody is convicted.
 func TestPinnedSumsDisproved(t *testing.T) {

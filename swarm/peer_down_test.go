@@ -228,6 +228,32 @@ func TestBlockAfterClose(t *testing.T) {
 	}
 }
 
+// A block that crossed its Cancel says nothing of how long stalls take: its peer was not
+// silent.
+func TestNoPatienceWithoutStall(t *testing.T) {
+	l := newLab(t)
+	id := l.blob(8 * piece.MinLength)
+	a := l.add("a", PeerConfig{})
+	a.join(id, true, piece.NewBits(8), l.sums[id].Clone(), false)
+	c := l.meet("a", id, wire.Open{Want: true, Bits: bitfield(t, 8, 0)}, "x")[0]
+	x := l.ends["x"]
+	asked := heardOf[*wire.Request](x)
+	if len(asked) != 1 {
+		t.Fatalf("asked %d times, want once for the piece that x has", len(asked))
+	}
+	limit := a.peer.down.stallLimit(&a.peer.cfg)
+	a.have[id].Set(0)
+	a.step(EvLocal{ID: id, From: 0, To: 1, States: l.sums[id].Range(0, 1)})
+	l.run()
+	if n := len(heardOf[*wire.Cancel](x)); n != 1 {
+		t.Fatalf("%d Cancels, want one", n)
+	}
+	l.block(x, c, id, asked[0], 0)
+	if got := a.peer.down.stallLimit(&a.peer.cfg); got != limit {
+		t.Errorf("a peer is stalled after %v, want %v as before", got, limit)
+	}
+}
+
 // On a slow link nobody is taken for dead: what came late shows that waiting
 // longer pays.
 func TestPatience(t *testing.T) {
