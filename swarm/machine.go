@@ -39,7 +39,7 @@ type (
 		Proven   bool
 	}
 	// EvLeave: the driver no longer takes part in the blob. No action about it
-	// follows, but for CloseBlob messages.
+	// follows, but for Close messages.
 	EvLeave struct{ ID piece.ID }
 
 	// EvLocal: pieces From..To-1 appeared on the disk by another way than the
@@ -205,7 +205,6 @@ type Report struct {
 	Node  string // the peer concerned, if any
 	ID    piece.ID
 	Piece int
-	Bytes int // of a block received, for ReportBlock
 	Err   error
 }
 

@@ -24,7 +24,7 @@ import (
 //
 // A piece is downloaded in one attempt from one peer, its blocks in order; an
 // attempt that stalls starts over at another peer. [PeerConfig.Window] bounds
-// the attempts, conn.depth the blocks outstanding on a connection, which is
+// the attempts, pipe.depth the blocks outstanding on a connection, which is
 // small while others wait at that peer and grows when our own requests leave
 // its uplink dry. The next attempt goes to the least loaded neighbour that has
 // something we lack, and asks for the rarest of it (see picker), or lets a

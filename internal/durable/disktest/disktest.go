@@ -625,19 +625,5 @@ func (n *named) Fatal(args ...any) {
 	n.TB.Fatal(append([]any{n.what}, args...)...)
 }
 
-// NoSync has nothing synced in this process, but where a Disk watches. It is for the
-// TestMain of a package whose tests sync a thousand times, and would measure the
-// machine's disk: what syncs are for is tested on a Disk.
-func NoSync() { disk.Intercept("/", noSync{}) }
-
-type noSync struct{}
-
-func (noSync) Do(op disk.Op, do func(int) error) error {
-	if op.Kind == disk.OpSync || op.Kind == disk.OpDatasync {
-		return nil
-	}
-	return do(op.Bytes)
-}
-
 // Errs are what a failing disk says.
 var Errs = []error{syscall.EIO, syscall.ENOSPC, syscall.EDQUOT}

@@ -2,7 +2,7 @@
 // when it is told to.
 //
 // [Watch] records what package disk does below a real directory. Each operation is a
-// moment at which the power may go: [Disk.Cut] builds the directory as it may be
+// moment at which the power may go: [Disk.Cuts] builds the directory as it may be
 // afterwards, in another place, for the normal recovery to open. [Disk.FailAt] has
 // one operation fail instead.
 //
