@@ -46,11 +46,11 @@ const (
 
 // Backend is a directory of objects.
 type Backend struct {
-	root *disk.Root
-	path string
-	tmp  string   // our directory of temporary files, below root
-	mine *os.File // its lock, held until Close
-	seq  atomic.Uint64
+	root    *disk.Root
+	path    string
+	tmp     string   // our directory of temporary files, below root
+	tmpLock *os.File // its lock, held until Close
+	seq     atomic.Uint64
 
 	dirs *durable.Dirs
 
@@ -111,7 +111,7 @@ func (b *Backend) enter() error {
 		return err
 	}
 	for _, name := range names {
-		if err := b.bury(tmpDir + "/" + name); err != nil {
+		if err := b.removeDead(tmpDir + "/" + name); err != nil {
 			return err
 		}
 	}
@@ -119,14 +119,14 @@ func (b *Backend) enter() error {
 	if err := b.root.Mkdir(b.tmp, dirMode); err != nil {
 		return err
 	}
-	if b.mine, err = b.root.OpenFile(b.tmp+"/lock", os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode); err != nil {
+	if b.tmpLock, err = b.root.OpenFile(b.tmp+"/lock", os.O_RDWR|os.O_CREATE|os.O_EXCL, fileMode); err != nil {
 		return err
 	}
-	return flock(b.mine, syscall.LOCK_EX|syscall.LOCK_NB)
+	return flock(b.tmpLock, syscall.LOCK_EX|syscall.LOCK_NB)
 }
 
-// bury removes a directory of temporary files, unless its process lives.
-func (b *Backend) bury(dir string) error {
+// removeDead removes a directory of temporary files, unless its process lives.
+func (b *Backend) removeDead(dir string) error {
 	f, err := b.root.OpenFile(dir+"/lock", os.O_RDWR, 0)
 	if err == nil {
 		defer f.Close()
@@ -146,9 +146,9 @@ func (b *Backend) bury(dir string) error {
 // are under way may fail.
 func (b *Backend) Close() error {
 	var errs []error
-	if b.mine != nil {
-		errs = append(errs, b.root.RemoveAll(b.tmp), b.mine.Close())
-		b.mine = nil
+	if b.tmpLock != nil {
+		errs = append(errs, b.root.RemoveAll(b.tmp), b.tmpLock.Close())
+		b.tmpLock = nil
 	}
 	for i := range b.locks {
 		b.locks[i].close()
