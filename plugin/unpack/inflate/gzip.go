@@ -7,7 +7,8 @@ import (
 )
 
 // header reads a member's header. The end of the input before its first byte
-// is io.EOF.
+// is io.EOF. The fields follow each other as RFC 1952 (section 2.3) has them, all of
+// them through next, which sums what it reads: taken apart, they would have to share that.
 func (r *Reader) header() error {
 	r.align()
 	if err := r.fill(10); err != nil {

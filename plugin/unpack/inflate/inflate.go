@@ -361,7 +361,9 @@ func (r *Reader) copyStored() error {
 }
 
 // huffman decodes symbols until the block ends, the output is full, or more
-// input is needed than fill has brought; it then returns to be called again.
+// input is needed than fill has brought; it then returns to be called again. It is one
+// loop, and not a function for each kind of symbol, because its state is in registers:
+// a call for each symbol would store and load all of it.
 func (r *Reader) huffman() error {
 	const margin = 32 // input that one round may load
 	if err := r.fill((len(r.in) - inSlack) / 2); err != nil {

@@ -72,7 +72,9 @@ var litEntry, distEntry = func() (lit [numLit]uint32, dist [numDist]uint32) {
 
 // build fills table, whose first 1<<first entries are indexed by the next bits
 // of input, for the code with the given lengths. It reports whether that is a
-// code: complete, or nothing, or one single bit, as in compress/flate.
+// code: complete, or nothing, or one single bit, as in compress/flate. It is one
+// function because its steps (count, check, make room for long codes, enter) share the
+// arrays that each of them fills for the next, which so stay on the stack.
 func build(table []uint32, first uint, lengths []uint8, entries []uint32) bool {
 	var count [maxBits + 1]int
 	for _, n := range lengths {
