@@ -3,7 +3,7 @@
 // control stream (control/tracker) and trackers (trackerd/state), the very ones that
 // agents and trackerd run. A run is a function of its [Config], Seed included.
 //
-// Start from [Run]. What is checked after each tick and at the end:
+// Start from [Run]. What is checked after each event and at the end:
 //
 //   - who waits is answered, as soon as no byte has come for the stall time; nobody waits for ever;
 //   - no session is given a lease that another one has; a lease ends exactly once, with

@@ -155,6 +155,7 @@ func (w *world) next() {
 	e := heap.Pop(&w.queue).(event)
 	w.now = e.at
 	e.f()
+	w.check()
 	if w.now.Sub(base) > limit {
 		w.broken("it does not end")
 	}

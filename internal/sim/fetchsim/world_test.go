@@ -27,7 +27,13 @@ func with(cfg Config, f func(*Config)) Config {
 // TestFetches: each kind of trouble, with several seeds.
 func TestFetches(t *testing.T) {
 	type bounds struct {
-		copies float64       // that leave the registry, at most
+		// copies that leave the registry, at most. One, if only holders of leases bring bytes
+		// (who gives up while it waits has brought none), and hardly more if they crash:
+		// what they had brought, others have. When several were refused, others try without a
+		// lease: two. A lease whose stream breaks is granted anew while its holder goes on,
+		// which happens twice to a blob at these rates: three. Nodes that are told nothing, or
+		// of sources that give nothing, bring all themselves: a copy for each.
+		copies float64
 		wait   time.Duration // the longest, at most
 	}
 	for _, tt := range []struct {
@@ -40,16 +46,16 @@ func TestFetches(t *testing.T) {
 		{"one tracker", 5, func(c *Config) { c.Trackers = 1 }, bounds{copies: 1}},
 		{"nodes expect what they are asked for", 15, func(c *Config) { c.Prefetch = 0.7 }, bounds{copies: 1}},
 		{"messages are late and cross", 10, func(c *Config) { c.Prefetch, c.Latency = 0.7, 60*time.Millisecond }, bounds{copies: 1}},
-		{"clients give up", 10, func(c *Config) { c.GiveUp, c.Latency = 0.5, 50*time.Millisecond }, bounds{copies: 2}},
+		{"clients give up", 10, func(c *Config) { c.GiveUp, c.Latency = 0.5, 50*time.Millisecond }, bounds{copies: 1}},
 		{"messages are lost", 10, func(c *Config) { c.Breaks, c.Prefetch = 0.3, 0.5 }, bounds{copies: 3}},
 		{"the registry refuses some", 5, func(c *Config) { c.Refused, c.Nodes = 3, 8 }, bounds{copies: 2}},
-		{"holders crash", 5, func(c *Config) { c.Crashes = 2 }, bounds{copies: 2.5}},
+		{"holders crash", 5, func(c *Config) { c.Crashes = 2 }, bounds{copies: 1.1}},
 		{"sources give nothing", 3, func(c *Config) { c.Frozen = 1 }, bounds{copies: 7}},
-		{"trackers are silent", 3, func(c *Config) { c.Silent = true }, bounds{copies: 8, wait: stall}},
-		{"there are none", 3, func(c *Config) { c.Trackers = 0 }, bounds{copies: 8, wait: find}},
+		{"trackers are silent", 3, func(c *Config) { c.Silent = true }, bounds{copies: 8, wait: find}},
+		{"there are none", 3, func(c *Config) { c.Trackers = 0 }, bounds{copies: 8, wait: 10 * time.Millisecond}}, // two questions to the swarm
 		{"all of it", 10, func(c *Config) {
 			c.Breaks, c.Prefetch, c.GiveUp, c.Crashes, c.Refused, c.Latency = 0.1, 0.5, 0.3, 2, 1, 40*time.Millisecond
-		}, bounds{copies: 8}},
+		}, bounds{copies: 3}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for seed := range tt.seeds {
