@@ -188,7 +188,8 @@ func TestUnpackWrongDiffID(t *testing.T) {
 		t.Errorf("the agent unpacked %d layers", c)
 	}
 	out := get(n.Ctr(e.ctx, harness.K8s, "snapshots", "list"))(t)
-	if committed := strings.Count(out, "Committed"); committed != 1 || strings.Contains(out, "Active") {
+	// The bottom is right, and containerd's to collect: at the next garbage collection.
+	if committed := strings.Count(out, "Committed"); committed > 1 || strings.Contains(out, "Active") {
 		t.Errorf("snapshots are left:\n%s", out)
 	}
 	must(t, n.PullCRI(e.ctx, right, nil))
