@@ -26,7 +26,7 @@ type Config struct {
 	Zone     string   `toml:"zone" comment:"Where this node is, such as a rack or an availability zone. What comes from other zones comes in once, whatever the number of nodes. May be empty: then all peers are equal."`
 	Trackers []string `toml:"trackers" comment:"Trackers, as host:port, or dns+host:port for all addresses of a name. Empty: none; then blobs come from the registry, and from no peer."`
 
-	Listen    string `toml:"listen" comment:"Address on which peers connect, host:port. Other nodes must reach it: the default is for trying Capelin on one machine. Without identity it is neither encrypted nor authenticated, and belongs on a network of the cluster's own."`
+	Listen    string `toml:"listen" comment:"Address on which peers connect, host:port. Other nodes must reach it: the default is for trying Capelin on one machine. With [identity] mutual TLS; without, neither encrypted nor authenticated: for a network of the cluster's own."`
 	Advertise string `toml:"advertise" comment:"host:port that other nodes are told. Empty: listen; if that is all addresses (0.0.0.0), the address from which this node reaches a tracker."`
 
 	Authorize string `toml:"authorize" comment:"What makes a pull legitimate. \"manifest\": who gets an image's manifest from the registry may have its layers from the swarm; knowing a digest is enough, as under containerd's shared content policy on one node. \"blob\": the registry decides for each blob, because containerd fetches the last 64 KiB of each itself, with the pull's own credentials; for clusters of several tenants."`
@@ -62,7 +62,7 @@ type LimitsConfig struct {
 
 // WaitConfig is Config.Wait.
 type WaitConfig struct {
-	Find     config.Duration `toml:"find" comment:"For a tracker that is connected to say whether anybody could have a blob. It answers in milliseconds, but in seconds when thousands of nodes ask at once. Default 5s."`
+	Find     config.Duration `toml:"find" comment:"For a tracker that is connected to say whether anybody could have a blob. It answers in milliseconds, but in seconds when thousands of nodes ask at once. At most 5s, which is the default, and never longer than wait.stall."`
 	Stall    config.Duration `toml:"stall" comment:"Without a verified byte, while somebody could."`
 	Prefetch config.Duration `toml:"prefetch" comment:"A layer that is fetched ahead of containerd is abandoned when nothing of its image was opened for this long."`
 	Stop     config.Duration `toml:"stop" comment:"For running calls to end when the agent is stopped."`

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,6 +59,67 @@ func TestEntitled(t *testing.T) {
 		if _, err := caller(tt.ctx); status.Code(err) != tt.control {
 			t.Errorf("%s as an operator: %v", tt.what, err)
 		}
+	}
+}
+
+// Where one end speaks TLS and the other does not, both say so.
+func TestTLSOnOneSide(t *testing.T) {
+	dir := t.TempDir()
+	ca, err := identity.InitCA(filepath.Join(dir, "ca"), "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := identity.ID{Name: "x", Roles: []identity.Role{identity.RoleTracker, identity.RoleNode}}
+	if err := ca.Issue(dir, both, nil, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	cfg := identity.Config{CA: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}
+	src, err := identity.Load(cfg, "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name           string
+		server         identity.Config
+		client         *tls.Config
+		agent, command string // what each says
+	}{
+		{"the tracker", cfg, nil,
+			"as one does that speaks TLS: configure [identity]", "as one does that speaks TLS: give --ca, --cert and --key"},
+		{"the client", identity.Config{}, src.ClientTLS(identity.RoleTracker), "it does not speak TLS", "it does not speak TLS"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := startTracker(t, func(c *Config) { c.Identity = tt.server })
+			c, err := tracker.Dial([]string{p.addr}, tt.client)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.Nodes(t.Context()); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), tt.command) {
+				t.Errorf("a command: got %v, want %q", err, tt.command)
+			}
+			n := newAgent(t, "x")
+			n.run(tracker.Config{Trackers: []string{p.addr}, TLS: tt.client})
+			n.wait(tt.agent, func() bool {
+				err := n.trackers[p.addr].Err
+				return err != nil && strings.Contains(err.Error(), tt.agent)
+			})
+		})
+	}
+}
+
+// Who speaks no TLS is refused as aloud as one with a wrong certificate.
+func TestPlainRefused(t *testing.T) {
+	client, server := net.Pipe()
+	defer client.Close()
+	go func() { _, _ = client.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")) }()
+	var got []string
+	r := refusals{
+		credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13}),
+		&identity.Source{Refused: func(err error) { got = append(got, err.Error()) }},
+	}
+	if _, _, err := r.ServerHandshake(server); err == nil || len(got) != 1 || !strings.Contains(got[0], "does not speak TLS") {
+		t.Errorf("error %v; told %q, want one that it does not speak TLS", err, got)
 	}
 }
 

@@ -2,6 +2,9 @@ package trackerd
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
 	"net"
 	"time"
 
@@ -57,8 +60,8 @@ func Run(ctx context.Context, cfg Config) error {
 func newGRPC(id *identity.Source) *grpc.Server {
 	creds := insecure.NewCredentials()
 	if id != nil {
-		creds = credentials.NewTLS(id.ServerTLS(identity.RoleNode, identity.RoleOrigin, identity.RoleTracker, identity.RoleGateway,
-			identity.RoleAdmin))
+		creds = refusals{credentials.NewTLS(id.ServerTLS(identity.RoleNode, identity.RoleOrigin, identity.RoleTracker, identity.RoleGateway,
+			identity.RoleAdmin)), id}
 	}
 	return grpc.NewServer(
 		grpc.Creds(creds),
@@ -76,4 +79,19 @@ func newGRPC(id *identity.Source) *grpc.Server {
 		grpc.InitialWindowSize(64<<10), grpc.InitialConnWindowSize(64<<10),
 		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(32<<10), // this one while there is something to write
 	)
+}
+
+// refusals has the identity tell of those who speak no TLS, too.
+type refusals struct {
+	credentials.TransportCredentials
+	id *identity.Source
+}
+
+func (r refusals) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	secure, info, err := r.TransportCredentials.ServerHandshake(c)
+	var plain tls.RecordHeaderError
+	if errors.As(err, &plain) && r.id.Refused != nil {
+		r.id.Refused(fmt.Errorf("%v does not speak TLS: it has no [identity], or no --cert", c.RemoteAddr()))
+	}
+	return secure, info, err
 }

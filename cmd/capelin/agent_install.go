@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 
@@ -42,7 +41,11 @@ replaced without --force. containerd is not restarted without --restart-containe
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, out, h := cmd.Context(), cmd.OutOrStdout(), install.Local{Root: root}
 			if (start || restart) && !h.Live() {
-				return errors.New("--start is for this machine, not for an image below --root")
+				flag := "--start"
+				if restart {
+					flag = "--restart-containerd"
+				}
+				return fmt.Errorf("%s is for this machine, not for an image below --root", flag)
 			}
 			if len(trackers) > 0 {
 				list, err := json.Marshal(trackers) // TOML's arrays of strings are JSON's
@@ -64,6 +67,11 @@ replaced without --force. containerd is not restarted without --restart-containe
 			p.Write(out, dryRun)
 			if dryRun {
 				return nil
+			}
+			if restart {
+				if err := p.Startable(h); err != nil {
+					return err
+				}
 			}
 			if err := p.Apply(h); err != nil {
 				return err

@@ -355,7 +355,7 @@ func (c *Control) call(ctx context.Context, name string, f func(context.Context,
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if err := f(ctx, trackerpb.NewControlClient(conn)); err != nil {
-		return fmt.Errorf("tracker %s: %w", name, err)
+		return fmt.Errorf("tracker %s: %w", name, explain(err, c.cfg.TLS != nil, "give --ca, --cert and --key"))
 	}
 	return nil
 }

@@ -153,7 +153,7 @@ func (c *Client) session(ctx context.Context, tracker string) (welcomed bool, er
 		if cause := context.Cause(sctx); cause != nil {
 			err = status.Error(codes.Unavailable, cause.Error())
 		}
-		return fmt.Errorf("tracker %s: %w", tracker, err)
+		return fmt.Errorf("tracker %s: %w", tracker, explain(err, c.cfg.TLS != nil, "configure [identity]"))
 	}
 	conn, err := newConn(tracker, c.cfg.TLS, c.cfg.Dial,
 		// One attempt: the pause after it is ours.
@@ -230,6 +230,22 @@ func (c *Client) hello(tracker string) *trackerpb.Hello {
 func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, "tcp", addr)
+}
+
+// explain says what gRPC does not: that one end speaks TLS, and the other does not. secure
+// is this end; without is what there is to do if the other one wants TLS.
+func explain(err error, secure bool, without string) error {
+	said := status.Convert(err)
+	// A tracker that waits for a TLS handshake closes the connection when it gets something else.
+	plain := strings.Contains(said.Message(), "error reading server preface: EOF") ||
+		strings.Contains(said.Message(), "error reading server preface") && strings.Contains(said.Message(), "connection reset")
+	switch {
+	case !secure && plain:
+		return status.Error(said.Code(), "it ends plain connections, as one does that speaks TLS: "+without)
+	case secure && strings.Contains(said.Message(), "first record does not look like a TLS handshake"):
+		return status.Error(said.Code(), "it does not speak TLS, and this side does: it has no [identity], or this is another port")
+	}
+	return err
 }
 
 // newConn returns a connection to a tracker that is not made yet; secure is nil for a

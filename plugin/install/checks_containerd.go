@@ -32,7 +32,7 @@ func checkConfiguration(_ context.Context, p *patient, add report) {
 func checkFallback(_ context.Context, p *patient, add report) {
 	m := Marker(p)
 	if m == "" {
-		add(OK, "containerd is as configured", "", "")
+		add(OK, "this node has not fallen back", "", "")
 		return
 	}
 	add(Fail, "this node fell back to containerd's own content store: "+m,

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/plugin"
 )
 
 // checkRoot compares the agent's content directory with containerd's.
@@ -201,7 +203,7 @@ func checkClock(_ context.Context, p *patient, add report) {
 
 // checkIdentity looks at the agent's certificate.
 func checkIdentity(_ context.Context, p *patient, add report) {
-	c := p.certificates()
+	c := onHost(p, p.agent.Identity)
 	switch {
 	case !c.Enabled() && p.agent.Insecure:
 		add(Warn, "there is none, and insecure = true",
@@ -236,14 +238,10 @@ func checkIdentity(_ context.Context, p *patient, add report) {
 		add(Fail, errText(err), why, "Check the files below [identity]; the CA must be the one that issued the certificate.")
 		return
 	}
-	name := p.agent.Node
-	if name == "" {
-		host, err := read(p, "/proc/sys/kernel/hostname")
-		if err != nil {
-			add(Warn, "the name of this node is not known: "+err.Error(), "The certificate must have it.", "")
-			return
-		}
-		name = strings.TrimSpace(string(host))
+	name, err := nodeName(p, &p.agent.Config)
+	if err != nil {
+		add(Warn, "the name of this node is not known: "+err.Error(), "The certificate must have it.", "")
+		return
 	}
 	switch left := cert.NotAfter.Sub(now); {
 	case id.Name != name:
@@ -262,6 +260,15 @@ func checkIdentity(_ context.Context, p *patient, add report) {
 		add(Warn, fmt.Sprintf("%s can be read by others (%04o)", p.agent.Identity.Key, fi.Mode().Perm()),
 			"Who has the key is this node.", "chmod 600 "+p.agent.Identity.Key)
 	}
+}
+
+// nodeName returns what the agent will take for its name.
+func nodeName(h Host, c *plugin.Config) (string, error) {
+	if c.Node != "" {
+		return c.Node, nil
+	}
+	name, err := read(h, "/proc/sys/kernel/hostname")
+	return strings.TrimSpace(string(name)), err
 }
 
 // checkTrackers connects to each tracker.
@@ -333,13 +340,20 @@ func (p *patient) greet(ctx context.Context, addr string) error {
 		return err
 	}
 	defer conn.Close()
-	if p.identity == nil {
-		return nil
+	switch {
+	case p.identity == nil && p.agent.Identity.Enabled():
+		return nil // checkIdentity says what is wrong with it
+	case p.identity == nil:
+		return greetPlain(conn)
 	}
 	cfg := p.identity.ClientTLS(identity.RoleTracker)
 	cfg.NextProtos = []string{"h2"}
 	c := tls.Client(conn, cfg)
 	if err := c.HandshakeContext(ctx); err != nil {
+		var plain tls.RecordHeaderError
+		if errors.As(err, &plain) {
+			return errors.New("it does not speak TLS, and this node has an [identity]")
+		}
 		return err
 	}
 	if err := c.SetReadDeadline(time.Now().Add(3 * time.Second)); err != nil {
@@ -347,6 +361,28 @@ func (p *patient) greet(ctx context.Context, addr string) error {
 	}
 	if _, err := c.Read(make([]byte, 1)); err != nil {
 		return fmt.Errorf("it refuses this node's certificate: %w", err)
+	}
+	return nil
+}
+
+// greetPlain begins HTTP/2, as gRPC does. A server that waits for a TLS handshake
+// answers with an alert or not at all, and hangs up.
+func greetPlain(conn net.Conn) error {
+	if err := conn.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+		return err
+	}
+	// The preface, and SETTINGS that set nothing; the server begins with SETTINGS, too.
+	const settings = 4
+	_, err := io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+	var frame [9]byte
+	if err == nil {
+		_, err = io.ReadFull(conn, frame[:])
+	}
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("it does not answer: %w", err)
+	case err != nil || frame[3] != settings:
+		return errors.New("it wants TLS, and this node has no [identity]")
 	}
 	return nil
 }

@@ -95,7 +95,7 @@ func Doctor(ctx context.Context, h Host, agent Agent, where Where) []Finding {
 		}
 	}
 	p.survey, p.err = Look(ctx, h, where)
-	if c := p.certificates(); c.Enabled() {
+	if c := onHost(p, p.agent.Identity); c.Enabled() {
 		p.identity, _ = identity.Load(c, agent.Cluster) // checkIdentity tells why not
 	}
 	findings := []Finding{}
@@ -137,11 +137,10 @@ func WriteFindings(w io.Writer, findings []Finding) {
 
 func (a *Agent) file() string { return cmp.Or(a.Path, ConfigPath) }
 
-// certificates returns the agent's identity with paths for this process.
-func (p *patient) certificates() identity.Config {
-	c := p.agent.Identity
+// onHost returns an identity with paths for this process.
+func onHost(h Host, c identity.Config) identity.Config {
 	if !c.Enabled() {
 		return c
 	}
-	return identity.Config{CA: p.Path(c.CA), Cert: p.Path(c.Cert), Key: p.Path(c.Key)}
+	return identity.Config{CA: h.Path(c.CA), Cert: h.Path(c.Cert), Key: h.Path(c.Key)}
 }

@@ -14,6 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/plugin"
 )
@@ -325,6 +329,55 @@ func TestDoctorFinds(t *testing.T) {
 				var b bytes.Buffer
 				WriteFindings(&b, findings)
 				t.Errorf("no finding of %s with %q:\n%s", tt.check, tt.text, b.String())
+			}
+		})
+	}
+}
+
+// A tracker that wants TLS is not one that this node can use without, nor the reverse.
+func TestDoctorTrackerTLS(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		tracker, us bool // speak TLS
+		sev         Severity
+		text        string
+	}{
+		{"both", true, true, OK, "1 of 1 can be connected to"},
+		{"neither", false, false, OK, "1 of 1 can be connected to"},
+		{"the tracker", true, false, Fail, "it wants TLS, and this node has no [identity]"},
+		{"this node", false, true, Fail, "it does not speak TLS, and this node has an [identity]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h, a := well(t)
+			creds := insecure.NewCredentials()
+			if tt.tracker {
+				src, err := identity.Load(onHost(h, certificate(t, h, "t1", identity.RoleTracker)), "default")
+				if err != nil {
+					t.Fatal(err)
+				}
+				creds = credentials.NewTLS(src.ServerTLS(identity.RoleNode))
+			}
+			if !tt.us {
+				a.Identity, a.Insecure = identity.Config{}, true
+			}
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := grpc.NewServer(grpc.Creds(creds))
+			done := make(chan error)
+			go func() { done <- s.Serve(ln) }()
+			t.Cleanup(func() { s.Stop(); <-done })
+			a.Trackers = []string{ln.Addr().String()}
+			h.dial = func(addr string) (net.Conn, error) { return net.Dial("tcp", addr) }
+			var got []string
+			for _, f := range Doctor(t.Context(), h, *a, Where{}) {
+				if f.Check == "trackers" {
+					got = append(got, string(f.Severity)+" "+f.Text)
+				}
+			}
+			if len(got) != 1 || !strings.HasPrefix(got[0], string(tt.sev)) || !strings.Contains(got[0], tt.text) {
+				t.Errorf("got %q, want %s %q", got, tt.sev, tt.text)
 			}
 		})
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/plugin"
 )
 
@@ -377,6 +378,52 @@ func TestStart(t *testing.T) {
 		if got := strings.Join(h.ran, "|"); got != want {
 			t.Errorf("ran %s", got)
 		}
+	}
+}
+
+// What would keep the agent from starting is said before anything is restarted.
+func TestStartable(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		ill  func(t *testing.T, h *fakeHost, a *plugin.Config)
+		want string // "": it can start
+	}{
+		{"all is well", func(*testing.T, *fakeHost, *plugin.Config) {}, ""},
+		{"no identity", func(_ *testing.T, _ *fakeHost, a *plugin.Config) { a.Identity = identity.Config{} }, ""},
+		{"no program", func(t *testing.T, h *fakeHost, _ *plugin.Config) {
+			if err := remove(h, BinaryPath); err != nil {
+				t.Fatal(err)
+			}
+		}, "there is no program at " + BinaryPath},
+		{"a program that is not executable", func(t *testing.T, h *fakeHost, _ *plugin.Config) {
+			if err := os.Chmod(h.Path(BinaryPath), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, BinaryPath + " is not an executable file"},
+		{"a directory", func(_ *testing.T, h *fakeHost, _ *plugin.Config) {
+			_ = os.Remove(h.Path(BinaryPath))
+			_ = os.Mkdir(h.Path(BinaryPath), 0o755)
+		}, "is not an executable file"},
+		{"no certificate", func(_ *testing.T, _ *fakeHost, a *plugin.Config) { a.Identity.Cert = "/nope" }, "/nope"},
+		{"another's certificate", func(_ *testing.T, _ *fakeHost, a *plugin.Config) { a.Node = "n2" }, `this is node "n2"`},
+		{"a certificate of another role", func(t *testing.T, h *fakeHost, a *plugin.Config) {
+			a.Identity = certificate(t, h, "n1", identity.RoleOrigin)
+		}, "n1 (origin)"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h, a := well(t)
+			if err := os.Chmod(h.Path(BinaryPath), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			p := mustPlan(t, h, Options{})
+			p.Agent = a.Config
+			tt.ill(t, h, &p.Agent)
+			err := p.Startable(h)
+			if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) ||
+				!strings.HasPrefix(err.Error(), "the agent could not start, so containerd is not restarted")) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/daemon/version"
 	"github.com/capelin-io/capelin/plugin"
 )
@@ -56,6 +57,7 @@ type Plan struct {
 	Changes []Change      // in the order in which they are written
 	Notes   []string      // what the user should know
 	Fallen  bool          // the node fell back, and stays so: see Undo
+	binary  string
 	receipt *Receipt
 	force   bool
 }
@@ -68,7 +70,7 @@ func NewPlan(h Host, s *Survey, o Options) (*Plan, error) {
 	if s.Version != "" && !atLeast(s.Version, 2, 1) && !o.Force {
 		return nil, fmt.Errorf("containerd is %s: the agent needs 2.1 or newer as its client", s.Version)
 	}
-	p := &Plan{Survey: s, force: o.Force}
+	p := &Plan{Survey: s, binary: cmp.Or(o.Binary, BinaryPath), force: o.Force}
 	agent := Change{Path: cmp.Or(o.Config, ConfigPath), Mode: 0o644}
 	if err := p.agentConfig(h, &agent, o.Set); err != nil {
 		return nil, err
@@ -93,7 +95,7 @@ func NewPlan(h Host, s *Survey, o Options) (*Plan, error) {
 	}
 	p.Changes = append(p.Changes, agent)
 
-	units := Units(p.Agent, cmp.Or(o.Binary, BinaryPath), agent.Path, s.Unit, path)
+	units := Units(p.Agent, p.binary, agent.Path, s.Unit, path)
 	for _, name := range slices.Sorted(maps.Keys(units)) {
 		if err := p.file(h, old, name, units[name]); err != nil {
 			return nil, err
@@ -131,7 +133,7 @@ func NewPlan(h Host, s *Survey, o Options) (*Plan, error) {
 			}
 		}
 	}
-	p.note(h, o, form)
+	p.note(h, form)
 	return p, nil
 }
 
@@ -235,14 +237,14 @@ func (p *Plan) importLine(h Host, dropIn string) error {
 }
 
 // note says what the files do not.
-func (p *Plan) note(h Host, o Options, form Form) {
+func (p *Plan) note(h Host, form Form) {
 	s := p.Survey
 	add := func(format string, args ...any) { p.Notes = append(p.Notes, fmt.Sprintf(format, args...)) }
 	if s.Version == "" {
 		add("containerd's version is not known; it must be 2.1 or newer")
 	}
-	if bin := cmp.Or(o.Binary, BinaryPath); !exists(h, bin) {
-		add("the program is not at %s, where its unit expects it", bin)
+	if !exists(h, p.binary) {
+		add("the program is not at %s, where its unit expects it", p.binary)
 	}
 	if form == FormTemplate {
 		add("%s does not import drop-ins, so its template is written; a newer %s imports %s by itself", s.Config, s.Flavor, s.DropIns)
@@ -349,6 +351,38 @@ func lines(data []byte) []string {
 		return nil
 	}
 	return strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
+}
+
+// Startable reports what would keep the agent from starting: its program, or its
+// identity. containerd must not be restarted then.
+func (p *Plan) Startable(h Host) error {
+	const why = "the agent could not start, so containerd is not restarted onto it, and nothing is changed"
+	switch fi, err := os.Stat(h.Path(p.binary)); {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%s: there is no program at %s; put it there (install -m 755 capelin %[2]s), or say --binary where it is",
+			why, p.binary)
+	case err != nil:
+		return fmt.Errorf("%s: %w", why, err)
+	case !fi.Mode().IsRegular() || fi.Mode().Perm()&0o111 == 0:
+		return fmt.Errorf("%s: %s is not an executable file; chmod 755 %[2]s", why, p.binary)
+	}
+	certs := onHost(h, p.Agent.Identity)
+	if !certs.Enabled() {
+		return nil
+	}
+	src, err := identity.Load(certs, p.Agent.Cluster)
+	if err != nil {
+		return fmt.Errorf("%s: %w", why, err)
+	}
+	name, err := nodeName(h, &p.Agent)
+	if err != nil {
+		return fmt.Errorf("%s: the name of this node: %w", why, err)
+	}
+	if id := src.ID(); id.Name != name || !id.Has(identity.RoleNode) {
+		return fmt.Errorf("%s: identity.cert: %s is for %s, and this is node %q: issue one with that name and the role node, or set node",
+			why, p.Agent.Identity.Cert, id, name)
+	}
+	return nil
 }
 
 // Start has systemd load and enable the units and open the sockets. The agent
