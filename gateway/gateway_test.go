@@ -407,8 +407,10 @@ func TestUsersChange(t *testing.T) {
 			t.Errorf("accepted %q", bad)
 		}
 	}
-	if _, err := newUsers(path+"x", ""); err == nil {
-		t.Error("accepted a file that is not there")
+	for key, files := range map[string][2]string{"users": {path + "x", ""}, "tokens": {"", path + "x"}} {
+		if _, err := newUsers(files[0], files[1]); fmt.Sprint(err) != key+": "+path+"x: no such file or directory" {
+			t.Errorf("%s that are not there: %v", key, err)
+		}
 	}
 }
 

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
 	"net"
 	"net/http"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"github.com/capelin-io/capelin/control/index"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/internal/daemon"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/daemon/ops"
 	"github.com/capelin-io/capelin/internal/ociapi"
@@ -84,7 +84,7 @@ func (c *Config) serverTLS(id *identity.Source) (*tls.Config, error) {
 		pair, err := reload.Open(func() (*tls.Certificate, error) {
 			pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
 			if err != nil {
-				return nil, fmt.Errorf("%s with %s: %w", c.Cert, c.Key, err)
+				return nil, config.Invalid("cert", "%s with %s: %v", c.Cert, c.Key, err)
 			}
 			return &pair, nil
 		}, ops.Reread("certificate and key"), c.Cert, c.Key)

@@ -84,7 +84,7 @@ func (u *users) enabled() bool { return u.passwords != "" || u.tokens != "" }
 func (u *users) read() (credentials, error) {
 	c := credentials{map[string][]byte{}, map[[32]byte]token{}}
 	if u.passwords != "" {
-		data, err := readFile(u.passwords)
+		data, err := readFile("users", u.passwords)
 		if err != nil {
 			return c, err
 		}
@@ -105,7 +105,7 @@ func (u *users) read() (credentials, error) {
 		}
 	}
 	if u.tokens != "" {
-		data, err := readFile(u.tokens)
+		data, err := readFile("tokens", u.tokens)
 		if err != nil {
 			return c, err
 		}
@@ -124,15 +124,20 @@ func (u *users) read() (credentials, error) {
 	return c, nil
 }
 
-func readFile(path string) ([]byte, error) {
+// readFile reads the file that a key names.
+func readFile(key, path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return nil, config.Unreadable(key, path, err)
 	}
 	if info.Size() > maxUserFile {
-		return nil, fmt.Errorf("%s has %d bytes, more than %d", path, info.Size(), maxUserFile)
+		return nil, config.Invalid(key, "%s has %d bytes, more than %d", path, info.Size(), maxUserFile)
 	}
-	return os.ReadFile(path)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, config.Unreadable(key, path, err)
+	}
+	return data, nil
 }
 
 // password reports whether it is the user's. It takes as long for a user that there

@@ -37,7 +37,7 @@ type Config struct {
 	Cold    ColdConfig    `toml:"cold" comment:"Reading blobs from a backend, while nodes and clients already read them here."`
 	Queue   QueueConfig   `toml:"queue" comment:"Writing pushed blobs to their backend."`
 
-	Backends []backends.Config `toml:"backend" comment:"Where blobs live; a push whose namespace belongs to none is refused. Without any, this origin keeps everything itself. Each is a [[backend]] table."`
+	Backends []backends.Config `toml:"backend" comment:"Where blobs live; a push whose namespace belongs to none is refused. Without any, this origin keeps everything itself. Each is a table such as this one."`
 
 	// Stores, if not nil, is used instead of Backends. Run does not close it.
 	Stores Backends `toml:"-"`

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/image"
 )
@@ -30,8 +32,8 @@ func (a *access) control() (*tracker.Control, error) {
 	var t *tls.Config
 	if a.registry.Cert != "" {
 		src, err := identity.Load(identity.Config{CA: a.registry.CA, Cert: a.registry.Cert, Key: a.registry.Key}, a.cluster)
-		if err != nil {
-			return nil, err
+		if err != nil { // of identity.ca, which is --ca here
+			return nil, errors.Join(config.Renamed(err, func(key string) string { return "--" + strings.TrimPrefix(key, "identity.") })...)
 		}
 		t = src.ClientTLS(identity.RoleTracker)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strings"
 	"time"
@@ -74,14 +75,11 @@ by default the host's name). Clients such as Docker know a gateway by --host.`,
 			if err := ca.Issue(out, id, hosts, time.Duration(days)*24*time.Hour); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), `A certificate for %s is in %s. In the role's configuration:
-
-[identity]
-ca = %q
-cert = %q
-key = %q
-`, id, out, filepath.Join(out, identity.CACert), filepath.Join(out, identity.Cert), filepath.Join(out, identity.Key))
-			return nil
+			if id.Has(identity.RoleGateway) && len(hosts) == 0 {
+				fmt.Fprintln(cmd.ErrOrStderr(), "capelin: without --host Docker and containerd refuse this gateway: give each name or address by "+
+					"which they know it")
+			}
+			return printIssued(cmd.OutOrStdout(), id, out)
 		},
 	}
 	cmd.Flags().StringSliceVar(&role, "role", nil, "what the owner is, several separated by commas")
@@ -96,6 +94,25 @@ key = %q
 	}
 	cmd.Flags().StringVarP(&dir, "dir", "d", "/etc/capelin/ca", "directory of the authority")
 	return cmd
+}
+
+// printIssued says where a certificate is, and what to do with it.
+func printIssued(w io.Writer, id identity.ID, dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	ca, cert, key := filepath.Join(dir, identity.CACert), filepath.Join(dir, identity.Cert), filepath.Join(dir, identity.Key)
+	fmt.Fprintf(w, "A certificate for %s is in %s.", id, dir)
+	if id.Has(identity.RoleAdmin) {
+		fmt.Fprintf(w, " Use it with \"capelin image\" and \"capelin node\":\n\n--ca %s --cert %s --key %s\n", ca, cert, key)
+		if len(id.Roles) == 1 {
+			return nil
+		}
+	}
+	fmt.Fprintf(w, " In the role's configuration, with the paths that they have there:\n\n[identity]\nca = %q\ncert = %q\nkey = %q\n",
+		ca, cert, key)
+	return nil
 }
 
 func caShowCommand() *cobra.Command {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/x509"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,6 +57,11 @@ func TestCACommand(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, info, err)
 		}
 	}
+	t.Chdir(dir)
+	want([]string{"issue", "--dir", ca, "--role", "gateway", "--name", "g"}, "without --host Docker and containerd refuse this gateway",
+		`cert = "`+filepath.Join(dir, "g", "tls.crt")+`"`)
+	want([]string{"issue", "--dir", ca, "--role", "admin", "--name", "me"},
+		fmt.Sprintf("--ca %s/me/ca.crt --cert %[1]s/me/tls.crt --key %[1]s/me/tls.key", dir))
 	want([]string{"show", filepath.Join(out, "tls.crt")}, "s (origin, gateway) of cluster prod", "364 days left",
 		"images.example.org, 10.0.0.1, ::1", "Capelin CA of prod")
 	want([]string{"show", filepath.Join(out, "ca.crt")}, "an authority", "prod")

@@ -89,7 +89,7 @@ func TestCommonKeys(t *testing.T) {
 		"metrics = \":1\"\npprof = true": `F:2:1: pprof: is served on loopback only, and metrics is ":1"`,
 		"[identity]\nca = \"/ca\"": "F: identity.cert: must be set, because others of the identity are\nF: identity.key: " +
 			"must be set, because others of the identity are",
-		"pprof = 1":                   "F:1:9: pprof: cannot decode TOML integer into bool",
+		"pprof = 1":                   "F:1:9: pprof: is true or false, without quotes",
 		"log_lvl = \"info\"":          "F:1:1: log_lvl: no such key",
 		`cluster = "${CAPELIN_NONE}"`: `F:1:11: cluster: the environment has no variable CAPELIN_NONE`,
 		"log_level = \"x\"\nlog_format = \"y\"": "F:1:1: log_level: \"x\" is not trace, debug, info, warn or error\nF:2:1: log_format: " +
@@ -243,7 +243,7 @@ func TestReload(t *testing.T) {
 				applied, restart string
 				format           string
 			}{
-				{"nothing", "cluster = \"one\"\nlog_level = \"error\"\n", "the configuration was read again", "", "", "text"},
+				{"nothing", "cluster = \"one\"\nlog_level = \"error\"\n", "the configuration was read again, and nothing has changed", "", "", "text"},
 				{"the log's format", "cluster = \"one\"\nlog_format = \"json\"\n", "the configuration was read again", "log_format", "", "json"},
 				{"the cluster", "cluster = \"two\"\nlog_format = \"json\"\n", "the configuration was read again, and what has changed needs a restart",
 					"", "cluster", "json"},
@@ -302,7 +302,7 @@ func TestDaemonErrors(t *testing.T) {
 		{"an unknown flag", []string{"trackerd", "--cnofig"}, []string{"unknown flag"}},
 		{"a stray argument", []string{"origind", "start"}, []string{"start"}},
 		{"an identity", []string{"indexd", "--set", "identity.ca=/nowhere/ca", "--set", "identity.cert=/nowhere/c", "--set",
-			"identity.key=/nowhere/k"}, []string{"index: identity: open /nowhere/ca"}},
+			"identity.key=/nowhere/k"}, []string{"index: identity.ca: /nowhere/ca: no such file or directory"}},
 	} {
 		err := run(t.Context(), tt.args)
 		for _, want := range tt.want {

@@ -43,9 +43,13 @@ func imageCopyCommand(a *access, push bool) *cobra.Command {
 		Use:   "pull REF DESTINATION",
 		Short: "Bring an image from a registry to a layout, an archive or another registry",
 		Args:  cobra.ExactArgs(2),
+		Example: `  capelin image pull server-1:7500/team/app:2 oci:app
+  capelin image pull server-1:7500/team/app:2 docker-archive:app.tar --platform linux/arm64`,
 	}
 	if push {
 		cmd.Use, cmd.Short = "push SOURCE REF", "Bring an image from a layout, an archive or another registry to a registry"
+		cmd.Example = `  capelin image push app.tar server-1:7500/team/app:2
+  capelin image push docker://docker.io/library/alpine:3 server-1:7500/team/alpine:3`
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := image.New(a.registry)

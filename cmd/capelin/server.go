@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
+	"sync/atomic"
 
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
@@ -10,6 +13,8 @@ import (
 	"github.com/capelin-io/capelin/gateway"
 	"github.com/capelin-io/capelin/indexd"
 	"github.com/capelin-io/capelin/internal/daemon"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/durable"
 	"github.com/capelin-io/capelin/origind"
 	"github.com/capelin-io/capelin/trackerd"
@@ -42,6 +47,11 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 		return fmt.Errorf("server: data directory: %w", err)
 	}
 	full, _ := cfg.fill()
+	if cfg.Identity.Enabled() { // the roles load it, too, but it is the server's
+		if _, err := identity.Load(cfg.Identity, cfg.Cluster); err != nil {
+			return fmt.Errorf("server: %w", err)
+		}
+	}
 	p := &process{daemon.Common{Cluster: full.Cluster, Metrics: full.Metrics, Pprof: full.Pprof}}
 	return daemon.Run(ctx, "server", p, func(ctx context.Context, d *daemon.Daemon) error {
 		for _, r := range full.roles() {
@@ -50,10 +60,15 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 		origins := make(chan origind.Config)
 		full.Origin.Reload = origins
 		as := func(name string, run func(context.Context) error) daemon.Part {
-			return daemon.Part{Name: "running the " + name, Run: func(ctx context.Context) error {
-				return run(log.WithLogger(ctx, log.G(ctx).WithField("role", name)))
+			return daemon.Part{Run: func(ctx context.Context) error { // its errors name the role
+				err := run(log.WithLogger(ctx, log.G(ctx).WithField("role", name)))
+				if why := errors.Unwrap(err); config.KeyOf(why) != "" { // the key is in the role's table here
+					return config.Renamed(why, func(key string) string { return name + "." + key })[0]
+				}
+				return err
 			}}
 		}
+		up := full.awaitRoles()
 		return d.Serve(ctx, daemon.Parts{
 			Servers: []daemon.Part{
 				as("tracker", func(ctx context.Context) error { return trackerd.Run(ctx, full.Tracker) }),
@@ -61,11 +76,28 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 				as("index", func(ctx context.Context) error { return indexd.Run(ctx, full.Index) }),
 				as("gateway", func(ctx context.Context) error { return gateway.Run(ctx, full.Gateway) }),
 			},
-			Work: []daemon.Part{{Name: "reload", Run: func(ctx context.Context) error { return passOn(ctx, cfg.reload, origins) }}},
-			Log:  log.Fields{"data": full.Data, "address": full.Address},
-			Up:   cfg.onListen,
+			Work:  []daemon.Part{{Name: "reload", Run: func(ctx context.Context) error { return passOn(ctx, cfg.reload, origins) }}},
+			Log:   log.Fields{"data": full.Data, "address": full.Address, "tls": full.Identity.Enabled()},
+			Ready: up,
 		})
 	})
+}
+
+// awaitRoles returns a channel that is closed when all roles are up.
+func (c *serverConfig) awaitRoles() <-chan struct{} {
+	up := make(chan struct{})
+	var missing atomic.Int32
+	missing.Store(int32(len(c.roles())))
+	one := func() {
+		if missing.Add(-1) == 0 {
+			close(up)
+		}
+	}
+	c.Tracker.OnListen = func(_, _ net.Addr) { one() }
+	c.Origin.OnListen = func(_, _, _ net.Addr) { one() }
+	c.Index.OnListen = func(_, _ net.Addr) { one() }
+	c.Gateway.OnListen = func(_, _ net.Addr) { one() }
+	return up
 }
 
 // passOn gives the origin its part of configurations that were read again.

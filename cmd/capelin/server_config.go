@@ -27,17 +27,22 @@ type serverConfig struct {
 	Index   indexd.Config   `toml:"index" comment:"As in \"capelin indexd config\"."`
 	Gateway gateway.Config  `toml:"gateway" comment:"As in \"capelin gateway config\"."`
 
-	reload   <-chan serverConfig
-	onListen func(metrics net.Addr) // for tests
+	reload <-chan serverConfig
 }
 
 // Notes adds to the comments of common keys.
 func (serverConfig) Notes() map[string]string {
-	return map[string]string{
+	notes := map[string]string{
 		"metrics": "Shows all roles but those that have an address of their own; /readyz speaks for all.",
 		"identity": "The certificate needs the roles tracker, origin, index and gateway: \"capelin ca issue --role " +
 			"tracker,origin,index,gateway --name NAME --host ADDRESS\".",
 	}
+	for _, r := range new(serverConfig).roles() {
+		for _, key := range []string{"log_level", "log_format"} { // the process has one log
+			notes[r.name+"."+key] = "Can only repeat the server's."
+		}
+	}
+	return notes
 }
 
 func defaultServerConfig() serverConfig {

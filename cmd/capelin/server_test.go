@@ -34,15 +34,21 @@ func TestServer(t *testing.T) {
 			}
 		}
 	})
-	s := start(t, "server is up", "server", "--config", path, "--set", "origin.zone=z", "--set", "index.metrics="+addr+":7491")
+	s := start(t, "server is starting", "server", "--config", path, "--set", "origin.zone=z", "--set", "index.metrics="+addr+":7491")
 	waiting := map[string]bool{"tracker is up": true, "origin is up": true, "index is up": true, "gateway is up": true,
-		"tracker connected": true}
+		"tracker connected": true, "server is up": true}
 	for len(waiting) > 0 { // in any order
 		line, err := lines.next(t.Context(), "")
 		if err != nil {
 			t.Fatalf("%v; missing: %v", err, waiting)
 		}
-		if role, ok := strings.CutSuffix(line.Message, " is up"); ok && line.Data["role"] != role {
+		role, ok := strings.CutSuffix(line.Message, " is up")
+		for r := range waiting {
+			if role == "server" && r != line.Message && strings.HasSuffix(r, " is up") {
+				t.Errorf("%q is logged before %q", line.Message, r)
+			}
+		}
+		if ok && role != "server" && line.Data["role"] != role {
 			t.Errorf("the line %q has the role %v", line.Message, line.Data["role"])
 		}
 		delete(waiting, line.Message)
@@ -98,6 +104,38 @@ func TestServer(t *testing.T) {
 		t.Errorf("the level of the log is %v, want debug", log.GetLevel())
 	}
 	s.end(t)
+}
+
+// What is wrong with a file that a key names is told with the key, as it is written here.
+func TestServerFiles(t *testing.T) {
+	for _, tt := range []struct{ name, set, want string }{
+		{"the server's identity", "identity={ca=\"/nope\",cert=\"/nope\",key=\"/nope\"}",
+			"server: identity.ca: /nope: no such file or directory"},
+		{"a role's identity", "index.identity={ca=\"/nope\",cert=\"/nope\",key=\"/nope\"}",
+			"server: index.identity.ca: /nope: no such file or directory"},
+		{"the users", "gateway.users=/nope", "server: gateway.users: /nope: no such file or directory"},
+	} {
+		_, _, err := execute(t, "server", "--set", "address="+ownAddress(t), "--set", "data="+filepath.Join(t.TempDir(), "d"),
+			"--set", "metrics=", "--set", tt.set)
+		if fmt.Sprint(err) != tt.want {
+			t.Errorf("%s: got %v, want %s", tt.name, err, tt.want)
+		}
+	}
+}
+
+// A role's table promises nothing that the server refuses.
+func TestServerConfigSays(t *testing.T) {
+	out, _, err := execute(t, "server", "config")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(strings.Fields(strings.ReplaceAll(out, "#", "")), " ") // as before it was wrapped
+	if n := strings.Count(text, "SIGHUP applies a change."); n != 3 {           // log_level, log_format, origin.swarm.upload
+		t.Errorf("SIGHUP applies %d keys, want 3:\n%s", n, out)
+	}
+	if n := strings.Count(text, "Can only repeat the server's."); n != 8 {
+		t.Errorf("%d keys can only repeat the server's, want 8", n)
+	}
 }
 
 // An earlier version's file, in which each role has an address for its metrics, keeps

@@ -45,9 +45,12 @@ func Reload[C any, P interface {
 			}
 		}
 		l := log.G(ctx).WithFields(log.Fields{"applied": strings.Join(changed, " "), "restart": strings.Join(restart, " ")})
-		if len(restart) > 0 {
+		switch {
+		case len(restart) > 0:
 			l.Warn("the configuration was read again, and what has changed needs a restart")
-		} else {
+		case len(changed) == 0:
+			l.Info("the configuration was read again, and nothing has changed")
+		default:
 			l.Info("the configuration was read again")
 		}
 	}

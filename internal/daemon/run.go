@@ -104,7 +104,7 @@ func (d *Daemon) Listen(ctx context.Context, key, addr string, given net.Listene
 // Part is something that runs until its context is done. What it returns ends the
 // role, if it is an error.
 type Part struct {
-	Name string
+	Name string // that errors begin with; "": they say it themselves
 	Run  func(ctx context.Context) error
 }
 
@@ -117,6 +117,9 @@ type Parts struct {
 	Work []Part
 	// Log is what the log says of the role when it is up.
 	Log log.Fields
+	// Ready, if not nil, is closed when the role is up; until then the log says only that
+	// it is starting. nil: it is up when the servers run.
+	Ready <-chan struct{}
 	// Up, if not nil, is called when the servers run, with the address of the metrics
 	// or nil if there are none.
 	Up func(metrics net.Addr)
@@ -140,10 +143,14 @@ func (d *Daemon) Serve(ctx context.Context, p Parts) error {
 	defer stopServing()
 	g, gctx := errgroup.WithContext(ctx) // gctx ends with ctx or the first failure
 	run := func(ctx context.Context, part Part) error {
-		if err := part.Run(ctx); err != nil && d.Work.Err() == nil {
-			return fmt.Errorf("%s: %w", part.Name, err)
+		err := part.Run(ctx)
+		switch {
+		case err == nil || d.Work.Err() != nil:
+			return nil
+		case part.Name == "":
+			return err
 		}
-		return nil
+		return fmt.Errorf("%s: %w", part.Name, err)
 	}
 	var servers sync.WaitGroup
 	for _, part := range p.Servers {
@@ -156,7 +163,19 @@ func (d *Daemon) Serve(ctx context.Context, p Parts) error {
 	var ready atomic.Bool
 	ready.Store(true)
 	addr := d.show(ready.Load, metrics, &p)
-	d.logUp(ctx, p.Log, addr)
+	if p.Ready == nil {
+		d.log(ctx, "up", p.Log, addr)
+	} else {
+		d.log(ctx, "starting", p.Log, addr)
+		g.Go(func() error {
+			select {
+			case <-p.Ready:
+				d.log(ctx, "up", p.Log, addr)
+			case <-gctx.Done():
+			}
+			return nil
+		})
+	}
 	if p.Up != nil {
 		p.Up(addr)
 	}
@@ -196,10 +215,10 @@ func (d *Daemon) show(ready func() bool, ln net.Listener, p *Parts) (addr net.Ad
 	return addr
 }
 
-func (d *Daemon) logUp(ctx context.Context, fields log.Fields, metrics net.Addr) {
+func (d *Daemon) log(ctx context.Context, state string, fields log.Fields, metrics net.Addr) {
 	l := log.G(ctx).WithFields(log.Fields{"cluster": d.cfg.Cluster, "version": version.Version(), "tls": d.Identity != nil}).WithFields(fields)
 	if metrics != nil {
 		l = l.WithField("metrics", metrics.String())
 	}
-	l.Info(d.role + " is up")
+	l.Info(d.role + " is " + state)
 }

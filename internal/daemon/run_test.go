@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/containerd/log"
+	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -134,6 +136,49 @@ func TestServeOrder(t *testing.T) {
 	}
 }
 
+// A role that waits for others is up when they are; until then it starts.
+func TestServeStarting(t *testing.T) {
+	hook := &messages{}
+	old := log.L.Logger.ReplaceHooks(logrus.LevelHooks{})
+	t.Cleanup(func() { log.L.Logger.ReplaceHooks(old) })
+	log.L.Logger.AddHook(hook)
+	for _, comes := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			hook.story = story{}
+			ctx, cancel := context.WithCancel(t.Context())
+			up, done := make(chan struct{}), make(chan error)
+			go func() {
+				done <- Run(ctx, "test", newConfig(), func(ctx context.Context, d *Daemon) error {
+					return d.Serve(ctx, Parts{Ready: up})
+				})
+			}()
+			synctest.Wait()
+			want := []string{"test is starting"}
+			hook.want(t, want...)
+			if comes {
+				close(up)
+				want = append(want, "test is up")
+			}
+			synctest.Wait()
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			hook.want(t, append(want, "test is stopping")...)
+		})
+	}
+}
+
+// messages are what the log says.
+type messages struct{ story }
+
+func (*messages) Levels() []log.Level { return []log.Level{log.InfoLevel} }
+
+func (m *messages) Fire(e *log.Entry) error {
+	m.add("%s", e.Message)
+	return nil
+}
+
 // sort2 puts two lines that come at once into their order.
 func sort2(s *story, first, second string) {
 	for i := range len(s.lines) - 1 {
@@ -183,7 +228,7 @@ func TestRunRefuses(t *testing.T) {
 	}{
 		{"configuration", func(c *testConfig) { c.Cluster = "" }, nil, nil, `test: configuration: cluster: "" has 0 bytes, not 1 to 64`},
 		{"identity", func(c *testConfig) { c.Identity.CA, c.Identity.Cert, c.Identity.Key = "/no/ca", "/no/c", "/no/k" }, nil, nil,
-			"test: identity: open /no/ca"},
+			"test: identity.ca: /no/ca: no such file or directory"},
 		{"an address", func(*testConfig) {}, listen, ErrInUse, "test: swarm.listen address " + taken.Addr().String() +
 			": another process has it"},
 		{"no address", func(*testConfig) {}, func(ctx context.Context, d *Daemon) error {

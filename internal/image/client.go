@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/capelin-io/capelin/internal/daemon/version"
 )
@@ -90,6 +91,30 @@ func (c *Client) naming() []name.Option {
 		return []name.Option{name.Insecure}
 	}
 	return nil
+}
+
+// explain says what a registry means that refuses who asks: answers to HEAD, with which
+// a push begins, say nothing.
+func (c *Client) explain(err error, p Place) error {
+	refused, ok := errors.AsType[*transport.Error](err)
+	if !ok || p.Kind != Registry {
+		return err
+	}
+	repo := p.Ref.Context()
+	host := repo.RegistryStr()
+	said := refused.Error()
+	if len(refused.Errors) == 0 {
+		said = fmt.Sprintf("%d %s", refused.StatusCode, http.StatusText(refused.StatusCode))
+	}
+	switch auth, aerr := authn.Resolve(context.Background(), c.cfg.Credentials, repo); {
+	case refused.StatusCode == http.StatusUnauthorized && aerr == nil && auth == authn.Anonymous:
+		return fmt.Errorf("registry %s wants to know who asks: \"docker login %[1]s\", or --cert and --key (%[2]s)", host, said)
+	case refused.StatusCode == http.StatusUnauthorized:
+		return fmt.Errorf("registry %s does not accept the login: \"docker login %[1]s\" again (%[2]s)", host, said)
+	case refused.StatusCode == http.StatusForbidden:
+		return fmt.Errorf("registry %s does not allow this (%s)", host, said)
+	}
+	return err
 }
 
 // ParsePlatform reads "linux/arm64/v8" and the like.

@@ -40,16 +40,27 @@ func TestAuth(t *testing.T) {
 	c := newClient(t, Config{})
 	src, _ := c.Source(dir)
 	dst, _ := c.Target(reg + "/a:b")
-	if _, err := c.Copy(t.Context(), src, dst, Options{}); err == nil || !strings.Contains(err.Error(), "401") {
-		t.Errorf("without credentials: %v", err)
+	for _, tt := range []struct {
+		name        string
+		credentials authn.Keychain
+		want        string
+	}{
+		{"without credentials", authn.NewMultiKeychain(), "registry " + reg + ` wants to know who asks: "docker login ` + reg + `"`},
+		{"with wrong ones", keychain{"wrong"}, "registry " + reg + " does not accept the login"},
+	} {
+		c := newClient(t, Config{Credentials: tt.credentials})
+		if _, err := c.Copy(t.Context(), src, dst, Options{}); err == nil || !strings.Contains(err.Error(), tt.want) ||
+			!strings.Contains(err.Error(), "401 Unauthorized") {
+			t.Errorf("%s: got %v, want %q", tt.name, err, tt.want)
+		}
 	}
-	copyTo(t, newClient(t, Config{Credentials: keychain{}}), dir, reg+"/a:b", Options{})
+	copyTo(t, newClient(t, Config{Credentials: keychain{"secret"}}), dir, reg+"/a:b", Options{})
 }
 
-type keychain struct{}
+type keychain struct{ password string }
 
-func (keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
-	return &authn.Basic{Username: "me", Password: "secret"}, nil
+func (k keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
+	return &authn.Basic{Username: "me", Password: k.password}, nil
 }
 
 func TestMutualTLS(t *testing.T) {

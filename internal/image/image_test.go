@@ -226,7 +226,11 @@ func TestPlaces(t *testing.T) {
 		s              string
 		source, target string // "": an error
 	}{
-		{"alpine", "docker://alpine", "docker://alpine"},
+		{"alpine", "docker://alpine", ""},
+		{"team/app:1", "docker://team/app:1", ""},
+		{"docker://alpine", "docker://alpine", "docker://alpine"},
+		{"localhost/a", "docker://localhost/a", "docker://localhost/a"},
+		{"r:5000/a", "docker://r:5000/a", "docker://r:5000/a"},
 		{"docker://r.example/a:b", "docker://r.example/a:b", "docker://r.example/a:b"},
 		{"oci:/x:y", "oci:/x:y", "oci:/x:y"},
 		{"oci:/x:1/y", "oci:/x:1/y", "oci:/x:1/y"},
@@ -253,6 +257,20 @@ func TestPlaces(t *testing.T) {
 		}
 		if got := show(c.Target(tt.s)); got != tt.target {
 			t.Errorf("target %s: %s, want %s", tt.s, got, tt.target)
+		}
+	}
+}
+
+// Who forgot to say which of the two is meant is told how.
+func TestTargetOfNothing(t *testing.T) {
+	c := newClient(t, Config{})
+	for s, want := range map[string]string{
+		"out1":     "say oci:out1, or docker.io/library/out1",
+		"out/one":  "say oci:out/one, or docker.io/out/one",
+		"alpine:3": "say oci:alpine:3, or docker.io/library/alpine:3",
+	} {
+		if _, err := c.Target(s); err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%s: got %v, want %s", s, err, want)
 		}
 	}
 }

@@ -62,7 +62,8 @@ func (c *Client) Source(s string) (Place, error) {
 
 // Target reads a place where an image shall go: one of the prefixes; or else a
 // directory that exists or a name that ends with "/", for a layout; or else a name
-// that ends with ".tar", for an OCI archive; or else a reference.
+// that ends with ".tar", for an OCI archive; or else a reference with its registry: what
+// has none is rather a directory that is to be made than an image on Docker Hub.
 func (c *Client) Target(s string) (Place, error) {
 	if p, ok, err := c.prefixed(s); ok {
 		return p, err
@@ -72,6 +73,14 @@ func (c *Client) Target(s string) (Place, error) {
 		return Place{Kind: Layout, Path: s}, nil
 	case strings.HasSuffix(s, ".tar"):
 		return Place{Kind: OCIArchive, Path: s}, nil
+	}
+	host, rest, _ := strings.Cut(s, "/")
+	if rest == "" || host != "localhost" && !strings.ContainsAny(host, ".:") {
+		hub := "docker.io/"
+		if rest == "" {
+			hub += "library/"
+		}
+		return Place{}, fmt.Errorf("%q is no directory that is there, and names no registry: say oci:%[1]s, or %[2]s%[1]s", s, hub)
 	}
 	return c.reference(s)
 }

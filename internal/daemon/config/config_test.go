@@ -96,7 +96,12 @@ func TestErrors(t *testing.T) {
 		{"unknown", "name = \"y\"\n  nome = 3\n", "F:2:3: nome: no such key"},
 		{"unknown in table", "[limits]\nup = \"1MB\"\nupp = 1\n", "F:3:1: limits.upp: no such key"},
 		{"unknown table", "[limit]\nup = \"1MB\"\n", "F:1:2: limit: no such key"},
-		{"wrong type", "count = \"three\"\n", "F:1:9: count: "},
+		{"a text for a whole number", "count = \"three\"\n", "F:1:9: count: is a whole number, without quotes"},
+		{"a text for a number", "ratio = \"half\"\n", "F:1:9: ratio: is a number, without quotes"},
+		{"a text for a switch", "on = \"yes\"\n", "F:1:6: on: is true or false, without quotes"},
+		{"a number for a text", "name = 3\n", "F:1:8: name: a text goes in quotes"},
+		{"a text for a list", "hosts = \"a:1\"\n", `F:1:9: hosts: is a list, such as ["t1:7470"]`},
+		{"a text for a list of numbers", "ports = \"1\"\n", "F:1:9: ports: is a list"},
 		{"bad duration", "# c\nwait = \"5 sec\"\n", `F:2:8: wait: "5 sec" is not a duration, such as "150ms", "5s" or "1h30m"`},
 		{"duration without unit", "wait = 5\n", "F:1:8: wait: a duration needs a unit, such as \"150ms\", \"5s\" or \"1h30m\""},
 		{"bad bytes", "space = \"10 gigs\"", `F:1:9: space: "10 gigs" is not a number of bytes, such as "10GiB", "500MB" or "4096"`},
@@ -144,6 +149,20 @@ func TestErrors(t *testing.T) {
 	}
 	if err := Load(filepath.Join(t.TempDir(), "none"), &sample{}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("missing file: %v", err)
+	}
+}
+
+// On the command line a list is written as a shell wants it.
+func TestSetMismatch(t *testing.T) {
+	for set, want := range map[string]string{
+		"hosts=t1:7470": `--set hosts=t1:7470: hosts: is a list, such as '["t1:7470"]'`,
+		"count=three":   "--set count=three: count: is a whole number",
+		"on=yes":        "--set on=yes: on: is true or false",
+	} {
+		s := defaults()
+		if err := Load("", &s, set); fmt.Sprint(err) != want {
+			t.Errorf("%s: got %v, want %s", set, err, want)
+		}
 	}
 }
 

@@ -60,6 +60,7 @@ func (d *document) decode(into any) (problems []*Problem) {
 			break
 		}
 		p, off := d.locate(bad)
+		p.Text = d.plainly(p.Text)
 		problems = append(problems, p)
 		if !d.blank(off) {
 			break
@@ -208,6 +209,38 @@ func numbers(data []byte) (all []number) {
 
 // structField is what the decoder says of our types, which is nothing to people.
 var structField = regexp.MustCompile(`into struct field \S+ of type (\S+)`)
+
+// mismatch is how the decoder says that a value is of another type than its key.
+var mismatch = regexp.MustCompile(`^cannot decode TOML \S+ into (\S+)$`)
+
+// plainly says of a mismatch what the value should be.
+func (d *document) plainly(text string) string {
+	m := mismatch.FindStringSubmatch(text)
+	if m == nil {
+		return text
+	}
+	bare := ", without quotes"
+	if d.inner { // where nobody writes any
+		bare = ""
+	}
+	switch t := m[1]; {
+	case t == "[]string" && d.inner:
+		return `is a list, such as '["t1:7470"]'` // as a shell wants it
+	case t == "[]string":
+		return `is a list, such as ["t1:7470"]`
+	case strings.HasPrefix(t, "[]"):
+		return "is a list"
+	case t == "bool":
+		return "is true or false" + bare
+	case t == "string":
+		return "a text goes in quotes"
+	case strings.HasPrefix(t, "int"), strings.HasPrefix(t, "uint"):
+		return "is a whole number" + bare
+	case strings.HasPrefix(t, "float"):
+		return "is a number" + bare
+	}
+	return text
+}
 
 // locate makes a Problem of the decoder's error, and returns its offset in data.
 func (d *document) locate(err *toml.DecodeError) (*Problem, int) {

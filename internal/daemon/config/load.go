@@ -43,6 +43,14 @@ func Invalid(key, format string, args ...any) error {
 	return &invalid{key, fmt.Sprintf(format, args...)}
 }
 
+// Unreadable is [Invalid] for a key that names a file which cannot be read.
+func Unreadable(key, path string, err error) error {
+	if pe, ok := errors.AsType[*os.PathError](err); ok && pe.Path == path {
+		err = pe.Err // who asked does not care for the system call
+	}
+	return Invalid(key, "%s: %v", path, err)
+}
+
 // Renamed returns the errors of a Validate method with other keys: those of a part of
 // a larger configuration, say.
 func Renamed(err error, name func(key string) string) []error {

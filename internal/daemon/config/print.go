@@ -19,22 +19,23 @@ import (
 // printed as a commented table with what the struct's method Example() any
 // returns, or else its zero value. What a struct's method Notes() map[string]string
 // returns is added to the comments of these keys: what it has to say of keys that
-// it shares with others, by embedding.
+// it shares with others, by embedding. Those of the outermost struct may name keys of
+// tables, dotted; they then stand for what is said of SIGHUP.
 func Print(w io.Writer, defaults any) error {
 	b := bufio.NewWriter(w)
 	v := reflect.Indirect(reflect.ValueOf(defaults))
 	if v.Kind() != reflect.Struct {
 		return fmt.Errorf("printing a configuration: %T is not a struct", defaults)
 	}
-	if err := printTable(b, "", v, 78); err != nil {
+	if err := printTable(b, "", v, notesOf(v), 78); err != nil {
 		return fmt.Errorf("printing a configuration: %w", err)
 	}
 	return b.Flush()
 }
 
 // printTable writes the keys of a struct and then its tables, with comments of at
-// most width columns.
-func printTable(w *bufio.Writer, prefix string, v reflect.Value, width int) error {
+// most width columns. outer are the notes of the outermost struct.
+func printTable(w *bufio.Writer, prefix string, v reflect.Value, outer map[string]string, width int) error {
 	type sub struct {
 		name, comment string
 		v             reflect.Value
@@ -42,13 +43,12 @@ func printTable(w *bufio.Writer, prefix string, v reflect.Value, width int) erro
 	}
 	var tables []sub
 	first := prefix == ""
-	var notes map[string]string
-	if n, ok := v.Interface().(interface{ Notes() map[string]string }); ok {
-		notes = n.Notes()
-	}
+	notes := notesOf(v)
 	for name, f := range fields(v.Type()) {
 		comment := strings.TrimSpace(f.Tag.Get("comment") + " " + notes[name])
-		if isLive(f) {
+		if note, ok := outer[join(prefix, name)]; ok && prefix != "" {
+			comment += " " + note
+		} else if isLive(f) {
 			comment += " SIGHUP applies a change."
 		}
 		fv := v.FieldByIndex(f.Index)
@@ -93,15 +93,22 @@ func printTable(w *bufio.Writer, prefix string, v reflect.Value, width int) erro
 			wrap(w, t.comment, width)
 		}
 		if t.array {
-			if err := printExample(w, join(prefix, t.name), t.v, width); err != nil {
+			if err := printExample(w, join(prefix, t.name), t.v, outer, width); err != nil {
 				return err
 			}
 			continue
 		}
 		fmt.Fprintf(w, "[%s]\n", join(prefix, t.name))
-		if err := printTable(w, join(prefix, t.name), t.v, width); err != nil {
+		if err := printTable(w, join(prefix, t.name), t.v, outer, width); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func notesOf(v reflect.Value) map[string]string {
+	if n, ok := v.Interface().(interface{ Notes() map[string]string }); ok {
+		return n.Notes()
 	}
 	return nil
 }
@@ -122,10 +129,10 @@ func example(v reflect.Value) (reflect.Value, bool) {
 }
 
 // printExample writes a table of an array as comments.
-func printExample(w *bufio.Writer, name string, v reflect.Value, width int) error {
+func printExample(w *bufio.Writer, name string, v reflect.Value, outer map[string]string, width int) error {
 	var text bytes.Buffer
 	b := bufio.NewWriter(&text)
-	if err := printTable(b, name, v, width-2); err != nil {
+	if err := printTable(b, name, v, outer, width-2); err != nil {
 		return err
 	}
 	_ = b.Flush()

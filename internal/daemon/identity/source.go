@@ -100,28 +100,33 @@ func Load(c Config, cluster string) (*Source, error) {
 		}
 	}, c.CA, c.Cert, c.Key)
 	if err != nil {
-		return nil, fmt.Errorf("identity: %w", err)
+		return nil, err
 	}
 	return s, nil
 }
 
 func (s *Source) read() (*material, error) {
 	m := &material{roots: x509.NewCertPool()}
+	for _, f := range []struct{ key, path string }{{"ca", s.cfg.CA}, {"cert", s.cfg.Cert}, {"key", s.cfg.Key}} {
+		if _, err := os.Stat(f.path); err != nil {
+			return nil, config.Unreadable("identity."+f.key, f.path, err)
+		}
+	}
 	pem, err := os.ReadFile(s.cfg.CA)
 	if err != nil {
-		return nil, err
+		return nil, config.Unreadable("identity.ca", s.cfg.CA, err)
 	}
 	if !m.roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate", s.cfg.CA)
+		return nil, config.Invalid("identity.ca", "%s holds no certificate", s.cfg.CA)
 	}
 	if m.cert, err = tls.LoadX509KeyPair(s.cfg.Cert, s.cfg.Key); err != nil {
-		return nil, fmt.Errorf("%s with %s: %w", s.cfg.Cert, s.cfg.Key, err)
+		return nil, config.Invalid("identity.cert", "%s with %s: %v", s.cfg.Cert, s.cfg.Key, err)
 	}
 	chain := make([]*x509.Certificate, 0, len(m.cert.Certificate))
 	for _, der := range m.cert.Certificate {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", s.cfg.Cert, err)
+			return nil, config.Invalid("identity.cert", "%s: %v", s.cfg.Cert, err)
 		}
 		chain = append(chain, c)
 	}
@@ -137,7 +142,7 @@ func (s *Source) read() (*material, error) {
 		_, err = s.verify(chain, m.roots, at, x509.ExtKeyUsageServerAuth, Roles)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", s.cfg.Cert, err)
+		return nil, config.Invalid("identity.cert", "%s: %v", s.cfg.Cert, err)
 	}
 	return m, nil
 }
