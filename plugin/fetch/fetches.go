@@ -198,28 +198,30 @@ func (fs *Fetches) Run(ctx context.Context) error {
 // step has the Machine take an event in, after what there is on disk of what it is about, and
 // publishes what came of it.
 func (fs *Fetches) step(ctx context.Context, ev Event) {
-	about := fs.all
-	if id := ev.blob(); id != (piece.ID{}) {
-		about = func() (h []*handle) {
-			if x := fs.handle(id); x != nil {
-				h = []*handle{x}
-			}
-			return h
+	id := ev.blob()
+	if id == (piece.ID{}) {
+		for _, h := range fs.all() {
+			fs.look(ctx, h)
 		}
+		fs.take(ctx, ev)
+		for _, h := range fs.all() {
+			fs.publish(h)
+		}
+		return
 	}
-	for _, h := range about() {
+	if h := fs.handle(id); h != nil {
 		fs.look(ctx, h)
 	}
 	fs.take(ctx, ev)
-	for _, h := range about() {
+	if h := fs.handle(id); h != nil {
 		fs.publish(h)
 	}
 }
 
 // look tells the Machine what there is of a blob, if that has changed.
 func (fs *Fetches) look(ctx context.Context, h *handle) {
-	if p, ok := h.progress(); ok && (h.seen == nil || *h.seen != p) {
-		h.seen = &p
+	if p, ok := h.progress(); ok && (!h.looked || h.seen != p) {
+		h.looked, h.seen = true, p
 		fs.take(ctx, EvProgress{ID: h.id, Opening: h.opening, Progress: p})
 	}
 }
@@ -320,9 +322,11 @@ func (fs *Fetches) answers(ctx context.Context, a ActAnswer) {
 		s.answer <- answer{a.Answer, a.Err}
 		s.answer = nil
 	}
-	log.G(ctx).WithFields(log.Fields{
-		"digest": a.ID.Digest(), "why": a.Why, "offset": a.Answer.Offset, "waited": a.Waited, "verdict": a.Verdict.String(),
-	}).Debug("session answered")
+	if l := log.G(ctx); l.Logger.IsLevelEnabled(log.DebugLevel) {
+		l.WithFields(log.Fields{
+			"digest": a.ID.Digest(), "why": a.Why, "offset": a.Answer.Offset, "waited": a.Waited, "verdict": a.Verdict.String(),
+		}).Debug("session answered")
+	}
 	fs.cfg.OnAnswer(a.Why, a.Waited)
 }
 

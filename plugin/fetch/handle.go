@@ -27,7 +27,10 @@ type handle struct {
 	status  atomic.Pointer[Status] // as last published by Run's goroutine
 
 	told atomic.Bool // Run's goroutine will look
-	seen *Progress   // what the Machine knows; Run's goroutine's
+
+	// What the Machine knows, if it knows; Run's goroutine's.
+	looked bool
+	seen   Progress
 
 	mu   sync.Mutex
 	jobs []func(*handle)
