@@ -319,9 +319,7 @@ func TestShimBlobImported(t *testing.T) {
 		}
 		read <- got
 	}()
-	for len(s.swarm.wanted()) == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	s.news.until(func() bool { return len(s.swarm.wanted()) > 0 })
 	ctx := namespaces.WithNamespace(t.Context(), "ns")
 	if err := ctrdcontent.WriteBlob(ctx, s.contents(), "import-1", bytes.NewReader(data), layer(id)); err != nil {
 		t.Fatal(err)

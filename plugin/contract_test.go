@@ -313,12 +313,7 @@ func TestContractSharedDownload(t *testing.T) {
 	<-slow.started
 	r := &registry{blobs: map[string][]byte{id.Digest(): data}}
 	go func() { errs <- remotes.Fetch(two, db.ContentStore(), r, layer(id)) }()
-	for { // until the second one waits
-		if st := s.fs.Status(); len(st) == 1 && st[0].Waiting == 1 && st[0].Writing == 1 {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
+	s.waiting(id, 2)
 	close(slow.release)
 	for range 2 {
 		if err := <-errs; err != nil {
@@ -365,9 +360,7 @@ func TestContractGC(t *testing.T) {
 		r := &registry{}
 		done := make(chan error, 1)
 		go func() { done <- remotes.Fetch(ctx, cs, r, layer(id)) }()
-		for len(s.fs.Status()) == 0 || s.fs.Status()[0].Waiting == 0 {
-			time.Sleep(time.Millisecond)
-		}
+		s.waiting(id, 1)
 		st, err := cs.ListStatuses(ctx)
 		if err != nil || len(st) != 1 || st[0].Total != id.Size || !strings.HasPrefix(st[0].Ref, "layer-") {
 			t.Errorf("statuses during a pull: %+v, %v", st, err)
@@ -402,16 +395,10 @@ func TestContractCancelAndAbort(t *testing.T) {
 		id, data := fetchtest.Random(t, 5<<16, 7)
 		hold := make(chan struct{})
 		s.swarm.has(id, data, -1, hold)
-		waiting := func() {
-			t.Helper()
-			for len(s.fs.Status()) == 0 || s.fs.Status()[0].Waiting == 0 {
-				time.Sleep(time.Millisecond)
-			}
-		}
 		cctx, cancel := context.WithCancel(ctx)
 		done := make(chan error, 1)
 		go func() { done <- remotes.Fetch(cctx, cs, &registry{}, layer(id)) }()
-		waiting()
+		s.waiting(id, 1)
 		cancel()
 		if err := <-done; err == nil {
 			t.Error("a cancelled pull succeeded")
@@ -421,7 +408,7 @@ func TestContractCancelAndAbort(t *testing.T) {
 		}
 
 		go func() { done <- remotes.Fetch(ctx, cs, &registry{}, layer(id)) }()
-		waiting()
+		s.waiting(id, 2)
 		st := s.svc.sessions.list()
 		if len(st) != 1 {
 			t.Fatalf("%d sessions", len(st))
@@ -545,9 +532,7 @@ func TestContractOneRefTwice(t *testing.T) {
 		for range 2 {
 			go func() { errs <- remotes.Fetch(ctx, cs, &registry{}, layer(id)) }()
 		}
-		for len(s.fs.Status()) == 0 || s.fs.Status()[0].Waiting == 0 {
-			time.Sleep(time.Millisecond)
-		}
+		s.waiting(id, 1)
 		close(hold)
 		for range 2 {
 			if err := <-errs; err != nil && !errdefs.IsAlreadyExists(err) {
@@ -616,9 +601,7 @@ func TestContractManifestIsLearned(t *testing.T) {
 		if err := remotes.Fetch(ctx, cs, r, layer(ids[1])); err != nil {
 			t.Fatal(err)
 		}
-		for s.store.Presence(ids[2]) != content.Cached || s.store.Presence(ids[3]) != content.Cached {
-			time.Sleep(time.Millisecond)
-		}
+		s.cached(ids[2], ids[3])
 		if got := s.swarm.wanted(); slices.Contains(got, ids[0]) {
 			t.Error("a layer below was fetched")
 		}
@@ -656,9 +639,7 @@ func TestContractManifestIsRead(t *testing.T) {
 	if err := remotes.Fetch(ctx, cs, &registry{}, layer(first)); err != nil {
 		t.Fatal(err)
 	}
-	for s.store.Presence(second) != content.Cached {
-		time.Sleep(time.Millisecond)
-	}
+	s.cached(second)
 }
 
 // Broken or hostile clients get errors; nothing panics, and the ref is free
@@ -824,9 +805,7 @@ func TestContractImportMeanwhile(t *testing.T) {
 		s.swarm.has(id, data, -1, make(chan struct{})) // never delivered
 		done := make(chan error, 1)
 		go func() { done <- remotes.Fetch(ctx, cs, &registry{}, layer(id)) }()
-		for len(s.fs.Status()) == 0 || s.fs.Status()[0].Waiting == 0 {
-			time.Sleep(time.Millisecond)
-		}
+		s.waiting(id, 1)
 		two := namespaces.WithNamespace(t.Context(), "two")
 		if err := ctrdcontent.WriteBlob(two, cs, "import-"+id.Digest(), bytes.NewReader(data), layer(id)); err != nil {
 			t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -35,7 +36,48 @@ type server struct {
 	fs    *fetch.Fetches
 	svc   *service
 	swarm *script
+	news  *news
 	conn  *grpc.ClientConn
+}
+
+// news is what a test waits for: something has happened in the swarm or the store.
+type news struct {
+	mu   sync.Mutex
+	next chan struct{} // closed then
+}
+
+func newNews() *news { return &news{next: make(chan struct{})} }
+
+func (n *news) happened() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	close(n.next)
+	n.next = make(chan struct{})
+}
+
+// until waits until something has happened that makes ok true.
+func (n *news) until(ok func() bool) {
+	for {
+		n.mu.Lock()
+		next := n.next
+		n.mu.Unlock()
+		if ok() {
+			return
+		}
+		<-next
+	}
+}
+
+// waiting waits until a session waits for the blob, for the n-th time.
+func (s *server) waiting(id piece.ID, n int) {
+	s.news.until(func() bool { return s.swarm.waits(id) >= n })
+}
+
+// cached waits until the blobs are in the cache.
+func (s *server) cached(ids ...piece.ID) {
+	s.news.until(func() bool {
+		return !slices.ContainsFunc(ids, func(id piece.ID) bool { return s.store.Presence(id) != content.Cached })
+	})
 }
 
 type serverOptions struct {
@@ -53,20 +95,21 @@ func newServer(t testing.TB, o serverOptions) *server {
 	if o.stall == 0 {
 		o.stall = time.Hour // slower than any test
 	}
-	ob := &observer{}
+	news := newNews()
+	ob := &observer{news: news}
 	store, err := content.Open(ctx, content.Config{Root: filepath.Join(o.root, "content"), FreeFloor: -1, Observer: ob})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{root: o.root, store: store}
+	s := &server{root: o.root, store: store, news: news}
 	d := &disk{store}
 	s.fs = fetch.New(fetch.Config{Rules: fetch.Rules{
 		AuthorizeBlob: o.authorizeBlob, Find: time.Hour, Stall: o.stall, Prefetch: time.Minute, MaxPrefetch: 8,
 	}}, d)
 	ob.fs = s.fs
 	s.swarm = &script{
-		ctx: ctx, store: store, fs: s.fs,
-		blobs: map[piece.ID]*scripted{}, asks: map[piece.ID]uint64{}, done: map[piece.ID]chan error{},
+		ctx: ctx, store: store, fs: s.fs, news: news,
+		blobs: map[piece.ID]*scripted{}, asks: map[piece.ID]uint64{}, waited: map[piece.ID]int{}, done: map[piece.ID]chan error{},
 	}
 	s.fs.Connect(s.swarm, s.swarm)
 	im := newImages(s.fs, store)
@@ -149,13 +192,17 @@ func remote(t testing.TB, db *metadata.DB) ctrdcontent.Store {
 	return proxy.NewContentStore(serve(t, srv))
 }
 
-type observer struct{ fs *fetch.Fetches }
+type observer struct {
+	fs   *fetch.Fetches
+	news *news
+}
 
 func (o *observer) PiecesAdded(piece.ID, int, int, []byte) {}
 func (o *observer) BlobAdded(id piece.ID) {
 	if o.fs != nil {
 		o.fs.Changed(id)
 	}
+	o.news.happened()
 }
 func (o *observer) BlobGone(piece.ID) {}
 
@@ -164,13 +211,15 @@ type script struct {
 	ctx   context.Context
 	store *content.Store
 	fs    *fetch.Fetches
+	news  *news
 	wg    sync.WaitGroup
 
-	mu    sync.Mutex
-	blobs map[piece.ID]*scripted
-	asks  map[piece.ID]uint64 // the last one's
-	asked []piece.ID          // wanted of the swarm, in order
-	done  map[piece.ID]chan error
+	mu     sync.Mutex
+	blobs  map[piece.ID]*scripted
+	asks   map[piece.ID]uint64 // the last one's
+	waited map[piece.ID]int    // how often it was asked for somebody who waits
+	asked  []piece.ID          // wanted of the swarm, in order
+	done   map[piece.ID]chan error
 }
 
 type scripted struct {
@@ -196,7 +245,14 @@ func (s *script) wanted() []piece.ID {
 	return append([]piece.ID(nil), s.asked...)
 }
 
+func (s *script) waits(id piece.ID) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waited[id]
+}
+
 func (s *script) Join(_ context.Context, id piece.ID, as swarm.JoinOptions) error {
+	defer s.news.happened()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	done := make(chan error, 1)
@@ -259,9 +315,13 @@ func (s *script) Proven(piece.ID)                          {}
 func (s *script) Status(piece.ID) (swarm.BlobStatus, bool) { return swarm.BlobStatus{}, true }
 
 func (s *script) Want(id piece.ID, w tracker.Want) {
+	defer s.news.happened()
 	s.mu.Lock()
 	b := s.blobs[id]
 	s.asks[id] = w.Tag
+	if w.Waiting {
+		s.waited[id]++
+	}
 	s.mu.Unlock()
 	v := tracker.Nobody
 	if b != nil && !s.delivered(id, b) {
