@@ -97,12 +97,13 @@ type (
 		Err     error
 	}
 
-	// EvSwarmDone: the swarm ended its work on a joined blob: all of it is proven (Err
-	// nil), somebody else left it (swarm.ErrLeft), or it cannot be had that way.
+	// EvSwarmDone: the swarm ended its work on a blob that the ActJoin with this number
+	// joined: all of it is proven (Err nil), somebody else left it (swarm.ErrLeft), or it
+	// cannot be had that way.
 	EvSwarmDone struct {
-		ID      piece.ID
-		Opening Opening
-		Err     error
+		ID   piece.ID
+		Join uint64
+		Err  error
 	}
 	// EvSwarmStatus answers ActSwarmStatus. It is zero if the blob is not joined.
 	EvSwarmStatus struct {
@@ -169,11 +170,12 @@ type (
 		Err  error
 	}
 
-	// ActJoin: take part in the blob's swarm, or change how. EvSwarmDone may follow, once
-	// until the next ActJoin.
+	// ActJoin: take part in the blob's swarm, or change how. EvSwarmDone may follow, with
+	// Join. One that crosses with the next ActJoin does not count: that joins anew.
 	ActJoin struct {
-		ID piece.ID
-		As swarm.JoinOptions
+		ID   piece.ID
+		As   swarm.JoinOptions
+		Join uint64
 	}
 	// ActLeave ends that; no EvSwarmDone counts. ActKeep: it is whole and joined, and this
 	// fetch's part is over; somebody may go on seeding it, or leave.

@@ -48,11 +48,13 @@
 //
 // # Answers to other questions
 //
-// What comes back names what it answers. Each Want has a number, and only a verdict with
-// the last one counts: «nobody has it», said of a prefetch, is no answer to a session that
-// has begun to wait. What disk and swarm say names the opening of the blob (a fetch's
-// number); and what the swarm said of its peers before news that it had to hear first (other
-// peers, a verdict) decides nothing: it is asked again.
+// What comes back names what it answers. Each Want has a number, and only a verdict with the
+// last one counts: «nobody has it», said of a prefetch, is no answer to a session that has
+// begun to wait. Each ActJoin has one, too, and only the end of the last one counts: an end
+// that crosses with a join, which begins anew, is nothing to that. What disk and swarm say
+// besides names the opening of the blob (a fetch's number); and what the swarm said of its
+// peers before news that it had to hear first (other peers, a verdict) decides nothing: it is
+// asked again.
 //
 // # Concurrency
 //

@@ -90,6 +90,7 @@ type disk struct {
 // part is the part that is taken in the blob's swarm.
 type part struct {
 	joined   bool
+	join     uint64 // the last ActJoin; only the end of that counts
 	as       swarm.JoinOptions
 	proven   bool             // the swarm knows that the blob is whole
 	gaveUp   bool             // it cannot deliver the blob
@@ -154,6 +155,9 @@ func (f *fetch) settled() bool { return f.disk.have.Whole || f.disk.failed != ni
 // expected reports whether a prefetch is under way.
 func (f *fetch) expected(now time.Time) bool { return now.Before(f.ahead.until) }
 
+// isDue reports whether time has come to change something.
+func (f *fetch) isDue(now time.Time) bool { return !f.due.IsZero() && !f.due.After(now) }
+
 // take takes an event about the fetch in.
 func (m *Machine) take(f *fetch, ev Event) {
 	switch ev := ev.(type) {
@@ -183,7 +187,7 @@ func (m *Machine) take(f *fetch, ev Event) {
 	case EvProgress, EvOpenFailed, EvCompleted:
 		m.diskSays(f, ev)
 	case EvSwarmDone:
-		if ev.Opening == f.opening {
+		if ev.Join == f.swarm.join {
 			f.swarmDone(ev.Err)
 		}
 	case EvSwarmStatus:

@@ -198,36 +198,46 @@ func (fs *Fetches) Run(ctx context.Context) error {
 // step has the Machine take an event in, after what there is on disk of what it is about, and
 // publishes what came of it.
 func (fs *Fetches) step(ctx context.Context, ev Event) {
-	id := ev.blob()
-	if id == (piece.ID{}) {
-		for _, h := range fs.all() {
-			fs.look(ctx, h)
+	now := time.Now() // one for all of it: what falls due meanwhile waits for the next tick
+	about := fs.about(now, ev)
+	for _, id := range about {
+		if h := fs.handle(id); h != nil {
+			fs.look(ctx, now, h)
 		}
-		fs.take(ctx, ev)
-		for _, h := range fs.all() {
+	}
+	fs.take(ctx, now, ev)
+	for _, id := range about {
+		if h := fs.handle(id); h != nil {
 			fs.publish(h)
 		}
-		return
 	}
-	if h := fs.handle(id); h != nil {
-		fs.look(ctx, h)
+}
+
+// about returns the blobs that an event is about.
+func (fs *Fetches) about(now time.Time, ev Event) []piece.ID {
+	if _, ok := ev.(EvTick); ok { // there are many, and few that have to do with it
+		return fs.machine.Due(now)
 	}
-	fs.take(ctx, ev)
-	if h := fs.handle(id); h != nil {
-		fs.publish(h)
+	if id := ev.blob(); id != (piece.ID{}) {
+		return []piece.ID{id}
 	}
+	var ids []piece.ID
+	for _, h := range fs.all() {
+		ids = append(ids, h.id)
+	}
+	return ids
 }
 
 // look tells the Machine what there is of a blob, if that has changed.
-func (fs *Fetches) look(ctx context.Context, h *handle) {
+func (fs *Fetches) look(ctx context.Context, now time.Time, h *handle) {
 	if p, ok := h.progress(); ok && (!h.looked || h.seen != p) {
 		h.looked, h.seen = true, p
-		fs.take(ctx, EvProgress{ID: h.id, Opening: h.opening, Progress: p})
+		fs.take(ctx, now, EvProgress{ID: h.id, Opening: h.opening, Progress: p})
 	}
 }
 
-func (fs *Fetches) take(ctx context.Context, ev Event) {
-	for _, a := range fs.machine.Step(time.Now(), ev) {
+func (fs *Fetches) take(ctx context.Context, now time.Time, ev Event) {
+	for _, a := range fs.machine.Step(now, ev) {
 		fs.perform(ctx, a)
 	}
 }
@@ -254,7 +264,7 @@ func (fs *Fetches) perform(ctx context.Context, a Action) {
 	case ActClose:
 		fs.closes(a)
 	case ActJoin:
-		fs.handle(a.ID).do(func(h *handle) { h.join(ctx, peers, a.As) })
+		fs.handle(a.ID).do(func(h *handle) { h.joins(ctx, peers, a) })
 	case ActLeave:
 		fs.handle(a.ID).do(func(h *handle) { h.leave(peers) })
 	case ActKeep:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/capelin-io/capelin/plugin/fetch"
 	"github.com/capelin-io/capelin/plugin/fetch/fetchtest"
 	"github.com/capelin-io/capelin/swarm"
+	"github.com/capelin-io/capelin/swarm/piece"
 )
 
 func TestFetchNobody(t *testing.T) {
@@ -271,6 +273,93 @@ func TestFetchSwarmFails(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The swarm gives a blob up while it is joined otherwise. The end is of what was joined
+// before: the fetch goes on, and takes back what it has joined anew.
+func TestFetchJoinsAsSwarmFails(t *testing.T) {
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		w.Finder.Answer(w.ID, tracker.Sources)
+		w.Fetches.Prefetch(w.ID, 1)
+		synctest.Wait()
+		joins := 0
+		w.Peers.OnJoin(func(id piece.ID) {
+			if joins++; joins == 1 {
+				w.Peers.Fail(id, errors.New("sums disproved"))
+			}
+		})
+		ctx, cancel := context.WithCancel(w.Context())
+		ch := w.Wait(ctx)
+		time.Sleep(time.Second)
+		if as, ok := w.Peers.As(w.ID); !ok || !as.Want || joins != 1 {
+			t.Errorf("joined %d times more, now %+v %t; want once, to take", joins, as, ok)
+		}
+		select {
+		case g := <-ch:
+			t.Fatalf("the session was answered: %+v", g)
+		default:
+		}
+		cancel()
+		g := <-ch
+		w.Fetches.Abandon(w.ID)
+		g.Session.Close()
+		synctest.Wait()
+		w.Fetches.Abandon(w.ID)
+		synctest.Wait()
+		if ids := w.Peers.Joined(); w.Fetches.Len() != 0 || len(ids) != 0 {
+			t.Errorf("%d fetches, and %v is still joined", w.Fetches.Len(), ids)
+		}
+	})
+}
+
+// The end of a blob that is joined anew is heard.
+func TestFetchSwarmFailsAfterJoins(t *testing.T) {
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		w.Finder.Answer(w.ID, tracker.Sources)
+		w.Fetches.Prefetch(w.ID, 1)
+		synctest.Wait()
+		ch := w.Wait(w.Context()) // which is joined with another priority
+		time.Sleep(time.Second)
+		w.Peers.Fail(w.ID, errors.New("sums disproved"))
+		g := <-ch
+		w.Want(g, 0, time.Second)
+		g.Session.End(fetch.ErrNotWritten)
+		g.Session.Close()
+	})
+}
+
+// What falls due of one blob costs nothing for the others.
+func TestFetchTicksOneByOne(t *testing.T) {
+	const blobs = 25 // each polled 4 times a second, at a time of its own
+	fetchtest.Bubble(t, func(c *fetch.Config) { c.Find, c.Stall = time.Hour, time.Hour }, func(w *fetchtest.World) {
+		ctx, cancel := context.WithCancel(w.Context())
+		var waiters sync.WaitGroup
+		var ids []piece.ID
+		for i := range blobs {
+			id, _ := fetchtest.Random(t, 1000+i, 9)
+			ids = append(ids, id)
+			w.Finder.Answer(id, tracker.Wait)
+			w.Peers.Say(id, swarm.BlobStatus{Useful: 1})
+			s := w.Fetches.Open(id, false)
+			waiters.Go(func() { _, _ = s.Wait(ctx); s.Close() })
+			time.Sleep(250 * time.Millisecond / blobs)
+		}
+		time.Sleep(time.Second)
+		looks := func() (n int) {
+			for _, id := range ids {
+				n += w.Blobs.Get(id).Looks
+			}
+			return n
+		}
+		before := looks()
+		time.Sleep(10 * time.Second)
+		// At each poll the tick, its handle and the swarm's answer have one look each.
+		if n, most := looks()-before, blobs*10*(4+1)*3; n == 0 || n > most {
+			t.Errorf("%d blobs that nothing happens to were looked at %d times in 10 s, want 1 to %d", blobs, n, most)
+		}
+		cancel()
+		waiters.Wait()
+	})
 }
 
 func TestFetchCannotOpen(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/log"
 
@@ -38,6 +39,7 @@ type handle struct {
 
 	// Owned by the goroutine.
 	done <-chan error // of the swarm's part
+	join uint64       // the last ActJoin, which done is of
 	over bool
 }
 
@@ -95,7 +97,7 @@ func (h *handle) changed() {
 	if !h.told.Swap(true) {
 		h.fs.do(func(ctx context.Context) {
 			h.told.Store(false)
-			h.fs.look(ctx, h)
+			h.fs.look(ctx, time.Now(), h)
 			h.fs.publish(h)
 		})
 	}
@@ -134,12 +136,13 @@ func (h *handle) complete(ctx context.Context) {
 	h.fs.tell(EvCompleted{ID: h.id, Opening: h.opening, Err: err})
 }
 
-func (h *handle) join(ctx context.Context, p Peers, as swarm.JoinOptions) {
-	if err := p.Join(ctx, h.id, as); err != nil {
+func (h *handle) joins(ctx context.Context, p Peers, a ActJoin) {
+	h.join = a.Join
+	if err := p.Join(ctx, h.id, a.As); err != nil {
 		h.swarmDone(ctx, err)
-	} else if h.done == nil {
-		h.done = p.Done(h.id)
+		return
 	}
+	h.done = p.Done(h.id) // anew: what was joined before may have ended meanwhile
 }
 
 func (h *handle) swarmDone(ctx context.Context, err error) {
@@ -147,7 +150,7 @@ func (h *handle) swarmDone(ctx context.Context, err error) {
 	if err != nil && ctx.Err() == nil && !errors.Is(err, swarm.ErrStopped) && !errors.Is(err, swarm.ErrLeft) {
 		h.log(ctx).WithError(err).Warn("the swarm cannot deliver a blob")
 	}
-	h.fs.tell(EvSwarmDone{ID: h.id, Opening: h.opening, Err: err})
+	h.fs.tell(EvSwarmDone{ID: h.id, Join: h.join, Err: err})
 }
 
 func (h *handle) leave(p Peers) {

@@ -2,7 +2,6 @@ package fetch
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"time"
 
@@ -38,6 +37,7 @@ type Machine struct {
 
 	openings Opening // so far
 	asks     uint64  // Wants so far, of all fetches
+	joins    uint64  // ActJoins so far, of all fetches
 
 	connected bool // the next two are known
 	swarm     bool
@@ -84,7 +84,7 @@ func (m *Machine) Step(now time.Time, ev Event) []Action {
 	m.actions = m.actions[:0]
 	switch ev := ev.(type) {
 	case EvTick:
-		m.settleAll(func(f *fetch) bool { return !f.due.IsZero() && !f.due.After(m.now) })
+		m.settleAll(func(f *fetch) bool { return f.isDue(m.now) })
 	case EvConnected:
 		m.connected, m.swarm, m.trackers = true, ev.Swarm, ev.Trackers
 		m.settleAll(all)
@@ -134,6 +134,16 @@ func (m *Machine) Deadline() (next time.Time) {
 	return next
 }
 
+// Due returns the blobs that an EvTick at now is about.
+func (m *Machine) Due(now time.Time) (ids []piece.ID) {
+	for id, f := range m.live {
+		if f.isDue(now) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // start begins a fetch.
 func (m *Machine) start(id piece.ID) *fetch {
 	m.openings++
@@ -147,11 +157,15 @@ func all(*fetch) bool { return true }
 
 // settleAll settles the fetches that which says, in the order in which they began.
 func (m *Machine) settleAll(which func(*fetch) bool) {
-	live := slices.SortedFunc(maps.Values(m.live), func(a, b *fetch) int { return cmp.Compare(a.opening, b.opening) })
-	for _, f := range live {
+	var chosen []*fetch
+	for _, f := range m.live {
 		if which(f) {
-			m.settle(f)
+			chosen = append(chosen, f)
 		}
+	}
+	slices.SortFunc(chosen, func(a, b *fetch) int { return cmp.Compare(a.opening, b.opening) })
+	for _, f := range chosen {
+		m.settle(f)
 	}
 }
 

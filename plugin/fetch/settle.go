@@ -56,8 +56,9 @@ func (m *Machine) join(f *fetch, take bool) {
 		if !w.joined {
 			w.stale, w.shareDue = true, w.shareDue || w.share != 0
 		}
-		w.joined, w.as = true, as
-		m.act(ActJoin{f.id, as})
+		m.joins++
+		w.joined, w.join, w.as = true, m.joins, as
+		m.act(ActJoin{ID: f.id, As: as, Join: w.join})
 	}
 	if !w.joined {
 		return

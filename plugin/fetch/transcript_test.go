@@ -25,7 +25,7 @@ import (
 //	disk [verified=n] [prefix=n] [full] [whole] [slow]   pieces that there are from now on, of 10
 //	disk fails=full|lost [full]       it cannot open, or complete, the blob
 //	swarm [useful=n] [known=n] [missing=n] [slow]        what it says when it is asked
-//	done [err=full|left|disproved] [opening=n]           what it says when it has ended its work
+//	done [err=full|left|disproved] [join=n]              what it says when it has ended its work, of the last join or another one
 //	open s=n [authorized]             a session; what is said of it: wait, writes, close
 //	wait s=n
 //	writes s=n                        from 0 on, without having asked
@@ -91,6 +91,7 @@ type play struct {
 	due      []Event              // what slow ones will say
 	opening  map[piece.ID]Opening // the last ones
 	ask      map[piece.ID]uint64
+	join     map[piece.ID]uint64
 	names    map[piece.ID]string
 }
 
@@ -138,7 +139,10 @@ func (p *play) command(d *datadriven.TestData) {
 		return err
 	}
 	if d.Cmd == "rules" {
-		*p = play{T: p.T, now: p.now, log: p.log, names: map[piece.ID]string{}, opening: map[piece.ID]Opening{}, ask: map[piece.ID]uint64{}}
+		*p = play{
+			T: p.T, now: p.now, log: p.log, names: map[piece.ID]string{},
+			opening: map[piece.ID]Opening{}, ask: map[piece.ID]uint64{}, join: map[piece.ID]uint64{},
+		}
 		p.m = NewMachine(Rules{
 			AuthorizeBlob: d.HasArg("authorize-blob"), Find: dur("find", 200*time.Millisecond), Stall: 5 * time.Second,
 			Prefetch: time.Minute, MaxPrefetch: 2,
@@ -168,11 +172,11 @@ func (p *play) command(d *datadriven.TestData) {
 		p.status = swarm.BlobStatus{Useful: num("useful"), Known: num("known"), Missing: num("missing")}
 		p.slow = d.HasArg("slow")
 	case "done":
-		opening := p.opening[id]
-		if d.HasArg("opening") {
-			opening = Opening(num("opening"))
+		join := p.join[id]
+		if d.HasArg("join") {
+			join = uint64(num("join"))
 		}
-		p.step(EvSwarmDone{ID: id, Opening: opening, Err: mishap("err")})
+		p.step(EvSwarmDone{ID: id, Join: join, Err: mishap("err")})
 	case "open":
 		p.step(EvSessionOpened{ID: id, Session: s, Authorized: d.HasArg("authorized")})
 	case "wait":
@@ -304,7 +308,8 @@ func (p *play) perform(a Action) []Event {
 		}
 		p.note("%s", text)
 	case ActJoin:
-		p.note("joins, want %t, priority %d", a.As.Want, a.As.Priority)
+		p.join[a.ID] = a.Join
+		p.note("joins (%d), want %t, priority %d", a.Join, a.As.Want, a.As.Priority)
 	case ActLeave:
 		p.note("leaves")
 	case ActKeep:

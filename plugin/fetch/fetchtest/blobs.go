@@ -46,6 +46,7 @@ type State struct {
 	Pieces   int   // that count
 	Dropped  int   // how often it was
 	Opened   int   // handles that are not closed
+	Looks    int   // how often somebody asked what there is of it
 	WriteErr error // of every write
 }
 
@@ -169,6 +170,7 @@ type blob struct {
 func (b *blob) Have() *piece.Bits {
 	b.f.mu.Lock()
 	defer b.f.mu.Unlock()
+	b.Looks++
 	return b.have.Clone()
 }
 

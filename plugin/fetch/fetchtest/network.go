@@ -21,6 +21,7 @@ type Peers struct {
 	named  map[piece.ID][]swarm.PeerInfo
 	shares map[piece.ID]uint16
 	proven map[piece.ID]bool
+	onJoin func(id piece.ID) // see OnJoin
 }
 
 // NewPeers returns a swarm that nobody has joined.
@@ -33,6 +34,12 @@ func NewPeers() *Peers {
 
 // Join implements fetch.Peers, like the methods after it.
 func (p *Peers) Join(_ context.Context, id piece.ID, as swarm.JoinOptions) error {
+	p.mu.Lock()
+	f := p.onJoin
+	p.mu.Unlock()
+	if f != nil {
+		f(id)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.joined[id] = as
@@ -75,6 +82,13 @@ func (p *Peers) Status(id piece.ID) (swarm.BlobStatus, bool) {
 	defer p.mu.Unlock()
 	_, ok := p.joined[id]
 	return p.status[id], ok
+}
+
+// OnJoin has f called at each Join, before the blob is joined.
+func (p *Peers) OnJoin(f func(id piece.ID)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.onJoin = f
 }
 
 // As returns how a blob is joined, if it is.
