@@ -35,6 +35,13 @@ func (a *answers) tell(format string, args ...any) {
 	a.told = append(a.told, fmt.Sprintf(format, args...))
 }
 
+// all returns what it was told so far.
+func (a *answers) all() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.told)
+}
+
 func (a *answers) NotHere(piece.ID)                     { a.tell("not here") }
 func (a *answers) Announce(_ piece.ID, s tracker.State) { a.tell("state %v", s) }
 func (a *answers) AnnounceComplete(_ piece.ID, h *[32]byte) {
@@ -104,8 +111,8 @@ func TestLookupAnswers(t *testing.T) {
 				}
 				e.Lookup(tt.id)
 				synctest.Wait()
-				if !slices.Equal(a.told, tt.want) {
-					t.Errorf("told %q, want %q", a.told, tt.want)
+				if told := a.all(); !slices.Equal(told, tt.want) {
+					t.Errorf("told %q, want %q", told, tt.want)
 				}
 				whole, err := e.wanted(t.Context(), tt.id) // a peer asks
 				if want := tt.here && tt.id == id; whole != want || err != nil {
@@ -132,14 +139,14 @@ func TestLookupIsBounded(t *testing.T) {
 				e.Lookup(ids[i])
 			}
 		}
-		if n := len(a.told); n != 5 {
+		if n := len(a.all()); n != 5 {
 			t.Errorf("%d were answered at once, want the 5 that are too many", n)
 		}
 		time.Sleep(testBudget)
 		synctest.Wait()
-		if n := count.Stats(); n != maxAsked || len(a.told) != maxAsked+5 || len(e.asked) != 0 {
+		if n, told := count.Stats(), len(a.all()); n != maxAsked || told != maxAsked+5 || len(e.asked) != 0 {
 			t.Errorf("%d were looked for, %d answered, %d are left; want %d, %d and none",
-				n, len(a.told), len(e.asked), maxAsked, maxAsked+5)
+				n, told, len(e.asked), maxAsked, maxAsked+5)
 		}
 	})
 }
@@ -209,9 +216,10 @@ func TestLookupOfWhatIsBeingRead(t *testing.T) {
 			e.Lookup(idOf(t, data))
 			time.Sleep(swarmInterest)
 		}
-		want := fmt.Sprintf("state %v", tracker.StatePartial)
-		if other := slices.ContainsFunc(a.told, func(s string) bool { return s != want }); other || len(a.told) != 6 || count.Stats() != 1 {
-			t.Errorf("told %q after %d looks at the backend, want %q at the beginning and for each question", a.told, count.Stats(), want)
+		synctest.Wait()
+		told, want := a.all(), fmt.Sprintf("state %v", tracker.StatePartial)
+		if other := slices.ContainsFunc(told, func(s string) bool { return s != want }); other || len(told) != 6 || count.Stats() != 1 {
+			t.Errorf("told %q after %d looks at the backend, want %q at the beginning and for each question", told, count.Stats(), want)
 		}
 	})
 }

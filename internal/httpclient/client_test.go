@@ -235,14 +235,13 @@ func TestAskingAgain(t *testing.T) {
 			t.Errorf("the error tells more than the last round: %s", joined)
 		}
 		time.Sleep(downMax)
-		var stop func()
-		restart := time.AfterFunc(pauseMin/3, func() { stop = n.serve("a:1", says("a")) })
+		restarted := make(chan func(), 1) // what stops it
+		time.AfterFunc(pauseMin/3, func() { restarted <- n.serve("a:1", says("a")) })
 		asked, answer, _ := ask(t.Context(), c, true)
 		if len(asked) != 3 || answer != "a" {
 			t.Errorf("asked %q, answer %q, want the one that has restarted", asked, answer)
 		}
-		restart.Stop()
-		stop()
+		(<-restarted)()
 		ctx, cancel := context.WithTimeout(t.Context(), pauseMin/3)
 		defer cancel()
 		c.Close()
