@@ -203,6 +203,43 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// losing loses a blob at the moment when it is announced as whole, and its store said so
+// before.
+type losing struct {
+	*answers
+	lose func()
+}
+
+func (l losing) AnnounceComplete(id piece.ID, h *[32]byte) {
+	l.lose()
+	l.answers.AnnounceComplete(id, h)
+}
+
+// A blob that goes while it is announced does not stay announced.
+func TestGoneWhileAnnounced(t *testing.T) {
+	data, d := testBlob(100_000, 1)
+	h, a := newHoldings(t), &answers{}
+	key, _ := fetcher.BlobKey(d)
+	h.keep(t, data, home{Backend: "a", Key: key, Written: true})
+	sd := newSeeder(h, func(digest.Digest) {}, nil, nil)
+	sd.trackers = losing{a, func() {
+		if freed := h.store.MakeRoom(t.Context(), 1); freed == 0 {
+			t.Error("the blob was not evicted")
+		}
+		sd.BlobGone(idOf(t, data))
+	}}
+	sd.check(t.Context(), idOf(t, data))
+	gone := fmt.Sprintf("state %v", tracker.StateGone)
+	if want := []string{gone, "complete true", gone}; !slices.Equal(a.all(), want) {
+		t.Errorf("told %q, want %q", a.all(), want)
+	}
+	a.told = nil
+	sd.check(t.Context(), idOf(t, data))
+	if len(a.all()) != 0 {
+		t.Errorf("told %q of what is not here", a.all())
+	}
+}
+
 // What is being read is promised without asking the backend again, and is read for as long
 // as somebody asks.
 func TestLookupOfWhatIsBeingRead(t *testing.T) {

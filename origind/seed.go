@@ -56,9 +56,13 @@ func newSeeder(
 }
 
 // complete announces a whole, visible blob, with the hash of its sums if it is
-// known.
+// known. One that went meanwhile is gone: that may have been said before.
 func (sd *seeder) complete(id piece.ID, hash *[32]byte) {
 	sd.trackers.AnnounceComplete(id, hash)
+	if !sd.blobs.seeds().Here(id) {
+		sd.trackers.Announce(id, tracker.StateGone)
+		return
+	}
 	sd.node.Proven(id) // if it is joined
 }
 

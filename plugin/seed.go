@@ -25,15 +25,9 @@ func newSeeder(d *disk, busy func(piece.ID) bool, trackers func() announcer) *se
 	return seeding.New(seeding.Config{
 		Store: store, Busy: busy,
 		Announce: func(ctx context.Context, id piece.ID, together int) {
-			t := trackers()
-			if t == nil {
-				return
+			if t := trackers(); t != nil {
+				announce(ctx, t, store, id, together)
 			}
-			var hash *[32]byte // sums that are not stored are computed when somebody wants the blob
-			if together <= maxHashed {
-				hash = store.SumsHash(ctx, id)
-			}
-			t.Complete(id, hash)
 		},
 		Gone: func(id piece.ID) {
 			if t := trackers(); t != nil {
@@ -42,4 +36,19 @@ func newSeeder(d *disk, busy func(piece.ID) bool, trackers func() announcer) *se
 		},
 		Find: func(_ context.Context, id piece.ID) (bool, error) { return d.Whole(id), nil },
 	})
+}
+
+// announce is seeding.Config.Announce.
+func announce(ctx context.Context, t announcer, store seeding.Store, id piece.ID, together int) {
+	var hash *[32]byte // sums that are not stored are computed when somebody wants the blob
+	if together <= maxHashed {
+		hash = store.SumsHash(ctx, id)
+	}
+	if !store.Here(id) {
+		return
+	}
+	t.Complete(id, hash)
+	if !store.Here(id) { // its Gone may have come before
+		t.Gone(id)
+	}
 }

@@ -40,26 +40,31 @@ type Config struct {
 	// Store is a [Store].
 	Store interface {
 		Whole() iter.Seq[piece.ID]
+		// Here reports whether a blob is whole.
+		Here(id piece.ID) bool
 		Evictable(id piece.ID) bool
 	}
-	// Announce tells the trackers of a whole blob. together is how many became known
-	// at once, math.MaxInt at the start: less may be told of many than of a few.
+	// Announce tells the trackers of a blob, if it is whole still. together is how many
+	// became known at once, math.MaxInt at the start: less may be told of many than of a
+	// few. It looks again when it has told of it, and takes it back if the blob went
+	// meanwhile: its Gone may have come before.
 	Announce func(ctx context.Context, id piece.ID, together int)
 	// Gone tells the trackers that a blob is not here any more.
 	Gone func(id piece.ID)
 	// Find reports whether a blob that a peer wants is here, whole. It may begin to get
 	// one that is not, whose part in the swarm is then not the Seeder's.
 	Find func(ctx context.Context, id piece.ID) (bool, error)
-	// Busy reports whether somebody else needs the blob's part in the swarm: then the
-	// Seeder forgets it, but does not leave it.
+	// Busy reports whether somebody else needs the blob's part in the swarm: until it is
+	// not, the Seeder does not leave it.
 	Busy func(id piece.ID) bool
 }
 
 // Seeder offers whole blobs to the swarm.
 type Seeder struct {
 	cfg  Config
-	wake chan struct{} // 1-buffered: added or wanted is not empty
-	open *set          // whole blobs, for the swarm
+	open *set // whole blobs, for the swarm
+	// wakeAnnounce and wakeOpen are 1-buffered: added or wanted is not empty.
+	wakeAnnounce, wakeOpen chan struct{}
 
 	mu     sync.Mutex
 	swarm  Swarm      // nil before Run
@@ -70,14 +75,16 @@ type Seeder struct {
 
 // New returns a Seeder that must be run. Before that, it notes what peers want.
 func New(cfg Config) *Seeder {
-	s := &Seeder{cfg: cfg, wake: make(chan struct{}, 1), asked: map[piece.ID]bool{}}
-	s.open = newSet(s.Taken, s.leave)
+	s := &Seeder{
+		cfg: cfg, wakeAnnounce: make(chan struct{}, 1), wakeOpen: make(chan struct{}, 1), asked: map[piece.ID]bool{},
+	}
+	s.open = newSet(s.Taken, cfg.Busy, s.leave)
 	return s
 }
 
-func (s *Seeder) kick() {
+func kick(wake chan<- struct{}) {
 	select {
-	case s.wake <- struct{}{}:
+	case wake <- struct{}{}:
 	default:
 	}
 }
@@ -96,12 +103,16 @@ func (s *Seeder) Added(id piece.ID) {
 		s.added = append(s.added, id)
 	}
 	s.mu.Unlock()
-	s.kick()
+	kick(s.wakeAnnounce)
 }
 
-// Gone tells that a blob is not here any more.
+// Gone tells that a blob is not here any more. It may come late: one that is here again
+// is announced again.
 func (s *Seeder) Gone(id piece.ID) {
 	s.cfg.Gone(id)
+	if s.cfg.Store.Here(id) {
+		s.Added(id)
+	}
 	if n := s.node(); s.open.remove(id) && n != nil {
 		n.Leave(id)
 	}
@@ -116,7 +127,7 @@ func (s *Seeder) Wanted(id piece.ID) {
 		s.wanted = append(s.wanted, id)
 	}
 	s.mu.Unlock()
-	s.kick()
+	kick(s.wakeOpen)
 }
 
 // Keep counts a whole blob among the open ones that somebody else has joined, and does
@@ -135,7 +146,7 @@ func (s *Seeder) Taken(id piece.ID) bool {
 
 // leave leaves a whole blob; a peer that wants it will have it opened again.
 func (s *Seeder) leave(id piece.ID) {
-	if n := s.node(); n != nil && !s.cfg.Busy(id) {
+	if n := s.node(); n != nil {
 		n.Leave(id)
 	}
 }
@@ -163,25 +174,30 @@ func (s *Seeder) CloseIdle(ctx context.Context, need int64) {
 }
 
 // Run announces everything that there is, and then what comes, and opens what peers want,
-// until ctx is done.
+// until ctx is done. Peers do not wait for announcements: at an origin each of these reads
+// the disk, and may wait for whoever has the blob locked.
 func (s *Seeder) Run(ctx context.Context, n Swarm) {
 	s.mu.Lock()
 	s.swarm = n
 	s.mu.Unlock()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.serve(ctx, n) })
+	s.announce(ctx)
+}
+
+// announce announces what is whole, until ctx is done.
+func (s *Seeder) announce(ctx context.Context) {
 	for id := range s.cfg.Store.Whole() {
 		if ctx.Err() != nil {
 			return
 		}
 		s.cfg.Announce(ctx, id, math.MaxInt)
 	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	tick := time.NewTicker(IdleAfter)
-	defer tick.Stop()
 	for {
 		s.mu.Lock()
-		added, wanted := s.added, s.wanted
-		s.added, s.wanted = nil, nil
+		added := s.added
+		s.added = nil
 		s.mu.Unlock()
 		for _, id := range added {
 			if ctx.Err() != nil {
@@ -189,11 +205,30 @@ func (s *Seeder) Run(ctx context.Context, n Swarm) {
 			}
 			s.cfg.Announce(ctx, id, len(added))
 		}
+		select {
+		case <-s.wakeAnnounce:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// serve opens what peers want and leaves what they do not want any more, until ctx is done.
+func (s *Seeder) serve(ctx context.Context, n Swarm) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	tick := time.NewTicker(IdleAfter)
+	defer tick.Stop()
+	for {
+		s.mu.Lock()
+		wanted := s.wanted
+		s.wanted = nil
+		s.mu.Unlock()
 		for _, id := range wanted {
 			wg.Go(func() { s.offer(ctx, id, n) }) // at most MaxWanted, and computing sums is bounded
 		}
 		select {
-		case <-s.wake:
+		case <-s.wakeOpen:
 		case <-tick.C:
 			s.open.leaveIdle()
 		case <-ctx.Done():

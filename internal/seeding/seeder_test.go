@@ -86,6 +86,7 @@ type owner struct {
 	told   []string
 	finds  int
 	finder func() // called by Find, if not nil
+	locked func() // called by Announce, if not nil
 }
 
 func (o *owner) Whole() iter.Seq[piece.ID] {
@@ -97,6 +98,8 @@ func (o *owner) Whole() iter.Seq[piece.ID] {
 		}
 	}
 }
+
+func (o *owner) Here(id piece.ID) bool { return slices.Contains(o.whole, number(id)) }
 
 func (o *owner) Evictable(id piece.ID) bool { return number(id)%2 == 0 }
 
@@ -112,6 +115,9 @@ func start(t *testing.T, whole ...int) (o *owner, begin func()) {
 	o.seeder = New(Config{
 		Store: o,
 		Announce: func(_ context.Context, id piece.ID, together int) {
+			if o.locked != nil {
+				o.locked()
+			}
 			if together == math.MaxInt {
 				o.tell("had %d", number(id))
 			} else {
@@ -127,7 +133,7 @@ func start(t *testing.T, whole ...int) (o *owner, begin func()) {
 			if f != nil {
 				f()
 			}
-			return slices.Contains(o.whole, number(id)), nil
+			return o.Here(id), nil
 		},
 		Busy: func(id piece.ID) (busy bool) {
 			o.node.set(func() { busy = o.busy[number(id)] })
@@ -177,6 +183,57 @@ func TestAnnounces(t *testing.T) {
 	})
 }
 
+// A store tells of a blob that went when it is gone, and by then it may be here again, and
+// announced: then it is announced once more.
+func TestGoneComesLate(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		o, begin := start(t, 1)
+		begin()
+		o.seeder.Added(blob(1))
+		synctest.Wait()
+		o.seeder.Gone(blob(1))
+		synctest.Wait()
+		want := "had 1, got 1 of 1, lost 1, got 1 of 1"
+		if got := strings.Join(o.told, ", "); got != want {
+			t.Errorf("told %s\nwant %s", got, want)
+		}
+	})
+}
+
+// Peers do not wait for what is announced, of which each may wait for a lock; nor does what
+// is idle.
+func TestPeersDoNotWaitForAnnouncements(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		whole []int
+		added int
+	}{
+		{"at the start", []int{1, 2, 3}, 0},
+		{"of what has come", []int{2}, 3},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				o, begin := start(t, tt.whole...)
+				release := make(chan struct{})
+				if tt.added == 0 {
+					o.locked = func() { <-release }
+				}
+				begin()
+				if tt.added != 0 {
+					o.locked = func() { <-release }
+					o.seeder.Added(blob(tt.added))
+					synctest.Wait()
+				}
+				o.seeder.Wanted(blob(2))
+				o.expect("a peer wants one while another's announcement waits", 2)
+				time.Sleep(3 * IdleAfter)
+				o.expect("it is idle")
+				close(release)
+			})
+		})
+	}
+}
+
 // A blob is opened when a peer wants it, even before there is a swarm, and closed when
 // for a while no peer takes anything of it; then the next peer has it opened again.
 func TestOpensAndLeaves(t *testing.T) {
@@ -205,26 +262,37 @@ func TestOpensAndLeaves(t *testing.T) {
 	})
 }
 
-// What a fetch or a cold read has joined is not left, only forgotten.
+// What a fetch or a cold read needs stays open, and in sight: if it found the blob whole,
+// it neither hands it over nor leaves it.
 func TestBusyBlobsStayJoined(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		o, begin := start(t, 2)
-		begin()
-		o.seeder.Wanted(blob(2))
-		o.expect("wanted", 2)
-		o.node.set(func() { o.busy[2] = true })
-		o.seeder.CloseIdle(t.Context(), 100)
-		o.expect("room is needed", 2)
-		time.Sleep(3 * IdleAfter)
-		o.expect("somebody else needs it", 2)
-		if n := o.seeder.Len(); n != 0 {
-			t.Errorf("%d are counted, want none", n)
-		}
-		o.node.set(func() { o.busy[2] = false })
-		o.seeder.Keep(blob(2)) // it hands the blob over
-		time.Sleep(3 * IdleAfter)
-		o.expect("nobody needs it")
-	})
+	for _, tt := range []struct {
+		name string
+		end  func(o *owner) // of the fetch
+		shut func(o *owner) // what closes the blob after it
+	}{
+		{"handed over", func(o *owner) { o.seeder.Keep(blob(2)) }, func(*owner) { time.Sleep(2 * IdleAfter) }},
+		{"found whole, then idle", func(*owner) {}, func(*owner) { time.Sleep(2 * IdleAfter) }},
+		{"found whole, then room is needed", func(*owner) {}, func(o *owner) { o.seeder.CloseIdle(o.t.Context(), 100) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				o, begin := start(t, 2)
+				begin()
+				o.seeder.Wanted(blob(2))
+				o.expect("wanted", 2)
+				o.node.set(func() { o.busy[2] = true })
+				o.seeder.CloseIdle(t.Context(), 100)
+				o.expect("room is needed", 2)
+				time.Sleep(3 * IdleAfter)
+				o.expect("somebody else needs it", 2)
+				o.node.set(func() { o.busy[2] = false })
+				tt.end(o)
+				o.expect("it was needed a moment ago", 2)
+				tt.shut(o)
+				o.expect("nobody needs it")
+			})
+		})
+	}
 }
 
 // When the disk is full, those are closed that are of no use to peers now, and to the disk

@@ -1,13 +1,15 @@
 package seeding
 
 import (
+	"math"
+
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
 const (
-	// MaxOpen is how many blobs are open at once.
+	// MaxOpen is how many blobs are open at once, but for those that somebody else needs.
 	MaxOpen = 256
 	// beforehand is among how many of the longest open ones an idle one is looked for.
 	beforehand = 16
@@ -18,37 +20,55 @@ const (
 type set struct {
 	open  *lru.Cache[piece.ID, struct{}]
 	takes func(piece.ID) bool
+	busy  func(piece.ID) bool
 	leave func(piece.ID)
 	idle  map[piece.ID]bool // at the last leaveIdle
 }
 
 // newSet returns an empty set. takes reports whether a peer takes something of a blob, or
-// may yet; leave closes a blob that the set has forgotten. Both are called without a
-// lock held, in the callers' goroutines.
-func newSet(takes func(piece.ID) bool, leave func(piece.ID)) *set {
-	open, err := lru.New[piece.ID, struct{}](2 * MaxOpen) // never full: Add makes room
+// may yet; busy whether somebody else needs it open: such a one stays. leave closes a blob
+// that the set has forgotten. They are called without a lock held, in the callers'
+// goroutines.
+func newSet(takes, busy func(piece.ID) bool, leave func(piece.ID)) *set {
+	open, err := lru.New[piece.ID, struct{}](math.MaxInt) // add bounds it: what this evicted would never be left
 	if err != nil {
 		panic(err) // only for a size of 0
 	}
-	return &set{open: open, takes: takes, leave: leave}
+	return &set{open: open, takes: takes, busy: busy, leave: leave}
 }
 
-// add counts a blob among those that are open, and leaves one of the longest open if
-// they are too many: one that nobody takes anything of, if there is one.
+// add counts a blob among those that are open, and leaves some of the longest open if
+// they are too many: those that nobody takes anything of, if there are such.
 func (s *set) add(id piece.ID) {
 	s.open.Add(id, struct{}{})
-	if s.open.Len() <= MaxOpen {
-		return
+	for s.open.Len() > MaxOpen {
+		out, ok := s.surplus()
+		if !ok {
+			return
+		}
+		s.drop(out)
 	}
-	oldest := s.open.Keys()[:beforehand]
-	out := oldest[0]
-	for _, old := range oldest {
-		if !s.takes(old) {
-			out = old
+}
+
+// surplus returns which blob to leave if they are too many; ok is false if somebody needs
+// each of them.
+func (s *set) surplus() (out piece.ID, ok bool) {
+	seen := 0
+	for _, id := range s.open.Keys() {
+		if s.busy(id) {
+			continue
+		}
+		if !s.takes(id) {
+			return id, true
+		}
+		if !ok {
+			out, ok = id, true
+		}
+		if seen++; seen == beforehand {
 			break
 		}
 	}
-	s.drop(out)
+	return out, ok
 }
 
 // remove forgets a blob, and reports whether it was open.
@@ -65,7 +85,7 @@ func (s *set) leaveIdle() {
 	now := map[piece.ID]bool{}
 	for _, id := range s.open.Keys() {
 		switch {
-		case s.takes(id):
+		case s.takes(id), s.busy(id):
 		case s.idle[id]:
 			s.drop(id)
 		default:

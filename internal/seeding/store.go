@@ -30,6 +30,9 @@ func (s Store) Whole() iter.Seq[piece.ID] {
 	}
 }
 
+// Here reports whether a blob is whole.
+func (s Store) Here(id piece.ID) bool { return s.Presence(id) >= content.Cached }
+
 // Evictable reports whether a blob may be evicted when nobody has it open.
 func (s Store) Evictable(id piece.ID) bool { return s.Presence(id) == content.Cached }
 
