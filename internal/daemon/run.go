@@ -144,13 +144,13 @@ func (d *Daemon) Serve(ctx context.Context, p Parts) error {
 	g, gctx := errgroup.WithContext(ctx) // gctx ends with ctx or the first failure
 	run := func(ctx context.Context, part Part) error {
 		err := part.Run(ctx)
-		switch {
-		case err == nil || d.Work.Err() != nil:
-			return nil
-		case part.Name == "":
-			return err
+		if d.Work.Err() != nil { // an error then only says that it was ended
+			err = nil
 		}
-		return fmt.Errorf("%s: %w", part.Name, err)
+		if err != nil && part.Name != "" {
+			err = fmt.Errorf("%s: %w", part.Name, err)
+		}
+		return err
 	}
 	var servers sync.WaitGroup
 	for _, part := range p.Servers {

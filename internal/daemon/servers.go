@@ -30,8 +30,7 @@ func GRPC(name string, ln net.Listener, s *grpc.Server, patience time.Duration, 
 		}
 		drain()
 		stopGRPC(ctx, s, patience)
-		<-served // that it was stopped
-		return nil
+		return <-served // nil: it was stopped
 	}}
 }
 
