@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"time"
@@ -30,7 +31,10 @@ func GRPC(name string, ln net.Listener, s *grpc.Server, patience time.Duration, 
 		}
 		drain()
 		stopGRPC(ctx, s, patience)
-		return <-served // nil: it was stopped
+		if err := <-served; !errors.Is(err, grpc.ErrServerStopped) { // before it had begun
+			return err
+		}
+		return nil
 	}}
 }
 
