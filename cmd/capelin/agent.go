@@ -13,7 +13,7 @@ import (
 // agentConfigPath is read if no --config is given and it exists.
 const agentConfigPath = "/etc/capelin/agent.toml"
 
-func agentCommand() *cobra.Command {
+func agentCommand(hangups chan os.Signal) *cobra.Command {
 	cmd, s := daemonCommand(role[plugin.Config]{
 		name:     "agent",
 		short:    "Run the node agent: containerd's content store, with a swarm behind it",
@@ -29,7 +29,7 @@ func agentCommand() *cobra.Command {
 				debug.SetGCPercent(50)
 			}
 		},
-	})
+	}, hangups)
 	cmd.AddCommand(containerdConfigCommand(s), agentInstallCommand(s), agentUninstallCommand(), agentFallbackCommand(s), agentDoctorCommand(s))
 	return cmd
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +22,9 @@ type role[C any] struct {
 	reload func(*C, <-chan C)
 	// tune, if not nil, sets up the process as it suits the role.
 	tune func(*C)
+	// tidy, if not nil, takes out of a configuration that was read what is not used, and
+	// warns of it.
+	tidy func(context.Context, *C)
 }
 
 // source is where a configuration is read from.
@@ -55,10 +56,11 @@ func (s *source) load(into any) error {
 }
 
 // daemonCommand returns the command of a role, and where its configuration is from.
+// hangups brings the process's SIGHUPs, from its start on.
 func daemonCommand[C any, P interface {
 	*C
 	daemon.Config
-}](r role[C]) (*cobra.Command, *source) {
+}](r role[C], hangups chan os.Signal) (*cobra.Command, *source) {
 	s := &source{usual: "/etc/capelin/" + r.name + ".toml"}
 	load := func() (C, error) {
 		cfg := r.defaults()
@@ -73,11 +75,9 @@ func daemonCommand[C any, P interface {
 Values of the configuration may name variables of the environment, as "${NAME}".
 SIGHUP has the configuration read again; the log says what applies at once, and
 what needs a restart.`,
-		Args: cobra.NoArgs,
+		Args:        cobra.NoArgs,
+		Annotations: map[string]string{reloads: "true"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			hup := make(chan os.Signal, 1)
-			signal.Notify(hup, syscall.SIGHUP)
-			defer signal.Stop(hup)
 			cfg, err := load()
 			if err != nil {
 				return err
@@ -85,6 +85,12 @@ what needs a restart.`,
 			if err := daemon.SetLog(P(&cfg)); err != nil {
 				return err
 			}
+			tidy := func(cfg *C) {
+				if r.tidy != nil {
+					r.tidy(cmd.Context(), cfg)
+				}
+			}
+			tidy(&cfg)
 			if r.tune != nil {
 				r.tune(&cfg)
 			}
@@ -97,7 +103,14 @@ what needs a restart.`,
 			reloaded := make(chan struct{})
 			go func() {
 				defer close(reloaded)
-				daemon.Reload[C, P](ctx, hup, cfg, load, live)
+				again := func() (C, error) {
+					cfg, err := load()
+					if err == nil {
+						tidy(&cfg)
+					}
+					return cfg, err
+				}
+				daemon.Reload[C, P](ctx, hangups, cfg, again, live)
 			}()
 			err = r.run(ctx, cfg)
 			cancel()

@@ -275,6 +275,25 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// A SIGHUP that came before there was a configuration is not lost, and ends nothing.
+func TestEarlyHangup(t *testing.T) {
+	var once sync.Once
+	reloaded := make(chan struct{})
+	lines.watch(t, func(e *log.Entry) {
+		if e.Message == "the configuration was read again, and nothing has changed" {
+			once.Do(func() { close(reloaded) })
+		}
+	})
+	hangups := make(chan os.Signal, 1)
+	hangups <- syscall.SIGHUP
+	startWith(t, hangups, "gateway is up", "gateway", "--set", "listen=127.0.0.1:0", "--set", "metrics=")
+	select {
+	case <-reloaded:
+	case <-time.After(5 * time.Minute): // for hangs only
+		t.Fatal("the configuration was not read again")
+	}
+}
+
 // asLogged returns a line as the log's format has it.
 func asLogged(t *testing.T) string {
 	b, err := log.L.Logger.Formatter.Format(log.L.WithField("a", 1))
@@ -304,7 +323,7 @@ func TestDaemonErrors(t *testing.T) {
 		{"an identity", []string{"indexd", "--set", "identity.ca=/nowhere/ca", "--set", "identity.cert=/nowhere/c", "--set",
 			"identity.key=/nowhere/k"}, []string{"index: identity.ca: /nowhere/ca: no such file or directory"}},
 	} {
-		err := run(t.Context(), tt.args)
+		err := run(t.Context(), nil, tt.args)
 		for _, want := range tt.want {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: got %v, want %s", tt.name, err, want)

@@ -30,7 +30,7 @@ func execute(t *testing.T, args ...string) (stdout, stderr string, err error) {
 	var out, errs bytes.Buffer
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // for hangs only
 	defer cancel()
-	cmd := command()
+	cmd := command(nil)
 	cmd.SetArgs(args)
 	cmd.SetOut(&out)
 	cmd.SetErr(&errs)

@@ -101,12 +101,21 @@ type daemonRun struct {
 // start runs a daemon's command line, and waits until the role is up.
 func start(t *testing.T, up string, args ...string) *daemonRun {
 	t.Helper()
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(hangups) })
+	return startWith(t, hangups, up, args...)
+}
+
+// startWith is start with a channel of one's own in the place of the process's SIGHUPs.
+func startWith(t *testing.T, hangups chan os.Signal, up string, args ...string) *daemonRun {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &daemonRun{stop: cancel, done: make(chan error, 1)}
 	waiting, ended := context.WithCancel(t.Context())
 	go func() {
 		defer ended()
-		d.done <- run(ctx, args)
+		d.done <- run(ctx, hangups, args)
 	}()
 	t.Cleanup(func() { d.end(t) })
 	line, err := lines.next(waiting, up)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync/atomic"
 
 	"github.com/containerd/log"
@@ -20,14 +21,15 @@ import (
 	"github.com/capelin-io/capelin/trackerd"
 )
 
-func serverCommand() *cobra.Command {
+func serverCommand(hangups chan os.Signal) *cobra.Command {
 	cmd, _ := daemonCommand(role[serverConfig]{
 		name:     "server",
 		short:    "Run tracker, origin, index and gateway in one process",
 		defaults: defaultServerConfig,
 		run:      runServer,
 		reload:   func(c *serverConfig, live <-chan serverConfig) { c.reload = live },
-	})
+		tidy:     func(ctx context.Context, c *serverConfig) { c.ignoreRoleLogs(ctx) },
+	}, hangups)
 	return cmd
 }
 

@@ -1,14 +1,19 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"path/filepath"
+
+	"github.com/containerd/log"
 
 	"github.com/capelin-io/capelin/gateway"
 	"github.com/capelin-io/capelin/indexd"
 	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/origind"
 	"github.com/capelin-io/capelin/trackerd"
 )
@@ -39,7 +44,7 @@ func (serverConfig) Notes() map[string]string {
 	}
 	for _, r := range new(serverConfig).roles() {
 		for _, key := range []string{"log_level", "log_format"} { // the process has one log
-			notes[r.name+"."+key] = "Can only repeat the server's."
+			notes[r.name+"."+key] = "Not used: the roles share the server's."
 		}
 	}
 	return notes
@@ -150,6 +155,64 @@ func (c serverConfig) fill() (full serverConfig, from map[string]string) {
 	return c, from
 }
 
+// Written learns which keys somebody wrote. A role's metrics on the port of the server's,
+// of which nobody spoke, are where all are shown: files that are older than the server's
+// own address keep theirs.
+func (c *serverConfig) Written(is func(key string) bool) {
+	if is("metrics") {
+		return
+	}
+	for _, r := range c.roles() {
+		if samePort(r.common.Metrics, c.Metrics) {
+			c.Metrics = r.common.Metrics
+			return
+		}
+	}
+}
+
+// samePort reports whether two addresses, host:port, have the same port, other than 0.
+func samePort(a, b string) bool {
+	_, p, errA := net.SplitHostPort(a)
+	_, q, errB := net.SplitHostPort(b)
+	return errA == nil && errB == nil && p == q && p != "0"
+}
+
+// overlap reports whether one cannot listen on both of two addresses, host:port. Names,
+// but for localhost, are taken for what they are.
+func overlap(a, b string) bool {
+	if !samePort(a, b) {
+		return false
+	}
+	host := func(addr string) (string, netip.Addr) {
+		h, _, _ := net.SplitHostPort(addr)
+		if h == "localhost" {
+			h = "127.0.0.1"
+		}
+		ip, _ := netip.ParseAddr(h)
+		return h, ip.Unmap()
+	}
+	h, p := host(a)
+	i, q := host(b)
+	return h == i || p.IsValid() && p == q || h == "" || i == "" || p.IsUnspecified() || q.IsUnspecified()
+}
+
+// ignoreRoleLogs takes out what roles say of the log, which is one, and warns of it.
+func (c *serverConfig) ignoreRoleLogs(ctx context.Context) {
+	for _, r := range c.roles() {
+		for _, k := range []struct {
+			key    string
+			role   *string
+			server string
+		}{{"log_level", &r.common.LogLevel, c.LogLevel}, {"log_format", &r.common.LogFormat, c.LogFormat}} {
+			if *k.role != "" && *k.role != k.server {
+				log.G(ctx).WithFields(log.Fields{"key": r.name + "." + k.key, "instead": k.key}).
+					Warn("a role's key is not used, because all roles of a server share its log; leave it out")
+			}
+			*k.role = ""
+		}
+	}
+}
+
 // Validate reports what is wrong with c, by the keys that somebody wrote.
 func (c *serverConfig) Validate() error {
 	errs := c.Common.Check()
@@ -162,6 +225,11 @@ func (c *serverConfig) Validate() error {
 		return errors.Join(errs...) // most of the roles' keys follow from it
 	}
 	errs = append(errs, c.CheckListen("address", net.JoinHostPort(c.Address, "7500"), nil)...)
+	for _, r := range c.roles() {
+		if m := r.common.Metrics; r.common.Pprof && m != "" && m == c.Metrics && !identity.IsLoopback(m) {
+			bad(r.name+".pprof", "is served on loopback only, and %s.metrics is %q", r.name, m)
+		}
+	}
 	told := map[string]bool{}
 	for _, err := range errs {
 		told[config.KeyOf(err)] = true
@@ -179,13 +247,9 @@ func (c *serverConfig) Validate() error {
 			told[key] = true
 			errs = append(errs, err)
 		}
-		// The process has one log.
-		for _, k := range []struct{ key, role, server string }{
-			{"log_level", r.common.LogLevel, c.LogLevel}, {"log_format", r.common.LogFormat, c.LogFormat},
-		} {
-			if key := r.name + "." + k.key; k.role != k.server && !told[key] {
-				bad(key, "%q is not %s of the server, %q: its roles share one log; leave this out", k.role, k.key, k.server)
-			}
+		if overlap(r.common.Metrics, full.Metrics) && !told["metrics"] { // those that are equal are shared
+			bad(r.name+".metrics", "%q and metrics, %q, are on one port: make them equal, which shows all roles there, or choose another port",
+				r.common.Metrics, full.Metrics)
 		}
 	}
 	return errors.Join(errs...)

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -84,9 +85,10 @@ func TestServer(t *testing.T) {
 	// A reload reaches the origin, and the log.
 	for _, step := range []struct{ name, more, message, applied, restart string }{
 		{"upload", "[origin.swarm]\nupload = \"1MB/s\"\n", "the configuration was read again", "origin.swarm.upload", ""},
-		{"a role's log", "[origin]\nlog_level = \"debug\"\n", "the changed configuration is refused, the former one stays in use", "", ""},
+		{"a role's log", "[origin]\nlog_level = \"debug\"\n",
+			"a role's key is not used, because all roles of a server share its log; leave it out", "", ""},
 		{"the log, and a role", "log_level = \"debug\"\n[tracker]\nmax_streams = 7\n",
-			"the configuration was read again, and what has changed needs a restart", "log_level origin.swarm.upload", "tracker.max_streams"},
+			"the configuration was read again, and what has changed needs a restart", "log_level", "tracker.max_streams"},
 	} {
 		if err := os.WriteFile(path, []byte(base+step.more), 0o600); err != nil {
 			t.Fatal(err)
@@ -96,7 +98,11 @@ func TestServer(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", step.name, err)
 		}
-		if line.Data["error"] == nil && (line.Data["applied"] != step.applied || line.Data["restart"] != step.restart) {
+		if key := line.Data["key"]; key != nil {
+			if key != "origin.log_level" || line.Data["instead"] != "log_level" {
+				t.Errorf("%s: the log says %v", step.name, line.Data)
+			}
+		} else if line.Data["error"] == nil && (line.Data["applied"] != step.applied || line.Data["restart"] != step.restart) {
 			t.Errorf("%s: the log says %v, want applied %q, restart %q", step.name, line.Data, step.applied, step.restart)
 		}
 	}
@@ -133,8 +139,8 @@ func TestServerConfigSays(t *testing.T) {
 	if n := strings.Count(text, "SIGHUP applies a change."); n != 3 {           // log_level, log_format, origin.swarm.upload
 		t.Errorf("SIGHUP applies %d keys, want 3:\n%s", n, out)
 	}
-	if n := strings.Count(text, "Can only repeat the server's."); n != 8 {
-		t.Errorf("%d keys can only repeat the server's, want 8", n)
+	if n := strings.Count(text, "Not used: the roles share the server's."); n != 8 {
+		t.Errorf("%d keys are not used, want 8", n)
 	}
 }
 
@@ -152,18 +158,69 @@ func TestServerOwnMetrics(t *testing.T) {
 	}
 }
 
+// A role's address on the port of the server's default is where all are shown, if nobody
+// spoke of the server's.
+func TestServerMetricsOfARole(t *testing.T) {
+	for _, tt := range []struct {
+		doc  string
+		set  []string
+		want []string // the server's, the gateway's
+	}{
+		{"", nil, []string{"127.0.0.1:7501", ""}},
+		{"[gateway]\nmetrics = \":7501\"", nil, []string{":7501", ""}},
+		{"[gateway]\nmetrics = \"0.0.0.0:7501\"", nil, []string{"0.0.0.0:7501", ""}},
+		{"", []string{"gateway.metrics=[::]:7501"}, []string{"[::]:7501", ""}},
+		{"[gateway]\nmetrics = \":7502\"", nil, []string{"127.0.0.1:7501", ":7502"}},
+		{"[gateway]\nmetrics = \"10.0.0.1:7501\"", []string{"metrics=127.0.0.1:7501"}, []string{"127.0.0.1:7501", "10.0.0.1:7501"}},
+		{"metrics = \"\"\n[gateway]\nmetrics = \":7501\"", nil, []string{"", ":7501"}},
+	} {
+		c := defaultServerConfig()
+		if err := config.Parse("F", []byte(tt.doc), &c, tt.set...); err != nil {
+			t.Errorf("%q %q: %v", tt.doc, tt.set, err)
+			continue
+		}
+		full, _ := c.fill()
+		if got := []string{full.Metrics, full.Gateway.Metrics}; !slices.Equal(got, tt.want) {
+			t.Errorf("%q %q: the server's and the gateway's are %q, want %q", tt.doc, tt.set, got, tt.want)
+		}
+	}
+}
+
+// Two addresses overlap if one process cannot listen on both.
+func TestOverlap(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		want bool
+	}{
+		{"127.0.0.1:1", "127.0.0.1:1", true},
+		{"127.0.0.1:1", "127.0.0.1:2", false},
+		{"127.0.0.1:1", "127.0.0.2:1", false},
+		{"127.0.0.1:1", ":1", true},
+		{"0.0.0.0:1", "127.0.0.1:1", true},
+		{"127.0.0.1:1", "[::]:1", true},
+		{"localhost:1", "127.0.0.1:1", true},
+		{"[::ffff:127.0.0.1]:1", "127.0.0.1:1", true},
+		{"[::1]:1", "127.0.0.1:1", false},
+		{"a:1", "b:1", false},
+		{":0", "127.0.0.1:0", false}, // any port
+		{"", "127.0.0.1:1", false},
+	} {
+		if got, back := overlap(tt.a, tt.b), overlap(tt.b, tt.a); got != tt.want || back != tt.want {
+			t.Errorf("%q and %q: %t, and the other way round %t, want %t", tt.a, tt.b, got, back, tt.want)
+		}
+	}
+}
+
 // Errors name the keys that somebody wrote.
 func TestServerConfigErrors(t *testing.T) {
 	for _, tt := range []struct{ name, doc, want string }{
 		{"nothing", "", "<nil>"},
 		{"the log", `log_level = "loud"`, `F:1:1: log_level: "loud" is not trace, debug, info, warn or error`},
-		{"a role's log", "[origin]\nlog_level = \"debug\"", `F:2:1: origin.log_level: "debug" is not log_level of the server, "info": its ` +
-			`roles share one log; leave this out`},
+		{"a role's log", "[origin]\nlog_level = \"debug\"", "<nil>"},
 		{"a role's log as the server's", "log_level = \"debug\"\n[origin]\nlog_level = \"debug\"", "<nil>"},
 		{"a role's log, and no level", "[origin]\nlog_level = \"loud\"",
 			`F:2:1: origin.log_level: "loud" is not trace, debug, info, warn or error`},
-		{"a role's format", "[index]\nlog_format = \"json\"", `F:2:1: index.log_format: "json" is not log_format of the server, "text": its ` +
-			`roles share one log; leave this out`},
+		{"a role's format", "[index]\nlog_format = \"json\"", "<nil>"},
 		{"the cluster", `cluster = ""`, `F:1:1: cluster: "" has 0 bytes, not 1 to 64`},
 		{"a role's cluster", "[index]\ncluster = \"" + strings.Repeat("c", 65) + "\"", `F:2:1: index.cluster: "` + strings.Repeat("c", 65) +
 			`" has 65 bytes, not 1 to 64`},
@@ -183,6 +240,11 @@ func TestServerConfigErrors(t *testing.T) {
 		{"a role's address", "[tracker]\nlisten = \"7470\"", `F:2:1: tracker.listen: "7470" is not host:port`},
 		{"a role's open address", "[tracker]\nlisten = \":7470\"", `F:2:1: tracker.listen: ":7470" is reached from other machines`},
 		{"a role's profiler", "[tracker]\npprof = true", "F:2:1: tracker.pprof: needs a metrics address"},
+		{"a role on the port of the server's default", "[gateway]\nmetrics = \":7501\"", "<nil>"},
+		{"the same, with a profiler", "[gateway]\nmetrics = \":7501\"\npprof = true",
+			`F:3:1: gateway.pprof: is served on loopback only, and gateway.metrics is ":7501"`},
+		{"a role on the server's port", "metrics = \"127.0.0.1:7501\"\n[gateway]\nmetrics = \"0.0.0.0:7501\"",
+			`F:3:1: gateway.metrics: "0.0.0.0:7501" and metrics, "127.0.0.1:7501", are on one port`},
 		{"a role on the server's address", "pprof = false\n[gateway]\nmetrics = \"127.0.0.1:7501\"\npprof = true", "<nil>"},
 	} {
 		c := defaultServerConfig()

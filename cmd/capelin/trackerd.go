@@ -9,7 +9,7 @@ import (
 	"github.com/capelin-io/capelin/trackerd"
 )
 
-func trackerdCommand() *cobra.Command {
+func trackerdCommand(hangups chan os.Signal) *cobra.Command {
 	cmd, _ := daemonCommand(role[trackerd.Config]{
 		name:     "trackerd",
 		short:    "Run a tracker: who has which blob, and who may fetch it from the registry",
@@ -23,6 +23,6 @@ func trackerdCommand() *cobra.Command {
 				debug.SetGCPercent(200)
 			}
 		},
-	})
+	}, hangups)
 	return cmd
 }

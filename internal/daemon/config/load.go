@@ -78,7 +78,9 @@ func (e *invalid) Error() string { return e.key + ": " + e.text }
 // Load reads the TOML file at path into a pointer to a struct, whose fields keep
 // the values they have (the defaults) where the file does not set them. What set
 // has, "key=value" as [Set] describes it, goes over the file; path may be empty, and
-// then there is nothing below. If into has a method Validate() error it is called last.
+// then there is nothing below. If into has a method
+// Written(func(key string) bool) it is called then, with what reports whether somebody set
+// a key, and if it has Validate() error that is called last.
 //
 // All that is wrong is returned at once: the error joins Problems, in the order of the
 // file and of set. After an error into may be half filled.
@@ -116,6 +118,11 @@ func read(file *document, into any, set []string) error {
 		problems = append(problems, d.decode(into)...)
 	}
 	if len(problems) == 0 {
+		if w, ok := into.(interface{ Written(func(key string) bool) }); ok {
+			w.Written(func(key string) bool {
+				return slices.ContainsFunc(docs, func(d *document) bool { return find(d.exprs, key) != nil })
+			})
+		}
 		problems = validate(docs, into)
 	}
 	errs := make([]error, len(problems))
