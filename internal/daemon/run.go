@@ -152,6 +152,11 @@ func (d *Daemon) Serve(ctx context.Context, p Parts) error {
 		}
 		return err
 	}
+	var ready atomic.Bool
+	addr := d.show(ready.Load, metrics, &p)
+	if p.Ready != nil { // before any server has a word
+		d.log(ctx, "starting", p.Log, addr)
+	}
 	var servers sync.WaitGroup
 	for _, part := range p.Servers {
 		servers.Add(1)
@@ -160,13 +165,10 @@ func (d *Daemon) Serve(ctx context.Context, p Parts) error {
 			return run(serving, part)
 		})
 	}
-	var ready atomic.Bool
 	ready.Store(true)
-	addr := d.show(ready.Load, metrics, &p)
 	if p.Ready == nil {
 		d.log(ctx, "up", p.Log, addr)
 	} else {
-		d.log(ctx, "starting", p.Log, addr)
 		g.Go(func() error {
 			select {
 			case <-p.Ready:

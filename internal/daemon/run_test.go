@@ -136,7 +136,7 @@ func TestServeOrder(t *testing.T) {
 	}
 }
 
-// A role that waits for others is up when they are; until then it starts.
+// A role that waits for others is up when they are; until then it starts, which it says before they say anything.
 func TestServeStarting(t *testing.T) {
 	hook := &messages{}
 	old := log.L.Logger.ReplaceHooks(logrus.LevelHooks{})
@@ -149,17 +149,22 @@ func TestServeStarting(t *testing.T) {
 			up, done := make(chan struct{}), make(chan error)
 			go func() {
 				done <- Run(ctx, "test", newConfig(), func(ctx context.Context, d *Daemon) error {
-					return d.Serve(ctx, Parts{Ready: up})
+					return d.Serve(ctx, Parts{Ready: up, Servers: []Part{{Run: func(ctx context.Context) error {
+						log.G(ctx).Info("server is up")
+						<-ctx.Done()
+						return nil
+					}}}})
 				})
 			}()
 			synctest.Wait()
-			want := []string{"test is starting"}
+			want := []string{"test is starting", "server is up"}
+			time.Sleep(time.Second)
 			hook.want(t, want...)
 			if comes {
 				close(up)
 				want = append(want, "test is up")
 			}
-			synctest.Wait()
+			time.Sleep(time.Second)
 			cancel()
 			if err := <-done; err != nil {
 				t.Error(err)
@@ -175,6 +180,7 @@ type messages struct{ story }
 func (*messages) Levels() []log.Level { return []log.Level{log.InfoLevel} }
 
 func (m *messages) Fire(e *log.Entry) error {
+	time.Sleep(time.Millisecond) // what runs beside this has its say first
 	m.add("%s", e.Message)
 	return nil
 }
