@@ -203,6 +203,10 @@ func (c *commands) fetchAhead(blobs []*preheated, now time.Time) (active int) {
 	return active
 }
 
+// NobodyHasIt is why a blob cannot be preheated: nodes have it from each other, and never
+// ask a registry by themselves, because they have no credentials.
+const NobodyHasIt = "no node and no origin has it"
+
 // lookAfter starts or prolongs the fetch of a blob, and returns why it cannot be
 // had.
 func (c *commands) lookAfter(b *preheated, priority int, now time.Time) error {
@@ -218,7 +222,7 @@ func (c *commands) lookAfter(b *preheated, priority int, now time.Time) error {
 		case st.Verified > b.verified:
 			b.verified, b.since = st.Verified, now
 		case st.Verdict == tracker.Nobody && silent >= preheatNobody:
-			return errors.New("no node and no origin has it")
+			return errors.New(NobodyHasIt)
 		case silent >= longest:
 			return fmt.Errorf("nothing of it came for %v", longest)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/internal/image"
+	"github.com/capelin-io/capelin/plugin"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
@@ -279,10 +280,7 @@ from each other and from origins, into their caches.`,
 			}); err != nil {
 				return err
 			}
-			if len(p.Failed) > 0 {
-				return fmt.Errorf("%d of %d nodes do not have all of it", len(p.Failed), p.Nodes)
-			}
-			return nil
+			return preheatFailed(p, args[0])
 		},
 	}
 	a.trackerFlags(cmd, "that is asked for it")
@@ -293,6 +291,22 @@ from each other and from origins, into their caches.`,
 	cmd.Flags().BoolVar(&origins, "origins", false, "origins instead of nodes")
 	cmd.Flags().IntVar(&atOnce, "at-once", 0, "how many nodes work at the same time (0: all)")
 	return cmd
+}
+
+// preheatFailed says what there is to do if some nodes do not have all of an image.
+func preheatFailed(p image.Preheated, ref string) error {
+	if len(p.Failed) == 0 {
+		return nil
+	}
+	err := fmt.Errorf("%d of %d nodes do not have all of it", len(p.Failed), p.Nodes)
+	for _, why := range p.Failed {
+		if strings.Contains(why, plugin.NobodyHasIt) {
+			return fmt.Errorf("%w: nodes preheat from each other and from origins, and never ask a registry; pull %s on one node first, "+
+				"push it to the cluster's gateway, or give an origin the registry as a [[backend]] and preheat with --origins, and then repeat this",
+				err, ref)
+		}
+	}
+	return err
 }
 
 func parsePlatforms(names []string) (all []v1.Platform, err error) {
