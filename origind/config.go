@@ -207,14 +207,24 @@ func unspecified(host string) bool {
 	return host == "" || ip != nil && ip.IsUnspecified()
 }
 
+// CheckIdentity reports whether this origin may be called what its certificate says.
+func (c *Config) CheckIdentity(id identity.ID) error {
+	switch {
+	case !id.Has(identity.RoleOrigin):
+		return fmt.Errorf("the certificate is for %s: it needs the role origin", id)
+	case c.Node != "" && c.Node != id.Name:
+		return fmt.Errorf("the certificate is for %s, but this origin is called %q", id, c.Node)
+	}
+	return nil
+}
+
 // node returns the origin's name; id is its identity, or nil.
 func (c *Config) node(id *identity.Source) (string, error) {
 	switch {
-	case id != nil && !id.ID().Has(identity.RoleOrigin):
-		return "", fmt.Errorf("the certificate is for %s: it needs the role origin", id.ID())
-	case id != nil && c.Node != "" && c.Node != id.ID().Name:
-		return "", fmt.Errorf("the certificate is for %s, but this origin is called %q", id.ID(), c.Node)
 	case id != nil:
+		if err := c.CheckIdentity(id.ID()); err != nil {
+			return "", err
+		}
 		return id.ID().Name, nil
 	case c.Node != "":
 		return c.Node, nil

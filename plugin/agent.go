@@ -90,12 +90,6 @@ func (a *agent) open(ctx context.Context, d *daemon.Daemon) (err error) {
 	if a.name, err = a.cfg.node(); err != nil {
 		return fmt.Errorf("the name of this node: %w", err)
 	}
-	if a.identity != nil {
-		if id := a.identity.ID(); id.Name != a.name || !id.Has(identity.RoleNode) {
-			return fmt.Errorf("identity: the certificate %s is for %s, and this is node %q: issue one with that name and the role node, or set node",
-				a.cfg.Identity.Cert, id, a.name)
-		}
-	}
 	store, err := content.Open(ctx, content.Config{
 		Root: a.cfg.Root, CacheBytes: int64(a.cfg.Cache.Size), FreeFloor: a.cfg.Cache.FreeFloor, Observer: a,
 		CloseIdle: func(ctx context.Context, need int64) { a.seeder.CloseIdle(ctx, need) },

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/plugin/shim"
 )
 
@@ -166,4 +168,17 @@ func (c *Config) node() (string, error) {
 		return c.Node, nil
 	}
 	return os.Hostname()
+}
+
+// CheckIdentity reports whether this node may be called what its certificate says.
+func (c *Config) CheckIdentity(id identity.ID) error {
+	name, err := c.node()
+	if err != nil {
+		return fmt.Errorf("the name of this node: %w", err)
+	}
+	if id.Name != name || !id.Has(identity.RoleNode) {
+		return fmt.Errorf("identity: the certificate %s is for %s, and this is node %q: issue one with that name and the role node, or set node",
+			c.Identity.Cert, id, name)
+	}
+	return nil
 }

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -20,6 +22,9 @@ type role[C any] struct {
 	// reload, if not nil, makes a configuration take changes from a channel: there is
 	// something in it, beside the log, that can change while the role runs.
 	reload func(*C, <-chan C)
+	// parts, if not nil, are the configurations of which this one is made; each may have an
+	// identity of its own.
+	parts func(C) []daemon.Config
 	// tune, if not nil, sets up the process as it suits the role.
 	tune func(*C)
 	// tidy, if not nil, takes out of a configuration that was read what is not used, and
@@ -125,6 +130,53 @@ what needs a restart.`,
 		Short: "Print the configuration's defaults, with comments",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return config.Print(cmd.OutOrStdout(), r.defaults()) },
-	})
+	}, checkCommand[C, P](r, s, load))
 	return cmd, s
+}
+
+// checkCommand returns the command that says of a configuration what the daemon would.
+func checkCommand[C any, P interface {
+	*C
+	daemon.Config
+}](r role[C], s *source, load func() (C, error)) *cobra.Command {
+	var alone bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Check a configuration as the daemon would when it starts, and change nothing",
+		Long: `Check a configuration as the daemon would when it starts, and change nothing.
+
+The status is 0 if it would start with it, and 1 if not; everything that is wrong
+is printed, each with file, line and key. The certificate of [identity] is read as
+well, unless --file-only is given, and neither ports nor other files are looked at.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			path, err := s.file()
+			if err != nil {
+				return err
+			}
+			cfg, err := load()
+			if err != nil {
+				return err
+			}
+			if !alone {
+				parts := []daemon.Config{P(&cfg)}
+				if r.parts != nil {
+					parts = r.parts(cfg)
+				}
+				for _, c := range parts {
+					if err := daemon.CheckIdentity(c); err != nil {
+						return fmt.Errorf("%s: %w", cmp.Or(path, "the defaults"), err)
+					}
+				}
+			}
+			if path == "" {
+				path = fmt.Sprintf("there is no %s, and the defaults", s.usual)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: good for capelin %s\n", path, r.name)
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&alone, "file-only", false, "do not read the certificate, such as on another machine than the one that has it")
+	cmd.Flags().StringArrayVar(&s.set, "set", nil, config.Set)
+	return cmd
 }

@@ -28,7 +28,14 @@ func serverCommand(hangups chan os.Signal) *cobra.Command {
 		defaults: defaultServerConfig,
 		run:      runServer,
 		reload:   func(c *serverConfig, live <-chan serverConfig) { c.reload = live },
-		tidy:     func(ctx context.Context, c *serverConfig) { c.ignoreRoleLogs(ctx) },
+		parts: func(c serverConfig) (all []daemon.Config) {
+			full, _ := c.fill()
+			for _, r := range full.roles() {
+				all = append(all, r.config)
+			}
+			return all
+		},
+		tidy: func(ctx context.Context, c *serverConfig) { c.ignoreRoleLogs(ctx) },
 	}, hangups)
 	return cmd
 }

@@ -66,7 +66,7 @@ func Run(ctx context.Context, role string, cfg Config, run func(ctx context.Cont
 	d.Work, d.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer d.stop()
 	if d.cfg.Identity.Enabled() {
-		if d.Identity, err = identity.Load(d.cfg.Identity, d.cfg.Cluster); err != nil {
+		if d.Identity, err = loadIdentity(cfg); err != nil {
 			return err
 		}
 		ops.Watch(ctx, d.Identity)
@@ -78,6 +78,31 @@ func Run(ctx context.Context, role string, cfg Config, run func(ctx context.Cont
 		}
 	}()
 	return run(ctx, d)
+}
+
+// loadIdentity reads a role's certificate, which may have to be a certain one.
+func loadIdentity(cfg Config) (*identity.Source, error) {
+	c := cfg.common()
+	s, err := identity.Load(c.Identity, c.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	if is, ok := cfg.(interface{ CheckIdentity(id identity.ID) error }); ok {
+		if err := is.CheckIdentity(s.ID()); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// CheckIdentity reports what keeps a role from starting with the certificate that its
+// configuration, which was checked, names.
+func CheckIdentity(cfg Config) error {
+	if !cfg.common().Identity.Enabled() {
+		return nil
+	}
+	_, err := loadIdentity(cfg)
+	return err
 }
 
 // Stop ends Work. Serve has done it when it returns; this is for parts that cannot
