@@ -120,7 +120,11 @@ what needs a restart.`,
 			err = r.run(ctx, cfg)
 			cancel()
 			<-reloaded
-			return err
+			switch {
+			case err == nil, errors.Is(err, context.Canceled) && cmd.Context().Err() != nil: // told to end before it was up
+				return nil
+			}
+			return failed{err}
 		},
 	}
 	cmd.PersistentFlags().StringVarP(&s.path, "config", "c", "", "configuration file (default "+s.usual+", if it exists)")

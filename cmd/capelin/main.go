@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -16,18 +19,20 @@ func main() {
 	// Before anything else: a daemon that has just been started may be told to reload.
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
-		<-signals
+		sig := <-signals
 		signal.Stop(signals) // a second one ends the process at once
-		cancel()
+		cancel(ended{sig})
 	}()
-	if err := run(ctx, hangups, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "capelin:", err)
-		os.Exit(1)
+	err := run(ctx, hangups, os.Args[1:])
+	text, code := exit(err, context.Cause(ctx))
+	if text != "" {
+		fmt.Fprintln(os.Stderr, "capelin:", text)
 	}
+	os.Exit(code)
 }
 
 // run executes a command line, and ends early when ctx does. hangups brings SIGHUPs.
@@ -35,6 +40,38 @@ func run(ctx context.Context, hangups chan os.Signal, args []string) error {
 	root := command(hangups)
 	root.SetArgs(args)
 	return root.ExecuteContext(ctx)
+}
+
+// ended is why a command ends early: a signal.
+type ended struct{ by os.Signal }
+
+func (e ended) Error() string { return e.by.String() }
+
+// failed is why a daemon ended although it was not told to, or could not end in order.
+type failed struct{ error }
+
+func (f failed) Unwrap() error { return f.error }
+
+// exit returns what the process says in the end, "" for nothing, and its status: 2 for a
+// command line that means nothing, 128 and its number for a signal that kept a command
+// from doing its work. A daemon that ends because it was told to has done all of it.
+func exit(err, cause error) (text string, code int) {
+	var use usage
+	var signal ended
+	switch {
+	case err == nil:
+		return "", 0
+	case errors.As(err, &use):
+		return err.Error(), 2
+	case errors.As(cause, &signal) && !errors.As(err, new(failed)):
+		text = "interrupted"
+		if signal.by != os.Interrupt {
+			text = signal.by.String()
+		}
+		number, _ := signal.by.(syscall.Signal)
+		return text, 128 + int(number)
+	}
+	return err.Error(), 1
 }
 
 // command returns capelin with all its subcommands.
@@ -46,6 +83,10 @@ func command(hangups chan os.Signal) *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			// cobra looks at these, too, but later.
+			if err := cmp.Or(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
+				return misused(cmd, err)
+			}
 			if cmd.Annotations[reloads] != "" {
 				return nil
 			}
@@ -56,9 +97,67 @@ func command(hangups chan os.Signal) *cobra.Command {
 	root.AddCommand(
 		agentCommand(hangups), serverCommand(hangups), trackerdCommand(hangups), origindCommand(hangups), indexdCommand(hangups),
 		gatewayCommand(hangups),
-		imageCommand(), nodeCommand(), statusCommand(), caCommand(),
+		imageCommand(), nodeCommand(), statusCommand(), caCommand(), versionCommand(),
 	)
+	strict(root)
 	return root
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print which build this is",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "capelin version", version.Version()) // as --version does
+			return err
+		},
+	}
+}
+
+// usage is an error of a command line that means nothing.
+type usage struct{ error }
+
+func (u usage) Unwrap() error { return u.error }
+
+func misused(cmd *cobra.Command, err error) error {
+	return usage{fmt.Errorf("%w (see \"%s --help\")", err, cmd.CommandPath())}
+}
+
+// strict makes what is wrong with the command line of cmd, or of a command below it, an
+// error of usage. A command that only has others below it, for which cobra would print
+// the help, refuses names that it does not know.
+func strict(cmd *cobra.Command) {
+	args := cmd.Args
+	if !cmd.Runnable() {
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		cmd.DisableFlagsInUseLine = true
+		args = func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			text := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
+			if cmd.SuggestionsMinimumDistance == 0 {
+				cmd.SuggestionsMinimumDistance = 2
+			}
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				text += fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
+			}
+			return errors.New(text)
+		}
+	}
+	if args != nil {
+		cmd.Args = func(cmd *cobra.Command, given []string) error {
+			if err := args(cmd, given); err != nil {
+				return misused(cmd, err)
+			}
+			return nil
+		}
+	}
+	cmd.SetFlagErrorFunc(misused)
+	for _, c := range cmd.Commands() {
+		strict(c)
+	}
 }
 
 // reloads annotates commands for which SIGHUP means to read the configuration again.
