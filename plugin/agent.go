@@ -268,6 +268,9 @@ func (a *agent) report(ctx context.Context) func(swarm.Report) {
 		if kind := seeding.ReportKind(r); kind != "" {
 			a.metrics.reports.WithLabelValues(kind).Inc()
 		}
+		if r.Kind == swarm.ReportUnreachable {
+			a.metrics.failed.WithLabelValues(string(r.Reason)).Inc()
+		}
 		seeding.LogReport(ctx, r)
 	}
 }

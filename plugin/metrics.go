@@ -22,6 +22,7 @@ type metrics struct {
 	sessions *prometheus.CounterVec   // by outcome
 	waits    *prometheus.HistogramVec // by outcome
 	reports  *prometheus.CounterVec   // by kind
+	failed   *prometheus.CounterVec   // by reason
 	layers   *prometheus.CounterVec   // by format, by
 }
 
@@ -49,6 +50,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Namespace: "capelin", Subsystem: "agent", Name: "swarm_reports_total",
 			Help: "Incidents in the swarm, by kind.",
 		}, []string{"kind"}),
+		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "capelin", Subsystem: "agent", Name: "peers_failed_total",
+			Help: "How often a peer that was named as a source could not be reached (refused, no route, timeout, closed, handshake, " +
+				"other), or was connected and brought nothing (silent), by reason.",
+		}, []string{"reason"}),
 		layers: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "capelin", Subsystem: "agent", Name: "unpacked_layers_total",
 			Help: "Layers that the agent unpacked, by compression (tar is none) and by whose code: capelin; " +
@@ -56,7 +62,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, []string{"format", "by"}),
 	}
 	m.reg.MustRegister(
-		m.calls, m.sessions, m.waits, m.reports, m.layers,
+		m.calls, m.sessions, m.waits, m.reports, m.failed, m.layers,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: "capelin", Subsystem: "agent", Name: "info", Help: "Always 1.",
 			ConstLabels: prometheus.Labels{"version": version.Version()},
@@ -67,6 +73,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		fetch.OutcomeSmall, fetch.OutcomeGone, fetch.OutcomeFailed,
 	} {
 		m.sessions.WithLabelValues(string(o))
+	}
+	for _, r := range swarm.Reasons {
+		m.failed.WithLabelValues(string(r))
 	}
 	return m
 }

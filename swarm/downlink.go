@@ -108,6 +108,12 @@ func (d *downlink) stallLimit(cfg *PeerConfig) time.Duration {
 	return max(limit, min(d.draining(2), 10*time.Second)) // all that is under way may share one slow link
 }
 
+// quietLimit is how long a peer that owes us anything may bring nothing before it has failed
+// as a source.
+func (d *downlink) quietLimit(cfg *PeerConfig) time.Duration {
+	return max(d.patience.stretch(sourceWithin), min(d.draining(2), 10*time.Second))
+}
+
 // lateAfter is how long an attempt may bring nothing before it is slow.
 func (d *downlink) lateAfter() time.Duration { return max(endgameAfter, d.draining(4)) }
 

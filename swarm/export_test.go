@@ -22,6 +22,8 @@ func (s *Script) Step(_ time.Time, ev Event) []Action {
 func (s *Script) Deadline() time.Time                { return s.Due }
 func (s *Script) Status(piece.ID) (BlobStatus, bool) { return BlobStatus{}, false }
 
+func (s *Script) Unreachable() []Unreachable { return nil }
+
 // NewScriptedNode returns a Node that a Script drives.
 func NewScriptedNode(cfg NodeConfig, s *Script) (*Node, error) { return newNode(cfg, s) }
 

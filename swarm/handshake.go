@@ -126,9 +126,10 @@ func (n *Node) dial(a ActDial) {
 			return
 		}
 		n.do(func() {
+			why, short := reason(err)
 			n.total.DialsFailed++
-			n.report(Report{Kind: ReportDialFailed, Node: a.Node, Err: fmt.Errorf("connecting to %s at %s: %w", a.Node, a.Addr, err)})
-			n.step(EvDialFailed{a.Node, a.Addr})
+			n.report(Report{Kind: ReportDialFailed, Node: a.Node, Reason: why, Err: fmt.Errorf("connecting to %s at %s: %w", a.Node, a.Addr, err)})
+			n.step(EvDialFailed{a.Node, a.Addr, why, short})
 		})
 		if c != nil {
 			n.refuse(c.nc, err)

@@ -25,7 +25,11 @@ type knownPeer struct {
 func newKnownPeers() knownPeers { return knownPeers{byName: make(map[string]*knownPeer)} }
 
 func (s *knownPeers) has(name string) bool { return s.byName[name] != nil }
-func (s *knownPeers) full() bool           { return len(s.list) >= maxKnown }
+func (s *knownPeers) isSource(name string) bool {
+	k := s.byName[name]
+	return k != nil && k.source()
+}
+func (s *knownPeers) full() bool { return len(s.list) >= maxKnown }
 
 // add returns a new one.
 func (s *knownPeers) add(n *node) *knownPeer {

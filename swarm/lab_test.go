@@ -2,7 +2,9 @@ package swarm
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -33,27 +35,28 @@ type lab struct {
 
 // end is a node in the lab: a Peer, or a stranger for whom the test speaks.
 type end struct {
-	l        *lab
-	name     string
-	peer     *Peer // nil for a stranger
-	role     wire.Role
-	zone     string
-	corrupt  byte // the mark of the blocks it sends; 0: right
-	lieSums  bool
-	frozen   bool // sends nothing and hears nothing
-	slow     bool // its blocks wait until released
-	silent   bool // takes part in nothing but connections: blocks are not sent
-	recheck  bool // its disk is fine when it rechecks
-	stubborn bool // stores nothing: EvStored is held back
-	inbox    []Event
-	held     []Event
-	have     map[piece.ID]*piece.Bits
-	heard    []wire.Message // by a stranger
-	failed   []error
-	reports  []Report
-	complete int
-	sentB    int // blocks
-	acts     []Action
+	l                   *lab
+	name                string
+	peer                *Peer // nil for a stranger
+	role                wire.Role
+	zone                string
+	corrupt             byte // the mark of the blocks it sends; 0: right
+	lieSums             bool
+	frozen              bool // sends nothing and hears nothing
+	blackhole, trickles bool // dials are never answered; its blocks come, but slowly
+	slow                bool // its blocks wait until released
+	silent              bool // takes part in nothing but connections: blocks are not sent
+	recheck             bool // its disk is fine when it rechecks
+	stubborn            bool // stores nothing: EvStored is held back
+	inbox               []Event
+	held                []Event
+	have                map[piece.ID]*piece.Bits
+	heard               []wire.Message // by a stranger
+	failed              []error
+	reports             []Report
+	complete            int
+	sentB               int // blocks
+	acts                []Action
 }
 
 func newLab(t testing.TB) *lab {
@@ -297,7 +300,9 @@ func (e *end) perform(a Action) {
 	case ActDial:
 		l.note("%s: dials %s", e.name, a.Node)
 		if o := l.ends[a.Node]; o == nil || o.frozen {
-			e.inbox = append(e.inbox, EvDialFailed{a.Node, a.Addr})
+			e.inbox = append(e.inbox, EvDialFailed{a.Node, a.Addr, ReasonRefused, errors.New("connection refused")})
+		} else if o.blackhole {
+			l.note("%s: no answer", a.Node)
 		} else {
 			l.connect(e.name, a.Node)
 		}
@@ -315,6 +320,14 @@ func (e *end) perform(a Action) {
 		delete(l.conns, a.Conn)
 		o.inbox = append(o.inbox, EvDisconnected{a.Conn})
 		e.inbox = append(e.inbox, EvDisconnected{a.Conn})
+	case ActListen:
+		ago := time.Duration(math.MaxInt64)
+		if o := l.other(a.Conn, e.name); o != nil && o.trickles {
+			ago = 0
+		}
+		e.inbox = append(e.inbox, EvHeard{a.Conn, ago})
+	case ActNoSource:
+		l.note("%s: no source is left", e.name)
 	case ActInvite:
 		l.note("%s: invited", e.name)
 	case ActFail:
@@ -329,9 +342,16 @@ func (e *end) perform(a Action) {
 func showReport(r Report) string {
 	kind := map[ReportKind]string{
 		ReportConvicted: "convicted", ReportBadPiece: "bad piece", ReportStalled: "stalled", ReportSumsReplaced: "sums replaced",
+		ReportUnreachable: "unreachable",
 	}[r.Kind]
 	s := fmt.Sprintf("%s %s", kind, r.Node)
-	if r.Kind != ReportStalled {
+	switch {
+	case r.Kind == ReportUnreachable:
+		s += fmt.Sprintf(", %v", r.Err)
+		if r.Repeated {
+			s += " (again)"
+		}
+	case r.Kind != ReportStalled:
 		s += fmt.Sprintf(", piece %d", r.Piece)
 	}
 	return s

@@ -105,8 +105,13 @@ type (
 		Inbound bool
 		RTT     time.Duration // round trip on an idle network; 0: not known
 	}
-	// EvDialFailed: ActDial did not lead to EvConnected.
-	EvDialFailed struct{ Node, Addr string }
+	// EvDialFailed: ActDial did not lead to EvConnected. Reason and Err say why; none is
+	// ReasonOther.
+	EvDialFailed struct {
+		Node, Addr string
+		Reason     Reason
+		Err        error
+	}
 	// EvDisconnected: the connection is gone; nothing sent on it can be relied on.
 	EvDisconnected struct{ Conn ConnID }
 	// EvMessage: a message arrived, decoded and within its limits. Never a
@@ -123,6 +128,11 @@ type (
 	EvBlockSent struct {
 		Conn ConnID
 		N    int // bytes of the block
+	}
+	// EvHeard answers ActListen: so long ago the last bytes came.
+	EvHeard struct {
+		Conn ConnID
+		Ago  time.Duration
 	}
 	// EvLimits: bandwidth limits changed. Bytes per second; 0: none.
 	EvLimits struct{ Up, Down int64 }
@@ -195,6 +205,12 @@ type (
 		ID  piece.ID
 		Err error
 	}
+	// ActListen: find out when the last bytes came on a connection, a part of a message
+	// included; EvHeard follows. A driver that cannot tell says that it is long ago.
+	ActListen struct{ Conn ConnID }
+	// ActNoSource: of a blob that is wanted, the last source that was known has failed:
+	// BlobStatus.DeadEnd is true. It may not be any more when others are named.
+	ActNoSource struct{ ID piece.ID }
 	// ActReport: something that an operator should see once.
 	ActReport struct{ Report Report }
 )
@@ -206,6 +222,9 @@ type Report struct {
 	ID    piece.ID
 	Piece int
 	Err   error
+
+	Reason   Reason // of ReportUnreachable
+	Repeated bool   // the same was reported of Node within the hour
 }
 
 // ReportKind says what a Report is about.
@@ -219,6 +238,7 @@ const (
 	ReportFault                              // the connection with Node was closed because it violated the protocol
 	ReportRefused                            // somebody's connection was refused before it was established
 	ReportDialFailed                         // Node could not be reached, or refused the connection
+	ReportUnreachable                        // Node has failed as a source, because of Reason
 )
 
 // BlobStatus is what a driver can ask about a joined blob at any time.
@@ -226,13 +246,15 @@ type BlobStatus struct {
 	Have      int // pieces stored
 	Peers     int // connected peers that take part in the blob's swarm
 	Useful    int // those among them that have a piece we lack, or are downloading and may get one
-	Known     int // peers the tracker named that are not connected but may still be
+	Known     int // peers the tracker named that are not connected but may still be: none that has failed
 	Missing   int // pieces still to be asked for that no connected peer has
 	InFlight  int // blocks requested and not arrived
 	BytesIn   int64
 	BytesOut  int64
 	Redundant int64     // bytes received twice
 	Progress  time.Time // when the last piece was stored
+	DeadEnd   bool      // every source that was named has failed, and nobody else has anything
+	Lost      []string  // then: their names, a few dozen at most
 }
 
 func (EvTick) event()         {}
@@ -252,6 +274,7 @@ func (EvDialFailed) event()   {}
 func (EvDisconnected) event() {}
 func (EvMessage) event()      {}
 func (EvBlockSent) event()    {}
+func (EvHeard) event()        {}
 func (EvLimits) event()       {}
 
 func (ActDial) action()        {}
@@ -265,4 +288,6 @@ func (ActComputeSums) action() {}
 func (ActInvite) action()      {}
 func (ActComplete) action()    {}
 func (ActFail) action()        {}
+func (ActListen) action()      {}
+func (ActNoSource) action()    {}
 func (ActReport) action()      {}

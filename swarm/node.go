@@ -56,6 +56,11 @@ type NodeConfig struct {
 	// Nil: such peers wait until the blob is joined.
 	OnWanted func(id piece.ID)
 
+	// OnNoSource is told that the last source of a wanted blob that was known has failed
+	// (BlobStatus.DeadEnd). It is called from one goroutine and must not block. Nil: Status
+	// tells.
+	OnNoSource func(id piece.ID)
+
 	// MaxInbound bounds the connections that others made, those in their
 	// handshake included; beyond it, new ones are closed without a word. Default
 	// 256.
@@ -97,6 +102,7 @@ type machine interface {
 	Step(now time.Time, ev Event) []Action
 	Deadline() time.Time
 	Status(id piece.ID) (BlobStatus, bool)
+	Unreachable() []Unreachable
 }
 
 // Node drives a [Peer] with real connections and a [Store]. Make one with
@@ -339,6 +345,13 @@ func (n *Node) SetLimits(up, down int64) { n.send(EvLimits{up, down}) }
 func (n *Node) Status(id piece.ID) (s BlobStatus, ok bool) {
 	n.ask(func() { s, ok = n.peer.Status(id) })
 	return s, ok
+}
+
+// Unreachable returns the peers that have failed as sources, ordered by name; none if the
+// Node does not run.
+func (n *Node) Unreachable() (all []Unreachable) {
+	n.ask(func() { all = n.peer.Unreachable() })
+	return all
 }
 
 // NodeStatus is a snapshot of a Node.

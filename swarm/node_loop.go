@@ -3,6 +3,7 @@ package swarm
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/capelin-io/capelin/swarm/piece"
@@ -199,6 +200,16 @@ func (n *Node) perform(actions []Action) {
 		case ActInvite:
 			if n.cfg.OnWanted != nil {
 				n.cfg.OnWanted(a.ID)
+			}
+		case ActListen:
+			ago := time.Duration(math.MaxInt64)
+			if c := n.conns[a.Conn]; c != nil {
+				ago = lastReceived(c.nc)
+			}
+			n.send(EvHeard{a.Conn, ago})
+		case ActNoSource:
+			if n.cfg.OnNoSource != nil {
+				n.cfg.OnNoSource(a.ID)
 			}
 		case ActReport:
 			n.report(a.Report)

@@ -54,6 +54,10 @@ type Peer struct {
 	ids   []ConnID // theirs, in the same order: few enough to be searched
 	nodes map[string]*node
 
+	failures failures
+	judgeAt  time.Duration // when a source may have had its time
+	doubtful bool          // a download may have lost its last source in this Step
+
 	up     uplink
 	begun  []*attempt // whose blocks are not all requested, in order of their beginning
 	down   downlink
@@ -81,13 +85,15 @@ func NewPeer(cfg PeerConfig) *Peer {
 		h = (h ^ uint64(c)) * 1099511628211
 	}
 	p := &Peer{
-		cfg:    cfg,
-		rng:    rand.New(rand.NewPCG(cfg.Seed, h)),
-		next:   never,
-		chores: never,
-		pumpAt: never,
-		blobs:  make(map[piece.ID]*blob),
-		nodes:  make(map[string]*node),
+		cfg:      cfg,
+		rng:      rand.New(rand.NewPCG(cfg.Seed, h)),
+		next:     never,
+		chores:   never,
+		pumpAt:   never,
+		judgeAt:  never,
+		failures: newFailures(),
+		blobs:    make(map[piece.ID]*blob),
+		nodes:    make(map[string]*node),
 	}
 	p.up.due, p.up.meter.since, p.down.meter.since = never, never, never
 	p.up.limit.set(cfg.Up, 0)
@@ -137,6 +143,8 @@ func (p *Peer) Step(now time.Time, ev Event) []Action {
 		p.onShare(ev)
 	case EvSumsHash:
 		p.onSumsHash(ev)
+	case EvHeard:
+		p.onHeard(ev)
 	case EvLimits:
 		p.up.limit.set(ev.Up, p.now)
 		p.down.limit.set(ev.Down, p.now)
@@ -144,6 +152,12 @@ func (p *Peer) Step(now time.Time, ev Event) []Action {
 	}
 	if p.now >= p.next {
 		p.tick()
+	}
+	if p.doubtful {
+		p.doubtful = false
+		for _, b := range p.order {
+			p.weigh(b)
+		}
 	}
 	return p.acts
 }
@@ -177,15 +191,16 @@ func (p *Peer) Status(id piece.ID) (s BlobStatus, ok bool) {
 			continue
 		}
 		s.Peers++
-		if l.want && !l.complete || b.useful(l) {
+		if !p.hopeless(l.c.node) && (l.want && !l.complete || b.useful(l)) {
 			s.Useful++
 		}
 	}
 	for _, k := range b.known.list {
-		if k.node.conn == nil && k.node.banned <= p.now {
+		if k.node.conn == nil && k.node.banned <= p.now && !p.hopeless(k.node) {
 			s.Known++
 		}
 	}
+	s.DeadEnd, s.Lost = p.deadEnd(b)
 	return s, true
 }
 
@@ -216,10 +231,13 @@ func (p *Peer) tick() {
 	if p.now >= p.pumpAt {
 		p.pump()
 	}
+	if p.now >= p.judgeAt {
+		p.judge()
+	}
 	for _, b := range p.dirty {
 		p.next = min(p.next, b.announcing.due)
 	}
-	p.next = min(p.next, p.chores, p.up.due, p.pumpAt)
+	p.next = min(p.next, p.chores, p.up.due, p.pumpAt, p.judgeAt)
 }
 
 // housekeeping runs every choreEvery while there is anything to look after.

@@ -206,6 +206,7 @@ func (p *Peer) onBlock(c *conn, m *wire.Block) {
 		p.close(c, wire.CodeUnexpected, fmt.Sprintf("a block of piece %d that was not requested", i))
 		return
 	}
+	p.answers(c)
 	c.pipe.answered(p.now)
 	c.pipe.reported(int(m.Queue), p.now)
 	if b == nil {
@@ -277,6 +278,7 @@ func (p *Peer) onBusy(c *conn, m *wire.Busy) {
 		p.malformed(c, "a Busy for piece %d of %d", m.Piece, l.id.Pieces())
 		return
 	}
+	p.answers(c)
 	c.pipe.answered(p.now)
 	c.pipe.refused(int(m.Queue), time.Duration(max(m.Retry, 1))*time.Millisecond, p.now)
 	p.arm(&p.pumpAt, c.pipe.busy)

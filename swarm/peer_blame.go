@@ -76,6 +76,7 @@ func (p *Peer) convict(n *node, b *blob, i int, why error) {
 		return
 	}
 	n.banned = p.now + p.cfg.BanFor
+	p.doubtful = true
 	p.banned = append(p.banned, n)
 	p.arm(&p.chores, p.now+choreEvery)
 	p.act(ActReport{Report{Kind: ReportConvicted, Node: n.name, ID: b.id, Piece: i, Err: why}})

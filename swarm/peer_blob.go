@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
@@ -16,6 +17,9 @@ type blob struct {
 	want     bool
 	priority int
 	joined   uint64 // order of joining
+
+	named   time.Duration // when a source was named last, or the blob began to be wanted
+	deadEnd bool          // as the driver was told
 
 	have     *piece.Bits
 	complete bool // ActComplete was returned
@@ -141,7 +145,7 @@ func (p *Peer) onJoin(ev EvJoin) {
 
 // startWanting makes the state that a download needs.
 func (p *Peer) startWanting(b *blob) {
-	b.arrivals.began = p.now
+	b.arrivals.began, b.named, p.doubtful = p.now, p.now, true
 	b.pick, b.seats = newPicker(b.n, p.rng), newSeats()
 	b.flight.attempts = make([]*attempt, b.n)
 	b.flight.storing = make(map[int]*attempt)

@@ -30,7 +30,11 @@ type conn struct {
 	inbound bool
 	since   time.Duration
 	closed  bool // ActClose was returned; nothing more is sent or heard
-	code    wire.Code
+
+	silent    bool // it has failed as a source: nothing comes of what is asked for
+	listening bool // ActListen is under way
+
+	code wire.Code
 
 	swarms swarms
 
@@ -83,6 +87,7 @@ func (p *Peer) drop(c *conn) {
 		p.backoff(c)
 	}
 	p.forget(c.node)
+	p.doubtful = true
 	p.arm(&p.pumpAt, p.now)
 	p.send()
 }
@@ -97,6 +102,7 @@ func (p *Peer) onConnected(ev EvConnected) {
 		pipe: newPipe(min(ev.RTT, maxRTT)), swarms: newSwarms(), sums: sumsAllowance{sumsBurst, p.now},
 		keep: keepalive{heard: p.now, spoke: p.now}, idle: p.now,
 	}
+	p.reached(n)
 	if n.dialing && !ev.Inbound {
 		n.dialing = false
 		p.dialed--

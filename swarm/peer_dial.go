@@ -12,6 +12,8 @@ type node struct {
 	role             wire.Role
 	conn             *conn
 	dialing          bool
+	dialed           time.Duration // dialing: since when
+	overdue          bool          // dialing: for too long
 	fails            int
 	retry            time.Duration // not dialed before
 	banned           time.Duration // cut off until then
@@ -30,6 +32,9 @@ func (p *Peer) node(name string) *node {
 	n := p.nodes[name]
 	if n == nil {
 		n = &node{name: name}
+		if f := p.failures.of(name); f != nil {
+			n.addr, n.retry = f.addr, f.next
+		}
 		p.nodes[name] = n
 	}
 	return n
@@ -67,7 +72,10 @@ func (p *Peer) onDialFailed(ev EvDialFailed) {
 	}
 	n.dialing = false
 	p.dialed--
-	n.retry = p.now + p.jitter(n.backoff(dialBackoff, 8))
+	if ev.Reason == "" {
+		ev.Reason, ev.Err = ReasonOther, errNoAnswer
+	}
+	p.failed(n, ev.Reason, ev.Err)
 	p.forget(n)
 	p.arm(&p.chores, p.now+choreEvery)
 }
@@ -132,8 +140,9 @@ func (p *Peer) dialZone(b *blob, far bool, goal int, further, starving bool) int
 		if k == nil {
 			break
 		}
-		k.node.dialing = true
+		k.node.dialing, k.node.dialed, k.node.overdue = true, p.now, false
 		p.dialed++
+		p.tries(k.node)
 		p.act(ActDial{k.node.name, k.node.addr})
 	}
 	return linked + dialing

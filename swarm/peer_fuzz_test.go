@@ -182,6 +182,9 @@ func (c *chaos) event() Event {
 	case 13:
 		return EvDialFailed{Node: c.name()}
 	case 14, 15:
+		if c.next(4) == 0 {
+			return EvHeard{c.conn(), time.Duration(c.next(2)) * time.Hour}
+		}
 		return EvBlockSent{c.conn(), c.next(piece.MaxBlock)}
 	case 16:
 		if c.next(6) == 0 {

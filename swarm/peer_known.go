@@ -5,6 +5,7 @@ func (p *Peer) onPeers(ev EvPeers) {
 	if b == nil {
 		return
 	}
+	p.doubtful = true
 	for _, info := range ev.Peers {
 		if info.Node == "" || info.Node == p.cfg.Node {
 			continue
@@ -20,11 +21,14 @@ func (p *Peer) onPeers(ev EvPeers) {
 			}
 			k = b.known.add(p.node(info.Node))
 		}
-		k.info = info
+		if k.info = info; k.source() {
+			b.named = p.now
+		}
 		n := k.node
 		if info.Addr != "" && info.Addr != n.addr {
 			n.addr = info.Addr
 			n.fails, n.retry = 0, 0 // it moved
+			p.failures.clear(n.name)
 		}
 		if n.conn == nil {
 			n.zone = info.Zone

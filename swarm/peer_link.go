@@ -106,6 +106,7 @@ func (p *Peer) open(c *conn, b *blob) {
 		return
 	}
 	l.local, l.opened, l.news, l.since = c.swarms.next(), true, news{}, p.now
+	p.asks(c)
 	m := &wire.Open{Blob: l.local, ID: b.id, Want: b.want, Complete: b.have.Full()}
 	if !m.Complete {
 		if b.have.Count() > 0 {

@@ -16,6 +16,7 @@ func (p *Peer) onMessage(id ConnID, m wire.Message) {
 		return
 	}
 	c.keep.heard = p.now
+	p.heardOf(c)
 	switch m := m.(type) {
 	case *wire.Open:
 		p.onOpen(c, m)

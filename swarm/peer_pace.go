@@ -15,6 +15,9 @@ func (p *Peer) load(c *conn) float64 { return c.pipe.load(p.now, p.down.blockRat
 
 // owe counts a block of n bytes that c now owes us; settle, k that it does not any more.
 func (p *Peer) owe(c *conn, n int) {
+	if c.pipe.outstanding == 0 {
+		p.asks(c)
+	}
 	c.pipe.owe(p.now)
 	p.down.owe(n, p.now)
 }

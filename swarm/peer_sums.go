@@ -23,6 +23,7 @@ func (p *Peer) askSums(l *link) {
 		}
 	}
 	from := l.sums.ask(b.sums.list.Len(), p.now)
+	p.asks(l.c)
 	p.tell(l.c, &wire.SumsRequest{Blob: l.local, From: uint32(from), Count: uint32(b.sums.list.MaxLen() - from)})
 }
 

@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"math"
 	"net"
 	"strings"
 	"syscall"
@@ -54,6 +55,22 @@ func roundTrip(nc net.Conn) (rtt time.Duration) {
 		}
 	})
 	return rtt
+}
+
+// lastReceived returns how long ago the last bytes came on a connection, or a very long time if
+// the kernel does not tell.
+func lastReceived(nc net.Conn) time.Duration {
+	ago := time.Duration(math.MaxInt64)
+	_, raw := rawTCP(transport(nc))
+	if raw == nil {
+		return ago
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			ago = time.Duration(info.Last_data_recv) * time.Millisecond
+		}
+	})
+	return ago
 }
 
 // noRTT is the kernel's answer when it has seen none: all bits set.

@@ -94,7 +94,9 @@ func FuzzStranger(f *testing.F) {
 				case ActRecheck:
 					next = append(next, EvLost{a.ID, a.Piece})
 				case ActDial:
-					next = append(next, EvDialFailed{a.Node, a.Addr})
+					next = append(next, EvDialFailed{Node: a.Node, Addr: a.Addr})
+				case ActListen:
+					next = append(next, EvHeard{Conn: a.Conn, Ago: time.Hour})
 				case ActFail:
 					next = append(next, EvLeave{a.ID})
 				}

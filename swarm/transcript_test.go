@@ -23,7 +23,7 @@ import (
 //	blob pieces=N [length=BYTES]          the blob, and the length of its last piece
 //	peer name=x [origin] [zone=z] [conns=n] [queue=n]
 //	stranger name=x                       a node that the script speaks for
-//	is name=x [corrupt=mark] [liesums] [frozen] [slow] [silent] [stubborn] [badcopy]
+//	is name=x [corrupt=mark] [liesums] [frozen] [slow] [silent] [stubborn] [badcopy] [blackhole] [trickles]
 //	seed name=x, want name=x [have=(i,j)] joins
 //	source name=x                         joins with nothing, to receive it in order
 //	local name=x from=i to=j              it received these
@@ -116,6 +116,7 @@ func (l *lab) command(d *datadriven.TestData) error {
 		e.corrupt = byte(num("corrupt"))
 		e.lieSums, e.frozen, e.slow, e.silent = d.HasArg("liesums"), d.HasArg("frozen"), d.HasArg("slow"), d.HasArg("silent")
 		e.stubborn, e.recheck = d.HasArg("stubborn"), !d.HasArg("badcopy")
+		e.blackhole, e.trickles = d.HasArg("blackhole"), d.HasArg("trickles")
 	case "seed":
 		e.seed(id)
 	case "want":
@@ -180,6 +181,9 @@ func (l *lab) command(d *datadriven.TestData) error {
 		}
 		l.note("have %d, peers %d, useful %d, known %d, in flight %d, in %d, out %d, redundant %d",
 			s.Have, s.Peers, s.Useful, s.Known, s.InFlight, s.BytesIn, s.BytesOut, s.Redundant)
+		if s.DeadEnd {
+			l.note("a dead end: lost %v", s.Lost)
+		}
 	default:
 		return fmt.Errorf("unknown command %s", d.Cmd)
 	}

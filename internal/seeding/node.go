@@ -67,6 +67,7 @@ var kinds = map[swarm.ReportKind]string{
 	swarm.ReportStalled:      "peer stalled",
 	swarm.ReportSumsReplaced: "sums disproved",
 	swarm.ReportFault:        "protocol violated",
+	swarm.ReportUnreachable:  "peer unreachable",
 }
 
 // ReportKind returns what a report of the swarm is about, in words, or "" if nobody wants
@@ -83,8 +84,10 @@ func LogReport(ctx context.Context, r swarm.Report) {
 	if r.Err != nil {
 		l = l.WithError(r.Err)
 	}
-	switch r.Kind {
-	case swarm.ReportConvicted, swarm.ReportSumsReplaced:
+	switch {
+	case r.Kind == swarm.ReportUnreachable && !r.Repeated:
+		log.G(ctx).WithField("peer", r.Node).Warn(r.Err.Error()) // it says all
+	case r.Kind == swarm.ReportConvicted, r.Kind == swarm.ReportSumsReplaced:
 		l.Warn("swarm: " + kind)
 	default:
 		l.Debug("swarm: " + kind)
