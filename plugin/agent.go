@@ -131,6 +131,7 @@ func (a *agent) assemble(ctx context.Context, d *daemon.Daemon) (err error) {
 		if mc.CA == "" {
 			mc.CA = cfg.Identity.CA
 		}
+		mc.AuthorizeBlob = cfg.Authorize == "blob"
 		mc.OnRelayed = func(n int) { a.registryBytes.Add(int64(n)) }
 		if a.mirror, err = shim.NewMirror(mc, shimBlobs{a.fetches, a.disk}); err != nil {
 			return fmt.Errorf("registry shim: %w", err)

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,39 +25,42 @@ type shimBlobs struct {
 var _ shim.Blobs = shimBlobs{}
 
 // Open implements shim.Blobs.
-func (fs shimBlobs) Open(ctx context.Context, id piece.ID, upstream shim.Upstream) (io.ReadSeekCloser, error) {
+func (fs shimBlobs) Open(ctx context.Context, id piece.ID, want shim.Want) (io.ReadSeekCloser, error) {
 	s := fs.Fetches.Open(id, true)
 	b, err := s.Blob(ctx)
 	if err != nil {
 		s.Close()
 		return nil, err
 	}
-	r := &blobReader{fetch: s, from: fs, blob: b, whole: fs.blobs.Whole(id), upstream: upstream, ended: make(chan struct{})}
+	r := &blobReader{fetch: s, from: fs, blob: b, whole: fs.blobs.Whole(id), want: want, ended: make(chan struct{})}
 	r.ctx, r.cancel = context.WithCancelCause(ctx)
 	return r, nil
 }
 
-// A blobReader reads a blob while it arrives: each byte as soon as its piece has been
-// verified, in whatever order pieces come. At the first byte that is not here it
-// starts a goroutine that waits in the fetch as a session of containerd does, and
+// A blobReader reads a blob while it arrives. At the first byte that it may not give yet
+// it starts a goroutine that waits in the fetch as a session of containerd does, and
 // if it is sent to the registry, downloads from there for everybody (obtain). A
 // blobReader belongs to one goroutine at a time.
 //
 // A verified piece may still turn out to be false as long as the sums are not
-// proven: whoever reads checks the digest.
+// proven, and whoever made them up may have a registry of his own. So a reader gives
+// its client the bytes that its own registry has sent, as they come, and all others when
+// the whole blob is here, that is, proven.
 type blobReader struct {
-	fetch    *fetch.Session
-	from     shimBlobs
-	upstream shim.Upstream
-	ctx      context.Context // until Close
-	cancel   context.CancelCauseFunc
+	fetch  *fetch.Session
+	from   shimBlobs
+	want   shim.Want
+	ctx    context.Context // until Close
+	cancel context.CancelCauseFunc
 
-	blob  fetch.Blob
-	whole bool  // it was all here, and known to be right, from the beginning
-	own   bool  // blob is a handle of this reader's, not the fetch's
-	pos   int64 // of the next byte
+	blob   fetch.Blob
+	whole  bool  // it was all here, and known to be right, from the beginning
+	proven bool  // it is all here, and this client may have it
+	own    bool  // blob is a handle of this reader's, not the fetch's
+	pos    int64 // of the next byte
 	// until is where the bytes end that were here when it was last looked, from pos on.
 	until  int64
+	sent   sentBytes     // what this client's registry sent
 	direct io.ReadCloser // the registry's own bytes from pos on; nil: none
 
 	closed  bool
@@ -73,11 +77,15 @@ const (
 	// maxFailures of the registry in a row, none of which brought a whole piece.
 	maxFailures = 3
 	retryAfter  = 200 * time.Millisecond // before the third try; the second comes at once
+	// partPatience is how long a client waits that wants a part of a blob. Whoever reads an
+	// image lazily asks for many, and would wait for all of the blob each time.
+	partPatience = 200 * time.Millisecond
 )
 
 var (
 	errClosed    = fmt.Errorf("the client is gone: %w", context.Canceled)
 	errElsewhere = errors.New("what is wanted is far from what would be downloaded")
+	errTail      = fmt.Errorf("its registry ends the blob with other bytes: %w", errdefs.ErrPermissionDenied)
 )
 
 // Proven reports whether the bytes are known to be the digest's.
@@ -109,9 +117,13 @@ func (r *blobReader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	var enough <-chan time.Time
 	for over := false; ; {
+		if r.direct != nil {
+			return r.readDirect(p)
+		}
 		changed := r.blob.Changed() // before looking, so that nothing is missed
-		if n, err := r.readHere(p); n > 0 || err != nil {
+		if n, err := r.readAllowed(p); n > 0 || err != nil {
 			return n, err
 		}
 		if over {
@@ -133,14 +145,56 @@ func (r *blobReader) Read(p []byte) (int, error) {
 			r.started = true
 			go r.obtain(r.pos)
 		}
+		if r.want.Part && enough == nil {
+			t := time.NewTimer(partPatience)
+			defer t.Stop()
+			enough = t.C
+		}
 		select {
 		case <-changed:
 		case <-r.ended:
 			over = true
+		case <-enough:
+			return r.readDirect(p)
 		case <-r.ctx.Done():
 			return 0, context.Cause(r.ctx)
 		}
 	}
+}
+
+// readAllowed reads what is on disk at pos, if this client may have it; 0 if there is nothing.
+func (r *blobReader) readAllowed(p []byte) (int, error) {
+	if err := r.prove(); err != nil {
+		return 0, err
+	}
+	if r.proven {
+		return r.readHere(p)
+	}
+	n, err := r.sent.readAt(p, r.pos, r.blob.ReadAt)
+	if n > 0 {
+		r.pos += int64(n)
+		return n, nil
+	}
+	return r.here(0, err)
+}
+
+// prove finds out whether all of the blob is here, and whether this client may have it.
+func (r *blobReader) prove() error {
+	if r.proven || !r.from.blobs.Whole(r.fetch.ID()) {
+		return nil
+	}
+	if tail := r.want.Tail; tail != nil {
+		got := make([]byte, len(tail))
+		if _, err := r.blob.ReadAt(got, r.fetch.ID().Size-int64(len(tail))); err != nil {
+			_, err = r.here(0, err)
+			return err
+		}
+		if !bytes.Equal(got, tail) {
+			return fmt.Errorf("%s: %w", r.fetch.ID(), errTail)
+		}
+	}
+	r.proven = true
+	return nil
 }
 
 // readHere reads what is on disk at pos; 0 if the byte there is not.
@@ -158,12 +212,19 @@ func (r *blobReader) readHere(p []byte) (int, error) {
 		}
 	}
 	n, err := r.blob.ReadAt(p[:min(int64(len(p)), r.until-r.pos)], r.pos)
+	if err == nil {
+		r.pos += int64(n)
+	}
+	return r.here(n, err)
+}
+
+// here is the result of reading what is on disk: what was taken back is not there.
+func (r *blobReader) here(n int, err error) (int, error) {
 	switch {
 	case err == nil:
-		r.pos += int64(n)
 		return n, nil
 	case errors.Is(err, content.ErrIncomplete), errors.Is(err, content.ErrDropped):
-		r.until = 0 // it was taken back
+		r.until = 0
 		return 0, nil
 	}
 	return 0, err
@@ -182,7 +243,7 @@ func (r *blobReader) reopen() error {
 func (r *blobReader) readDirect(p []byte) (int, error) {
 	if r.direct == nil {
 		var err error
-		if r.direct, err = r.upstream(r.ctx, r.pos); err != nil {
+		if r.direct, err = r.want.Upstream(r.ctx, r.pos); err != nil {
 			return 0, err
 		}
 	}
@@ -279,7 +340,7 @@ func (r *blobReader) download(off int64) (n int64, err error) {
 			err = context.Cause(r.ctx)
 		}
 	}()
-	body, err := r.upstream(r.ctx, off)
+	body, err := r.want.Upstream(r.ctx, off)
 	if err != nil {
 		return 0, err
 	}
@@ -289,6 +350,7 @@ func (r *blobReader) download(off int64) (n int64, err error) {
 		return 0, err
 	}
 	defer app.Close()
+	r.sent.begin(off)
 	buf := make([]byte, 64<<10)
 	for off+n < id.Size {
 		if r.ctx.Err() != nil {
@@ -297,6 +359,7 @@ func (r *blobReader) download(off int64) (n int64, err error) {
 		got, err := body.Read(buf[:min(int64(len(buf)), id.Size-off-n)])
 		if got > 0 {
 			wrote, err := app.Write(buf[:got])
+			r.sent.add(buf[:wrote])
 			if n += int64(wrote); wrote > 0 {
 				r.fetch.Wrote(wrote, off+n)
 			}

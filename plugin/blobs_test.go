@@ -61,7 +61,7 @@ func (s *slowly) Read(p []byte) (int, error) {
 
 func openBlob(w *fetchtest.World, up shim.Upstream) io.ReadSeekCloser {
 	w.Helper()
-	r, err := shimBlobs{w.Fetches, w.Blobs}.Open(w.Context(), w.ID, up)
+	r, err := shimBlobs{w.Fetches, w.Blobs}.Open(w.Context(), w.ID, shim.Want{Upstream: up})
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -94,6 +94,7 @@ func pieces(from, to int) (all []int) {
 func TestShimBlobHere(t *testing.T) {
 	fetchtest.Bubble(t, func(c *fetch.Config) { c.AuthorizeBlob = true }, func(w *fetchtest.World) {
 		w.Blobs.Deliver(w.ID, w.Data, pieces(0, w.ID.Pieces())...)
+		w.Blobs.Set(w.ID, func(st *fetchtest.State) { st.Done = true })
 		u := &shimRegistry{data: w.Data}
 		r := openBlob(w, u.open)
 		wantAll(w, r)
@@ -119,8 +120,9 @@ func TestShimBlobHere(t *testing.T) {
 	})
 }
 
-// Bytes are read as soon as their pieces are here, in whatever order these come.
-func TestShimBlobStreams(t *testing.T) {
+// What the swarm delivers is read when all of it is here, whatever order it came in: before that
+// nobody knows whether it is the blob.
+func TestShimBlobWaitsForProof(t *testing.T) {
 	fetchtest.Bubble(t, func(c *fetch.Config) { c.AuthorizeBlob = true }, func(w *fetchtest.World) {
 		w.Finder.Answer(w.ID, tracker.Sources)
 		u := &shimRegistry{data: w.Data}
@@ -134,22 +136,127 @@ func TestShimBlobStreams(t *testing.T) {
 			time.Sleep(time.Second)
 			w.Blobs.Deliver(w.ID, w.Data, pieces(4, w.ID.Pieces())...)
 		}()
-		l := w.ID.Length()
 		buf := make([]byte, w.ID.Size)
-		for _, want := range []struct {
-			n     int64
-			after time.Duration
-		}{{l, 2 * time.Second}, {3 * l, 4 * time.Second}, {w.ID.Size - 4*l, 5 * time.Second}} {
-			n, err := r.Read(buf)
-			if after := time.Since(w.Start); int64(n) != want.n || err != nil || after != want.after {
-				w.Errorf("%d bytes (%v) after %v, want %d after %v", n, err, after, want.n, want.after)
-			}
+		n, err := r.Read(buf)
+		if after := time.Since(w.Start); int64(n) != w.ID.Size || err != nil || after != 5*time.Second || !bytes.Equal(buf, w.Data) {
+			w.Errorf("%d bytes (%v) after %v", n, err, after)
 		}
 		if _, err := r.Read(buf); err != io.EOF {
 			w.Errorf("at the end: %v", err)
 		}
 		wantAsked(w, u)
 	})
+}
+
+// What a registry sends goes to its own client as it comes, and to no other.
+func TestShimBlobOwnRegistry(t *testing.T) {
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		w.Finder.Answer(w.ID, tracker.Lease)
+		lies := make([]byte, w.ID.Size)
+		liar, honest := &shimRegistry{data: lies, slow: time.Second}, &shimRegistry{data: w.Data}
+		his, mine := openBlob(w, liar.open), openBlob(w, honest.open)
+		buf := make([]byte, w.ID.Size)
+		if n, err := his.Read(buf); n != sentBlock || err != nil || time.Since(w.Start) != time.Second {
+			w.Errorf("his registry's bytes: %d (%v) after %v", n, err, time.Since(w.Start))
+		}
+		wantAll(w, mine)
+		his.Close()
+		mine.Close()
+	})
+}
+
+// A registry's bytes that others have replaced on disk are not its bytes any more.
+func TestSentBytes(t *testing.T) {
+	const size = 3*sentBlock + 100
+	data := random(size)
+	onDisk := bytes.Clone(data)
+	var s sentBytes
+	read := func(off int64) []byte {
+		t.Helper()
+		p := make([]byte, 1000)
+		n, err := s.readAt(p, off, func(p []byte, off int64) (int, error) { return copy(p, onDisk[off:]), nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p[:n]
+	}
+	if got := read(0); len(got) > 0 {
+		t.Errorf("%d bytes were read before any were sent", len(got))
+	}
+	s.begin(sentBlock - 10)
+	s.add(data[sentBlock-10 : 2*sentBlock+5])
+	for off, want := range map[int64]int{0: 0, sentBlock - 10: 0, sentBlock: 1000, 2*sentBlock - 7: 7, 2 * sentBlock: 0, 3 * sentBlock: 0} {
+		if got := read(off); !bytes.Equal(got, data[off:][:want]) {
+			t.Errorf("at %d: %d bytes, want %d", off, len(got), want)
+		}
+	}
+	s.begin(0) // once more, as after a failure
+	s.add(data)
+	onDisk[2*sentBlock+3] ^= 1
+	for off, want := range map[int64]int{5: 1000, sentBlock: 1000, 2 * sentBlock: 0, 3 * sentBlock: 0} {
+		if got := read(off); !bytes.Equal(got, data[off:][:want]) {
+			t.Errorf("after others wrote, at %d: %d bytes, want %d", off, len(got), want)
+		}
+	}
+}
+
+// A part of a blob that is not here comes from the registry soon, for this client alone.
+func TestShimBlobPart(t *testing.T) {
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		w.Finder.Answer(w.ID, tracker.Sources)
+		u := &shimRegistry{data: w.Data}
+		r, err := shimBlobs{w.Fetches, w.Blobs}.Open(w.Context(), w.ID, shim.Want{Upstream: u.open, Part: true})
+		if err != nil {
+			w.Fatal(err)
+		}
+		if _, err := r.Seek(70_000, io.SeekStart); err != nil {
+			w.Error(err)
+		}
+		buf := make([]byte, 2000)
+		if _, err := io.ReadFull(r, buf); err != nil || !bytes.Equal(buf, w.Data[70_000:72_000]) || time.Since(w.Start) != partPatience {
+			w.Errorf("%v after %v", err, time.Since(w.Start))
+		}
+		r.Close()
+		wantAsked(w, u, 70_000)
+	})
+}
+
+// Where each blob is authorized, what others have is for whom the registry sends its end.
+func TestShimBlobTail(t *testing.T) {
+	for name, whole := range map[string]bool{"here": true, "from the swarm": false} {
+		t.Run(name, func(t *testing.T) {
+			fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+				w.Finder.Answer(w.ID, tracker.Sources)
+				if whole {
+					w.Blobs.Deliver(w.ID, w.Data, pieces(0, w.ID.Pieces())...)
+					w.Blobs.Set(w.ID, func(st *fetchtest.State) { st.Done = true })
+				}
+				tail := w.Data[w.ID.Size-shim.Tail:]
+				u := &shimRegistry{data: w.Data}
+				open := func(tail []byte) io.ReadCloser {
+					r, err := shimBlobs{w.Fetches, w.Blobs}.Open(w.Context(), w.ID, shim.Want{Upstream: u.open, Tail: tail})
+					if err != nil {
+						w.Fatal(err)
+					}
+					return r
+				}
+				mine, his := open(tail), open(make([]byte, shim.Tail))
+				if !whole {
+					go func() {
+						time.Sleep(time.Second)
+						w.Blobs.Deliver(w.ID, w.Data, pieces(0, w.ID.Pieces())...)
+					}()
+				}
+				wantAll(w, mine)
+				if n, err := his.Read(make([]byte, 10)); n != 0 || !errdefs.IsPermissionDenied(err) {
+					w.Errorf("%d bytes (%v) for a client whose registry does not have the blob", n, err)
+				}
+				mine.Close()
+				his.Close()
+				wantAsked(w, u)
+			})
+		})
+	}
 }
 
 // What nobody has is downloaded once, however many read it, and told to the trackers.
@@ -246,19 +353,14 @@ func TestShimBlobRegistryDies(t *testing.T) {
 	}
 }
 
-// What the swarm delivered and the registry contradicts is replaced; a registry whose
-// own bytes make another digest is believed no more than once.
+// What the swarm delivered and the registry contradicts is replaced before it is read; a
+// registry whose own bytes make another digest is believed no more than once.
 func TestShimBlobMismatch(t *testing.T) {
 	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
 		w.Finder.Answer(w.ID, tracker.Nobody)
 		w.Blobs.Deliver(w.ID, make([]byte, w.ID.Size), 0, 1)
 		u := &shimRegistry{data: w.Data}
 		r := openBlob(w, u.open)
-		if got, err := io.ReadAll(r); err != nil || bytes.Equal(got, w.Data) {
-			w.Errorf("bytes that had been read were taken back: %v", err)
-		}
-		r.Close()
-		r = openBlob(w, u.open)
 		wantAll(w, r)
 		r.Close()
 		wantAsked(w, u, 2<<16, 0)
@@ -282,13 +384,12 @@ func TestShimBlobLies(t *testing.T) {
 	lies := slices.Clone(data)
 	lies[5<<16+7] ^= 1
 	s.swarm.has(id, lies, 10, nil)
-	for i := range 2 {
-		r, err := shimBlobs{s.fs, &disk{s.store}}.Open(t.Context(), id, (&shimRegistry{data: data}).open)
+	for range 2 {
+		r, err := shimBlobs{s.fs, &disk{s.store}}.Open(t.Context(), id, shim.Want{Upstream: (&shimRegistry{data: data}).open})
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := io.ReadAll(r)
-		if i == 1 && (err != nil || !bytes.Equal(got, data)) {
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, data) {
 			t.Errorf("%d bytes of %d: %v", len(got), id.Size, err)
 		}
 		if err := r.Close(); err != nil {
@@ -307,7 +408,7 @@ func TestShimBlobImported(t *testing.T) {
 	hold := make(chan struct{})
 	s.swarm.has(id, data, -1, hold)
 	defer close(hold)
-	r, err := shimBlobs{s.fs, &disk{s.store}}.Open(t.Context(), id, (&shimRegistry{err: errors.New("not needed")}).open)
+	r, err := shimBlobs{s.fs, &disk{s.store}}.Open(t.Context(), id, shim.Want{Upstream: (&shimRegistry{err: errors.New("not needed")}).open})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -386,7 +487,7 @@ func TestShimBlobEnds(t *testing.T) {
 				ctx, cancel := context.WithCancel(w.Context())
 				defer cancel()
 				u := &shimRegistry{data: w.Data}
-				r, err := shimBlobs{w.Fetches, w.Blobs}.Open(ctx, w.ID, u.open)
+				r, err := shimBlobs{w.Fetches, w.Blobs}.Open(ctx, w.ID, shim.Want{Upstream: u.open})
 				if err != nil {
 					w.Fatal(err)
 				}

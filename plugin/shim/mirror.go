@@ -37,7 +37,11 @@ const (
 	upstreamTimeout = 30 * time.Second // for a registry's answer to begin
 	upstreamStall   = 30 * time.Second // without a byte of a blob
 	maxRedirects    = 10
+	headerAfter     = 10 * time.Second // clients wait for an answer's header, some for 30 s
 )
+
+// Tail is what an authorizing registry sends of each blob.
+const Tail = 64 << 10
 
 // MirrorConfig configures a [Mirror]. The comments are those of the agent's
 // configuration file, where it is the table shim.
@@ -47,6 +51,9 @@ type MirrorConfig struct {
 	CA        string   `toml:"ca" comment:"PEM file of CAs that are trusted besides the system's when registries are spoken to. A changed file is read again. Empty: identity.ca, if there is one."`
 	PlainHTTP []string `toml:"plain_http" comment:"Registries, as host or host:port, that are spoken to over HTTP when requests name them. All others over HTTPS."`
 
+	// AuthorizeBlob: that the registry knows a blob's name and size is not enough, it has to
+	// send the last Tail bytes of each to this client.
+	AuthorizeBlob bool `toml:"-"`
 	// OnRelayed, if not nil, is told of bytes that were relayed from a registry.
 	// What the blobs' readers take is not among them.
 	OnRelayed func(bytes int) `toml:"-"`
@@ -95,12 +102,23 @@ const (
 
 // Blobs gives access to blobs that the swarm may have.
 type Blobs interface {
-	// Open returns a reader of the blob's bytes that waits for each until it is
-	// verified. If this node is to download the blob, upstream is called, for the
-	// bytes from an offset on, maybe several times. ctx is the reader's until Close.
+	// Open returns a reader of the blob's bytes that waits for each until it is proven, or
+	// was sent by the client's own registry. ctx is the reader's until Close.
 	// A reader may have a method Proven() bool, which reports that the bytes are known
 	// to be the digest's: they are not hashed again then.
-	Open(ctx context.Context, id piece.ID, upstream Upstream) (io.ReadSeekCloser, error)
+	Open(ctx context.Context, id piece.ID, want Want) (io.ReadSeekCloser, error)
+}
+
+// Want is how a client wants a blob.
+type Want struct {
+	// Upstream is called for the bytes from an offset on, maybe several times, if this
+	// node is to download the blob.
+	Upstream Upstream
+	// Part: the client wants a part of the blob that ends before the blob does.
+	Part bool
+	// Tail, if not nil, is how the client's registry ends the blob. Bytes that this registry has
+	// not sent are the client's only if the blob does end so.
+	Tail []byte
 }
 
 // Upstream opens a blob at the registry, from off to its end. What may be another
@@ -116,8 +134,11 @@ type Upstream func(ctx context.Context, off int64) (io.ReadCloser, error)
 //
 // GET of a blob is preceded by a HEAD with the client's credentials: if the
 // registry does not answer that with 200 and a size, the GET is relayed like
-// anything else. The blob's bytes are sent as they are verified. A whole blob's
-// are hashed on their way, too, unless all of it was here before, and its last
+// anything else. So is it if each blob has to be authorized and the registry does not
+// send its last bytes. What the client's own registry sends goes on to it as it comes; what
+// comes from others is sent when all of the blob is here and proven, since somebody else's
+// registry may lie. The answer's header is sent after headerAfter anyway. A whole blob's
+// bytes are hashed on their way, too, unless all of it was here before, and its last
 // ones are held back until that hash is the digest. If the rest cannot be had, or
 // is false, the connection is broken off, so that the client sees that something
 // is missing.

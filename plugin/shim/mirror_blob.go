@@ -42,7 +42,18 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, req request) {
 		relay(err)
 		return
 	}
-	rd, err := m.blobs.Open(r.Context(), id, s.open)
+	in := r.Clone(r.Context())
+	if strings.Contains(in.Header.Get("Range"), ",") {
+		in.Header.Del("Range") // several: a server may send everything instead
+	}
+	want := Want{Upstream: s.open, Part: isPart(in.Header.Get("Range"), id.Size)}
+	if m.cfg.AuthorizeBlob {
+		if want.Tail, err = s.tail(r.Context()); err != nil {
+			relay(err)
+			return
+		}
+	}
+	rd, err := m.blobs.Open(r.Context(), id, want)
 	if err != nil {
 		relay(err)
 		return
@@ -55,12 +66,9 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, req request) {
 	late.header.Set("Content-Type", "application/octet-stream")
 	late.header.Set("Docker-Content-Digest", req.digest)
 	late.header.Set("Etag", strconv.Quote(req.digest))
-	in := r.Clone(r.Context())
-	if strings.Contains(in.Header.Get("Range"), ",") {
-		in.Header.Del("Range") // several: a server may send everything instead
-	}
 	func() {
 		defer rd.Close()
+		defer late.noLater(headerAfter)()
 		http.ServeContent(late, in, "", time.Time{}, body)
 	}()
 	switch {
@@ -73,6 +81,16 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, req request) {
 		log.G(r.Context()).WithError(body.err).WithField("digest", req.digest).Debug("mirror: blob broken off")
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// isPart reports whether the header Range is for a part of a blob that somebody wants by
+// itself. A download that is resumed asks for all the rest, without naming its end.
+func isPart(rng string, size int64) bool {
+	var from, to int64
+	if n, _ := fmt.Sscanf(rng, "bytes=%d-%d", &from, &to); n == 2 && from == 0 && to >= size-1 {
+		return false
+	}
+	return rng != "" && !strings.HasSuffix(rng, "-")
 }
 
 // source is a blob at a registry, as one client may have it.
@@ -144,14 +162,52 @@ func contentRange(resp *http.Response) (from, to, size int64) {
 	return from, to, size
 }
 
+// tail returns the blob's last bytes, which the registry sends to who may have the blob.
+func (s *source) tail(ctx context.Context) ([]byte, error) {
+	off := s.size - Tail
+	if off <= 0 {
+		return nil, fmt.Errorf("it has no more than the %d bytes that the registry has to send", Tail)
+	}
+	body, ranges, err := s.get(ctx, off)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	if !ranges {
+		return nil, fmt.Errorf("registry %s does not send parts of blobs", s.url.Host)
+	}
+	tail := make([]byte, Tail)
+	n, err := io.ReadFull(body, tail)
+	if s.m.cfg.OnRelayed != nil {
+		s.m.cfg.OnRelayed(n)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("registry %s: the last bytes of the blob: %w", s.url.Host, err)
+	}
+	return tail, nil
+}
+
 // open is the blob's Upstream.
 func (s *source) open(ctx context.Context, off int64) (io.ReadCloser, error) {
+	body, ranges, err := s.get(ctx, off)
+	if err != nil || ranges || off == 0 {
+		return body, err
+	}
+	if _, err := io.CopyN(io.Discard, body, off); err != nil {
+		body.Close()
+		return nil, fmt.Errorf("registry %s: %w", s.url.Host, err)
+	}
+	return body, nil
+}
+
+// get asks for the bytes from off on. Without ranges, the answer begins at 0 nevertheless.
+func (s *source) get(ctx context.Context, off int64) (body io.ReadCloser, ranges bool, err error) {
 	stall := httpclient.NewStall(ctx, upstreamStall)
 	stall.Start(upstreamStall)
-	fail := func(err error) (io.ReadCloser, error) {
+	fail := func(err error) (io.ReadCloser, bool, error) {
 		err = stall.Err(err)
 		stall.End()
-		return nil, fmt.Errorf("registry %s: %w", s.url.Host, err)
+		return nil, false, fmt.Errorf("registry %s: %w", s.url.Host, err)
 	}
 	rng := ""
 	if off > 0 {
@@ -161,41 +217,35 @@ func (s *source) open(ctx context.Context, off int64) (io.ReadCloser, error) {
 	if err != nil {
 		return fail(fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable))
 	}
-	b := stall.Answer(resp.Body)
-	skip, err := s.check(resp, off)
-	if err == nil && skip > 0 {
-		_, err = io.CopyN(io.Discard, b, skip)
-	}
-	if err != nil {
+	if err := s.check(resp, off); err != nil {
 		resp.Body.Close()
 		return fail(err)
 	}
-	return b, nil
+	return stall.Answer(resp.Body), resp.StatusCode == http.StatusPartialContent, nil
 }
 
-// check checks the answer to a GET from off on, and returns how many bytes come
-// before that.
-func (s *source) check(resp *http.Response, off int64) (skip int64, err error) {
+// check checks the answer to a GET from off on.
+func (s *source) check(resp *http.Response, off int64) error {
 	switch resp.StatusCode {
 	case http.StatusOK:
 		if n := resp.ContentLength; n >= 0 && n != s.size {
-			return 0, fmt.Errorf("sends %d bytes of a blob that has %d: %w", n, s.size, errdefs.ErrUnavailable)
+			return fmt.Errorf("sends %d bytes of a blob that has %d: %w", n, s.size, errdefs.ErrUnavailable)
 		}
-		return off, nil
+		return nil
 	case http.StatusPartialContent:
 		if from, to, size := contentRange(resp); off == 0 || from != off || to != s.size-1 || size != s.size {
-			return 0, fmt.Errorf("sends %.100q of the bytes from %d to %d: %w",
+			return fmt.Errorf("sends %.100q of the bytes from %d to %d: %w",
 				resp.Header.Get("Content-Range"), off, s.size-1, errdefs.ErrUnavailable)
 		}
-		return 0, nil
+		return nil
 	case http.StatusUnauthorized:
-		return 0, fmt.Errorf("%s: %w", resp.Status, errdefs.ErrUnauthenticated)
+		return fmt.Errorf("%s: %w", resp.Status, errdefs.ErrUnauthenticated)
 	case http.StatusForbidden:
-		return 0, fmt.Errorf("%s: %w", resp.Status, errdefs.ErrPermissionDenied)
+		return fmt.Errorf("%s: %w", resp.Status, errdefs.ErrPermissionDenied)
 	case http.StatusNotFound:
-		return 0, fmt.Errorf("%s: %w", resp.Status, errdefs.ErrNotFound)
+		return fmt.Errorf("%s: %w", resp.Status, errdefs.ErrNotFound)
 	}
-	return 0, fmt.Errorf("%s: %w", resp.Status, errdefs.ErrUnavailable)
+	return fmt.Errorf("%s: %w", resp.Status, errdefs.ErrUnavailable)
 }
 
 func newHash(a piece.Algorithm) hash.Hash {
@@ -264,11 +314,13 @@ func (b *body) Read(p []byte) (int, error) {
 }
 
 // lateWriter sends nothing before the first bytes of the body are there, so that
-// another can still answer.
+// another can still answer; see noLater.
 type lateWriter struct {
 	w      http.ResponseWriter
 	rc     *http.ResponseController
 	header http.Header
+
+	mu     sync.Mutex // guards the next two, and sending the header
 	status int
 	begun  bool
 }
@@ -276,14 +328,19 @@ type lateWriter struct {
 func (l *lateWriter) Header() http.Header { return l.header }
 
 func (l *lateWriter) WriteHeader(status int) {
+	l.mu.Lock()
 	l.status = status
+	l.mu.Unlock()
 	if status != http.StatusOK && status != http.StatusPartialContent {
-		l.begin()
+		l.begin(false)
 	}
 }
 
-func (l *lateWriter) begin() {
-	if l.begun {
+// begin sends the header, unless that was done.
+func (l *lateWriter) begin(flush bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.begun || l.status == 0 {
 		return
 	}
 	l.begun = true
@@ -292,10 +349,28 @@ func (l *lateWriter) begin() {
 		h[k] = v
 	}
 	l.w.WriteHeader(l.status)
+	if flush {
+		_ = l.rc.Flush() // that the client is gone is noticed by who writes the body
+	}
+}
+
+// noLater has the header sent after d. The caller calls stop, which waits for that, before
+// it answers otherwise.
+func (l *lateWriter) noLater(d time.Duration) (stop func()) {
+	done := make(chan struct{})
+	t := time.AfterFunc(d, func() {
+		defer close(done)
+		l.begin(true)
+	})
+	return func() {
+		if !t.Stop() {
+			<-done
+		}
+	}
 }
 
 func (l *lateWriter) Write(p []byte) (int, error) {
-	l.begin()
+	l.begin(false)
 	return l.w.Write(p)
 }
 

@@ -8,10 +8,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -218,6 +221,97 @@ func TestMirrorRelaysBlobs(t *testing.T) {
 			t.Errorf("%v (%v), asked %q", resp, err, m.up.asked)
 		}
 	})
+}
+
+// Where each blob is authorized, it comes from the swarm if the registry sends its end to this
+// client; else the registry serves all of it, or does not.
+func TestMirrorAuthorizesBlobs(t *testing.T) {
+	data, small := randomBytes(300<<10, 8), randomBytes(Tail, 9)
+	no := func(serve func(w http.ResponseWriter, r *http.Request)) func(http.Handler) http.Handler {
+		return func(h http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodHead {
+					h.ServeHTTP(w, r)
+					return
+				}
+				serve(w, r)
+			})
+		}
+	}
+	for name, tt := range map[string]struct {
+		data   []byte
+		wrap   func(http.Handler) http.Handler
+		status int
+		opens  int
+		asked  []string // Range of each GET
+	}{
+		"sends its end": {data: data, status: 200, opens: 1, asked: []string{"bytes=241664-307199"}},
+		"small":         {data: small, status: 200, asked: []string{""}},
+		"answers a HEAD": {data: data, status: 404, asked: []string{"bytes=241664-307199", ""},
+			wrap: no(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) })},
+		"without ranges": {data: data, status: 200, asked: []string{"bytes=241664-307199", ""},
+			wrap: no(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(data) })},
+		"ends too early": {data: data, status: 206, asked: []string{"bytes=241664-307199", ""},
+			wrap: no(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Range", "bytes 241664-307199/307200")
+				w.WriteHeader(http.StatusPartialContent)
+				_, _ = w.Write(data[:100])
+			})},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newTestMirror(t, "", func(c *MirrorConfig) { c.AuthorizeBlob = true })
+			id := m.up.put(t, tt.data)
+			m.up.wrap = tt.wrap
+			m.swarm.has(id, tt.data, nil)
+			resp, body, err := m.do("GET", blobPath(id))
+			if err != nil || resp.StatusCode != tt.status || tt.status == 200 && !bytes.Equal(body, tt.data) {
+				t.Errorf("%v, %d bytes (%v)", resp, len(body), err)
+			}
+			if m.swarm.opens != tt.opens || tt.opens > 0 && !bytes.Equal(m.swarm.want.Tail, data[len(data)-Tail:]) {
+				t.Errorf("the swarm was asked %d times, for a blob that ends with %d bytes", m.swarm.opens, len(m.swarm.want.Tail))
+			}
+			var asked []string
+			for i, a := range m.up.asked {
+				if strings.HasPrefix(a, "GET") {
+					asked = append(asked, m.up.headers[i].Get("Range"))
+				}
+			}
+			if !slices.Equal(asked, tt.asked) {
+				t.Errorf("the registry was asked for %q, want %q", asked, tt.asked)
+			}
+		})
+	}
+}
+
+func TestIsPart(t *testing.T) {
+	for rng, want := range map[string]bool{
+		"": false, "bytes=0-": false, "bytes=70000-": false, "bytes=0-99": false, "bytes=0-500": false, "bytes=0-98": true,
+		"bytes=1-99": true, "bytes=-5": true,
+	} {
+		if got := isPart(rng, 100); got != want {
+			t.Errorf("%q: %v", rng, got)
+		}
+	}
+}
+
+// Some clients do not wait long for a header. Until it is sent, another can answer.
+func TestHeaderNoLater(t *testing.T) {
+	for wait, want := range map[time.Duration]int{headerAfter - 1: 418, headerAfter + 1: 206} {
+		synctest.Test(t, func(t *testing.T) {
+			w := httptest.NewRecorder()
+			l := &lateWriter{w: w, rc: http.NewResponseController(w), header: http.Header{}}
+			stop := l.noLater(headerAfter)
+			l.WriteHeader(206)
+			time.Sleep(wait)
+			stop()
+			if !l.begun {
+				w.WriteHeader(418)
+			}
+			if w.Code != want || w.Flushed != (want == 206) {
+				t.Errorf("after %v: %d", wait, w.Code)
+			}
+		})
+	}
 }
 
 // upstreamOf returns the Upstream of a blob that the registry's answers serve.

@@ -33,6 +33,7 @@ type fakeSwarm struct {
 	blobs map[piece.ID]*fakeBlob
 	fail  error // of Open
 	opens int
+	want  Want // of the last Open
 	wg    sync.WaitGroup
 }
 
@@ -62,10 +63,11 @@ func (b *fakeBlob) deliver(data []byte, err error) {
 	b.changed = make(chan struct{})
 }
 
-func (s *fakeSwarm) Open(ctx context.Context, id piece.ID, up Upstream) (io.ReadSeekCloser, error) {
+func (s *fakeSwarm) Open(ctx context.Context, id piece.ID, want Want) (io.ReadSeekCloser, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.opens++
+	s.want = want
 	if s.fail != nil {
 		return nil, s.fail
 	}
@@ -74,7 +76,7 @@ func (s *fakeSwarm) Open(ctx context.Context, id piece.ID, up Upstream) (io.Read
 		b = &fakeBlob{changed: make(chan struct{})}
 		s.blobs[id] = b
 		s.wg.Go(func() {
-			body, err := up(context.WithoutCancel(ctx), 0)
+			body, err := want.Upstream(context.WithoutCancel(ctx), 0)
 			if err == nil {
 				buf := make([]byte, 32<<10)
 				for err == nil {
