@@ -30,11 +30,22 @@ type Status struct {
 	Socket    string    `json:"socket"`
 	Authorize string    `json:"authorize"`
 
+	// Obstacles keep parts of the agent from running: until they are gone, which the agent
+	// looks for by itself, the rest runs without.
+	Obstacles []ObstacleStatus `json:"obstacles,omitempty"`
+
 	Store    StoreStatus     `json:"store"`
 	Bytes    BytesStatus     `json:"bytes"`
 	Trackers []TrackerStatus `json:"trackers"`
 	Peers    []PeerStatus    `json:"peers"`
 	Blobs    []BlobStatus    `json:"blobs"` // in flight, and swarms taken part in
+}
+
+// ObstacleStatus is one thing that keeps a part of the agent from running.
+type ObstacleStatus struct {
+	Key   string    `json:"key"` // of the configuration
+	Error string    `json:"error"`
+	Since time.Time `json:"since"`
 }
 
 // StoreStatus counts complete blobs.
@@ -97,7 +108,7 @@ func (a *agent) status() Status {
 	u := a.disk.Usage()
 	st := Status{
 		Version: version.Version(), Node: a.name, Cluster: a.cfg.Cluster, Zone: a.cfg.Zone,
-		Advertise: advertise, Metrics: a.metricsAddr, Shim: a.shimAddr, Started: a.started, Stopping: a.fetches.Draining(),
+		Advertise: advertise, Metrics: a.daemon.PageAddr(), Started: a.started, Stopping: a.fetches.Draining(),
 		Root: a.cfg.Root, Socket: a.cfg.Socket, Authorize: a.cfg.Authorize,
 		Store: StoreStatus{Committed: u.Committed, Cached: u.Cached, CacheBytes: u.CacheBytes},
 		Bytes: BytesStatus{
@@ -106,6 +117,10 @@ func (a *agent) status() Status {
 		},
 		Trackers: a.trackerStatus(),
 		Peers:    []PeerStatus{}, Blobs: []BlobStatus{},
+	}
+	st.Shim, _ = a.shimAddr.Load().(string)
+	for _, o := range a.daemon.Obstacles() {
+		st.Obstacles = append(st.Obstacles, ObstacleStatus{o.Key, o.Text, o.Since})
 	}
 	for _, c := range n.Conns {
 		st.Peers = append(st.Peers, PeerStatus{

@@ -20,10 +20,8 @@ import (
 
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/internal/daemon"
-	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/plugin/fetch"
-	"github.com/capelin-io/capelin/plugin/shim"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
@@ -32,13 +30,12 @@ import (
 // agent is a running node agent.
 type agent struct {
 	cfg           Config
-	name          string // of the node
-	metricsAddr   string // of the listener; empty: none
-	shimAddr      string // the same
+	name          string       // of the node
+	shimAddr      atomic.Value // string: of the listener; none: it is not up
 	started       time.Time
 	metrics       *metrics
 	registryBytes atomic.Int64
-	identity      *identity.Source // nil: none
+	daemon        *daemon.Daemon
 
 	disk    *disk
 	fetches *fetch.Fetches
@@ -50,7 +47,6 @@ type agent struct {
 	sessions  *sessions
 	grpc      *grpc.Server
 	health    *health.Server
-	mirror    *shim.Mirror // nil: no shim
 }
 
 // network is what the agent has to do with other machines.
@@ -67,8 +63,9 @@ type network struct {
 // content directories; with Config.Unpack only one, because the place of
 // temporary mounts is the process's.
 func Run(ctx context.Context, cfg Config) error {
+	cfg.Patient = true
 	return daemon.Run(ctx, "agent", &cfg, func(ctx context.Context, d *daemon.Daemon) (err error) {
-		a := &agent{cfg: cfg, started: time.Now(), metrics: newMetrics(d.Metrics), identity: d.Identity}
+		a := &agent{cfg: cfg, started: time.Now(), metrics: newMetrics(d.Metrics), daemon: d}
 		defer func() {
 			d.Stop()
 			if cerr := a.close(); err == nil {
@@ -78,9 +75,7 @@ func Run(ctx context.Context, cfg Config) error {
 		if err := a.open(ctx, d); err != nil {
 			return err
 		}
-		if err := a.assemble(ctx, d); err != nil {
-			return err
-		}
+		a.assemble(ctx)
 		return d.Serve(ctx, a.parts(ctx))
 	})
 }
@@ -103,7 +98,7 @@ func (a *agent) open(ctx context.Context, d *daemon.Daemon) (err error) {
 }
 
 // assemble makes what answers containerd and the shim's clients.
-func (a *agent) assemble(ctx context.Context, d *daemon.Daemon) (err error) {
+func (a *agent) assemble(ctx context.Context) {
 	cfg, store := &a.cfg, a.disk.Store
 	a.fetches = fetch.New(fetch.Config{
 		Rules: fetch.Rules{
@@ -126,19 +121,6 @@ func (a *agent) assemble(ctx context.Context, d *daemon.Daemon) (err error) {
 	a.sessions = svc.sessions
 	a.metrics.watch(a)
 
-	if a.listeners.shim != nil {
-		mc := cfg.Shim
-		if mc.CA == "" {
-			mc.CA = cfg.Identity.CA
-		}
-		mc.AuthorizeBlob = cfg.Authorize == "blob"
-		mc.OnRelayed = func(n int) { a.registryBytes.Add(int64(n)) }
-		if a.mirror, err = shim.NewMirror(mc, shimBlobs{a.fetches, a.disk}); err != nil {
-			return fmt.Errorf("registry shim: %w", err)
-		}
-		d.Metrics.MustRegister(a.mirror)
-	}
-
 	a.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
 		grpc.UnaryInterceptor(a.metrics.unary), grpc.StreamInterceptor(a.metrics.stream),
@@ -149,7 +131,6 @@ func (a *agent) assemble(ctx context.Context, d *daemon.Daemon) (err error) {
 	}
 	a.health = health.NewServer()
 	healthpb.RegisterHealthServer(a.grpc, a.health)
-	return nil
 }
 
 // parts are what runs. Containers start from what the content service answers, so
@@ -170,18 +151,11 @@ func (a *agent) parts(ctx context.Context) daemon.Parts {
 		},
 		Log: log.Fields{"node": a.name, "root": a.cfg.Root, "socket": a.cfg.Socket,
 			"took": time.Since(a.started).Round(time.Millisecond).String()},
-		Up: func(metrics net.Addr) {
-			notify(ctx, systemd.SdNotifyReady)
-			if metrics != nil {
-				a.metricsAddr = metrics.String()
-			}
-		},
+		Up:       func(net.Addr) { notify(ctx, systemd.SdNotifyReady) },
 		Stopping: func() { notify(ctx, systemd.SdNotifyStopping) },
 	}
-	if a.mirror != nil { // it gives its requests the same time
-		p.Servers = append(p.Servers, daemon.Part{Name: "registry shim", Run: func(ctx context.Context) error {
-			return a.mirror.Serve(ctx, a.listeners.shim, patience)
-		}})
+	if a.cfg.Shim.Listen != "" {
+		p.Servers = append(p.Servers, daemon.Part{Name: "registry shim", Run: a.serveShim})
 	}
 	if a.listeners.admin != nil {
 		p.Work = append(p.Work, daemon.HTTP("admin socket", a.listeners.admin,
@@ -192,9 +166,6 @@ func (a *agent) parts(ctx context.Context) daemon.Parts {
 
 // close closes what there is, when nothing runs any more.
 func (a *agent) close() error {
-	if a.mirror != nil {
-		a.mirror.Close()
-	}
 	a.listeners.close()
 	if a.disk == nil {
 		return nil
@@ -203,23 +174,27 @@ func (a *agent) close() error {
 }
 
 // runNetwork runs what concerns other machines: the swarm, the trackers' client,
-// and seeding.
+// and seeding. What that needs may be missing for now: until it is there, nobody
+// waits for a swarm.
 func (a *agent) runNetwork(ctx context.Context) error {
-	cfg, l := a.cfg, a.listeners.swarm
+	cfg := a.cfg
+	l, id, err := a.awaitNetwork(ctx)
+	if err != nil {
+		return nil // the agent ends
+	}
 	n := &network{advertise: advertised(ctx, cfg, l.Addr())}
 	nc := swarm.NodeConfig{
 		Cluster: cfg.Cluster, Node: a.name, Zone: cfg.Zone, Role: wire.RoleAgent,
 		Advertise: n.advertise, Listener: l, Store: seeding.Store{Store: a.disk.Store}, Workers: cfg.Workers,
 		OnReport: a.report(ctx), OnWanted: a.seeder.Wanted,
 	}
-	var err error
-	if n.node, err = seeding.NewNode(nc, a.identity); err != nil {
+	if n.node, err = seeding.NewNode(nc, id); err != nil {
 		return err
 	}
 	n.node.SetLimits(int64(cfg.Limits.Upload), int64(cfg.Limits.Download))
 	var find fetch.Finder // nil, not a nil pointer
 	if len(cfg.Trackers) > 0 {
-		n.trackers = newTrackers(a, n.node, seeding.Trackers(ctx, cfg.Trackers, nc, a.identity))
+		n.trackers = newTrackers(a, n.node, seeding.Trackers(ctx, cfg.Trackers, nc, id))
 		find = n.trackers.client
 	}
 	g, gctx := errgroup.WithContext(ctx)

@@ -30,6 +30,7 @@ import (
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/plugin/fetch/fetchtest"
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/trackerd"
@@ -90,10 +91,15 @@ func start(t testing.TB, cfg Config) *testAgent {
 	}
 }
 
-// connected reports whether the agent is connected to all of its trackers.
+// connected reports whether the agent is connected to all of its trackers, or cannot be.
 func (a *testAgent) connected(t testing.TB) bool {
-	n := 0
-	for _, tr := range a.status(t).Trackers {
+	n, st := 0, a.status(t)
+	for _, o := range st.Obstacles {
+		if o.Key == "listen" || o.Key == "identity" {
+			return true
+		}
+	}
+	for _, tr := range st.Trackers {
 		if tr.Connected {
 			n++
 		}
@@ -312,11 +318,6 @@ func TestAgentStops(t *testing.T) {
 func TestAgentRefuses(t *testing.T) {
 	cfg := testConfig(t)
 	start(t, cfg)
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer taken.Close()
 	for _, tt := range []struct {
 		name string
 		set  func(*Config)
@@ -326,10 +327,6 @@ func TestAgentRefuses(t *testing.T) {
 		{"content directory", func(c *Config) { c.Root = cfg.Root }, content.ErrLocked, cfg.Root},
 		{"socket", func(c *Config) { c.Socket = cfg.Socket }, daemon.ErrInUse, cfg.Socket},
 		{"admin socket", func(c *Config) { c.Admin = cfg.Admin }, daemon.ErrInUse, cfg.Admin},
-		{"swarm port", func(c *Config) { c.Listen = taken.Addr().String() }, daemon.ErrInUse, "listen address " + taken.Addr().String()},
-		{"metrics port", func(c *Config) { c.Metrics = taken.Addr().String() }, daemon.ErrInUse, "metrics address " + taken.Addr().String()},
-		{"shim's port", func(c *Config) { c.Shim.Listen = taken.Addr().String() }, daemon.ErrInUse,
-			"shim.listen address " + taken.Addr().String()},
 		{"socket's place", func(c *Config) {
 			c.Socket += ".txt"
 			os.WriteFile(c.Socket, []byte("precious"), 0o600)
@@ -346,6 +343,95 @@ func TestAgentRefuses(t *testing.T) {
 			t.Fatalf("%s: the running agent's socket: %v", tt.name, err)
 		}
 	}
+}
+
+// Ports that others have, and a certificate that cannot be used, keep from running what
+// needs them, and nothing else: pulls come from the registry at once. When they are
+// free, what was missing comes by itself.
+func TestAgentObstacles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	ca, err := identity.InitCA(filepath.Join(dir, "ca"), "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func(to, name string) {
+		if err := ca.Issue(to, identity.ID{Name: name, Roles: []identity.Role{identity.RoleNode}}, nil, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var taken []net.Listener
+	take := func() string {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken = append(taken, l)
+		return l.Addr().String()
+	}
+	cfg, certs := testConfig(t), filepath.Join(dir, "node")
+	issue(certs, "another")
+	cfg.Trackers = []string{take()}
+	taken = nil // nobody answers, and that is no obstacle
+	cfg.Identity = identity.Config{CA: filepath.Join(certs, identity.CACert), Cert: filepath.Join(certs, identity.Cert),
+		Key: filepath.Join(certs, identity.Key)}
+	cfg.Listen, cfg.Metrics, cfg.Shim.Listen, cfg.Shim.CA = take(), take(), take(), filepath.Join(dir, "shim-ca")
+	a := start(t, cfg)
+	keys := func(st Status) (keys string) {
+		for _, o := range st.Obstacles {
+			keys += o.Key + " "
+		}
+		return keys
+	}
+	a.until(t, func(st Status) bool { return keys(st) == "identity metrics shim " })
+	st := a.status(t)
+	if !strings.Contains(st.Obstacles[0].Error, `this is node "`+cfg.Node+`"`) ||
+		!strings.Contains(st.Obstacles[1].Error, "metrics address "+cfg.Metrics+": another process has it") ||
+		!strings.Contains(st.Obstacles[2].Error, "shim-ca") || st.Metrics != "" || st.Shim != "" || st.Advertise != "" {
+		t.Errorf("status %+v", st)
+	}
+	id, data := fetchtest.Random(t, 3<<16, 91)
+	r := &registry{blobs: map[string][]byte{id.Digest(): data}}
+	began := time.Now()
+	if err := remotes.Fetch(namespaces.WithNamespace(t.Context(), "ns"), a.db(t).ContentStore(), r, layer(id)); err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(began); d > time.Minute { // wait.find is an hour here
+		t.Errorf("the pull waited %v for a swarm", d)
+	}
+
+	if err := os.RemoveAll(certs); err != nil {
+		t.Fatal(err)
+	}
+	issue(certs, cfg.Node)
+	if err := os.WriteFile(cfg.Shim.CA, readFile(t, cfg.Identity.CA), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.until(t, func(st Status) bool { return keys(st) == "listen metrics shim.listen " })
+	for _, l := range taken {
+		l.Close()
+	}
+	a.until(t, func(st Status) bool {
+		return keys(st) == "" && st.Metrics == cfg.Metrics && st.Shim == cfg.Shim.Listen && st.Advertise == cfg.Listen && len(st.Trackers) == 1
+	})
+	resp, err := http.Get("http://" + cfg.Metrics + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err != nil || !strings.Contains(string(text), "\ncapelin_agent_shim_requests_total") ||
+		!strings.Contains(string(text), "\ncapelin_certificate_expiry_timestamp_seconds") || strings.Contains(string(text), "capelin_obstacle{") {
+		t.Errorf("the metrics lack the shim's or the certificate's, or still have an obstacle: %v", err)
+	}
+}
+
+func readFile(t *testing.T, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 func TestAgentReplacesStaleSocket(t *testing.T) {

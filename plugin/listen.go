@@ -14,9 +14,11 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 
 	"github.com/capelin-io/capelin/internal/daemon"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/plugin/shim"
 )
 
-// listeners are what the agent listens on; admin and shim may be nil.
+// listeners are what the agent listens on, from the start; all but content may be nil.
 type listeners struct {
 	content, admin, swarm, shim net.Listener
 	own                         []string // Unix sockets to be removed
@@ -52,16 +54,66 @@ func (a *agent) listen(ctx context.Context, d *daemon.Daemon) error {
 		g.Close()
 		return fmt.Errorf("systemd passed the socket %s, but the configuration names %s", path, a.cfg.Socket)
 	}
-	if l.swarm, err = d.Listen(ctx, "listen", a.cfg.Listen, nil); err != nil {
-		return err
-	}
+	// What these are for waits for them, if they cannot be had now.
+	l.swarm, _ = d.Listen(ctx, "listen", a.cfg.Listen, nil)
 	if a.cfg.Shim.Listen != "" {
-		if l.shim, err = d.Listen(ctx, "shim.listen", a.cfg.Shim.Listen, nil); err != nil {
-			return err
+		if l.shim, err = d.Listen(ctx, "shim.listen", a.cfg.Shim.Listen, nil); err == nil {
+			a.shimAddr.Store(l.shim.Addr().String())
 		}
-		a.shimAddr = l.shim.Addr().String()
 	}
 	return nil
+}
+
+// swarmless is what an agent runs without as long as it has no network.
+const swarmless = "the swarm, blobs come from the registry"
+
+// awaitNetwork waits for what the swarm needs: a certificate, if one is configured, and its
+// port.
+func (a *agent) awaitNetwork(ctx context.Context) (l net.Listener, id *identity.Source, err error) {
+	l = a.listeners.swarm
+	if l != nil && a.cfg.Identity.Enabled() && a.daemon.Identity == nil {
+		l.Close() // peers would wait for an answer
+		l = nil
+	}
+	if l == nil {
+		a.fetches.Connect(nil, nil)
+	}
+	if id, err = a.daemon.Identify(ctx, swarmless); err == nil && l == nil {
+		l, err = a.daemon.Patiently(ctx, "listen", swarmless, a.cfg.Listen)
+	}
+	return l, id, err
+}
+
+// serveShim serves the registry shim, as soon as it can.
+func (a *agent) serveShim(ctx context.Context) error {
+	const without = "the registry shim"
+	mc := a.cfg.Shim
+	if mc.CA == "" {
+		mc.CA = a.cfg.Identity.CA
+	}
+	mc.AuthorizeBlob = a.cfg.Authorize == "blob"
+	mc.OnRelayed = func(n int) { a.registryBytes.Add(int64(n)) }
+	var m *shim.Mirror
+	l := a.listeners.shim
+	if err := a.daemon.Overcome(ctx, "shim", without, func() (err error) {
+		if m, err = shim.NewMirror(mc, shimBlobs{a.fetches, a.disk}); err != nil && l != nil {
+			l.Close() // clients would wait for an answer
+			l = nil
+		}
+		return err
+	}); err != nil {
+		return nil // the agent ends
+	}
+	defer m.Close()
+	a.daemon.Metrics.MustRegister(m)
+	if l == nil {
+		var err error
+		if l, err = a.daemon.Patiently(ctx, "shim.listen", without, mc.Listen); err != nil {
+			return nil
+		}
+		a.shimAddr.Store(l.Addr().String())
+	}
+	return m.Serve(ctx, l, a.cfg.Wait.Stop.D()) // requests have the time that calls have
 }
 
 func (l *listeners) close() {

@@ -75,7 +75,11 @@ func printStatus(w io.Writer, st plugin.Status, now time.Time) error {
 	if st.Stopping {
 		fmt.Fprint(t, ", stopping")
 	}
-	fmt.Fprintf(t, "\nstore\t%d blobs of containerd's, %d cached (%s), in %s\n", st.Store.Committed, st.Store.Cached,
+	fmt.Fprintln(t)
+	for _, o := range st.Obstacles {
+		fmt.Fprintf(t, "MISSING\t%s: %s (tried again since %s)\n", o.Key, o.Error, o.Since.Local().Format(time.DateTime))
+	}
+	fmt.Fprintf(t, "store\t%d blobs of containerd's, %d cached (%s), in %s\n", st.Store.Committed, st.Store.Cached,
 		size(st.Store.CacheBytes), st.Root)
 	fmt.Fprintf(t, "bytes\t%s from peers, %s from the registry, %s to peers\n", size(st.Bytes.FromPeers), size(st.Bytes.FromRegistry),
 		size(st.Bytes.ToPeers))

@@ -29,6 +29,9 @@ type Common struct {
 	// Shown, if not nil, is where the role shows its readiness, and its metrics if
 	// Metrics is empty.
 	Shown *ops.Role `toml:"-"`
+	// Patient roles run although their certificate cannot be used, or the address of
+	// their metrics: what of them needs that waits for it. See [Daemon.Identify].
+	Patient bool `toml:"-"`
 }
 
 // DefaultCommon returns the defaults; the address of the metrics is each role's own.

@@ -19,6 +19,14 @@
 // time; work ends, and with it the metrics. So whoever watches /readyz knows of the end
 // before a connection is refused, and a request that runs never misses what it needs.
 //
+// # What is in the way
+//
+// A role that is [Common.Patient] begins with what it can, and makes an [Obstacle] of the
+// rest: a port that another process has, a certificate that cannot be used. It is tried
+// again ([Daemon.Overcome]), the log and a metric tell of it, and the role is up meanwhile.
+// The agent is one, because containers start from what it answers; other roles that lack
+// something end, and are started again by whoever watches over them.
+//
 // Below are config (files), identity (certificates), ops (metrics, health, HTTP
 // servers) and version. What is of one role alone is not here.
 package daemon

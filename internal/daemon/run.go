@@ -41,9 +41,16 @@ type Daemon struct {
 	Page *ops.Page
 
 	role      string
+	config    Config
 	cfg       *Common
 	stop      context.CancelFunc
+	obstacles obstacles
+	page      atomic.Value  // string: where Page is
+	late      chan struct{} // closed when the identity of a Patient role is loaded; nil: it was there at once, or there is none
+
+	mu        sync.Mutex
 	listeners []net.Listener
+	closed    bool
 }
 
 // Run checks a role's configuration, loads its identity, and calls run, which makes
@@ -59,25 +66,57 @@ func Run(ctx context.Context, role string, cfg Config, run func(ctx context.Cont
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
-	d := &Daemon{role: role, cfg: cfg.common(), Metrics: prometheus.NewRegistry(), Page: ops.NewPage()}
+	d := &Daemon{role: role, config: cfg, cfg: cfg.common(), Metrics: prometheus.NewRegistry(), Page: ops.NewPage()}
 	d.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "capelin_info", Help: "Always 1.", ConstLabels: prometheus.Labels{"role": role, "version": version.Version()},
 	}, func() float64 { return 1 }))
+	d.Metrics.MustRegister(newObstacleCollector(d))
 	d.Work, d.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer d.stop()
 	if d.cfg.Identity.Enabled() {
-		if d.Identity, err = loadIdentity(cfg); err != nil {
+		switch err := d.identify(ctx); {
+		case err != nil && d.cfg.Patient:
+			d.late = make(chan struct{})
+		case err != nil:
 			return err
 		}
-		ops.Watch(ctx, d.Identity)
-		d.Metrics.MustRegister(ops.Expiry(d.Identity, role))
 	}
-	defer func() {
-		for _, l := range d.listeners {
-			l.Close()
-		}
-	}()
+	defer d.close()
 	return run(ctx, d)
+}
+
+// identify loads the identity.
+func (d *Daemon) identify(ctx context.Context) error {
+	s, err := loadIdentity(d.config)
+	if err != nil {
+		return err
+	}
+	ops.Watch(ctx, s)
+	d.Metrics.MustRegister(ops.Expiry(s, d.role))
+	d.Identity = s
+	return nil
+}
+
+// Identify returns the identity of a [Common.Patient] role, or nil if it has none. A
+// certificate that cannot be used is an [Obstacle] to be overcome. It is called once.
+func (d *Daemon) Identify(ctx context.Context, without string) (*identity.Source, error) {
+	if d.late == nil {
+		return d.Identity, nil
+	}
+	if err := d.Overcome(ctx, "identity", without, func() error { return d.identify(ctx) }); err != nil {
+		return nil, err
+	}
+	close(d.late)
+	return d.Identity, nil
+}
+
+func (d *Daemon) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	for _, l := range d.listeners {
+		l.Close()
+	}
 }
 
 // loadIdentity reads a role's certificate, which may have to be a certain one.
@@ -105,6 +144,12 @@ func CheckIdentity(cfg Config) error {
 	return err
 }
 
+// PageAddr returns the address on which Page is shown, "" if it is not (yet).
+func (d *Daemon) PageAddr() string {
+	addr, _ := d.page.Load().(string)
+	return addr
+}
+
 // Stop ends Work. Serve has done it when it returns; this is for parts that cannot
 // be served, because making another one failed.
 func (d *Daemon) Stop() { d.stop() }
@@ -121,6 +166,11 @@ func (d *Daemon) Listen(ctx context.Context, key, addr string, given net.Listene
 			return nil, fmt.Errorf("%s address %s: %w", key, addr, err)
 		}
 		given = l
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		given.Close()
 	}
 	d.listeners = append(d.listeners, given)
 	return given, nil
@@ -160,7 +210,10 @@ func (d *Daemon) Serve(ctx context.Context, p Parts) error {
 	var metrics net.Listener
 	if d.cfg.Metrics != "" {
 		var err error
-		if metrics, err = d.Listen(ctx, "metrics", d.cfg.Metrics, nil); err != nil {
+		switch metrics, err = d.Listen(ctx, "metrics", d.cfg.Metrics, nil); {
+		case err != nil && d.cfg.Patient:
+			p.Work = append(p.Work, d.lateMetrics())
+		case err != nil:
 			return err
 		}
 	}
@@ -224,17 +277,42 @@ func (d *Daemon) Serve(ctx context.Context, p Parts) error {
 	return g.Wait()
 }
 
+// lateMetrics shows the role when the address of its metrics is free.
+func (d *Daemon) lateMetrics() Part {
+	return Part{"metrics", func(ctx context.Context) error {
+		ln, err := d.Patiently(ctx, "metrics", "metrics and health checks", d.cfg.Metrics)
+		if err != nil {
+			return nil // it ends
+		}
+		d.page.Store(ln.Addr().String())
+		return d.Page.Serve(ctx, ln, d.cfg.Pprof)
+	}}
+}
+
 // show puts the role on its own page, and on that of its process, if it is one of several; and adds
 // to the parts' work what that and the identity need. It returns the own page's address.
 func (d *Daemon) show(ready func() bool, ln net.Listener, p *Parts) (addr net.Addr) {
-	if d.Identity != nil {
+	switch {
+	case d.late != nil:
+		p.Work = append(p.Work, Part{"identity", func(ctx context.Context) error {
+			select {
+			case <-d.late:
+				return d.Identity.Run(ctx)
+			case <-ctx.Done():
+				return nil
+			}
+		}})
+	case d.Identity != nil:
 		p.Work = append(p.Work, Part{"identity", d.Identity.Run})
 	}
 	shared := prometheus.Gatherer(d.Metrics)
-	if ln != nil {
+	if d.cfg.Metrics != "" {
 		d.Page.Role(d.role).Show(d.Metrics, ready)
+	}
+	if ln != nil {
 		p.Work = append(p.Work, Part{"metrics", func(ctx context.Context) error { return d.Page.Serve(ctx, ln, d.cfg.Pprof) }})
 		addr, shared = ln.Addr(), nil
+		d.page.Store(addr.String())
 	}
 	if d.cfg.Shown != nil {
 		d.cfg.Shown.Show(shared, ready)
@@ -243,7 +321,7 @@ func (d *Daemon) show(ready func() bool, ln net.Listener, p *Parts) (addr net.Ad
 }
 
 func (d *Daemon) log(ctx context.Context, state string, fields log.Fields, metrics net.Addr) {
-	l := log.G(ctx).WithFields(log.Fields{"cluster": d.cfg.Cluster, "version": version.Version(), "tls": d.Identity != nil}).WithFields(fields)
+	l := log.G(ctx).WithFields(log.Fields{"cluster": d.cfg.Cluster, "version": version.Version(), "tls": d.cfg.Identity.Enabled()}).WithFields(fields)
 	if metrics != nil {
 		l = l.WithField("metrics", metrics.String())
 	}
