@@ -33,6 +33,7 @@ import (
 // all of them are. Pieces of a proven list stay.
 type Blob struct {
 	st     *state
+	lent   bool // see Store.Lend
 	closed atomic.Bool
 }
 
@@ -44,7 +45,8 @@ type Blob struct {
 //	            count one by one; checkpoint makes them and their map durable.
 //	completing  all pieces count: finish proves the list, syncs the data, stores the sums
 //	            and renames. A step that fails leaves it partial.
-//	cached      whole, in cache/: an entry (Store.index), evictable while nobody has it open.
+//	cached      whole, in cache/: an entry (Store.index), evictable while nobody has it open;
+//	            those who borrowed it close it when they are asked to.
 //	committed   whole, in blobs/: an entry, containerd's, or pinned. Publish and Info bring
 //	            it there from cache/; Delete brings it back, or to the trash.
 //	bad         an entry of blobs/ whose bytes are wrong, marked by a .bad file. A partial may
@@ -63,7 +65,8 @@ type state struct {
 	id   piece.ID
 	dgst digest.Digest
 
-	refs  int           // Store.mu
+	refs  int           // handles; Store.mu
+	lent  int           // those of them that are borrowers'; Store.mu
 	ready chan struct{} // closed when load has ended
 	err   error         // why it failed
 	stays bool          // it failed, and what is on disk may be worth something
@@ -102,7 +105,7 @@ func (st *state) notify() {
 // by Store.Close.
 func (b *Blob) Close() error {
 	if !b.closed.Swap(true) {
-		b.st.s.release(b.st)
+		b.st.s.release(b.st, b.lent)
 	}
 	return nil
 }

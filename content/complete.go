@@ -126,11 +126,15 @@ func (st *state) finish() error {
 	if e.open == nil {
 		e.open = st
 	}
-	s.unkeep(e)
 	s.unkeep(p)
 	delete(s.parts, st.id)
 	delete(s.dirty, st)
+	s.keep(e)
+	over := s.over() > 0
 	s.mu.Unlock()
+	if over {
+		s.wake()
+	}
 	_ = disk.Remove(s.partialPath(st.id, ".map"))
 	if other != nil && !heals { // the stock store has committed it meanwhile
 		s.report(s.toTrash(from))

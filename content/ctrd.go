@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/internal/durable/disk"
+	"github.com/capelin-io/capelin/swarm/piece"
 )
 
 // This file is containerd's side of the Store, but for sequential writers, which
@@ -94,9 +95,13 @@ func (s *Store) Unpin(ctx context.Context, d digest.Digest) error { return s.Del
 
 // publish makes a complete blob containerd's, durably, and returns its info.
 func (s *Store) publish(d digest.Digest) (ctrdcontent.Info, error) {
-	unlock := s.places.Lock(d)
-	info, gone, err := s.publishLocked(d)
-	unlock()
+	var info ctrdcontent.Info
+	var gone int64
+	err := s.withRoom(context.Background(), 1<<20, func() (err error) { // for its name
+		defer s.places.Lock(d)()
+		info, gone, err = s.publishLocked(d)
+		return err
+	})
 	if gone > 0 {
 		s.blobGone(d, gone)
 	}
@@ -162,7 +167,10 @@ func (s *Store) publishLocked(d digest.Digest) (_ ctrdcontent.Info, gone int64, 
 
 // Delete takes a blob from containerd, which calls it under its garbage
 // collection's lock: the blob is renamed into cache/, or into the trash if
-// nothing is cached, and Run does the rest. It is not synced: after a power cut
+// nothing is cached, and Run does the rest. While the disk is below the free floor
+// the blob is unlinked before Delete answers, as the stock store does always, and
+// what else is to be evicted then goes with it: kubelet, which wants space, has images
+// removed and measures at once. It is not synced: after a power cut
 // the blob may be back, and containerd deletes it again. Deleting what is not
 // there is no error, since containerd's collection stops at the first.
 func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
@@ -172,20 +180,36 @@ func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
 	s.mu.Lock()
 	e := s.index[d]
 	gone := e == nil || e.place != Committed
+	open := !gone && e.open != nil
 	s.mu.Unlock()
 	if gone {
 		return nil
 	}
-	size, err := s.delete(d)
+	short := s.short(s.cfg.FreeFloor)
+	size, err := s.delete(d, short > 0)
+	if short > 0 {
+		ctx, cancel := context.WithTimeout(ctx, deleteWithin)
+		defer cancel()
+		if id, ok := swarmID(d, size); ok && open { // its space is free when it is closed
+			s.unlend(ctx, []piece.ID{id}, size)
+		}
+		if short -= max(size, 0); short > 0 {
+			s.evict(ctx, short, forFloor)
+		}
+	}
 	if size >= 0 {
 		s.blobGone(d, size)
 	}
 	return err
 }
 
+// deleteWithin is for how long Delete waits for what else takes space below the free
+// floor, or has the blob open.
+const deleteWithin = 500 * time.Millisecond
+
 // delete is Delete with a lock. If the blob is gone for good it returns its size,
-// otherwise -1.
-func (s *Store) delete(d digest.Digest) (int64, error) {
+// otherwise -1. If now, it is, and its space is free.
+func (s *Store) delete(d digest.Digest, now bool) (int64, error) {
 	unlock := s.places.Lock(d)
 	defer unlock()
 	s.mu.Lock()
@@ -200,7 +224,7 @@ func (s *Store) delete(d digest.Digest) (int64, error) {
 	}
 	_, swarm := swarmID(d, size)
 	bad := e.bad
-	cache := swarm && !bad && s.cfg.CacheBytes > 0 && e.size <= s.cfg.CacheBytes
+	cache := swarm && !bad && !now && s.cfg.CacheBytes > 0 && e.size <= s.cfg.CacheBytes
 	s.mu.Unlock()
 
 	s.files.remove(d)
@@ -218,7 +242,11 @@ func (s *Store) delete(d digest.Digest) (int64, error) {
 		if bad {
 			_ = disk.Remove(s.sumsPath(d) + ".bad")
 		}
-		err = s.toTrash(from)
+		if now = now || s.cfg.CacheBytes < 0 && s.short(DefaultFreeFloor) > 0; now {
+			err = s.unlinkNow(from)
+		} else {
+			err = s.toTrash(from)
+		}
 	}
 	if err != nil {
 		return -1, fmt.Errorf("deleting %s: %w", d, err)
@@ -226,10 +254,10 @@ func (s *Store) delete(d digest.Digest) (int64, error) {
 	s.mu.Lock()
 	if cache {
 		s.move(e, Cached)
-		e.unsynced = false
+		e.unsynced, e.spent = false, true
 		e.updated = time.Now().UnixNano()
 		s.keep(e)
-		over := s.kept > s.cfg.CacheBytes
+		over := s.over() > 0
 		s.mu.Unlock()
 		if over {
 			s.wake()

@@ -14,21 +14,53 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/capelin-io/capelin/internal/durable/disk"
+	"github.com/capelin-io/capelin/swarm/piece"
 )
 
 const (
-	// sweepEvery is how often Run looks at budget and free space unasked.
-	sweepEvery = 10 * time.Second
+	// sweepEvery is how often Run looks at budget and free space unasked: others fill
+	// the disk, too, and the cache is to be gone before kubelet finds out.
+	sweepEvery = time.Second
 	// grace is how long something stays without a cache budget.
 	grace = 10 * time.Minute
-	// floorGrace is how long something stays although too little is free, so that
-	// a layer that has just been fetched ahead is not fetched twice. A disk that
+	// floorGrace is how long something stays that came although too little is free, so
+	// that a layer that has just been fetched ahead is not fetched twice. A disk that
 	// is full waits for nothing.
 	floorGrace = 2 * time.Minute
 )
+
+// A reason is what something is evicted for.
+type reason uint8
+
+const (
+	forBudget  reason = iota // more is kept than may be
+	forNoCache               // nothing is to be kept
+	forFloor                 // too little is free
+	forRoom                  // the disk is full
+)
+
+// spares reports whether an *entry or *partial stays nevertheless. Store.mu is held.
+func (why reason) spares(v any) bool {
+	switch v := v.(type) {
+	case *entry:
+		switch why {
+		case forNoCache:
+			return !v.spent && time.Since(time.Unix(0, max(v.created, v.updated))) < grace
+		case forFloor:
+			return !v.spent && time.Since(time.Unix(0, v.created)) < floorGrace
+		}
+	case *partial:
+		switch why {
+		case forNoCache:
+			return time.Since(v.used) < grace
+		case forFloor:
+			return time.Since(v.used) < floorGrace
+		}
+	}
+	return false
+}
 
 // Run does the work that nobody waits for: unlinking, evicting, learning sizes,
 // writing maps. It blocks until ctx ends and its goroutines are gone, and
@@ -172,21 +204,27 @@ func (s *Store) forget(e *entry) {
 }
 
 // keep puts an *entry or *partial, if it is there still and nobody uses it, at
-// the young end of what may be evicted. s.mu is held.
+// the young end of what may be evicted, at once or when borrowers have closed it, and
+// otherwise takes it out. s.mu is held.
 func (s *Store) keep(v any) {
 	s.unkeep(v)
 	switch v := v.(type) {
 	case *entry:
-		if v.place == Cached && v.open == nil && s.index[v.dgst] == v {
-			v.counted = max(v.size, 0)
-			v.el = s.evictable.PushBack(v)
-			if v.counted > s.cfg.CacheBytes {
-				s.evictable.MoveToFront(v.el) // rather than everything else first
-			}
-			s.kept += v.counted
+		if v.place != Cached || s.index[v.dgst] != v || v.open != nil && v.open.refs > v.open.lent {
+			return
 		}
+		l := &s.evictable
+		if v.open != nil {
+			l = &s.lent
+		}
+		v.counted = max(v.size, 0)
+		v.el = l.PushBack(v)
+		if v.counted > s.cfg.CacheBytes {
+			l.MoveToFront(v.el) // rather than everything else first
+		}
+		s.kept += v.counted
 	case *partial:
-		if v.open == nil && s.parts[v.id] == v {
+		if s.parts[v.id] == v && (v.open == nil || v.open.refs == 0) {
 			v.el, v.counted = s.evictable.PushBack(v), v.bytes
 			s.kept += v.counted
 		}
@@ -204,20 +242,27 @@ func (s *Store) unkeep(v any) {
 		el, counted = &v.el, &v.counted
 	}
 	if *el != nil {
-		s.evictable.Remove(*el)
+		s.evictable.Remove(*el) // a list leaves what is in another alone
+		s.lent.Remove(*el)
 		s.kept -= *counted
 		*el, *counted = nil, 0
 	}
 }
 
+// over returns by how many bytes more is kept than may be. s.mu is held.
+func (s *Store) over() int64 { return s.kept - max(s.cfg.CacheBytes, 0) }
+
 // toTrash renames a file or directory into the trash, and has Run unlink it. A
 // file that is not there is no error.
 func (s *Store) toTrash(p string) error {
 	t := s.path("swarm/trash", fmt.Sprintf("%d-%d-%s", time.Now().UnixNano(), s.trashSeq.Add(1), filepath.Base(p)))
-	if err := disk.Rename(p, t); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
+	err := disk.Rename(p, t)
+	switch {
+	case isNoSpace(err): // a full disk may have no room for the name
+		return s.unlinkNow(p)
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
 		return err
 	}
 	s.mu.Lock()
@@ -227,8 +272,24 @@ func (s *Store) toTrash(p string) error {
 	return nil
 }
 
-// emptyTrash unlinks what is in the trash.
+// unlinkNow removes a file or directory whose space is needed. If it is not there, that is
+// no error.
+func (s *Store) unlinkNow(p string) error {
+	err := disk.RemoveAll(p)
+	if err == nil {
+		s.unlinked.Add(1)
+	}
+	return err
+}
+
+// emptyTrash unlinks what is in the trash, and returns when it is, whoever is at it.
 func (s *Store) emptyTrash(ctx context.Context) {
+	select {
+	case s.unlinking <- struct{}{}:
+		defer func() { <-s.unlinking }()
+	case <-ctx.Done():
+		return
+	}
 	for ctx.Err() == nil {
 		s.mu.Lock()
 		var p string
@@ -252,7 +313,7 @@ func (s *Store) emptyTrash(ctx context.Context) {
 // gone, if it still is.
 func (s *Store) unlink(p string, trash bool) error {
 	if trash {
-		return disk.RemoveAll(p)
+		return s.unlinkNow(p)
 	}
 	// Sums and quarantine marks are written under their digest's lock.
 	name, bad := strings.CutSuffix(filepath.Base(p), ".bad")
@@ -274,65 +335,72 @@ func (s *Store) unlink(p string, trash bool) error {
 
 // sweep evicts down to the budget and the free floor, and unlinks.
 func (s *Store) sweep(ctx context.Context) {
-	budget, young := s.cfg.CacheBytes, time.Duration(0)
-	if budget < 0 {
-		budget, young = 0, grace
+	why := forBudget
+	if s.cfg.CacheBytes < 0 {
+		why = forNoCache
 	}
-	for ctx.Err() == nil {
-		s.mu.Lock()
-		over := s.kept > budget
-		s.mu.Unlock()
-		if !over {
-			break
-		}
-		if _, ok := s.evictOne(young); !ok {
-			break
-		}
+	s.mu.Lock()
+	over := s.over()
+	s.mu.Unlock()
+	if over > 0 {
+		s.evict(ctx, over, why)
 	}
 	s.emptyTrash(ctx)
-	if s.cfg.FreeFloor > 0 {
-		if free, total, err := s.space(); err != nil {
-			s.report(err)
-		} else if need := int64(s.cfg.FreeFloor*float64(total)) - free; need > 0 {
-			s.evict(ctx, need, floorGrace)
+	if s.cfg.FreeFloor <= 0 {
+		return
+	}
+	if short := s.short(s.cfg.FreeFloor); short > 0 {
+		s.evict(ctx, short, forFloor)
+	}
+	// Who else writes to a disk that is about to be full does not ask for room.
+	if free, total, err := s.space(); err == nil {
+		if low := min(roomLow, total/100); free < low {
+			s.evict(ctx, low-free, forRoom)
 		}
 	}
 }
 
-// makeRoom evicts until need bytes are unlinked, or nothing is left to evict,
-// and returns how many it freed. It is for a disk that is full now.
-func (s *Store) makeRoom(ctx context.Context, need int64) (freed int64) {
-	return s.evict(ctx, need, 0)
-}
-
-// withRoom does what needs so much space at most, and does it again if the disk was
-// full and something could be evicted. No digest is locked.
-func (s *Store) withRoom(ctx context.Context, need int64, do func() error) error {
-	err := do()
-	if isNoSpace(err) && s.makeRoom(ctx, need) > 0 {
-		err = do()
+// evict evicts until need bytes are unlinked, or nothing is left to evict, and returns
+// how many are. What borrowers have open comes after what nobody has, and on a full disk
+// what others have open that nobody waits for is the last. No digest is locked.
+func (s *Store) evict(ctx context.Context, need int64, why reason) (freed int64) {
+	more := []func(){func() { s.unlend(ctx, s.borrowed(why), need-freed) }}
+	if why == forRoom && s.cfg.GiveUp != nil {
+		more = append(more, func() { s.cfg.GiveUp(ctx) })
 	}
-	return err
-}
-
-// evict is makeRoom that leaves alone what was used in the last young; then it has
-// nothing closed either.
-func (s *Store) evict(ctx context.Context, need int64, young time.Duration) (freed int64) {
-	mayClose := young == 0 && s.cfg.CloseIdle != nil
 	for freed < need && ctx.Err() == nil {
-		n, ok := s.evictOne(young)
+		n, ok := s.evictOne(why)
 		switch {
 		case ok:
 			freed += n
-		case mayClose:
-			mayClose = false
-			s.cfg.CloseIdle(ctx, need-freed)
+		case len(more) > 0:
+			more[0]()
+			more = more[1:]
 		default:
 			need = freed // nothing is left
 		}
 	}
 	s.emptyTrash(ctx)
 	return freed
+}
+
+// borrowed returns the blobs that may be evicted when borrowers have closed them.
+func (s *Store) borrowed(why reason) (ids []piece.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for el := s.lent.Front(); el != nil; el = el.Next() {
+		e := el.Value.(*entry)
+		if id, ok := swarmID(e.dgst, e.size); ok && !why.spares(e) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (s *Store) unlend(ctx context.Context, ids []piece.ID, need int64) {
+	if len(ids) > 0 && s.cfg.Unlend != nil {
+		s.cfg.Unlend(ctx, ids, need)
+	}
 }
 
 // evictableBytes returns how much evicting everything would free.
@@ -342,88 +410,75 @@ func (s *Store) evictableBytes() int64 {
 	return s.kept
 }
 
-// evictOne moves the least recently used evictable thing into the trash, unless
-// it was used in the last young, and returns its size. It reports false when
-// there is nothing to evict.
-func (s *Store) evictOne(young time.Duration) (int64, bool) {
+// evictOne moves the least recently used evictable thing into the trash, of those that
+// may go, and returns its size. It reports false when there is none.
+func (s *Store) evictOne(why reason) (int64, bool) {
 	s.mu.Lock()
-	el := s.evictable.Front()
-	if el == nil {
-		s.mu.Unlock()
-		return 0, false
+	for el := s.evictable.Front(); el != nil; el = el.Next() {
+		if why.spares(el.Value) {
+			continue
+		}
+		switch v := el.Value.(type) {
+		case *entry:
+			s.unkeep(v)
+			s.mu.Unlock()
+			return s.evictEntry(v), true
+		case *partial:
+			st := v.open
+			if st != nil { // it waits for its map
+				select {
+				case st.ck <- struct{}{}:
+				default:
+					continue // which is being written
+				}
+			}
+			s.unkeep(v)
+			s.mu.Unlock()
+			return s.evictPartial(v, st), true
+		}
 	}
-	var err error
-	switch v := el.Value.(type) {
-	case *entry:
-		if young > 0 && time.Since(time.Unix(0, max(v.created, v.updated))) < young {
-			s.mu.Unlock()
-			return 0, false
-		}
-		s.unkeep(v)
+	s.mu.Unlock()
+	return 0, false
+}
+
+// evictEntry evicts a blob that was evictable, unless somebody has opened it since.
+func (s *Store) evictEntry(e *entry) (freed int64) {
+	unlock := s.places.Lock(e.dgst)
+	s.mu.Lock()
+	if s.index[e.dgst] != e || e.place != Cached || e.open != nil {
 		s.mu.Unlock()
-		unlock := s.places.Lock(v.dgst)
-		s.mu.Lock()
-		if s.index[v.dgst] != v || v.place != Cached || v.open != nil {
-			s.mu.Unlock()
-			unlock()
-			return 0, true
-		}
-		s.forget(v)
-		s.mu.Unlock()
-		err = s.toTrash(s.blobPath(v.dgst, Cached))
 		unlock()
-		s.report(err)
-		s.blobGone(v.dgst, v.size)
-		return max(v.size, 0), true
-	case *partial:
-		if young > 0 && time.Since(v.used) < young {
-			s.mu.Unlock()
-			return 0, false
-		}
-		s.unkeep(v)
-		s.mu.Unlock()
-		unlock := s.places.Lock(digest.Digest(v.id.Digest()))
-		defer unlock()
-		s.mu.Lock()
-		if s.parts[v.id] != v || v.open != nil {
-			s.mu.Unlock()
-			return 0, true
-		}
-		delete(s.parts, v.id)
-		s.mu.Unlock()
-		s.report(s.trashPartial(v.id))
-		return v.bytes, true
-	}
-	panic("content: unknown thing to evict")
-}
-
-// space returns the free bytes that we may use, and the size of the file system.
-func (s *Store) space() (free, total int64, err error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.cfg.Root, &st); err != nil {
-		return 0, 0, fmt.Errorf("free space of %s: %w", s.cfg.Root, err)
-	}
-	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
-}
-
-// inMemory reports whether a directory is on a tmpfs.
-func inMemory(dir string) bool {
-	var st unix.Statfs_t
-	return unix.Statfs(dir, &st) == nil && st.Type == unix.TMPFS_MAGIC
-}
-
-// allocated returns the bytes that a file takes on disk.
-func allocated(p string) int64 {
-	var st unix.Stat_t
-	if unix.Stat(p, &st) != nil {
 		return 0
 	}
-	return st.Blocks * 512
+	s.forget(e)
+	s.mu.Unlock()
+	err := s.toTrash(s.blobPath(e.dgst, Cached))
+	unlock()
+	s.report(err)
+	s.blobGone(e.dgst, e.size)
+	return max(e.size, 0)
 }
 
-// MakeRoom evicts what may be evicted until need bytes are free that were not, or
-// nothing is left, and returns how many bytes it freed. It is for a caller that
-// writes to the same file system and finds it full.
-func (s *Store) MakeRoom(ctx context.Context, need int64) (freed int64) {
-	return s.makeRoom(ctx, need)
+// evictPartial evicts a partial blob that was evictable, unless somebody has opened it
+// since. If st is not nil, it is what waits for the blob's map to be written, and the
+// token of its ck is ours.
+func (s *Store) evictPartial(p *partial, st *state) (freed int64) {
+	if st != nil {
+		defer func() { <-st.ck }()
+	}
+	defer s.places.Lock(digest.Digest(p.id.Digest()))()
+	s.mu.Lock()
+	if s.parts[p.id] != p || p.open != st || st != nil && st.refs > 0 {
+		s.mu.Unlock()
+		return 0
+	}
+	delete(s.parts, p.id)
+	delete(s.dirty, st)
+	s.mu.Unlock()
+	freed = allocated(s.partialPath(p.id, ".data")) // what was reserved included
+	s.report(s.trashPartial(p.id))
+	if st != nil {
+		st.shut(ErrDropped)
+	}
+	return freed
 }

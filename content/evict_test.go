@@ -536,42 +536,243 @@ func TestDropCached(t *testing.T) {
 	}
 }
 
-// What somebody has open without need is closed when the disk is full, and then evicted:
-// before a blob is refused, and while one is written; but not for the free floor, which
-// can wait.
-func TestIdleBlobsAreClosedForRoom(t *testing.T) {
-	root := smallDisk(t, 4<<20)
-	var open []*Blob
-	var asked []int64
-	s := openStore(t, Config{Root: root, FreeFloor: -1, CloseIdle: func(_ context.Context, need int64) {
-		asked = append(asked, need)
-		for _, b := range open {
-			b.Close()
-		}
-		open = nil
-	}})
-	fill := func(n int, size int) {
-		t.Helper()
-		for i := range n {
-			id, data := testBlob(t, piece.SHA256, size, byte(100*len(asked)+i))
-			open = append(open, fetch(t, s, id, data))
+// borrower is a seeder of a test: it has blobs open, and closes them when it is asked to.
+type borrower struct {
+	t     *testing.T
+	s     *Store
+	open  map[piece.ID]*Blob
+	asked []int64 // for so many bytes
+}
+
+func borrow(t *testing.T, cfg Config) *borrower {
+	l := &borrower{t: t, open: map[piece.ID]*Blob{}}
+	cfg.Unlend = func(_ context.Context, ids []piece.ID, need int64) {
+		l.asked = append(l.asked, need)
+		for _, id := range ids {
+			if b := l.open[id]; b != nil && need > 0 {
+				delete(l.open, id)
+				b.Close()
+				need -= id.Size
+			}
 		}
 	}
-	fill(3, 1_000_000)
-	if freed := s.evict(t.Context(), 1, floorGrace); freed != 0 || asked != nil {
-		t.Errorf("for the floor %d bytes were freed, and %d times something was closed", freed, len(asked))
+	l.s = openStore(t, cfg)
+	return l
+}
+
+// lend has a cached blob of that size open.
+func (l *borrower) lend(size int, seed byte) (piece.ID, []byte) {
+	l.t.Helper()
+	id, data := testBlob(l.t, piece.SHA256, size, seed)
+	fetch(l.t, l.s, id, data).Close()
+	b, err := l.s.Lend(l.t.Context(), id, false)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.open[id] = b
+	return id, data
+}
+
+// What is open only to be seeded counts for the cache, and is closed and evicted when more
+// is kept than may be: not more than that, and not what somebody needs.
+func TestLentBlobsKeepToTheBudget(t *testing.T) {
+	l := borrow(t, Config{Root: t.TempDir(), CacheBytes: 700_000, FreeFloor: -1})
+	var ids []piece.ID
+	for i := range 3 {
+		id, _ := l.lend(300_000, byte(i))
+		ids = append(ids, id)
+	}
+	if u := l.s.Usage(); u.CacheBytes != 900_000 {
+		t.Errorf("%d bytes count", u.CacheBytes)
+	}
+	needed := mustBlob(t, l.s, ids[0], false)
+	l.s.sweep(t.Context())
+	if u := l.s.Usage(); u.CacheBytes != 600_000 || u.Cached != 3 || l.asked != nil {
+		t.Errorf("while somebody needs the first: %+v, asked for %v", u, l.asked)
+	}
+	needed.Close()
+	select {
+	case <-l.s.kick:
+	default:
+		t.Error("Run does not look at once")
+	}
+	l.s.sweep(t.Context())
+	for i, want := range []Presence{Cached, Absent, Cached} { // the first was used last
+		if got := l.s.Presence(ids[i]); got != want {
+			t.Errorf("blob %d is %v, want %v", i, got, want)
+		}
+	}
+	if len(l.asked) != 1 || l.asked[0] != 200_000 || len(l.open) != 2 {
+		t.Errorf("asked for %v, and %d are open", l.asked, len(l.open))
+	}
+	l.s.Info(t.Context(), digest.Digest(ids[0].Digest())) // it is containerd's
+	if u := l.s.Usage(); u.CacheBytes != 300_000 {
+		t.Errorf("%d bytes count, of which containerd has some", u.CacheBytes)
+	}
+	l.s.Delete(t.Context(), digest.Digest(ids[0].Digest()))
+	if u := l.s.Usage(); u.CacheBytes != 600_000 {
+		t.Errorf("%d bytes count when containerd has deleted it", u.CacheBytes)
+	}
+}
+
+// When the disk is full what is lent is closed and evicted: before a blob is refused, and
+// while one is written. For the free floor, what has just come stays.
+func TestLentBlobsMakeRoom(t *testing.T) {
+	l := borrow(t, Config{Root: smallDisk(t, 4<<20), FreeFloor: -1})
+	fill := func(seed byte) {
+		t.Helper()
+		for i := range byte(3) {
+			l.lend(1_000_000, seed+i)
+		}
+	}
+	fill(10)
+	if freed := l.s.evict(t.Context(), 1, forFloor); freed != 0 || l.asked != nil {
+		t.Errorf("for the floor %d bytes were freed, and %d times something was closed", freed, len(l.asked))
 	}
 	id, data := testBlob(t, piece.SHA256, 2_500_000, 9)
-	b := fetch(t, s, id, data) // refused, but for what can be closed
+	fetch(t, l.s, id, data).Close()
+	l.s.makeRoom(t.Context(), 4<<20)
+	l.asked = nil
+	fill(20)
+	for id, b := range l.open {
+		b.Close()
+		delete(l.open, id)
+		break
+	}
+	if freed := l.s.makeRoom(t.Context(), 1_500_000); freed != 2_000_000 || len(l.asked) != 1 || l.asked[0] != 500_000 {
+		t.Errorf("freed %d bytes, asked for %v; want the one that was closed, and another", freed, l.asked)
+	}
+}
+
+// Below the free floor what containerd deletes is gone when Delete answers, and what it
+// deleted before: without Run, and although it is being seeded. What was fetched ahead stays.
+func TestDeleteBelowTheFloor(t *testing.T) {
+	root := t.TempDir()
+	rec := newRecorder()
+	l := borrow(t, Config{Root: root, FreeFloor: -1, Observer: rec})
+	var ids []piece.ID
+	for i := range 4 {
+		id, _ := l.lend(300_000, byte(i))
+		ids = append(ids, id)
+	}
+	ahead := ids[3]
+	for _, id := range ids[:3] {
+		if _, err := l.s.Info(t.Context(), digest.Digest(id.Digest())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(what string, want ...Presence) {
+		t.Helper()
+		for i, w := range want {
+			if got := l.s.Presence(ids[i]); got != w {
+				t.Errorf("%s: blob %d is %v, want %v", what, i, got, w)
+			}
+			if w == Absent && (len(places(t, root, ids[i])) != 0 || rec.gone[ids[i]] != 1 || l.open[ids[i]] != nil) {
+				t.Errorf("%s: blob %d is in %v, told gone %d times", what, i, places(t, root, ids[i]), rec.gone[ids[i]])
+			}
+		}
+	}
+	del := func(id piece.ID) {
+		t.Helper()
+		if err := l.s.Delete(t.Context(), digest.Digest(id.Digest())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	del(ids[0])
+	check("above the floor", Cached, Committed, Committed, Cached)
+	l.s.cfg.FreeFloor = 1 // never met
+	del(ids[1])
+	check("below the floor", Absent, Absent, Committed, Cached)
+	if trash, _ := os.ReadDir(filepath.Join(root, "swarm/trash")); len(trash) != 0 {
+		t.Errorf("trash: %v", trash)
+	}
+	del(ids[2])
+	check("another", Absent, Absent, Absent, Cached)
+	l.s.Info(t.Context(), digest.Digest(ahead.Digest()))
+	l.s.cfg.FreeFloor = -1
+	del(ahead)
+	l.s.cfg.FreeFloor = 1
+	l.s.sweep(t.Context())
+	check("the floor is looked at", Absent, Absent, Absent, Absent)
+}
+
+// A part whose map was not written yet makes room: on a full disk it could not be.
+func TestUnsavedPartMakesRoom(t *testing.T) {
+	root := smallDisk(t, 16<<20)
+	s := openStore(t, Config{Root: root, FreeFloor: -1})
+	s.memory = false // as on a disk: all of its space is reserved
+	id, data := testBlob(t, piece.SHA256, 10<<20, 1)
+	b := mustBlob(t, s, id, true)
+	part := func() {
+		t.Helper()
+		if err := b.WritePiece(piece.NewClaim(sumsOf(t, id, data), 3, pieceOf(id, data, 3))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	part()
+	if freed := s.makeRoom(t.Context(), 1); freed != 0 {
+		t.Errorf("%d bytes were freed of a part that is open", freed)
+	}
 	b.Close()
-	if len(asked) == 0 || asked[0] < 1_000_000 || asked[0] > 2_500_000 {
-		t.Errorf("asked for %v bytes", asked)
+	s.mu.Lock()
+	st := s.parts[id].open
+	s.mu.Unlock()
+	st.ck <- struct{}{} // its map is being written
+	if freed := s.makeRoom(t.Context(), 1); freed != 0 {
+		t.Errorf("%d bytes were freed of a part whose map is being written", freed)
 	}
-	s.makeRoom(t.Context(), 4<<20)
-	asked = nil
-	fill(3, 1_000_000)
-	open[0].Close()
-	if freed := s.makeRoom(t.Context(), 1_500_000); freed != 2_000_000 || len(asked) != 1 || asked[0] != 500_000 {
-		t.Errorf("freed %d bytes, asked for %v; want the one that was closed, and another", freed, asked)
+	<-st.ck
+	if freed := s.makeRoom(t.Context(), 1); freed < 10<<20 || s.Presence(id) != Absent || len(places(t, root, id)) != 0 {
+		t.Errorf("%d bytes were freed, the part is %v, in %v", freed, s.Presence(id), places(t, root, id))
 	}
+	s.writeMaps(true)
+	if got := places(t, root, id); len(got) != 0 {
+		t.Errorf("it is back, in %v", got)
+	}
+	b = mustBlob(t, s, id, true) // anew
+	part()
+	b.Close()
+	b = mustBlob(t, s, id, false) // in use again
+	if freed := s.makeRoom(t.Context(), 1); freed != 0 {
+		t.Errorf("%d bytes were freed of a part that is open again", freed)
+	}
+	b.Close()
+}
+
+// A pull that failed for want of space a moment ago has its other blobs open still: the
+// next one waits for them, and for what others are asked to give up, but not for ever.
+func TestFullDiskIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		gaveUp := 0
+		s := openStore(t, Config{Root: smallDisk(t, 4<<20), FreeFloor: -1, GiveUp: func(context.Context) { gaveUp++ }})
+		id, data := testBlob(t, piece.SHA256, 3_500_000, 1)
+		other := mustBlob(t, s, id, true)
+		sums := sumsOf(t, id, data)
+		for i := range id.Pieces() - 1 {
+			if err := other.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		small, smallData := testBlob(t, piece.SHA256, 1_000_000, 2)
+		b := mustBlob(t, s, small, true)
+		defer b.Close()
+		write := func() error {
+			return b.WritePiece(piece.NewClaim(sumsOf(t, small, smallData), 0, pieceOf(small, smallData, 0)))
+		}
+		before := time.Now()
+		if err := write(); !errors.Is(err, ErrNoSpace) {
+			t.Errorf("while the other is open: %v", err)
+		}
+		if took := time.Since(before); took < patience || took > 2*patience || gaveUp == 0 {
+			t.Errorf("that took %v, and others were asked %d times to give something up", took, gaveUp)
+		}
+		go func() {
+			time.Sleep(patience / 2)
+			other.Drop()
+			other.Close()
+		}()
+		if err := write(); err != nil {
+			t.Errorf("when the other was dropped: %v", err)
+		}
+	})
 }

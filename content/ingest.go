@@ -174,7 +174,11 @@ func (s *Store) Writer(ctx context.Context, opts ...ctrdcontent.WriterOpt) (ctrd
 	if err := s.refs.acquire(o.Ref); err != nil {
 		return nil, err
 	}
-	w, err := s.stock.Writer(ctx, opts...)
+	var w ctrdcontent.Writer
+	err := s.withRoom(ctx, 1<<20, func() (err error) { // for its directory
+		w, err = s.stock.Writer(ctx, opts...)
+		return err
+	})
 	if err != nil {
 		s.refs.release(o.Ref)
 		return nil, err
@@ -190,7 +194,6 @@ type seqWriter struct {
 	s      *Store
 	ref    string
 	closed bool
-	room   int64 // bytes to write before free space is looked at again
 }
 
 // note remembers the status for those who ask without a writer.
@@ -200,19 +203,12 @@ func (w *seqWriter) note() {
 	}
 }
 
-const (
-	roomStep = 16 << 20
-	roomLow  = 64 << 20 // below this much free space a sequential writer evicts
-)
-
-func (w *seqWriter) Write(p []byte) (int, error) {
-	if w.room -= int64(len(p)); w.room < 0 {
-		w.room = roomStep
-		if free, _, err := w.s.space(); err == nil && free < roomLow {
-			w.s.makeRoom(context.Background(), roomLow-free)
-		}
-	}
-	n, err := w.Writer.Write(p)
+func (w *seqWriter) Write(p []byte) (n int, err error) {
+	err = w.s.withRoom(context.Background(), 16<<20, func() error {
+		m, err := w.Writer.Write(p[n:])
+		n += m
+		return err
+	})
 	w.note()
 	if isNoSpace(err) {
 		err = fmt.Errorf("writing ref %q: %w: %w", w.ref, ErrNoSpace, err)

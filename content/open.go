@@ -23,6 +23,17 @@ import (
 // begins it anew beside the wrong one, which it replaces when it is complete. The
 // first opening of a partial blob after another boot reads and verifies what it has.
 func (s *Store) Blob(ctx context.Context, id piece.ID, create bool) (*Blob, error) {
+	return s.open(ctx, id, create, false)
+}
+
+// Lend is Blob for whoever closes a whole blob that containerd does not hold when
+// Config.Unlend asks for it. So that such a blob is open does not keep it from eviction,
+// and it counts for the cache.
+func (s *Store) Lend(ctx context.Context, id piece.ID, create bool) (*Blob, error) {
+	return s.open(ctx, id, create, true)
+}
+
+func (s *Store) open(ctx context.Context, id piece.ID, create, lend bool) (*Blob, error) {
 	if err := id.Validate(); err != nil {
 		return nil, err
 	}
@@ -71,7 +82,10 @@ func (s *Store) Blob(ctx context.Context, id piece.ID, create bool) (*Blob, erro
 			*slot = st
 		}
 		st.refs++
-		s.unkeep(v)
+		if lend {
+			st.lent++
+		}
+		s.keep(v) // or not, as it is open now
 		s.mu.Unlock()
 		if first {
 			st.load(ctx, complete)
@@ -80,13 +94,13 @@ func (s *Store) Blob(ctx context.Context, id piece.ID, create bool) (*Blob, erro
 			select {
 			case <-st.ready:
 			case <-ctx.Done():
-				s.release(st)
+				s.release(st, lend)
 				return nil, ctx.Err()
 			}
 		}
 		if st.err != nil {
 			err := st.err
-			s.release(st)
+			s.release(st, lend)
 			if !first && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) && ctx.Err() == nil {
 				continue // another opener gave up, we do not
 			}
@@ -95,7 +109,7 @@ func (s *Store) Blob(ctx context.Context, id piece.ID, create bool) (*Blob, erro
 			}
 			return nil, fmt.Errorf("opening %s: %w", id, err)
 		}
-		return &Blob{st: st}, nil
+		return &Blob{st: st, lent: lend}, nil
 	}
 }
 
@@ -181,16 +195,18 @@ func (st *state) loadComplete() error {
 
 func (st *state) loadPartial(ctx context.Context) error {
 	s := st.s
-	unlock := s.places.Lock(st.dgst)
-	f, err := disk.OpenFile(s.partialPath(st.id, ".data"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err == nil {
-		err = disk.Truncate(f, st.id.Size) // a hole, if it is new
-	}
-	unlock()
-	if err != nil {
-		if f != nil {
+	var f *os.File
+	err := s.withRoom(ctx, 1<<20, func() (err error) { // for its name
+		defer s.places.Lock(st.dgst)()
+		if f, err = disk.OpenFile(s.partialPath(st.id, ".data"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+			return err
+		}
+		if err = disk.Truncate(f, st.id.Size); err != nil { // a hole, if it is new
 			f.Close()
 		}
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	st.f = f
@@ -277,11 +293,21 @@ func (st *state) recover(ctx context.Context, r *record) error {
 }
 
 // release gives a handle up.
-func (s *Store) release(st *state) {
+func (s *Store) release(st *state, lent bool) {
 	s.mu.Lock()
 	st.refs--
+	if lent {
+		st.lent--
+	}
+	if e := s.index[st.dgst]; st.refs > 0 && e != nil && e.open == st {
+		s.keep(e) // if only borrowers have it open now
+	}
+	over := s.over() > 0
 	s.mu.Unlock()
 	s.settle(st)
+	if over {
+		s.wake()
+	}
 }
 
 // settle closes a state that nobody uses any more, once its map is written. It holds
@@ -300,6 +326,10 @@ func (s *Store) settle(st *state) {
 	st.mu.Unlock()
 	if unsaved { // and space that it does not need is to be given back
 		s.dirty[st] = struct{}{}
+		if p := s.parts[st.id]; p != nil && p.open == st { // a full disk may have no room for its map
+			p.used, p.bytes = time.Now(), bytes
+			s.keep(p)
+		}
 		s.mu.Unlock()
 		s.wakeCheckpoints()
 		return
@@ -323,7 +353,7 @@ func (s *Store) settle(st *state) {
 			s.keep(p)
 		}
 	}
-	over := s.cfg.CacheBytes > 0 && s.kept > s.cfg.CacheBytes
+	over := s.over() > 0
 	s.mu.Unlock()
 	if remove {
 		_ = disk.Remove(s.partialPath(st.id, ".map"))

@@ -160,7 +160,8 @@ func (st *state) write(i int, data [][]byte) error {
 				return err
 			}
 			need := max(int64(st.id.PieceSize(i)), 16<<20)
-			if freed := st.s.makeRoom(context.Background(), need); freed == 0 || try > 10 {
+			some := func() bool { return st.s.makeRoom(context.Background(), need) > 0 }
+			if try > 10 || !st.await(some) {
 				return st.noSpace(err)
 			}
 			d, off = d[n:], off+int64(n)

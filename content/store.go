@@ -43,16 +43,21 @@ type Config struct {
 
 	// FreeFloor is the fraction of the file system, 0 to 1, that is kept free by
 	// evicting the same things, whatever CacheBytes says. It should be above the
-	// threshold at which kubelet collects images (0.15 by default). What was used
-	// in the last 2 minutes goes only when the disk is full. 0: DefaultFreeFloor.
-	// Negative: none.
+	// threshold at which kubelet collects images (0.15 by default). What came in the
+	// last 2 minutes, and containerd has not deleted since, goes only when the disk is
+	// full. What containerd deletes below the floor is unlinked before Delete answers.
+	// 0: DefaultFreeFloor. Negative: none.
 	FreeFloor float64
 
-	// CloseIdle, if not nil, is called when the disk is full and nothing is left to
-	// evict: whoever has blobs open that nobody reads any more closes them, need bytes
-	// or all that there are, and returns then. It is called without locks held, by
-	// whoever needs the room.
-	CloseIdle func(ctx context.Context, need int64)
+	// Unlend, if not nil, closes those of ids that it has open from [Store.Lend], need
+	// bytes of them or all that there are, and returns when they are closed, or ctx is
+	// done. It is called without locks held, by whoever needs the room.
+	Unlend func(ctx context.Context, ids []piece.ID, need int64)
+
+	// GiveUp, if not nil, is called when the disk is full and nothing is left to evict:
+	// whoever has blobs open that nobody waits for closes them, and returns then. It is
+	// called like Unlend.
+	GiveUp func(ctx context.Context)
 
 	// Observer is told what changes. It may be nil.
 	Observer Observer
@@ -126,9 +131,11 @@ type Store struct {
 
 	refs ingests
 
-	trashSeq atomic.Uint64
-	kick     chan struct{} // to Run: something is to be unlinked or evicted
-	ckick    chan struct{} // to Run: a partial wants a checkpoint now
+	trashSeq  atomic.Uint64
+	unlinking chan struct{} // holds a token while the trash is being emptied
+	unlinked  atomic.Uint64 // things that were in the trash
+	kick      chan struct{} // to Run: something is to be unlinked or evicted
+	ckick     chan struct{} // to Run: a partial wants a checkpoint now
 
 	// mu guards what follows, and the fields of entries and partials. It is held
 	// for map operations only, never over I/O or callbacks. A state's mutex is
@@ -139,7 +146,8 @@ type Store struct {
 	committed int // entries of index that are Committed
 	parts     map[piece.ID]*partial
 	evictable list.List // of *entry and *partial, least recently used first
-	kept      int64     // bytes in evictable
+	lent      list.List // of *entry that only borrowers have open, in the order in which that began
+	kept      int64     // bytes in evictable and lent
 	dirty     map[*state]struct{}
 	trash     []string // paths to unlink
 	junk      []string // small files that are of no more use; unlinked like trash
@@ -153,11 +161,12 @@ type entry struct {
 	sums     bool          // there is a sums file
 	bad      bool          // quarantined
 	unsynced bool          // its name in blobs/ may not survive a power cut
+	spent    bool          // containerd had it, and has deleted it
 	size     int64         // -1: not known yet
 	created  int64         // modification time
 	updated  int64         // access time, as containerd's stock store has it
 	open     *state        // not nil while somebody has it open
-	el       *list.Element // in evictable
+	el       *list.Element // in evictable or lent
 	counted  int64         // bytes it counts for there
 }
 
@@ -195,7 +204,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 		cfg:   cfg,
 		dirs:  durable.NewDirs(cfg.Root, dirMode),
 		kick:  make(chan struct{}, 1),
-		ckick: make(chan struct{}, 1),
+		ckick: make(chan struct{}, 1), unlinking: make(chan struct{}, 1),
 		index: make(map[digest.Digest]*entry),
 		parts: make(map[piece.ID]*partial),
 		dirty: make(map[*state]struct{}),

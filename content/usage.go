@@ -7,7 +7,7 @@ type Usage struct {
 	Committed  int   // blobs of containerd's
 	Cached     int   // complete blobs that containerd does not hold
 	Partial    int   // unfinished blobs
-	CacheBytes int64 // of what may be evicted: cached and unfinished blobs that nobody has open
+	CacheBytes int64 // of what may be evicted: cached and unfinished blobs that nobody has open but borrowers
 }
 
 // Usage returns the counts, from memory.

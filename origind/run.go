@@ -131,8 +131,8 @@ func openServer(ctx, work context.Context, cfg Config, reg prometheus.Registerer
 	changes := &lateObserver{offline{}}
 	s.store, err = content.Open(ctx, content.Config{
 		Root: cfg.Root, CacheBytes: int64(cfg.Cache.Size), FreeFloor: cfg.Cache.FreeFloor, Observer: changes,
-		CloseIdle: func(ctx context.Context, need int64) { s.seeder.CloseIdle(ctx, need) },
-		Report:    func(err error) { log.G(work).WithError(err).Warn("content directory") },
+		Unlend: func(ctx context.Context, ids []piece.ID, need int64) { s.seeder.Unlend(ctx, ids, need) },
+		Report: func(err error) { log.G(work).WithError(err).Warn("content directory") },
 	})
 	if err != nil {
 		return nil, err

@@ -87,8 +87,9 @@ func (a *agent) open(ctx context.Context, d *daemon.Daemon) (err error) {
 	}
 	store, err := content.Open(ctx, content.Config{
 		Root: a.cfg.Root, CacheBytes: int64(a.cfg.Cache.Size), FreeFloor: a.cfg.Cache.FreeFloor, Observer: a,
-		CloseIdle: func(ctx context.Context, need int64) { a.seeder.CloseIdle(ctx, need) },
-		Report:    func(err error) { log.G(d.Work).WithError(err).Warn("content directory") },
+		Unlend: func(ctx context.Context, ids []piece.ID, need int64) { a.seeder.Unlend(ctx, ids, need) },
+		GiveUp: func(ctx context.Context) { a.fetches.GiveUp(ctx) },
+		Report: func(err error) { log.G(d.Work).WithError(err).Warn("content directory") },
 	})
 	if err != nil {
 		return fmt.Errorf("content directory %s: %w", a.cfg.Root, err)

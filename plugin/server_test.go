@@ -308,7 +308,7 @@ func (s *script) deliver(id piece.ID, b *scripted) error {
 	return nil
 }
 
-func (s *script) Leave(piece.ID)                           {}
+func (s *script) LeaveNow(context.Context, piece.ID)       {}
 func (s *script) AddPeers(piece.ID, []swarm.PeerInfo)      {}
 func (s *script) Share(piece.ID, uint16)                   {}
 func (s *script) Proven(piece.ID)                          {}

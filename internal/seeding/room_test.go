@@ -21,7 +21,7 @@ func TestSeededBlobMakesRoom(t *testing.T) {
 	root := t.TempDir()
 	var s *Seeder
 	store, err := content.Open(t.Context(), content.Config{
-		Root: root, FreeFloor: -1, CloseIdle: func(ctx context.Context, need int64) { s.CloseIdle(ctx, need) },
+		Root: root, FreeFloor: -1, Unlend: func(ctx context.Context, ids []piece.ID, need int64) { s.Unlend(ctx, ids, need) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -87,10 +87,6 @@ func TestSeededBlobMakesRoom(t *testing.T) {
 		t.Errorf("%d bytes were freed although somebody reads them", freed)
 	}
 	b.Close()
-	s.Keep(id)
-	if err := node.Join(t.Context(), id, swarm.JoinOptions{}); err != nil {
-		t.Fatal(err)
-	}
 	if freed := store.MakeRoom(t.Context(), 1); freed != id.Size {
 		t.Errorf("%d bytes were freed, want the blob's", freed)
 	}

@@ -22,7 +22,7 @@ const (
 	IdleAfter = 20 * time.Second
 	// MaxWanted bounds what peers have asked for and is not opened yet.
 	MaxWanted = 1024
-	// closeWithin is how long CloseIdle waits for the swarm to close a blob.
+	// closeWithin is how long Unlend waits for the swarm to close blobs.
 	closeWithin = time.Second
 )
 
@@ -42,7 +42,6 @@ type Config struct {
 		Whole() iter.Seq[piece.ID]
 		// Here reports whether a blob is whole.
 		Here(id piece.ID) bool
-		Evictable(id piece.ID) bool
 	}
 	// Announce tells the trackers of a blob, if it is whole still. together is how many
 	// became known at once, math.MaxInt at the start: less may be told of many than of a
@@ -151,25 +150,31 @@ func (s *Seeder) leave(id piece.ID) {
 	}
 }
 
-// CloseIdle closes blobs that nobody takes anything of and that can be evicted then, need
-// bytes of them or all that there are, those first that have been open for the longest. It
-// is content.Config's.
-func (s *Seeder) CloseIdle(ctx context.Context, need int64) {
+// Unlend closes those of ids that are open, need bytes of them or all that there are: in
+// their order, but those last that a peer takes something of. It is content.Config's.
+func (s *Seeder) Unlend(ctx context.Context, ids []piece.ID, need int64) {
 	n := s.node()
 	if n == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, closeWithin)
 	defer cancel()
-	for _, id := range s.open.all() {
-		if need <= 0 || ctx.Err() != nil {
-			return
+	var taken []piece.ID
+	shut := func(id piece.ID) {
+		if need > 0 && ctx.Err() == nil && !s.cfg.Busy(id) && s.open.remove(id) {
+			n.LeaveNow(ctx, id)
+			need -= id.Size
 		}
-		if s.Taken(id) || s.cfg.Busy(id) || !s.cfg.Store.Evictable(id) || !s.open.remove(id) {
-			continue
+	}
+	for _, id := range ids {
+		if s.Taken(id) {
+			taken = append(taken, id)
+		} else {
+			shut(id)
 		}
-		n.LeaveNow(ctx, id)
-		need -= id.Size
+	}
+	for _, id := range taken {
+		shut(id)
 	}
 }
 

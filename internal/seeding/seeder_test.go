@@ -81,7 +81,7 @@ type owner struct {
 	seeder *Seeder
 
 	mu     sync.Mutex
-	whole  []int // evictable, but for odd ones
+	whole  []int
 	busy   map[int]bool
 	told   []string
 	finds  int
@@ -100,8 +100,6 @@ func (o *owner) Whole() iter.Seq[piece.ID] {
 }
 
 func (o *owner) Here(id piece.ID) bool { return slices.Contains(o.whole, number(id)) }
-
-func (o *owner) Evictable(id piece.ID) bool { return number(id)%2 == 0 }
 
 func (o *owner) tell(format string, args ...any) {
 	o.mu.Lock()
@@ -272,7 +270,7 @@ func TestBusyBlobsStayJoined(t *testing.T) {
 	}{
 		{"handed over", func(o *owner) { o.seeder.Keep(blob(2)) }, func(*owner) { time.Sleep(2 * IdleAfter) }},
 		{"found whole, then idle", func(*owner) {}, func(*owner) { time.Sleep(2 * IdleAfter) }},
-		{"found whole, then room is needed", func(*owner) {}, func(o *owner) { o.seeder.CloseIdle(o.t.Context(), 100) }},
+		{"found whole, then room is needed", func(*owner) {}, func(o *owner) { o.unlend(100, 2) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -281,7 +279,7 @@ func TestBusyBlobsStayJoined(t *testing.T) {
 				o.seeder.Wanted(blob(2))
 				o.expect("wanted", 2)
 				o.node.set(func() { o.busy[2] = true })
-				o.seeder.CloseIdle(t.Context(), 100)
+				o.unlend(100, 2)
 				o.expect("room is needed", 2)
 				time.Sleep(3 * IdleAfter)
 				o.expect("somebody else needs it", 2)
@@ -295,13 +293,21 @@ func TestBusyBlobsStayJoined(t *testing.T) {
 	}
 }
 
-// When the disk is full, those are closed that are of no use to peers now, and to the disk
-// then; not more than are needed, those first that have been open for the longest, and
-// CloseIdle returns when they are closed.
-func TestClosesIdleForRoom(t *testing.T) {
+// unlend asks for the space of some blobs.
+func (o *owner) unlend(need int64, blobs ...int) {
+	var ids []piece.ID
+	for _, i := range blobs {
+		ids = append(ids, blob(i))
+	}
+	o.seeder.Unlend(o.t.Context(), ids, need)
+}
+
+// When room is needed, those are closed that are asked for; not more than are needed, those
+// last that peers take something of, and Unlend returns when they are closed.
+func TestClosesForRoom(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		o, begin := start(t, 1, 2, 4, 6, 8)
-		o.seeder.CloseIdle(t.Context(), 1) // there is no swarm yet
+		o.unlend(1, 2) // there is no swarm yet
 		begin()
 		for _, i := range o.whole {
 			o.seeder.Wanted(blob(i))
@@ -310,18 +316,18 @@ func TestClosesIdleForRoom(t *testing.T) {
 		o.node.set(func() { o.node.taken[4] = true })
 		o.node.closing = 10 * time.Millisecond
 		before := time.Now()
-		o.seeder.CloseIdle(t.Context(), 101)
+		o.unlend(101, 2, 4, 6, 7, 8)
 		if took := time.Since(before); took != 2*o.node.closing {
 			t.Errorf("closing two took %v, want until they are closed", took)
 		}
 		o.expect("101 bytes are needed", 1, 4, 8)
-		o.seeder.CloseIdle(t.Context(), 1000)
-		o.expect("more than there are", 1, 4)
+		o.unlend(101, 2, 4, 6, 8)
+		o.expect("more than idle ones have", 1)
 		o.seeder.Wanted(blob(2))
-		o.expect("wanted again", 1, 2, 4)
+		o.expect("wanted again", 1, 2)
 		o.node.set(func() { o.node.closing = time.Hour }) // a swarm that does not answer
 		before = time.Now()
-		o.seeder.CloseIdle(t.Context(), 1000)
+		o.unlend(1000, 1, 2)
 		if took := time.Since(before); took != closeWithin {
 			t.Errorf("waited %v for a swarm that closes nothing, want %v", took, closeWithin)
 		}

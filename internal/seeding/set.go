@@ -74,9 +74,6 @@ func (s *set) surplus() (out piece.ID, ok bool) {
 // remove forgets a blob, and reports whether it was open.
 func (s *set) remove(id piece.ID) bool { return s.open.Remove(id) }
 
-// all returns the blobs that are open, those first that have been for the longest.
-func (s *set) all() []piece.ID { return s.open.Keys() }
-
 func (s *set) len() int { return s.open.Len() }
 
 // leaveIdle leaves those blobs that nobody took anything of when it was called the last

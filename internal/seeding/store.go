@@ -14,9 +14,9 @@ import (
 // Store is a content.Store as a swarm.Node and a [Seeder] need it.
 type Store struct{ *content.Store }
 
-// Open implements swarm.Store.
+// Open implements swarm.Store. Who opens closes a whole blob when the Seeder asks for it.
 func (s Store) Open(ctx context.Context, id piece.ID, create bool) (swarm.Blob, error) {
-	b, err := s.Blob(ctx, id, create)
+	b, err := s.Lend(ctx, id, create)
 	if err != nil {
 		return nil, err // not a nil *content.Blob
 	}
@@ -32,9 +32,6 @@ func (s Store) Whole() iter.Seq[piece.ID] {
 
 // Here reports whether a blob is whole.
 func (s Store) Here(id piece.ID) bool { return s.Presence(id) >= content.Cached }
-
-// Evictable reports whether a blob may be evicted when nobody has it open.
-func (s Store) Evictable(id piece.ID) bool { return s.Presence(id) == content.Cached }
 
 // SumsHash returns the hash of a blob's proven sums if they are stored, and nil otherwise.
 func (s Store) SumsHash(ctx context.Context, id piece.ID) *[32]byte {

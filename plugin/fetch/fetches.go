@@ -53,7 +53,8 @@ type Peers interface {
 	// Done gives one value, for a blob that is joined: nil when it is whole, or why it
 	// cannot be had.
 	Done(id piece.ID) <-chan error
-	Leave(id piece.ID)
+	// LeaveNow leaves a blob, and returns when it is closed, or ctx is done.
+	LeaveNow(ctx context.Context, id piece.ID)
 	AddPeers(id piece.ID, p []swarm.PeerInfo)
 	Share(id piece.ID, share uint16)
 	// Proven says that the joined blob was completed by a session's writing.
@@ -381,6 +382,36 @@ func (fs *Fetches) Abandon(id piece.ID) bool {
 	fs.tell(EvAbandon{id})
 	return true
 }
+
+// GiveUp ends the fetches of blobs that no session has open, since their space is needed,
+// and returns when they, and what ended before, are closed, or after a moment.
+func (fs *Fetches) GiveUp(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, closeWithin)
+	defer cancel()
+	closing := make(chan []*handle, 1)
+	fs.do(func(ctx context.Context) {
+		for _, h := range fs.all() {
+			fs.step(ctx, EvAbandon{h.id})
+		}
+		closing <- slices.Collect(maps.Values(fs.closing))
+	})
+	var all []*handle
+	select {
+	case all = <-closing:
+	case <-fs.stopped:
+	case <-ctx.Done():
+	}
+	for _, h := range all {
+		select {
+		case <-h.ended:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// closeWithin is for how long the swarm may take to close a blob: who waits for that may be
+// whom it waits for, a piece for which there is no room.
+const closeWithin = 250 * time.Millisecond
 
 // Verdict tells what the trackers found out for the Want that had this tag.
 func (fs *Fetches) Verdict(id piece.ID, tag uint64, v tracker.VerdictKind) {

@@ -456,3 +456,32 @@ func TestPrefetchIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// When room is needed what nobody waits for is left and closed, then and there; what a
+// session has open goes on.
+func TestGiveUp(t *testing.T) {
+	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+		ahead, _ := fetchtest.Random(t, 10<<16, 2)
+		for _, id := range []piece.ID{w.ID, ahead} {
+			w.Finder.Answer(id, tracker.Sources)
+		}
+		ch := w.Wait(w.Context())
+		w.Fetches.Prefetch(ahead, 1)
+		synctest.Wait()
+		if n := len(w.Peers.Joined()); n != 2 || w.Blobs.Get(ahead).Opened != 1 {
+			t.Fatalf("%d blobs are joined", n)
+		}
+		before := time.Now()
+		w.Fetches.GiveUp(w.Context())
+		if n := w.Blobs.Get(ahead).Opened; n != 0 || w.Fetches.Has(ahead) || time.Since(before) != 0 {
+			t.Errorf("the other is open %d times after %v", n, time.Since(before))
+		}
+		if joined := w.Peers.Joined(); len(joined) != 1 || joined[0] != w.ID {
+			t.Errorf("joined: %v", joined)
+		}
+		w.Blobs.Deliver(w.ID, w.Data, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+		g := <-ch
+		w.Want(g, w.ID.Size, 0)
+		g.Session.Close()
+	})
+}

@@ -153,17 +153,20 @@ func (h *handle) swarmDone(ctx context.Context, err error) {
 	h.fs.tell(EvSwarmDone{ID: h.id, Join: h.join, Err: err})
 }
 
+// leave returns when the swarm has closed the blob, so that its space can be given back.
 func (h *handle) leave(p Peers) {
 	h.done = nil
-	p.Leave(h.id)
+	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
+	defer cancel()
+	p.LeaveNow(ctx, h.id)
 }
 
 func (h *handle) keep(p Peers) {
-	h.done = nil
 	if h.fs.cfg.Keep == nil {
-		p.Leave(h.id)
+		h.leave(p)
 		return
 	}
+	h.done = nil
 	h.fs.cfg.Keep(h.id)
 }
 

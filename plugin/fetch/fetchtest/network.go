@@ -53,7 +53,7 @@ func (p *Peers) Done(id piece.ID) <-chan error {
 	return p.done[id]
 }
 
-func (p *Peers) Leave(id piece.ID) {
+func (p *Peers) LeaveNow(_ context.Context, id piece.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.joined, id)
