@@ -145,7 +145,8 @@ func (p *Peer) onJoin(ev EvJoin) {
 
 // startWanting makes the state that a download needs.
 func (p *Peer) startWanting(b *blob) {
-	b.arrivals.began, b.named, p.doubtful = p.now, p.now, true
+	b.arrivals.began, b.named = p.now, p.now
+	b.deadEnd, p.doubtful = false, true
 	b.pick, b.seats = newPicker(b.n, p.rng), newSeats()
 	b.flight.attempts = make([]*attempt, b.n)
 	b.flight.storing = make(map[int]*attempt)

@@ -66,7 +66,7 @@ var strangers = map[string][]string{
 	"internal/sha256x2": {"golang.org/x/sys"},
 	"swarm/piece":       {"golang.org/x/sys"},
 	"swarm/wire":        {"golang.org/x/sys"},
-	"swarm":             {"golang.org/x/sys"},
+	"swarm":             {"golang.org/x/sys", "github.com/hashicorp/golang-lru"},
 	"trackerd/state":    {"google.golang.org/grpc", "google.golang.org/protobuf", "golang.org/x", "google.golang.org/genproto"},
 }
 

@@ -133,6 +133,10 @@ type Want struct {
 	Waiting bool
 	// Tag is the caller's own, to tell by it what a Verdict answers.
 	Tag uint64
+	// Lost are the peers that could deliver it but do not: they cannot be reached, or bring
+	// nothing. Who names any says that no other is known to it, and is given others, or a
+	// lease though these have the blob. The first 32 count.
+	Lost []string
 }
 
 // TrackerStatus is the state of the stream to one tracker.

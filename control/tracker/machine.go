@@ -304,6 +304,7 @@ func (m *Machine) want(id piece.ID, how Want) {
 		a.want = &want{peers: peers{}}
 	}
 	m.seq++
+	how.Lost = slices.Clone(how.Lost[:min(len(how.Lost), trackerpb.MaxLost)])
 	a.want.begin(how, m.seq, m.now)
 	for i := range a.blob.owners {
 		m.ask(a, i, answerTimeout)
@@ -474,6 +475,7 @@ func (m *Machine) facts(l *link, id piece.ID) facts {
 			Waiting: w.Waiting && !w.lease && b.act.download == nil,
 			Grant:   w.grants(i, m.now),
 			Seq:     w.answers[i].seq,
+			Lost:    w.Lost,
 		}
 	}
 	return f

@@ -159,6 +159,9 @@ func (w *world) message(m *trackerpb.FromAgent) (parts []string) {
 		if want.Grant {
 			s += " grant"
 		}
+		if len(want.Lost) > 0 {
+			s += fmt.Sprintf(" lost=%s", strings.Join(want.Lost, ","))
+		}
 		p("%s seq=%d", s, want.Seq)
 	}
 	for _, r := range m.Results {
@@ -271,10 +274,13 @@ func (w *world) do(line string) {
 			ev.SumsHash = &h
 		}
 		w.step(ev)
-	case "want": // want X [waiting] [tag=1]
+	case "want": // want X [waiting] [tag=1] [lost=a]
 		how := Want{Waiting: flag("waiting")}
 		if s := value("tag"); s != "" {
 			how.Tag = uint64(number(s))
+		}
+		if s := value("lost"); s != "" {
+			how.Lost = []string{s}
 		}
 		w.step(EvWant{ID: w.id(f[1]), Want: how})
 	case "unwant":

@@ -154,7 +154,7 @@ func (b *batch) fill() {
 		b.n++
 		return
 	}
-	for len(o.urgent) > 0 && b.n+perBlob <= trackerpb.MaxBatch {
+	for len(o.urgent) > 0 && b.n+perBlob+trackerpb.MaxLost <= trackerpb.MaxBatch {
 		id := o.urgent[0]
 		o.urgent = o.urgent[1:]
 		b.blob(id, o.news[id])
@@ -183,7 +183,7 @@ func take[E any](b *batch, from, to *[]E) {
 }
 
 // perBlob is how many elements one blob may be at most: what is had of it (which may
-// need an Inventory of its own), a Want and a LeaseProgress.
+// need an Inventory of its own), a Want and a LeaseProgress; but for who is lost to a Want.
 const perBlob = 4
 
 // blob puts into the message what is news of a blob.
@@ -199,6 +199,7 @@ func (b *batch) blob(id piece.ID, what news) {
 	if what&newsWant != 0 {
 		if f.want != nil {
 			b.m.Wants = append(b.m.Wants, f.want)
+			b.n += len(f.want.Lost)
 		} else {
 			b.m.Unwants = append(b.m.Unwants, trackerpb.FromID(id))
 		}

@@ -152,13 +152,14 @@ func TestOutboxOffers(t *testing.T) {
 // elements than the protocol allows.
 func TestOutboxIsBounded(t *testing.T) {
 	ids := numbered(400)
+	lost := slices.Repeat([]string{"n"}, trackerpb.MaxLost)
 	b := newBox(t, true)
 	for i, id := range ids {
 		pb := trackerpb.FromID(id)
 		if i%2 > 0 {
 			id.Alg = piece.SHA512 // each needs an Inventory of its own
 		}
-		b.blobs[id] = facts{state: StateComplete, downloaded: 1, want: &trackerpb.Want{Blob: pb}}
+		b.blobs[id] = facts{state: StateComplete, downloaded: 1, want: &trackerpb.Want{Blob: pb, Lost: lost[:i%(trackerpb.MaxLost+1)]}}
 		b.mark(id, newsHave|newsWant|newsDownload)
 		b.done = append(b.done, &trackerpb.LeaseDone{Blob: pb, Outcome: trackerpb.Outcome_OUTCOME_FAILED})
 		b.notHere = append(b.notHere, pb)

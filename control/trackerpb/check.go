@@ -27,6 +27,7 @@ const (
 	MaxAddr     = 261 // bytes: a name, a colon, a port
 	MaxSoftware = 64  // bytes
 	MaxError    = 256 // bytes
+	MaxLost     = 32  // names in a Want
 	MaxBatch    = 1000
 	MaxMessage  = 1 << 20 // bytes of one encoded message, either direction
 
@@ -232,6 +233,9 @@ func CheckBatch(m *FromAgent) error {
 	for _, r := range m.Results {
 		n += len(r.GetBlobs())
 	}
+	for _, w := range m.Wants {
+		n += len(w.GetLost())
+	}
 	if n > MaxBatch {
 		return fmt.Errorf("batch of %d elements, at most %d: %w", n, MaxBatch, ErrInvalid)
 	}
@@ -240,7 +244,7 @@ func CheckBatch(m *FromAgent) error {
 		each(m.Inventory, checkInventory),
 		each(m.Offers, checkOffer),
 		each(m.NotHere, checkBlob("not here")),
-		each(m.Wants, func(w *Want) error { return checkBlob("want")(w.GetBlob()) }),
+		each(m.Wants, checkWant),
 		each(m.Unwants, checkBlob("unwant")),
 		each(m.Progress, checkLeaseProgress),
 		each(m.Done, checkLeaseDone),
@@ -298,6 +302,16 @@ func CheckSelection(s *Selection) error {
 		}
 	}
 	return nil
+}
+
+func checkWant(w *Want) error {
+	if err := checkBlob("want")(w.GetBlob()); err != nil {
+		return err
+	}
+	if n := len(w.Lost); n > MaxLost {
+		return fmt.Errorf("want: %d lost nodes, at most %d: %w", n, MaxLost, ErrInvalid)
+	}
+	return each(w.Lost, func(node string) error { return checkText("want: lost node", node, 1, MaxNode) })
 }
 
 func checkAnnounce(a *Announce) error {

@@ -943,11 +943,14 @@ func (x *Offer) GetSums() []uint64 {
 }
 
 type Want struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Blob          *Blob                  `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
-	Waiting       bool                   `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"` // a client of containerd's is blocked on it: may be granted a lease
-	Grant         bool                   `protobuf:"varint,3,opt,name=grant,proto3" json:"grant,omitempty"`     // you are the tracker that may grant: the first of the two, or the first does not answer
-	Seq           uint32                 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`         // of the agent's choosing, echoed in verdicts: which Want they answer
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Blob    *Blob                  `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
+	Waiting bool                   `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"` // a client of containerd's is blocked on it: may be granted a lease
+	Grant   bool                   `protobuf:"varint,3,opt,name=grant,proto3" json:"grant,omitempty"`     // you are the tracker that may grant: the first of the two, or the first does not answer
+	Seq     uint32                 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`         // of the agent's choosing, echoed in verdicts: which Want they answer
+	// Every source that the agent knows has failed it; these are they, at most 32: it
+	// cannot reach them, or they bring nothing.
+	Lost          []string `protobuf:"bytes,5,rep,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1008,6 +1011,13 @@ func (x *Want) GetSeq() uint32 {
 		return x.Seq
 	}
 	return 0
+}
+
+func (x *Want) GetLost() []string {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
 }
 
 type LeaseProgress struct {
@@ -1947,12 +1957,13 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"sumsHashes\"1\n" +
 	"\x05Offer\x12\x14\n" +
 	"\x05blobs\x18\x01 \x03(\x06R\x05blobs\x12\x12\n" +
-	"\x04sums\x18\x02 \x03(\x06R\x04sums\"v\n" +
+	"\x04sums\x18\x02 \x03(\x06R\x04sums\"\x8a\x01\n" +
 	"\x04Want\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\bR\awaiting\x12\x14\n" +
 	"\x05grant\x18\x03 \x01(\bR\x05grant\x12\x10\n" +
-	"\x03seq\x18\x04 \x01(\rR\x03seq\"S\n" +
+	"\x03seq\x18\x04 \x01(\rR\x03seq\x12\x12\n" +
+	"\x04lost\x18\x05 \x03(\tR\x04lost\"S\n" +
 	"\rLeaseProgress\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\x86\x01\n" +

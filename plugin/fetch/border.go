@@ -105,6 +105,9 @@ type (
 		Join uint64
 		Err  error
 	}
+	// EvNoSource: the last source that the swarm knew of the blob has failed. ActSwarmStatus
+	// may follow, to hear more.
+	EvNoSource struct{ ID piece.ID }
 	// EvSwarmStatus answers ActSwarmStatus. It is zero if the blob is not joined.
 	EvSwarmStatus struct {
 		ID      piece.ID
@@ -201,6 +204,7 @@ type (
 		ID      piece.ID
 		Waiting bool // a client waits, and would take a lease
 		Ask     uint64
+		Lost    []string // every source that the swarm knows, if all of them have failed
 	}
 	ActUnwant struct{ ID piece.ID }
 	// ActAnnounce: tell the trackers that there is something of the blob (StatePartial) or
@@ -252,6 +256,7 @@ func (e EvProgress) blob() piece.ID       { return e.ID }
 func (e EvOpenFailed) blob() piece.ID     { return e.ID }
 func (e EvCompleted) blob() piece.ID      { return e.ID }
 func (e EvSwarmDone) blob() piece.ID      { return e.ID }
+func (e EvNoSource) blob() piece.ID       { return e.ID }
 func (e EvSwarmStatus) blob() piece.ID    { return e.ID }
 func (e EvVerdict) blob() piece.ID        { return e.ID }
 func (e EvPeersFound) blob() piece.ID     { return e.ID }

@@ -104,6 +104,9 @@ type part struct {
 	lookedAt time.Time // when it last said; zero: it has not, since it matters
 	reach    bool      // then: a connected peer may deliver, or a known one may still connect
 	spreadAt time.Time // when its peers last had together all that is missing
+	doubt    bool      // its last source may have failed: what it says matters though trackers know sources
+	lost     []string  // then: its sources, all of which have failed; none: it has one
+	pleaded  bool      // the trackers were told so
 }
 
 // question is what the trackers were told and answered.
@@ -190,6 +193,8 @@ func (m *Machine) take(f *fetch, ev Event) {
 		if ev.Join == f.swarm.join {
 			f.swarmDone(ev.Err)
 		}
+	case EvNoSource:
+		f.swarm.doubt, f.swarm.stale = true, true
 	case EvSwarmStatus:
 		if ev.Opening == f.opening {
 			m.looked(f, ev.Status)

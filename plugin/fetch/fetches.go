@@ -282,7 +282,7 @@ func (fs *Fetches) perform(ctx context.Context, a Action) {
 			fs.tell(EvSwarmStatus{ID: a.ID, Opening: h.opening, Status: st})
 		})
 	case ActWant:
-		finder.Want(a.ID, tracker.Want{Waiting: a.Waiting, Tag: a.Ask})
+		finder.Want(a.ID, tracker.Want{Waiting: a.Waiting, Tag: a.Ask, Lost: a.Lost})
 	case ActUnwant:
 		finder.Unwant(a.ID)
 	case ActAnnounce:
@@ -421,6 +421,13 @@ func (fs *Fetches) Verdict(id piece.ID, tag uint64, v tracker.VerdictKind) {
 // PeersFound tells of peers that the trackers named.
 func (fs *Fetches) PeersFound(id piece.ID, p []swarm.PeerInfo) {
 	fs.tell(EvPeersFound{ID: id, Peers: p})
+}
+
+// NoSource tells that the last source that the swarm knew of a blob has failed.
+func (fs *Fetches) NoSource(id piece.ID) {
+	if fs.Has(id) {
+		fs.tell(EvNoSource{ID: id})
+	}
 }
 
 // ShareTold tells what of a blob this node is to bring into its zone.

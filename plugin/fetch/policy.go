@@ -25,6 +25,7 @@ type situation struct {
 	looking  bool // the swarm has not said yet what peers and spread are
 	peers    bool // a connected peer may deliver, or a known one may still connect
 	spread   bool // the connected peers have together all that is missing
+	lost     bool // every source has failed, and trackers, who were told so, know no other
 	writing  bool // another session of this node writes the blob
 	lease    bool // this node holds the lease, no session has taken it, and this one may
 	draining bool // the agent is being stopped
@@ -83,6 +84,9 @@ func decide(s situation) decision {
 	left := last.Add(s.stall).Sub(s.now)
 	if left <= 0 {
 		return s.fallBack(OutcomeStalled)
+	}
+	if s.lost && s.verdict == tracker.Sources && !s.writing {
+		return s.fallBack(OutcomeNobody)
 	}
 	if s.writing || s.peers || s.looking {
 		return decision{wait: left}

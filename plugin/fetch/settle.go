@@ -84,7 +84,8 @@ func (m *Machine) ask(f *fetch, take bool) {
 		return
 	}
 	q := &f.question
-	now, again := wantNothing, q.usedUp
+	plead := take && f.swarm.pleads(q.verdict) && f.count(waiting) > 0
+	now, again := wantNothing, q.usedUp || plead
 	q.usedUp = false
 	switch {
 	case take && f.count(waiting) > 0:
@@ -103,10 +104,11 @@ func (m *Machine) ask(f *fetch, take bool) {
 		q.ask, q.asked = m.asks, m.now
 		// What was said to somebody who was not waiting may change: a waiting
 		// one can be granted a lease.
-		if q.verdict != tracker.Sources {
+		if q.verdict != tracker.Sources || plead {
 			q.verdict, f.swarm.stale = tracker.Unknown, true
 		}
-		m.act(ActWant{ID: f.id, Waiting: now == wantWaiting, Ask: q.ask})
+		f.swarm.pleaded = len(f.swarm.lost) > 0
+		m.act(ActWant{ID: f.id, Waiting: now == wantWaiting, Ask: q.ask, Lost: f.swarm.lost})
 	}
 	q.want = now
 	if f.disk.have.Verified > 0 && !q.partial && f.swarm.joined && !f.settled() {
@@ -118,7 +120,12 @@ func (m *Machine) ask(f *fetch, take bool) {
 // matters reports whether what the swarm can do for the blob decides anything.
 // Otherwise the swarm has better things to do than to say.
 func (f *fetch) matters() bool {
-	return f.swarm.joined && f.count(waiting) > 0 && !f.disk.have.Whole && f.question.verdict != tracker.Sources
+	return f.swarm.joined && f.count(waiting) > 0 && !f.disk.have.Whole && (f.question.verdict != tracker.Sources || f.swarm.doubt)
+}
+
+// pleads reports whether the trackers are to hear that the sources they speak of have failed.
+func (w *part) pleads(verdict tracker.VerdictKind) bool {
+	return len(w.lost) > 0 && !w.pleaded && verdict == tracker.Sources
 }
 
 // look asks the swarm what it can do for the blob, now and then.
@@ -126,6 +133,7 @@ func (m *Machine) look(f *fetch) {
 	w := &f.swarm
 	if !f.matters() {
 		w.lookedAt, w.spreadAt = time.Time{}, time.Time{} // patience begins anew
+		w.lost, w.pleaded = nil, false
 		return
 	}
 	if !w.asked && (w.stale || w.lookedAt.IsZero() || !m.now.Before(w.lookedAt.Add(poll))) {
@@ -143,6 +151,8 @@ func (m *Machine) looked(f *fetch, st swarm.BlobStatus) {
 	}
 	w.lookedAt = m.now
 	w.reach = st.Useful > 0 || st.Known > 0
+	w.doubt, w.lost = st.DeadEnd, st.Lost
+	w.pleaded = w.pleaded && st.DeadEnd
 	// What the one that went away had just sent is not announced yet.
 	if st.Missing == 0 || w.spreadAt.IsZero() {
 		w.spreadAt = m.now
@@ -169,6 +179,7 @@ func (m *Machine) situation(f *fetch) situation {
 	if f.matters() && !distrusted && !w.gaveUp {
 		s.looking = w.asked || w.lookedAt.IsZero()
 		s.peers = !s.looking && w.reach
+		s.lost = !s.looking && w.pleaded
 		s.spread = m.now.Sub(w.spreadAt) < leasePatience
 	}
 	return s

@@ -24,7 +24,8 @@ import (
 //	connect [no-trackers]
 //	disk [verified=n] [prefix=n] [full] [whole] [slow]   pieces that there are from now on, of 10
 //	disk fails=full|lost [full]       it cannot open, or complete, the blob
-//	swarm [useful=n] [known=n] [missing=n] [slow]        what it says when it is asked
+//	swarm [useful=n] [known=n] [missing=n] [lost=name] [slow]   what it says when it is asked
+//	no-source                         it says that its last source has failed
 //	done [err=full|left|disproved] [join=n]              what it says when it has ended its work, of the last join or another one
 //	open s=n [authorized]             a session; what is said of it: wait, writes, close
 //	wait s=n
@@ -170,7 +171,12 @@ func (p *play) command(d *datadriven.TestData) {
 		}
 	case "swarm":
 		p.status = swarm.BlobStatus{Useful: num("useful"), Known: num("known"), Missing: num("missing")}
+		if s := str("lost"); s != "" {
+			p.status.DeadEnd, p.status.Lost = true, []string{s}
+		}
 		p.slow = d.HasArg("slow")
+	case "no-source":
+		p.step(EvNoSource{id})
 	case "done":
 		join := p.join[id]
 		if d.HasArg("join") {
@@ -327,7 +333,9 @@ func (p *play) perform(a Action) []Event {
 		return later(p.slow, EvSwarmStatus{a.ID, p.opening[a.ID], p.status})
 	case ActWant:
 		p.ask[a.ID] = a.Ask
-		p.note("wants it (%d), waiting %t", a.Ask, a.Waiting)
+		if p.note("wants it (%d), waiting %t", a.Ask, a.Waiting); len(a.Lost) > 0 {
+			p.note("which %v fail to deliver", a.Lost)
+		}
 	case ActUnwant:
 		p.note("wants it no more")
 	case ActAnnounce:

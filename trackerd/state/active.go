@@ -20,6 +20,8 @@ type active struct {
 	dealt   []*want             // whose share has changed in this Step
 	look    lookup
 	avail   availability
+	pleas   []*want      // those of wants whose agents were failed by every source they know
+	rescue  availability // while there are sources: what is said to those that none of them delivers to
 
 	failures     int   // of upstream, in a row
 	backoffUntil int64 // no lease is granted before
@@ -47,8 +49,9 @@ type want struct {
 	seq       uint32
 	waiting   bool
 	grant     bool
-	answered  bool // had a lease since it last asked, so its STAT is answered
-	tries     int  // leases it had
+	lost      []string // sources that have failed the agent, which knows no other
+	answered  bool     // had a lease since it last asked, so its STAT is answered
+	tries     int      // leases it had
 	kind      trackerpb.Verdict_Kind
 	retry     int64 // with WAIT: until when
 	hashTold  bool
@@ -109,6 +112,7 @@ func (t *Tracker) want(a *agent, id piece.ID, m *trackerpb.Want) {
 		act.joined = true
 	}
 	w.waiting, w.grant, w.seq = m.Waiting, m.Grant, m.Seq
+	s.a.plead(w, m.Lost)
 	if m.Waiting && s.a.leaseOf(a) < 0 {
 		w.answered = false
 	}
@@ -136,6 +140,7 @@ func (t *Tracker) dropWant(s *swarm, a *agent) {
 		return
 	}
 	t.pass(s, w)
+	s.a.plead(w, nil)
 	last := len(s.a.wants) - 1
 	s.a.wants[w.pos] = s.a.wants[last]
 	s.a.wants[w.pos].pos = w.pos
@@ -153,14 +158,20 @@ func (t *Tracker) dropWant(s *swarm, a *agent) {
 func (t *Tracker) settle(s *swarm) {
 	act := s.a
 	if act != nil {
-		before := act.avail
+		before, rescue := act.avail, act.rescue
 		t.decide(s)
-		if act.avail != before {
+		if act.avail != before || act.rescue != rescue {
 			if act.avail.kind == trackerpb.Verdict_KIND_SOURCES && before.kind != 0 && before.kind != act.avail.kind {
 				act.changed, act.flushAt = true, t.now // nobody who waited must wait for the first source's name
 			}
 			for _, w := range act.wants {
 				t.verdict(s, w)
+			}
+		}
+		for _, w := range act.pleas {
+			was := w.kind
+			if t.verdict(s, w); w.kind == trackerpb.Verdict_KIND_SOURCES && w.kind != was {
+				t.fill(s, w) // it waits for a name
 			}
 		}
 		for _, w := range act.fresh {

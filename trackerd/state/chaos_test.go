@@ -68,7 +68,13 @@ func chaos(t *testing.T, seed uint64) string {
 				}
 				b.Announces = append(b.Announces, a)
 			case 8, 9, 10, 11, 12:
-				b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Waiting: rng.IntN(3) > 0, Grant: rng.IntN(4) > 0})
+				want := &trackerpb.Want{Blob: blob, Waiting: rng.IntN(3) > 0, Grant: rng.IntN(4) > 0}
+				if rng.IntN(3) == 0 {
+					for range 1 + rng.IntN(6) {
+						want.Lost = append(want.Lost, fmt.Sprintf("n%d", rng.IntN(12)))
+					}
+				}
+				b.Wants = append(b.Wants, want)
 			case 13:
 				b.Unwants = append(b.Unwants, blob)
 			case 14, 15, 16:

@@ -51,6 +51,7 @@ func (t *Tracker) schedule(s *swarm) {
 	at(a.backoffUntil)
 	at(a.nobodyUntil)
 	at(a.avail.until)
+	at(a.rescue.until)
 	if len(a.look.asked) > 0 {
 		at(a.look.until)
 	}

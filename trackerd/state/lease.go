@@ -148,12 +148,12 @@ func (t *Tracker) leaseDeadline(l *lease) int64 {
 }
 
 // candidate returns who should get the lease next: a waiting agent with the
-// fewest tries, at random. limited reports that there are such agents but each
-// holds all the un-started leases that it may.
-func (t *Tracker) candidate(s *swarm) (best *want, limited bool) {
+// fewest tries, at random, among those that may have it (nil: all). limited reports that
+// there are such agents but each holds all the un-started leases that it may.
+func (t *Tracker) candidate(s *swarm, among []*want, may func(*want) bool) (best *want, limited bool) {
 	n := 0
-	for _, w := range s.a.wants {
-		if !w.waiting || !w.grant || w.answered || s.a.leaseOf(w.agent) >= 0 {
+	for _, w := range among {
+		if !w.waiting || !w.grant || w.answered || s.a.leaseOf(w.agent) >= 0 || may != nil && !may(w) {
 			continue
 		}
 		if w.agent.unstarted >= t.cfg.MaxUnstarted {
@@ -204,7 +204,7 @@ func (t *Tracker) decide(s *swarm) {
 			slow := t.cfg.AddBelow > 0 && float64(a.windowBytes) < float64(t.cfg.AddBelow)*float64(t.now-a.window)/1e9
 			a.window, a.windowBytes = t.now, 0
 			if slow && len(a.leases) < t.cfg.MaxHolders {
-				if w, _ := t.candidate(s); w != nil {
+				if w, _ := t.candidate(s, a.wants, nil); w != nil {
 					t.stats.LeasesAdded++
 					t.grant(s, w)
 				}
@@ -219,18 +219,10 @@ func (t *Tracker) decide(s *swarm) {
 	case t.now < a.backoffUntil:
 		m.kind, m.until = trackerpb.Verdict_KIND_WAIT, a.backoffUntil
 	default:
-		w, limited := t.candidate(s)
+		w, limited := t.candidate(s, a.wants, nil)
 		switch {
 		case w != nil:
-			for i := len(a.leases) - 1; i >= 0; i-- {
-				if a.leases[i].started {
-					t.stats.LeasesStalled++
-					t.endLease(s, i, "no progress")
-				} else {
-					t.stats.LeasesUnstarted++
-					t.endLease(s, i, "not started in time")
-				}
-			}
+			t.endStale(s)
 			t.grant(s, w)
 		case len(a.leases) > 0: // nobody else would do it
 			m.late = true
@@ -244,4 +236,22 @@ func (t *Tracker) decide(s *swarm) {
 		}
 	}
 	a.avail = m
+	if m.kind == trackerpb.Verdict_KIND_SOURCES {
+		t.rescue(s)
+	}
+}
+
+// endStale ends the leases whose clocks have run out.
+func (t *Tracker) endStale(s *swarm) {
+	for i := len(s.a.leases) - 1; i >= 0; i-- {
+		switch l := &s.a.leases[i]; {
+		case t.leaseDeadline(l) > t.now:
+		case l.started:
+			t.stats.LeasesStalled++
+			t.endLease(s, i, "no progress")
+		default:
+			t.stats.LeasesUnstarted++
+			t.endLease(s, i, "not started in time")
+		}
+	}
 }

@@ -66,7 +66,7 @@ func (t *Tracker) fill(s *swarm, w *want) {
 				news.Peers = append(news.Peers, td.agent.peer(f))
 			}
 		}
-		if td.flags&pComplete != 0 {
+		if td.flags&pComplete != 0 && w.reaches(td.agent) {
 			complete++
 		}
 		keep = append(keep, td)
@@ -80,7 +80,7 @@ func (t *Tracker) fill(s *swarm, w *want) {
 			return
 		}
 		a.mark = t.mark
-		if td.flags&pComplete != 0 {
+		if td.flags&pComplete != 0 && w.reaches(a) {
 			complete++
 		}
 		w.told = append(w.told, td)

@@ -226,6 +226,14 @@ func check(t *testing.T, m *Tracker) {
 				t.Fatalf("%s: look-up is broken: %+v, asked %s", nameOf(id), s.a.look, o.hello.Node)
 			}
 		}
+		for _, w := range s.a.wants {
+			if (len(w.lost) > 0) != slices.Contains(s.a.pleas, w) {
+				t.Fatalf("%s: %s pleads: %v", nameOf(id), w.agent.hello.Node, w.lost)
+			}
+		}
+		if len(s.a.pleas) > len(s.a.wants) {
+			t.Fatalf("%s: %d plead of %d", nameOf(id), len(s.a.pleas), len(s.a.wants))
+		}
 		if s.a.look.again > m.now && s.a.heap < 0 {
 			t.Fatalf("%s: what origins said is remembered, but nothing is due", nameOf(id))
 		}
@@ -296,7 +304,7 @@ func TestTranscripts(t *testing.T) {
 				}
 				w = newWorld(t, cfg)
 				streams = map[string]Stream{}
-			case "open": // open a zone=z role=origin
+			case "open": // open a zone=z role=origin undialable
 				next++
 				role, zone := trackerpb.Role_ROLE_AGENT, ""
 				for _, arg := range d.CmdArgs[1:] {
@@ -310,7 +318,11 @@ func TestTranscripts(t *testing.T) {
 				node := d.CmdArgs[0].Key
 				streams[node] = next
 				w.nodes[next] = node
-				w.step(EvOpen{Stream: next, Hello: hello(node, zone, role)})
+				h := hello(node, zone, role)
+				if slices.ContainsFunc(d.CmdArgs, func(a datadriven.CmdArg) bool { return a.Key == "undialable" }) {
+					h.Addr = ""
+				}
+				w.step(EvOpen{Stream: next, Hello: h})
 			case "close":
 				w.step(EvClosed{streams[d.CmdArgs[0].Key]})
 			case "advance":
@@ -370,6 +382,8 @@ func parse(t *testing.T, b *trackerpb.FromAgent, f []string) {
 		b.Announces = append(b.Announces, &trackerpb.Announce{Blob: blob})
 	case "want": // may have the lease
 		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Waiting: true, Grant: true})
+	case "want-lost": // and these have failed it
+		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Waiting: true, Grant: true, Lost: f[2:]})
 	case "want-second": // waits, but this is the second tracker
 		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Waiting: true})
 	case "want-early": // does not wait yet

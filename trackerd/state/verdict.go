@@ -21,6 +21,13 @@ func (t *Tracker) verdict(s *swarm, w *want) {
 	switch {
 	case s.a.granted(w.agent):
 		kind = trackerpb.Verdict_KIND_LEASE
+	case kind == trackerpb.Verdict_KIND_SOURCES && w.waiting && !s.a.avail.late && t.stranded(s, w):
+		// It knows better than we do who delivers.
+		if kind = s.a.rescue.kind; kind == trackerpb.Verdict_KIND_WAIT && !w.grant {
+			kind = trackerpb.Verdict_KIND_NOBODY
+		} else {
+			retry = s.a.rescue.until
+		}
 	case kind == trackerpb.Verdict_KIND_SOURCES && (!s.a.avail.late || !w.waiting || w.grant):
 		// A late holder is not worth waiting for where nobody else can be sent: the
 		// tracker that grants knows better.

@@ -22,7 +22,7 @@ func (n *node) progress(id piece.ID) fetch.EvProgress {
 // sources returns the nodes that this one was told of, and can reach, which take part.
 func (n *node) sources(id piece.ID) (all []*node) {
 	for _, o := range n.w.nodes {
-		if o != n && !o.down && (n.named[id][o.name] || o.named[id][n.name]) && (o.part(id).joined || o.part(id).whole) {
+		if o != n && !o.down && !o.dead && (n.named[id][o.name] || o.named[id][n.name]) && (o.part(id).joined || o.part(id).whole) {
 			all = append(all, o)
 		}
 	}
@@ -38,8 +38,46 @@ func (n *node) status(id piece.ID) (st swarm.BlobStatus) {
 			most = max(most, have)
 		}
 	}
+	if st.Useful == 0 {
+		st.DeadEnd, st.Lost = n.deadEnd(id)
+	}
 	st.Missing = int((id.Size - most + id.Length() - 1) / id.Length())
 	return st
+}
+
+// reach finds out whether a source that was named can be reached.
+func (n *node) reach(id piece.ID, p swarm.PeerInfo) {
+	w, life := n.w, n.life
+	if !p.Complete || !slices.ContainsFunc(w.nodes, func(o *node) bool { return o.dead && o.name == p.Node }) {
+		return
+	}
+	after := w.cfg.FoundOut
+	if n.failed[p.Node] {
+		after = 0
+	}
+	w.after(after, func() {
+		if n.life != life {
+			return
+		}
+		n.failed[p.Node] = true
+		if n.status(id).DeadEnd {
+			n.fetch(fetch.EvNoSource{ID: id})
+		}
+	})
+}
+
+// deadEnd is what a swarm.Peer says of sources, if no peer has anything.
+func (n *node) deadEnd(id piece.ID) (dead bool, lost []string) {
+	for _, o := range n.w.nodes {
+		switch {
+		case !n.named[id][o.name] || !o.part(id).whole && !o.writes(id):
+		case !n.failed[o.name]:
+			return false, nil
+		default:
+			lost = append(lost, o.name)
+		}
+	}
+	return len(lost) > 0, lost
 }
 
 func (n *node) writes(id piece.ID) bool {

@@ -35,7 +35,10 @@ type Config struct {
 	Refused  int           // nodes that the registry refuses
 	Crashes  int           // nodes that crash 1 s after they began to write, for 10 s
 	Silent   bool          // trackers answer nobody
+	Full     int           // nodes, the last ones, that have everything
 	Frozen   int           // nodes that have everything, and give nothing
+	Dead     int           // more nodes that have everything, and that nobody reaches,
+	FoundOut time.Duration // which takes so long the first time
 	Trace    func(at time.Duration, node int, what string, ev any)
 }
 
@@ -73,7 +76,8 @@ func Run(cfg Config) Result {
 	for i := range cfg.Nodes {
 		n := &node{w: w, index: i, name: fmt.Sprintf("n%d", i), parts: map[piece.ID]*part{}}
 		w.nodes = append(w.nodes, n)
-		if n.frozen = i < cfg.Frozen; n.frozen {
+		n.dead = i < cfg.Dead
+		if n.frozen = i < cfg.Frozen; n.frozen || n.dead || i >= cfg.Nodes-cfg.Full {
 			for _, id := range w.blobs {
 				n.parts[id] = &part{have: id.Size, whole: true}
 			}
@@ -82,6 +86,9 @@ func Run(cfg Config) Result {
 	}
 	for _, id := range w.blobs {
 		for _, n := range w.nodes {
+			if n.dead {
+				continue
+			}
 			at := time.Second + time.Duration(w.rng.Int64N(int64(cfg.Spread)+1))
 			if w.rng.Float64() < cfg.Prefetch {
 				w.after(at-time.Duration(w.rng.Int64N(int64(min(at, cfg.Spread))+1)), func() { n.fetch(fetch.EvPrefetch{ID: id}) })
@@ -230,6 +237,7 @@ type node struct {
 	name    string
 	life    int // a crash begins another
 	frozen  bool
+	dead    bool
 	down    bool
 	m       *fetch.Machine
 	c       *tracker.Machine
@@ -239,6 +247,7 @@ type node struct {
 	clients []*client
 	parts   map[piece.ID]*part // the disk, and the part in the swarm
 	named   map[piece.ID]map[string]bool
+	failed  map[string]bool // sources that are known not to be reached
 }
 
 type part struct {
@@ -275,7 +284,7 @@ func (n *node) part(id piece.ID) *part {
 // start begins a node's life, on the disk that it has.
 func (n *node) start() {
 	w := n.w
-	n.down, n.named, n.links, n.clients = false, map[piece.ID]map[string]bool{}, map[string]*link{}, nil
+	n.down, n.named, n.links, n.clients, n.failed = false, map[piece.ID]map[string]bool{}, map[string]*link{}, nil, map[string]bool{}
 	n.due, n.dueC = time.Time{}, time.Time{}
 	n.m = fetch.NewMachine(fetch.Rules{Find: find, Stall: stall, Prefetch: time.Minute, MaxPrefetch: 32})
 	n.c = tracker.NewMachine(n.name)
@@ -464,6 +473,7 @@ func (n *node) perform(a fetch.Action) []fetch.Event {
 		}
 		for _, p := range a.Peers {
 			n.named[a.ID][p.Node] = true
+			n.reach(a.ID, p)
 		}
 	case fetch.ActSwarmStatus:
 		st, opening := n.status(a.ID), n.part(a.ID).opening
@@ -473,7 +483,7 @@ func (n *node) perform(a fetch.Action) []fetch.Event {
 			}
 		})
 	case fetch.ActWant:
-		n.track(tracker.EvWant{ID: a.ID, Want: tracker.Want{Waiting: a.Waiting, Tag: a.Ask}})
+		n.track(tracker.EvWant{ID: a.ID, Want: tracker.Want{Waiting: a.Waiting, Tag: a.Ask, Lost: a.Lost}})
 	case fetch.ActUnwant:
 		n.track(tracker.EvUnwant{ID: a.ID})
 	case fetch.ActAnnounce:

@@ -51,6 +51,12 @@ func TestFetches(t *testing.T) {
 		{"the registry refuses some", 5, func(c *Config) { c.Refused, c.Nodes = 3, 8 }, bounds{copies: 2}},
 		{"holders crash", 5, func(c *Config) { c.Crashes = 2 }, bounds{copies: 1.1}},
 		{"sources give nothing", 3, func(c *Config) { c.Frozen = 1 }, bounds{copies: 7}},
+		{"nobody reaches a source", 5, func(c *Config) { c.Dead = 1 }, bounds{copies: 1}},
+		{"sources do not answer", 5, func(c *Config) { c.Dead, c.FoundOut = 3, 1200*time.Millisecond }, bounds{copies: 1}},
+		{"one node, and its source refuses", 3, func(c *Config) { c.Dead, c.Nodes = 1, 2 }, bounds{copies: 1, wait: 200 * time.Millisecond}},
+		{"one node, and its source does not answer", 3, func(c *Config) { c.Dead, c.Nodes, c.FoundOut = 1, 2, 1200*time.Millisecond },
+			bounds{copies: 1, wait: 1400 * time.Millisecond}},
+		{"one of two sources answers", 3, func(c *Config) { c.Dead, c.Nodes, c.FoundOut, c.Full = 1, 4, 1200*time.Millisecond, 1 }, bounds{}},
 		{"trackers are silent", 3, func(c *Config) { c.Silent = true }, bounds{copies: 8, wait: find}},
 		{"there are none", 3, func(c *Config) { c.Trackers = 0 }, bounds{copies: 8, wait: 10 * time.Millisecond}}, // two questions to the swarm
 		{"all of it", 10, func(c *Config) {
