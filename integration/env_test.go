@@ -67,6 +67,33 @@ func (e *env) stopped(t *testing.T, name string, o harness.NodeOptions) *harness
 	return n
 }
 
+// machine boots a machine and installs the agent on it. It goes like a node.
+func (e *env) machine(t *testing.T, name string, o harness.NodeOptions) *harness.Machine {
+	t.Helper()
+	m := e.booted(t, name, o)
+	must(t, m.Start(e.ctx))
+	return m
+}
+
+// booted is a machine on which neither containerd nor the agent was started.
+func (e *env) booted(t *testing.T, name string, o harness.NodeOptions) *harness.Machine {
+	t.Helper()
+	if o.Registries == nil {
+		o.Registries = []string{e.reg.Addr}
+	}
+	if o.Trackers == nil {
+		o.Trackers = []string{e.tracker.Listen}
+	}
+	o.Agent = maps.Clone(o.Agent)
+	m := get(e.c.NewMachine(e.ctx, name, o))(t)
+	t.Cleanup(func() {
+		if !t.Failed() {
+			must(t, e.c.Remove(m.Node))
+		}
+	})
+	return m
+}
+
 // noBlobs fails if the node asked the registry for any of the image's blobs.
 func (e *env) noBlobs(t *testing.T, n *harness.Node, img *harness.Image) {
 	t.Helper()

@@ -10,6 +10,7 @@ missing=
 command -v runc >/dev/null || missing="$missing runc"
 [ -x /usr/sbin/dockerd ] || [ -x /usr/bin/dockerd ] || missing="$missing docker.io"
 [ "$1" != test ] || command -v skopeo >/dev/null || missing="$missing skopeo"
+[ "$1" != test ] || [ -x /usr/lib/systemd/systemd ] || missing="$missing systemd"
 [ "$1" != test ] || command -v mkfs.erofs >/dev/null || missing="$missing erofs-utils"
 [ "$1" != bench ] || command -v igzip >/dev/null || missing="$missing isal"
 [ "$1" != stress ] || command -v stress-ng >/dev/null || missing="$missing stress-ng"

@@ -77,15 +77,20 @@ func (c *Cluster) NewHost(name string) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
+	return h, c.addHost(h)
+}
+
+// addHost makes a host that was started the cluster's, and connects it.
+func (c *Cluster) addHost(h *Host) error {
 	c.mu.Lock()
 	c.numbers++
 	n := c.numbers
 	c.hosts = append(c.hosts, h)
 	c.mu.Unlock()
 	if err := plug(c.Switch, h, n); err != nil {
-		return nil, fmt.Errorf("connecting host %s: %w", name, err)
+		return fmt.Errorf("connecting host %s: %w", h.Name, err)
 	}
-	return h, nil
+	return nil
 }
 
 // Remove ends a node, as pulling its plug does, and removes its files.
@@ -192,7 +197,8 @@ func (c *Cluster) Leftovers() []string {
 	if _, err := os.Lstat(c.Dir); err == nil {
 		left = append(left, "directory "+c.Dir)
 	}
-	if b, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+	// Of this thread: the process's first one may be one that has entered a host.
+	if b, err := os.ReadFile("/proc/thread-self/mountinfo"); err == nil {
 		for line := range strings.Lines(string(b)) {
 			if strings.Contains(line, c.name) {
 				left = append(left, "mount "+strings.TrimSpace(line))
@@ -219,7 +225,15 @@ var noise = regexp.MustCompile(`(?m)^.*(msg="(skip )?loading plugin"|msg="starti
 // Logs returns the ends of all log files, for a failure's report.
 func (c *Cluster) Logs(lines int) string {
 	files, _ := filepath.Glob(filepath.Join(c.Dir, "*", "*.log"))
+	c.mu.Lock()
+	nodes := slices.Clone(c.nodes)
+	c.mu.Unlock()
 	var b strings.Builder
+	for _, n := range nodes {
+		if n.machine {
+			fmt.Fprintf(&b, "--- %s, journal\n%s\n", n.Name, lastLines(noise.ReplaceAllString(n.journal("-q"), ""), 3*lines))
+		}
+	}
 	for _, f := range files {
 		text, err := os.ReadFile(f)
 		if err != nil {

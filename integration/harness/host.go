@@ -29,7 +29,8 @@ type Host struct {
 	Addr string // IPv4 on the cluster's network, without port
 	Dir  string // its files, on the machine's file system; removed with the cluster
 
-	init  *exec.Cmd
+	init  *exec.Cmd // PID 1, or what started a systemd that is
+	pid   int       // of PID 1, on this machine
 	stdin io.Closer
 	net   netns.NsHandle
 	veth  string // the bridge's end of its link, "" for the switch itself
@@ -50,10 +51,21 @@ func startHost(name, dir string) (*Host, error) {
 	}
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), initEnv+"="+name)
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
-		Setpgid:    true, // a terminal's ^C is for the harness alone
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: hostNamespaces}
+	return beginHost(&Host{Name: name, Dir: dir, init: cmd})
+}
+
+// hostNamespaces are what a host has of its own.
+const hostNamespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+
+// beginHost starts a host's first process, which says "ready" when the host is set up.
+// If that is not PID 1, it says PID 1's number, too.
+func beginHost(h *Host) (*Host, error) {
+	cmd, name := h.init, h.Name
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
+	cmd.SysProcAttr.Setpgid = true // a terminal's ^C is for the harness alone
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -69,12 +81,13 @@ func startHost(name, dir string) (*Host, error) {
 		}
 		return nil, fmt.Errorf("starting host %s: %w", name, err)
 	}
-	h := &Host{Name: name, Dir: dir, init: cmd, stdin: stdin}
-	if line, _ := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
+	h.stdin, h.pid = stdin, cmd.Process.Pid
+	line, _ := bufio.NewReader(stdout).ReadString('\n')
+	if _, err := fmt.Sscanf(line, "ready %d\n", &h.pid); err != nil && line != "ready\n" {
 		h.close()
 		return nil, fmt.Errorf("host %s did not come up", name)
 	}
-	if h.net, err = netns.GetFromPid(cmd.Process.Pid); err != nil {
+	if h.net, err = netns.GetFromPid(h.pid); err != nil {
 		h.close()
 		return nil, fmt.Errorf("host %s: %w", name, err)
 	}
@@ -86,9 +99,11 @@ func (h *Host) close() {
 	h.mu.Lock()
 	procs := h.procs
 	h.mu.Unlock()
-	_ = h.init.Process.Kill()
+	if h.pid == h.init.Process.Pid {
+		_ = h.init.Process.Kill()
+	}
+	h.stdin.Close() // of what has PID 1 as its child: it kills and awaits it
 	_ = h.init.Wait()
-	h.stdin.Close()
 	for _, p := range procs {
 		<-p.done
 	}
@@ -100,7 +115,7 @@ func (h *Host) close() {
 // Path maps a path as the host sees it to one that this process can open, for
 // what lies on a mount of the host's own (/run, a small disk).
 func (h *Host) Path(p string) string {
-	return filepath.Join("/proc", fmt.Sprint(h.init.Process.Pid), "root", p)
+	return filepath.Join("/proc", fmt.Sprint(h.pid), "root", p)
 }
 
 // nsFlags are the kinds of namespaces of a host to enter.
@@ -115,7 +130,7 @@ const (
 // in runs f on a thread that has entered the host's namespaces. f must not start
 // goroutines that count on it.
 func (h *Host) in(flags nsFlags, f func() error) error {
-	pid := h.init.Process.Pid
+	pid := h.pid
 	return onThread(func() error {
 		if flags&enterMount != 0 {
 			if err := unix.Unshare(unix.CLONE_FS); err != nil {

@@ -17,6 +17,12 @@ func init() {
 	if name := os.Getenv(initEnv); name != "" {
 		hostInit(name)
 	}
+	if machine := os.Getenv(keeperEnv); machine != "" {
+		keepMachine(machine)
+	}
+	if machine := os.Getenv(bootEnv); machine != "" {
+		bootMachine(machine)
+	}
 }
 
 // hostInit is PID 1 of a host: it sets up the mount namespace, reaps orphans,

@@ -51,6 +51,7 @@ type Node struct {
 	agent      *Process
 	tap        *Tap
 	listener   *os.File // the agent's socket, which outlives it as under systemd
+	machine    bool     // it belongs to a Machine
 
 	mu      sync.Mutex
 	client  *containerd.Client
@@ -70,7 +71,7 @@ func (c *Cluster) NewNode(name string, o NodeOptions) (*Node, error) {
 // NewNodeOn makes a node on a host that others are on, too, so that they speak over its
 // loopback interface. It goes with the host, and its ports are for the caller to choose.
 func (c *Cluster) NewNodeOn(h *Host, name string, o NodeOptions) (*Node, error) {
-	return c.newNode(&Host{Name: name, Addr: h.Addr, Dir: filepath.Join(h.Dir, name), init: h.init, net: h.net, veth: h.veth}, o)
+	return c.newNode(&Host{Name: name, Addr: h.Addr, Dir: filepath.Join(h.Dir, name), init: h.init, pid: h.pid, net: h.net, veth: h.veth}, o)
 }
 
 func (c *Cluster) newNode(h *Host, o NodeOptions) (*Node, error) {
@@ -116,7 +117,7 @@ func (n *Node) CertsDir() string { return filepath.Join(n.Dir, "certs.d") }
 // ContentDir is containerd's content directory as this process sees it.
 func (n *Node) ContentDir() string {
 	p := filepath.Join(n.Root, "io.containerd.content.v1.content")
-	if n.Options.Disk != 0 {
+	if n.Options.Disk != 0 || n.machine {
 		return n.Path(p)
 	}
 	return p
@@ -133,10 +134,26 @@ func (n *Node) Start(ctx context.Context) error {
 }
 
 func (n *Node) writeContainerdConfig() error {
-	o := n.Options
-	runc, err := runc()
+	text, err := n.Options.containerdConfig(containerdFiles{
+		root: n.Root, state: filepath.Join(n.Dir, "state"), socket: n.Socket, debug: n.DebugSocket(),
+		imports: filepath.Join(n.Dir, "conf.d", "*.toml"), certs: n.CertsDir(), cni: filepath.Join(n.Dir, "cni"),
+	})
 	if err != nil {
 		return err
+	}
+	return os.WriteFile(filepath.Join(n.Dir, "containerd.toml"), []byte(text), 0o644)
+}
+
+// containerdFiles are where a containerd has its files, as it sees them.
+type containerdFiles struct {
+	root, state, socket, debug, imports, certs, cni string
+}
+
+// containerdConfig is the text of containerd's configuration.
+func (o *NodeOptions) containerdConfig(f containerdFiles) (string, error) {
+	runc, err := runc()
+	if err != nil {
+		return "", err
 	}
 	var b strings.Builder
 	level := "info"
@@ -189,12 +206,12 @@ imports = [%[3]q]
 
 [plugins."io.containerd.nri.v1.nri"]
   disable = true
-`, n.Root, filepath.Join(n.Dir, "state"), filepath.Join(n.Dir, "conf.d", "*.toml"), n.Socket, level, shared,
-		o.LocalPull, o.DiscardLayers, pause, n.CertsDir(), filepath.Join(n.Dir, "cni"), runc, "/run/runc", n.DebugSocket())
+`, f.root, f.state, f.imports, f.socket, level, shared,
+		o.LocalPull, o.DiscardLayers, pause, f.certs, f.cni, runc, "/run/runc", f.debug)
 	if o.ContainerdTOML != "" {
 		b.WriteString("\n" + o.ContainerdTOML)
 	}
-	return os.WriteFile(filepath.Join(n.Dir, "containerd.toml"), []byte(b.String()), 0o644)
+	return b.String(), nil
 }
 
 // DebugSocket is where containerd serves its profiler.
@@ -213,20 +230,23 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return n.containerd.await(ctx, func(ctx context.Context) error {
-		// One dial that fails fast: the client's own would wait and back off.
-		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", n.Socket)
-		if err != nil {
-			return err
-		}
-		conn.Close()
-		_, r, err := n.CRI(ctx)
-		if err != nil {
-			return err
-		}
-		_, err = r.Version(ctx, "v1")
+	return n.containerd.await(ctx, n.containerdReady)
+}
+
+// containerdReady asks containerd's CRI whether it is there.
+func (n *Node) containerdReady(ctx context.Context) error {
+	// One dial that fails fast: the client's own would wait and back off.
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", n.Socket)
+	if err != nil {
 		return err
-	})
+	}
+	conn.Close()
+	_, r, err := n.CRI(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = r.Version(ctx, "v1")
+	return err
 }
 
 // StopContainerd sends SIGTERM and waits; containers live on.
@@ -299,24 +319,31 @@ func (n *Node) closeClients() {
 }
 
 // AgentSocket is the agent's content socket; AdminSocket its admin socket.
-func (n *Node) AgentSocket() string { return filepath.Join(n.Dir, "agent.sock") }
+func (n *Node) AgentSocket() string {
+	if n.machine {
+		return n.Path(machineAgentSocket)
+	}
+	return filepath.Join(n.Dir, "agent.sock")
+}
 
 // AdminSocket is where `capelin status` asks.
-func (n *Node) AdminSocket() string { return filepath.Join(n.Dir, "admin.sock") }
+func (n *Node) AdminSocket() string {
+	if n.machine {
+		return n.Path("/run/capelin/admin.sock")
+	}
+	return filepath.Join(n.Dir, "admin.sock")
+}
 
 // AgentConfig is the path of the agent's configuration.
 func (n *Node) AgentConfig() string { return filepath.Join(n.Dir, "agent.toml") }
 
-// writeAgentConfig writes agent.toml from the harness's values and Options.Agent.
-func (n *Node) writeAgentConfig() error {
+// agentKeys are the harness's values for agent.toml, as TOML, changed by Options.Agent.
+func (n *Node) agentKeys() map[string]string {
 	trackers := make([]string, len(n.Options.Trackers))
 	for i, t := range n.Options.Trackers {
 		trackers[i] = fmt.Sprintf("%q", t)
 	}
 	keys := map[string]string{
-		"root":      fmt.Sprintf("%q", filepath.Join(n.Root, "io.containerd.content.v1.content")),
-		"socket":    fmt.Sprintf("%q", n.AgentSocket()),
-		"admin":     fmt.Sprintf("%q", n.AdminSocket()),
 		"listen":    fmt.Sprintf("%q", n.Addr+":7401"),
 		"metrics":   fmt.Sprintf("%q", n.Addr+":7403"),
 		"node":      fmt.Sprintf("%q", n.Name),
@@ -326,6 +353,11 @@ func (n *Node) writeAgentConfig() error {
 		// Tests must not depend on how full this machine's disk is.
 		"cache.free_floor": "-1.0",
 	}
+	if !n.machine {
+		keys["root"] = fmt.Sprintf("%q", filepath.Join(n.Root, "io.containerd.content.v1.content"))
+		keys["socket"] = fmt.Sprintf("%q", n.AgentSocket())
+		keys["admin"] = fmt.Sprintf("%q", n.AdminSocket())
+	}
 	for k, v := range n.Options.Agent {
 		if v == "" {
 			delete(keys, k)
@@ -333,8 +365,13 @@ func (n *Node) writeAgentConfig() error {
 			keys[k] = v
 		}
 	}
+	return keys
+}
+
+// writeAgentConfig writes agent.toml.
+func (n *Node) writeAgentConfig() error {
 	var lines []string
-	for k, v := range keys {
+	for k, v := range n.agentKeys() {
 		lines = append(lines, k+" = "+v+"\n")
 	}
 	slices.Sort(lines)
@@ -402,21 +439,23 @@ func (n *Node) AgentReady(ctx context.Context) error {
 
 // AwaitTrackers waits until the agent is connected to all its trackers.
 func (n *Node) AwaitTrackers(ctx context.Context) error {
-	return n.agent.await(ctx, func(ctx context.Context) error {
-		st, err := n.Status(ctx)
-		if err != nil {
-			return err
+	return n.agent.await(ctx, n.trackersConnected)
+}
+
+func (n *Node) trackersConnected(ctx context.Context) error {
+	st, err := n.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if len(st.Trackers) < len(n.Options.Trackers) {
+		return errors.New("the agent has not begun to connect to its trackers")
+	}
+	for _, t := range st.Trackers {
+		if !t.Connected {
+			return fmt.Errorf("no connection to tracker %s: %s", t.Address, t.Error)
 		}
-		if len(st.Trackers) < len(n.Options.Trackers) {
-			return errors.New("the agent has not begun to connect to its trackers")
-		}
-		for _, t := range st.Trackers {
-			if !t.Connected {
-				return fmt.Errorf("no connection to tracker %s: %s", t.Address, t.Error)
-			}
-		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // StopAgent sends SIGTERM and waits.

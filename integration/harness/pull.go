@@ -126,7 +126,11 @@ func (n *Node) Ctr(ctx context.Context, namespace string, args ...string) (strin
 	if err != nil {
 		return "", err
 	}
-	return n.Command(ctx, nil, bin, append([]string{"--address", n.Socket, "-n", namespace}, args...)...)
+	socket := n.Socket
+	if n.machine {
+		bin, socket = "/usr/local/bin/ctr", machineContainerd
+	}
+	return n.Command(ctx, nil, bin, append([]string{"--address", socket, "-n", namespace}, args...)...)
 }
 
 // PullCtr pulls with ctr (the transfer service), or with local with its own client.

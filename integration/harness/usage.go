@@ -17,7 +17,7 @@ const userHz = 100
 // it was started, those that have ended included. What the kernel does on its own
 // threads (writing to disks, most of receiving) belongs to nobody.
 func (h *Host) CPU() (time.Duration, error) {
-	mine, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid_for_children", h.init.Process.Pid))
+	mine, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid_for_children", h.pid))
 	if err != nil {
 		return 0, fmt.Errorf("host %s is gone: %w", h.Name, err)
 	}
