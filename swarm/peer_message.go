@@ -162,6 +162,9 @@ func (p *Peer) onHave(c *conn, m *wire.Have) {
 		}
 		if l.blob != nil {
 			l.gain(int(i))
+			if l.blob.have.Full() {
+				l.blob.sent.elsewhere(l.blob.n, int(i))
+			}
 			beyond = beyond || int(i) >= l.blob.sums.verifiable()
 		}
 	}

@@ -78,12 +78,12 @@ func (p *Peer) onRequest(c *conn, m *wire.Request) {
 }
 
 // offer chooses the piece for an AnyPiece request: the least often sent of
-// those that the requester lacks, at random among equals, or -1.
+// those that the requester lacks, of equals as sendCounts says, or -1.
 func (p *Peer) offer(b *blob, l *link) int {
 	if l.complete {
 		return -1
 	}
-	return b.sent.least(b.n, p.rng.IntN(b.n), func(i int) bool {
+	return b.sent.least(b.n, b.sent.first(b.n, p.rng), func(i int) bool {
 		return b.have.Has(i) && !l.have.Has(i) && !l.unannounced[int32(i)]
 	})
 }

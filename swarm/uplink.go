@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -252,8 +253,49 @@ func (k *uplink) remove(u *upload) bool {
 }
 
 // sendCounts is how often each piece of a blob was sent, or is being. It belongs to the
-// blob: a seeder that chooses sends what it has sent least.
-type sendCounts struct{ times []uint32 } // nil before the first
+// blob: a seeder that chooses sends what it has sent least, of that one of the first. So what
+// the swarm has when its only seeder goes away is the blob's beginning, and of use: whoever
+// fetches the rest from elsewhere begins at the first gap. Where there are more seeders they
+// would all send the same, and each chooses among all.
+type sendCounts struct {
+	times   []uint32 // nil before the first
+	front   int      // all before it were sent
+	foreign int      // pieces that somebody had before they were sent here
+}
+
+const (
+	// The first probes pieces are chosen among so many: two seeders that both send the first ones,
+	// equally fast, could not be told from one.
+	probes     = 64
+	amongFirst = 16
+	// manySources is after how many pieces of others' a seeder is not the only one. Who comes
+	// back with what it had, or writes what it downloads itself, is like one.
+	manySources = 4
+)
+
+// elsewhere notes that somebody has piece i of n, who may have it from here or not.
+func (s *sendCounts) elsewhere(n, i int) {
+	s.make(n)
+	if s.times[i] == 0 {
+		s.times[i] = 1
+		s.foreign++
+	}
+}
+
+// first returns from where on pieces of n are chosen.
+func (s *sendCounts) first(n int, rng *rand.Rand) int {
+	if s.foreign >= manySources {
+		return rng.IntN(n)
+	}
+	s.make(n)
+	for s.front < n && s.times[s.front] > 0 {
+		s.front++
+	}
+	if s.front < probes {
+		return (s.front + rng.IntN(amongFirst)) % n
+	}
+	return s.front % n
+}
 
 // add counts a piece of n; takeBack, that nothing of it was sent.
 func (s *sendCounts) add(n, i int) {
@@ -264,6 +306,7 @@ func (s *sendCounts) add(n, i int) {
 func (s *sendCounts) takeBack(i int) {
 	if s.times[i] > 0 {
 		s.times[i]--
+		s.front = min(s.front, i)
 	}
 }
 

@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -261,5 +262,63 @@ func TestLeastSent(t *testing.T) {
 	}
 	if i := (&sendCounts{}).least(piece.MaxSize/piece.MaxLength, 7, func(int) bool { return true }); i != 7 {
 		t.Errorf("piece %d is chosen first, want the first tried", i)
+	}
+}
+
+// A seeder that chooses sends the first pieces first once it knows that it is alone, and any
+// if it is not.
+func TestSendCountsOrder(t *testing.T) {
+	const n = 1000
+	rng := rand.New(rand.NewPCG(1, 1))
+	var s sendCounts
+	send := func() int {
+		i := s.least(n, s.first(n, rng), func(int) bool { return true })
+		s.add(n, i)
+		return i
+	}
+	inOrder := true
+	for k := range probes + 10*amongFirst {
+		i := send()
+		inOrder = inOrder && i == k
+	}
+	if inOrder {
+		t.Error("the first pieces are sent in order: two seeders send the same")
+	}
+	if s.times[0] != 1 || s.front < probes {
+		t.Fatalf("sent up to piece %d without a gap", s.front)
+	}
+	last := s.front
+	for range 100 {
+		i := send()
+		if i < last {
+			t.Fatalf("piece %d after %d", i, last)
+		}
+		last = i
+	}
+	s.takeBack(70) // not sent after all
+	if i := send(); i != 70 {
+		t.Errorf("piece %d, not the first that was not sent", i)
+	}
+	for i := range manySources {
+		s.elsewhere(n, i) // what it sent itself
+	}
+	if s.foreign != 0 {
+		t.Errorf("%d pieces of others, of its own", s.foreign)
+	}
+	for i := range manySources {
+		s.elsewhere(n, 900+i)
+	}
+	far := 0
+	for range 100 {
+		i := send()
+		if i >= 900 && i < 900+manySources {
+			t.Errorf("piece %d, which others had, before those that nobody has", i)
+		}
+		if i > last+100 {
+			far++
+		}
+	}
+	if far == 0 {
+		t.Error("still in order, though there is another source")
 	}
 }

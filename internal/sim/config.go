@@ -96,6 +96,7 @@ const (
 // Result is what came out.
 type Result struct {
 	Hosts  []HostResult
+	Blobs  []Part           // what the hosts that are up, but for those with Seed, have together at the end
 	Zones  map[string]int64 // bytes of blocks that entered each zone from others
 	Events int              // steps of all peers
 	Time   time.Duration    // virtual, when the run ended
@@ -108,7 +109,8 @@ type HostResult struct {
 	Done      bool
 	Took      time.Duration // from joining until it had proven everything
 	BlobDone  []time.Duration
-	Up, Down  int64 // bytes of blocks sent and received
+	Parts     []Part // by blob, at the end
+	Up, Down  int64  // bytes of blocks sent and received
 	Redundant int64
 	Early     int64    // bytes of blocks that a host with Seed sent again before it had sent every piece once
 	Convicted []string // nodes that it convicted, in order
@@ -118,6 +120,9 @@ type HostResult struct {
 	Dials     int
 	Reports   []swarm.Report
 }
+
+// Part is how many pieces of a blob are there, and without a gap from the first one on.
+type Part struct{ Have, Prefix int }
 
 // divided returns cfg with all that is counted in bytes divided by k.
 func (cfg Config) divided(k int64) Config {

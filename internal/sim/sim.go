@@ -127,6 +127,20 @@ func (r *run) result(res *Result) {
 		}
 		h.res.Up, h.res.Down, h.res.Redundant, h.res.Early = k*h.res.Up, k*h.res.Down, k*h.res.Redundant, k*h.res.Early
 	}
+	for _, b := range r.blobs {
+		all := piece.NewBits(b.id.Pieces())
+		for _, h := range r.hosts {
+			have := h.have[b.id]
+			if have == nil {
+				have = piece.NewBits(all.Len())
+			}
+			h.res.Parts = append(h.res.Parts, Part{have.Count(), have.Prefix()})
+			for i := have.NextSet(0); i >= 0 && h.up && !h.Seed; i = have.NextSet(i + 1) {
+				all.Set(i)
+			}
+		}
+		res.Blobs = append(res.Blobs, Part{all.Count(), all.Prefix()})
+	}
 	for name, z := range r.zones {
 		res.Zones[name] = k * z.in
 	}
