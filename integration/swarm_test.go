@@ -1,13 +1,11 @@
 package integration
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -17,14 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/capelin-io/capelin/control/tracker"
-	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/integration/benchkit"
 	"github.com/capelin-io/capelin/integration/harness"
-	"github.com/capelin-io/capelin/swarm"
-	"github.com/capelin-io/capelin/swarm/piece"
-	"github.com/capelin-io/capelin/swarm/swarmtest"
-	"github.com/capelin-io/capelin/swarm/wire"
 )
 
 const (
@@ -207,12 +199,12 @@ func TestSwarmFaults(t *testing.T) {
 	}
 	for i, l := range []struct {
 		name string
-		lie  lie
+		lie  harness.Lie
 		seen string
 	}{
-		{"a peer corrupts every tenth piece", corrupts, "bad piece.* peer=liar"},
-		{"a peer lies in its sums", wrongSums, "an origin claims other sums"},
-		{"a peer announces what it does not have", hasNothing, "peer stalled.* peer=liar"},
+		{"a peer corrupts every tenth piece", harness.Corrupts, "bad piece.* peer=liar"},
+		{"a peer lies in its sums", harness.WrongSums, "an origin claims other sums"},
+		{"a peer announces what it does not have", harness.HasNothing, "peer stalled.* peer=liar"},
 	} {
 		t.Run(l.name, func(t *testing.T) {
 			f := newFanout(t, uint64(100+i))
@@ -304,106 +296,9 @@ func (f *fanout) survivors() {
 	}
 }
 
-type lie int
-
-const (
-	corrupts   lie = iota // every tenth piece
-	wrongSums             // proven, it says
-	hasNothing            // and answers nothing
-)
-
-// liar is a real node on a host of its own whose disk lies, and which says that it
-// has the whole blob.
-func (f *fanout) liar(l lie) {
+// liar is a node that says that it has the whole blob.
+func (f *fanout) liar(l harness.Lie) {
 	f.Helper()
-	h := get(f.c.NewHost("liar"))(f.T)
-	must(f.T, f.c.Shape(h, swarmRate))
-	data := get(os.ReadFile(f.data))(f.T)
-	id, err := piece.ParseID(f.digest, swarmBlob)
-	must(f.T, err)
-	sums := swarmtest.SumsOf(id, data)
-	hash := sums.Hash()
-	store := swarmtest.NewStore("")
-	if l == wrongSums {
-		states := slices.Clone(sums.Bytes())
-		states[0]++
-		sums = piece.NewSums(id)
-		must(f.T, sums.Append(states))
-		hash = sums.Hash() // trackers believe it, since the liar comes first
-	}
-	_, err = store.Add(id, data, sums)
-	must(f.T, err)
-	ctx, cancel := context.WithCancel(f.ctx)
-	addr := h.Addr + ":7401"
-	node, err := swarm.NewNode(swarm.NodeConfig{
-		Cluster: "default", Node: "liar", Advertise: addr,
-		Listener: get(h.Listen("tcp", addr))(f.T),
-		Dial:     func(ctx context.Context, addr string) (net.Conn, error) { return h.DialContext(ctx, "tcp", addr) },
-		Store:    lyingStore{store, l, ctx},
-	})
-	must(f.T, err)
-	client := tracker.New(tracker.Config{
-		Trackers: []string{f.tracker.Listen},
-		Dial:     func(ctx context.Context, addr string) (net.Conn, error) { return h.DialContext(ctx, "tcp", addr) },
-		Hello:    tracker.Hello{Cluster: "default", Node: "liar", Addr: addr, Role: wire.RoleAgent},
-	}, deaf{})
-	ended := []func() error{
-		do(func() error { return node.Run(ctx) }),
-		do(func() error { return client.Run(ctx) }),
-	}
-	f.Cleanup(func() {
-		cancel()
-		for _, e := range ended {
-			_ = e()
-		}
-	})
-	must(f.T, node.Join(ctx, id, swarm.JoinOptions{}))
-	client.AnnounceComplete(id, &hash)
-	f.poll(f.T, "the liar is connected to the tracker", func() bool {
-		st := client.Status()
-		return len(st) > 0 && st[0].Connected
-	})
+	n := get(f.c.NewLiar(f.ctx, "liar", f.tracker.Listen, swarmRate, l))(f.T)
+	must(f.T, n.Claim(f.ctx, f.digest, get(os.ReadFile(f.data))(f.T)))
 }
-
-// lyingStore is one whose blobs lie.
-type lyingStore struct {
-	*swarmtest.Store
-	lie lie
-	ctx context.Context
-}
-
-func (s lyingStore) Open(ctx context.Context, id piece.ID, create bool) (swarm.Blob, error) {
-	b, err := s.Store.Open(ctx, id, create)
-	return lyingBlob{b, id, s}, err
-}
-
-type lyingBlob struct {
-	swarm.Blob
-	id piece.ID
-	s  lyingStore
-}
-
-func (b lyingBlob) File() *os.File { return nil }
-
-func (b lyingBlob) ReadAt(p []byte, off int64) (int, error) {
-	n, err := b.Blob.ReadAt(p, off)
-	switch i := int(off / b.id.Length()); {
-	case b.s.lie == corrupts && i%10 == 3:
-		p[0]++
-	case b.s.lie == hasNothing:
-		<-b.s.ctx.Done() // nor does it say so
-		return 0, b.s.ctx.Err()
-	}
-	return n, err
-}
-
-// deaf does not care what trackers say.
-type deaf struct{}
-
-func (deaf) Peers(piece.ID, []tracker.Peer)    {}
-func (deaf) PeersGone(piece.ID, []string)      {}
-func (deaf) Share(piece.ID, uint16)            {}
-func (deaf) SumsHash(piece.ID, [32]byte)       {}
-func (deaf) Verdict(piece.ID, tracker.Verdict) {}
-func (deaf) Command(*trackerpb.Command)        {}
-func (deaf) Lookup(piece.ID)                   {}
