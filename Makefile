@@ -96,12 +96,12 @@ benchcmp: ## benchmarks of this tree against those of BASE (a commit), ten runs 
 # ARGS are more flags: make bench-pull ARGS='-cases small -json pull.json'
 ARGS ?=
 
-BENCHES := $(B)/bench-pull $(B)/bench-fanout $(B)/bench-swarm $(B)/bench-tracker
+BENCHES := $(B)/bench-pull $(B)/bench-fanout $(B)/bench-swarm $(B)/bench-tracker $(B)/bench-sources
 .PHONY: $(BENCHES)
 $(BENCHES): $(B)/bench-%:
 	@cd $(I) && $(GO) build -trimpath -o bin/$(@F) ./cmd/$(@F)
 
-.PHONY: bench-pull bench-fanout bench-swarm bench-tracker calibrate
+.PHONY: bench-pull bench-fanout bench-swarm bench-tracker bench-sources calibrate
 bench-pull: $(B)/capelin $(B)/2.4/containerd $(B)/registry
 bench-pull: $(B)/bench-pull ## a pull by a stock containerd and by one with Capelin, in turn (root; a quarter of an hour)
 	@$(I)/prepare.sh bench
@@ -126,6 +126,11 @@ bench-swarm: $(B)/capelin $(B)/bench-swarm ## agents on one loopback interface, 
 
 bench-tracker: $(B)/capelin $(B)/bench-tracker ## a tracker's memory with 15,000 streams, and how soon it knows all after a kill -9
 	cd $(I) && bin/bench-tracker $(ARGS)
+
+bench-sources: $(B)/capelin $(B)/2.4/containerd $(B)/registry
+bench-sources: $(B)/bench-sources ## pulls beside peers and registries that do not deliver, against a stock containerd (root; a quarter of an hour)
+	@$(I)/prepare.sh demo
+	cd $(I) && bin/bench-sources $(ARGS)
 
 .PHONY: sim
 sim: ## the table of goals in virtual time: thousands of hosts (an hour)

@@ -44,6 +44,8 @@ func TestBenchmarks(t *testing.T) {
 		{"bench-tracker", []string{"-agents", "40", "-blobs", "30"}, []string{"agents=40 ", "refill_s=", "peak_rss_mib="}},
 		{"bench-pull", []string{"-cases", "tiny", "-rounds", "1", "-rate", "100e6"},
 			[]string{"tiny_wall_ratio=", "tiny_cpu_ratio=", "tiny_over_floors="}},
+		{"bench-sources", []string{"-only", "^1 one of three"},
+			[]string{"1_one_of_three_drops_one_is_not_stock_s=", "1_one_of_three_drops_one_is_not_tree_count=", "rows=2 missed="}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bin := get(harness.Built(tt.name))(t)

@@ -1,10 +1,12 @@
 package harness
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -107,6 +109,36 @@ func upLo(h *netlink.Handle) error {
 		return err
 	}
 	return h.LinkSetUp(lo)
+}
+
+// The same hosts have the same numbers in fd00:ca9e::/64, once AddIPv6 was called for them.
+const subnet6Fmt = "fd00:ca9e::%s"
+
+// AddIPv6 gives a host an address of IPv6, too, and returns it.
+func (c *Cluster) AddIPv6(host *Host) (addr string, err error) {
+	h, err := netlink.NewHandleAt(host.net)
+	if err != nil {
+		return "", err
+	}
+	defer h.Close()
+	eth, err := h.LinkByName("eth0")
+	if err != nil {
+		return "", err
+	}
+	addr = fmt.Sprintf(subnet6Fmt, host.Addr[strings.LastIndexByte(host.Addr, '.')+1:])
+	// Nobody else has it: no need to wait until all have been asked.
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(addr), Mask: net.CIDRMask(64, 128)}, Flags: unix.IFA_F_NODAD}
+	if err := h.AddrAdd(eth, a); err != nil {
+		return "", fmt.Errorf("giving %s the address %s: %w", host.Name, addr, err)
+	}
+	return addr, nil
+}
+
+// IPTables adds a rule to the host's firewall, as the command iptables takes it, which
+// Debian's docker.io brings along.
+func (h *Host) IPTables(ctx context.Context, rule ...string) error {
+	_, err := h.Command(ctx, nil, "iptables", append([]string{"--wait", "--append"}, rule...)...)
+	return err
 }
 
 // ShapeQueue is how long packets wait at most at each end of a limited link. TCP

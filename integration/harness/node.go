@@ -1,9 +1,11 @@
 package harness
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -121,6 +123,44 @@ func (n *Node) ContentDir() string {
 		return n.Path(p)
 	}
 	return p
+}
+
+// Store puts an image's config and layers into the node's content store, whose daemons do
+// not run yet.
+func (n *Node) Store(img *Image) error {
+	dir := filepath.Join(n.ContentDir(), "blobs", "sha256")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	write := func(digest string, r io.Reader) error {
+		f, err := os.Create(filepath.Join(dir, strings.TrimPrefix(digest, "sha256:")))
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, r)
+		return errors.Join(err, f.Close())
+	}
+	config, err := img.V1.RawConfigFile()
+	if err != nil {
+		return err
+	}
+	if err := write(img.Config, bytes.NewReader(config)); err != nil {
+		return err
+	}
+	layers, err := img.V1.Layers()
+	if err != nil {
+		return err
+	}
+	for i, l := range layers {
+		r, err := l.Compressed()
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(write(img.Layers[i], r), r.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Start starts the agent, unless the node is a stock one, and then containerd.

@@ -214,6 +214,8 @@ func (r Request) String() string {
 type Fault struct {
 	Status     int             // answer this at once (429, 503…), if not 0
 	RetryAfter string          // header with it
+	Location   string          // header with it, such as a blob store's URL
+	HTML       string          // body with it
 	Hold       <-chan struct{} // wait for it to be closed before the first byte of the body
 	CutAfter   int64           // close the connection after so many bytes of the body, if Cut
 	Cut        bool
@@ -383,7 +385,14 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		if f.RetryAfter != "" {
 			pw.Header().Set("Retry-After", f.RetryAfter)
 		}
+		if f.Location != "" {
+			pw.Header().Set("Location", f.Location)
+		}
+		if f.HTML != "" {
+			pw.Header().Set("Content-Type", "text/html; charset=utf-8")
+		}
 		pw.WriteHeader(f.Status)
+		_, _ = io.WriteString(pw.ResponseWriter, f.HTML) // not counted: no blob's
 		return
 	case no206 && openRange.MatchString(r.Range):
 		pw.WriteHeader(http.StatusRequestedRangeNotSatisfiable)

@@ -3,10 +3,14 @@ package harness
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/swarm/piece"
 )
 
 // Tracker is a `capelin trackerd` on a host of its own.
@@ -25,6 +29,11 @@ func (c *Cluster) NewTracker(ctx context.Context, name string, keys map[string]s
 	if err != nil {
 		return nil, err
 	}
+	return NewTrackerOn(ctx, h, keys)
+}
+
+// NewTrackerOn starts a tracker on a host that others are on, too.
+func NewTrackerOn(ctx context.Context, h *Host, keys map[string]string) (*Tracker, error) {
 	t := &Tracker{Host: h, Listen: h.Addr + ":7470", keys: keys}
 	return t, t.Start(ctx)
 }
@@ -59,6 +68,34 @@ func (t *Tracker) Start(ctx context.Context) error {
 		return err
 	}
 	return t.proc.await(ctx, t.accepts(t.Listen))
+}
+
+// AwaitHolder waits until the tracker knows that a node has all layers of an image.
+func (t *Tracker) AwaitHolder(ctx context.Context, node string, img *Image) error {
+	control, err := tracker.NewControl(tracker.ControlConfig{
+		Trackers: []string{t.Listen},
+		Dial:     func(ctx context.Context, addr string) (net.Conn, error) { return t.DialContext(ctx, "tcp", addr) },
+	})
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	for i, d := range img.Layers {
+		id, err := piece.ParseID(d, img.Sizes[i])
+		if err != nil {
+			return err
+		}
+		if err := t.proc.await(ctx, func(ctx context.Context) error {
+			ms, err := control.Members(ctx, id)
+			if err == nil && !slices.ContainsFunc(ms, func(m tracker.Member) bool { return m.Node == node && m.Complete }) {
+				err = fmt.Errorf("it does not know that %s has %s", node, d)
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Kill ends it with SIGKILL; Stop with SIGTERM.
