@@ -7,53 +7,53 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
-// admission bounds the inbound connections. It is shared.
+// admission is the gate, shared by those who accept, shake hands and hang up.
 type admission struct {
-	mu          sync.Mutex
-	established int            // and those whose handshake is under way
-	shaking     int            // handshakes under way
-	hosts       map[string]int // the same, by remote host
+	mu   sync.Mutex
+	gate *gate
 }
 
-// enter admits a connection to its handshake.
-func (a *admission) enter(cfg *NodeConfig, host string) bool {
+// enter admits a connection to its handshake, or returns nil.
+func (a *admission) enter(nc net.Conn) *guest {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.established >= cfg.MaxInbound || a.shaking >= cfg.MaxHandshakes || a.hosts[host] >= max(1, cfg.MaxHandshakes/4) {
-		return false
+	in, out := a.gate.enter(time.Now(), remoteIP(nc), func() { closeNow(nc) })
+	a.mu.Unlock()
+	if out != nil {
+		out.cut()
 	}
-	a.established++
-	a.shaking++
-	a.hosts[host]++
-	return true
+	return in
 }
 
-// shaken says that a handshake is over.
-func (a *admission) shaken(host string, ok bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.shaking--
-	if a.hosts[host]--; a.hosts[host] == 0 {
-		delete(a.hosts, host)
-	}
-	if !ok {
-		a.established--
-	}
-}
-
-// release says that an established connection is gone.
-func (a *admission) release(c *nodeConn) {
-	if c.inbound {
+// become and leave are the gate's; nil is not a guest.
+func (a *admission) become(x *guest, s guestState) {
+	if x != nil {
 		a.mu.Lock()
-		a.established--
-		a.mu.Unlock()
+		defer a.mu.Unlock()
+		a.gate.become(x, s)
 	}
+}
+
+func (a *admission) leave(x *guest) {
+	if x != nil {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.gate.leave(x)
+	}
+}
+
+// know notes that a host belongs to the cluster: a peer that was proven to be there, or
+// that a tracker named.
+func (a *admission) know(host netip.Addr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.gate.know(host)
 }
 
 // accept accepts connections until ctx is done or the listener fails for good.
@@ -78,42 +78,46 @@ func (n *Node) accept(ctx context.Context) error {
 			continue
 		}
 		wait = 0
-		host := remoteHost(nc)
-		if !n.admission.enter(&n.cfg, host) {
+		guest := n.admission.enter(nc)
+		if guest == nil {
 			n.do(func() { n.total.Refused++ })
 			nc.Close()
 			continue
 		}
 		n.wg.Go(func() {
-			c, err := n.shake(ctx, nc, "", host)
+			c, err := n.shake(ctx, nc, "", guest)
 			if err != nil {
 				n.do(func() {
 					n.total.Refused++
 					n.report(Report{Kind: ReportRefused, Err: fmt.Errorf("connection from %s: %w", nc.RemoteAddr(), err)})
 				})
 				n.refuse(c.nc, err)
+				n.admission.leave(guest)
+				return
 			}
-			n.admission.shaken(host, err == nil)
-			if err == nil {
-				n.hand(c)
+			if n.cfg.TLS != nil {
+				n.admission.know(guest.host)
 			}
+			n.admission.become(guest, guestEstablished)
+			n.hand(c)
 		})
 	}
 }
 
-func remoteHost(nc net.Conn) string {
-	host, _, err := net.SplitHostPort(nc.RemoteAddr().String())
+// remoteIP returns from where a connection comes, the zero Addr if that is no IP address.
+func remoteIP(nc net.Conn) netip.Addr {
+	at, err := netip.ParseAddrPort(nc.RemoteAddr().String())
 	if err != nil {
-		return nc.RemoteAddr().String()
+		return netip.Addr{}
 	}
-	return host
+	return at.Addr().Unmap().WithZone("")
 }
 
 // hand gives an established connection to the loop.
 func (n *Node) hand(c *nodeConn) {
 	if !n.do(func() { n.connected(c) }) {
 		closeNow(c.nc)
-		n.admission.release(c)
+		n.admission.leave(c.guest)
 	}
 }
 
@@ -154,17 +158,17 @@ func (n *Node) reach(a ActDial) (*nodeConn, error) {
 				return nil, err
 			}
 		}
-		return n.shake(n.ctx, tls.Client(&recordConn{Conn: nc}, cfg), a.Node, "")
+		return n.shake(n.ctx, tls.Client(&recordConn{Conn: nc}, cfg), a.Node, nil)
 	}
-	return n.shake(n.ctx, nc, a.Node, "")
+	return n.shake(n.ctx, nc, a.Node, nil)
 }
 
 // shake performs the handshake of PROTOCOL.md §3 on a new connection, as the
-// accepting side if host is not empty, and as the dialling one, which expects
-// to find node expect, otherwise. If it fails, the connection is returned too,
+// accepting side for a guest, and as the dialling one, which expects
+// to find node expect, for none. If it fails, the connection is returned too,
 // and good for nothing but refuse.
-func (n *Node) shake(ctx context.Context, nc net.Conn, expect, host string) (*nodeConn, error) {
-	inbound := host != ""
+func (n *Node) shake(ctx context.Context, nc net.Conn, expect string, guest *guest) (*nodeConn, error) {
+	inbound := guest != nil
 	raw := nc
 	tune(raw)
 	raw.SetDeadline(time.Now().Add(helloTimeout))
@@ -182,7 +186,7 @@ func (n *Node) shake(ctx context.Context, nc net.Conn, expect, host string) (*no
 		return &nodeConn{nc: nc}, err
 	}
 	nc.SetDeadline(time.Time{})
-	return newConn(n, nc, r, *peer, inbound, host), nil
+	return newConn(n, nc, r, *peer, guest), nil
 }
 
 func (n *Node) exchange(ctx context.Context, nc net.Conn, r *wire.Reader, expect string, inbound bool) (*wire.Hello, error) {

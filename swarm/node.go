@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"runtime"
 	"sync"
 	"time"
@@ -62,11 +63,11 @@ type NodeConfig struct {
 	OnNoSource func(id piece.ID)
 
 	// MaxInbound bounds the connections that others made, those in their
-	// handshake included; beyond it, new ones are closed without a word. Default
-	// 256.
+	// handshake included. Default 256.
 	MaxInbound int
-	// MaxHandshakes bounds the inbound connections in their handshake; one remote
-	// host may have a quarter of them. Default 128.
+	// MaxHandshakes bounds the inbound connections in their handshake. When all these
+	// places are taken, those that say nothing and come from where most come from
+	// make room for new ones, or these are closed without a word. Default 128.
 	MaxHandshakes int
 	// Workers is how many pieces are verified and written at once. Default:
 	// GOMAXPROCS.
@@ -223,7 +224,7 @@ func newNode(cfg NodeConfig, m machine) (*Node, error) {
 		msgs:      make(chan inbound, msgQueue),
 		work:      make(chan unit, 2*cfg.Workers),
 		summing:   make(chan struct{}, (cfg.Workers+1)/2),
-		admission: admission{hosts: make(map[string]int)},
+		admission: admission{gate: newGate(cfg.MaxInbound, cfg.MaxHandshakes)},
 		peer:      m,
 		conns:     make(map[ConnID]*nodeConn),
 		blobs:     make(map[piece.ID]*nodeBlob),
@@ -308,7 +309,14 @@ func (n *Node) Done(id piece.ID) <-chan error {
 }
 
 // AddPeers names peers of a blob's swarm, beside those already known.
-func (n *Node) AddPeers(id piece.ID, peers []PeerInfo) { n.send(EvPeers{id, peers}) }
+func (n *Node) AddPeers(id piece.ID, peers []PeerInfo) {
+	for _, p := range peers {
+		if at, err := netip.ParseAddrPort(p.Addr); err == nil {
+			n.admission.know(at.Addr().Unmap())
+		}
+	}
+	n.send(EvPeers{id, peers})
+}
 
 // RemovePeers says that nodes left a blob's swarm.
 func (n *Node) RemovePeers(id piece.ID, nodes []string) { n.send(EvPeersGone{id, nodes}) }

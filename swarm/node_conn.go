@@ -25,8 +25,8 @@ type nodeConn struct {
 	out     sender
 	r       *wire.Reader
 	peer    wire.Hello
+	guest   *guest // nil: this node dialed
 	inbound bool
-	host    string // that admission counts
 
 	id      ConnID // set before the goroutines start
 	since   time.Time
@@ -68,9 +68,9 @@ type outBlock struct {
 	n     int
 }
 
-func newConn(n *Node, nc net.Conn, r *wire.Reader, peer wire.Hello, inbound bool, host string) *nodeConn {
+func newConn(n *Node, nc net.Conn, r *wire.Reader, peer wire.Hello, guest *guest) *nodeConn {
 	return &nodeConn{
-		n: n, nc: nc, out: newSender(nc), r: r, peer: peer, inbound: inbound, host: host,
+		n: n, nc: nc, out: newSender(nc), r: r, peer: peer, guest: guest, inbound: guest != nil,
 		written: make(chan struct{}), wake: make(chan struct{}, 1), dead: make(chan struct{}),
 	}
 }
@@ -145,6 +145,7 @@ func (c *nodeConn) close(code wire.Code, text string) {
 	c.queue.blocks = nil
 	c.queue.bytes, _ = wire.Append(c.queue.bytes[:0], &wire.Error{Code: code, Text: wire.Text(text)})
 	c.nc.SetDeadline(time.Now().Add(closeTimeout))
+	c.n.admission.become(c.guest, guestLeaves)
 	c.stopReading()
 	c.nudge()
 }

@@ -317,7 +317,7 @@ func (n *Node) hangUp(c *nodeConn) {
 func (n *Node) connected(c *nodeConn) {
 	if n.stopping {
 		n.refuse(c.nc, context.Canceled) // which says that we are shutting down
-		n.admission.release(c)
+		n.admission.leave(c.guest)
 		return
 	}
 	n.lastConn++
@@ -337,7 +337,7 @@ func (n *Node) connected(c *nodeConn) {
 // disconnected takes leave of a connection whose goroutines have ended.
 func (n *Node) disconnected(c *nodeConn) {
 	delete(n.conns, c.id)
-	n.admission.release(c)
+	n.admission.leave(c.guest)
 	for _, b := range c.sending {
 		n.release(b)
 	}
