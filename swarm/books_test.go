@@ -10,7 +10,20 @@ import (
 func (p *Peer) check() error {
 	var outstanding, active, inflight, attempts, inDriver, requests, uploads int
 	var memory, left int64
+	var strange int64
 	for _, c := range p.list {
+		weight := int64(0)
+		for _, l := range c.swarms.links {
+			if l.open && l.blob == nil {
+				weight += strangeLink
+				if l.have != nil {
+					weight += int64(l.have.Len()+7) / 8
+				}
+			}
+		}
+		if strange += weight; weight != c.swarms.weight {
+			return fmt.Errorf("connection %d weighs %d, not %d", c.id, weight, c.swarms.weight)
+		}
 		if p.conn(c.id) != c || c.closed || c.node.conn != c || p.nodes[c.node.name] != c.node {
 			return fmt.Errorf("connection %d is not where it belongs", c.id)
 		}
@@ -75,6 +88,9 @@ func (p *Peer) check() error {
 		outstanding += c.pipe.outstanding
 		inDriver += c.out.inDriver
 		requests += c.out.requests
+	}
+	if strange != p.strange || strange > p.cfg.Strange {
+		return fmt.Errorf("what is strange weighs %d, not %d", strange, p.strange)
 	}
 	active += attempts
 	if len(p.list) != len(p.ids) || len(p.list) > p.cfg.MaxConns+(p.cfg.MaxConns+1)/2 {

@@ -31,6 +31,10 @@ type PeerConfig struct {
 	// BlobMemory and Memory bound the bytes of unfinished pieces of one blob and
 	// of all. Default 32 MiB and 64 MiB; two pieces of a blob always fit.
 	BlobMemory, Memory int64
+	// Strange bounds the bytes, over all connections, that are kept of swarms that peers
+	// have open and this one has not joined: those that have the most are cut off. Honest peers
+	// open what they were told is here, and have a small part of that together. Default 32 MiB.
+	Strange int64
 	// UpQueue is how many pieces wait or are being sent here at moderate speed;
 	// a further request is answered with Busy. Default 6.
 	UpQueue int
@@ -76,6 +80,9 @@ func (c PeerConfig) withDefaults() PeerConfig {
 	}
 	if c.Memory <= 0 {
 		c.Memory = 64 << 20
+	}
+	if c.Strange <= 0 {
+		c.Strange = 32 << 20
 	}
 	dur(&c.HaveDelay, 40*time.Millisecond)
 	dur(&c.StallAfter, 1500*time.Millisecond)

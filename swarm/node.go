@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/capelin-io/capelin/swarm/piece"
@@ -91,6 +92,10 @@ const (
 // that takes nothing; beyond it the connection is closed.
 const maxQueued = 8 << 20
 
+// maxQueuedAll bounds them over all connections; beyond it, those that take less than the
+// others are closed.
+const maxQueuedAll = 64 << 20
+
 // Errors of a Node.
 var (
 	ErrStopped   = errors.New("node has stopped")
@@ -147,10 +152,12 @@ type Node struct {
 	conns    map[ConnID]*nodeConn
 	lastConn ConnID
 	blobs    map[piece.ID]*nodeBlob
-	ready    []*job      // for the workers
-	fed      int         // units that they have
-	storing  int64       // bytes in jobs
-	touched  []*nodeConn // that something was queued for since their writers were told
+	ready    []*job       // for the workers
+	fed      int          // units that they have
+	storing  int64        // bytes in jobs
+	queued   atomic.Int64 // bytes that wait for connections, or are being sent; shared
+	queues   int64        // how many may be, for all of them together
+	touched  []*nodeConn  // that something was queued for since their writers were told
 	stopping bool
 	total    Totals
 }
@@ -225,6 +232,7 @@ func newNode(cfg NodeConfig, m machine) (*Node, error) {
 		work:      make(chan unit, 2*cfg.Workers),
 		summing:   make(chan struct{}, (cfg.Workers+1)/2),
 		admission: admission{gate: newGate(cfg.MaxInbound, cfg.MaxHandshakes)},
+		queues:    maxQueuedAll,
 		peer:      m,
 		conns:     make(map[ConnID]*nodeConn),
 		blobs:     make(map[piece.ID]*nodeBlob),

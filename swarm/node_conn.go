@@ -49,6 +49,7 @@ type nodeConn struct {
 	mu       sync.Mutex
 	queue    output
 	flushing int  // bytes that the writer has taken from queue last
+	counted  int  // bytes of both that are in n.queued
 	closing  bool // by close: queue ends with an Error, and nothing is added
 	isDead   bool
 }
@@ -95,18 +96,26 @@ func (c *nodeConn) send(m wire.Message) {
 	}
 	var err error
 	c.queue.bytes, err = wire.Append(c.queue.bytes, m)
-	full := len(c.queue.bytes)+c.flushing > maxQueued
+	here, all := c.count()
 	c.mu.Unlock()
 	switch {
 	case err != nil: // our own mistake, but not one to stop for
 		c.close(wire.CodeShutdown, err.Error())
 		c.n.hangUp(c)
-	case full:
+	case here > maxQueued, all > c.n.queues && int64(here) > c.n.queues/int64(max(1, len(c.n.conns))):
 		c.close(wire.CodeLimit, "takes nothing of what is sent")
 		c.n.hangUp(c)
 	default:
 		c.n.touch(c)
 	}
+}
+
+// count counts what is queued, here and over all connections. c.mu is held.
+func (c *nodeConn) count() (here int, all int64) {
+	here = len(c.queue.bytes) + c.flushing
+	all = c.n.queued.Add(int64(here - c.counted))
+	c.counted = here
+	return here, all
 }
 
 // sendBlock queues a block of n bytes, and reports whether it did.
@@ -144,6 +153,7 @@ func (c *nodeConn) close(code wire.Code, text string) {
 	c.closing = true
 	c.queue.blocks = nil
 	c.queue.bytes, _ = wire.Append(c.queue.bytes[:0], &wire.Error{Code: code, Text: wire.Text(text)})
+	c.count()
 	c.nc.SetDeadline(time.Now().Add(closeTimeout))
 	c.n.admission.become(c.guest, guestLeaves)
 	c.stopReading()
@@ -154,7 +164,8 @@ func (c *nodeConn) close(code wire.Code, text string) {
 func (c *nodeConn) cut() {
 	c.mu.Lock()
 	c.closing = true
-	c.queue = output{}
+	c.queue, c.flushing = output{}, 0
+	c.count()
 	c.stopReading()
 	c.mu.Unlock()
 	closeNow(c.nc)
@@ -182,6 +193,7 @@ func (c *nodeConn) take(spare output) (o output, end bool) {
 	clear(spare.blocks)
 	c.queue = output{spare.bytes[:0], spare.blocks[:0]}
 	c.flushing = len(o.bytes)
+	c.count()
 	return o, c.closing
 }
 
@@ -270,7 +282,7 @@ func (c *nodeConn) read() {
 		c.cut()
 	}
 	<-c.written
-	closeNow(c.nc)
+	c.cut()
 	c.n.do(func() { c.n.disconnected(c) })
 }
 

@@ -37,8 +37,8 @@ import (
 //
 // # Memory
 //
-// Bounded by the joined blobs and the connections: maxForeign announced swarms,
-// maxRequests waiting requests and one bitfield per announced swarm on each.
+// Bounded by the joined blobs and the connections: maxRequests waiting requests on each,
+// one bitfield per joined blob, and PeerConfig.Strange bytes of all others that peers have open.
 type Peer struct {
 	cfg   PeerConfig
 	rng   *rand.Rand
@@ -69,6 +69,8 @@ type Peer struct {
 	pumps  uint64        // rounds of pump
 	joins  uint64        // blobs ever joined
 	doubts int           // the sum of node.doubt
+
+	strange int64 // bytes of the state of swarms that are only others': see reckon
 }
 
 const never = time.Duration(math.MaxInt64)
@@ -150,6 +152,7 @@ func (p *Peer) Step(now time.Time, ev Event) []Action {
 		p.down.limit.set(ev.Down, p.now)
 		p.arm(&p.pumpAt, p.now)
 	}
+	p.lighten()
 	if p.now >= p.next {
 		p.tick()
 	}

@@ -1,6 +1,9 @@
 package swarm
 
 import (
+	"encoding/binary"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +30,61 @@ func TestDialBackoff(t *testing.T) {
 	l.pass(time.Second)
 	if n := strings.Count(l.log.String(), "dials nobody"); n <= before {
 		t.Error("a new address is not tried")
+	}
+}
+
+// Strangers cannot fill the memory with swarms that are nobody's but theirs: who has the most of
+// them open is cut off, the others are not.
+func TestStrangeSwarms(t *testing.T) {
+	p := NewPeer(PeerConfig{Node: "self", Role: wire.RoleOrigin, Seed: 1, Strange: 2 << 20})
+	now := time.Unix(1_000_000, 0)
+	closed := map[ConnID]string{}
+	step := func(ev Event) {
+		for _, a := range slices.Clone(p.Step(now, ev)) {
+			if a, ok := a.(ActClose); ok {
+				closed[a.Conn] = fmt.Sprintf("%v: %s", a.Code, a.Text)
+			}
+		}
+	}
+	blob := func(n int, size int64) piece.ID {
+		id := piece.ID{Alg: piece.SHA256, Size: size}
+		binary.BigEndian.PutUint32(id.Sum[:], uint32(n))
+		return id
+	}
+	bits := make([]byte, (1<<40/piece.MaxLength)/8)
+	bits[0] = 0x80
+	for i := range 9 {
+		step(EvConnected{Conn: ConnID(i), Peer: wire.Hello{Version: 1, Role: wire.RoleAgent, Node: string(rune('a' + i))}, Inbound: true})
+		for k := range 30 {
+			step(EvMessage{ConnID(i), &wire.Open{Blob: wire.Handle(k), ID: blob(k, 1<<30), Want: true}})
+		}
+	}
+	for k := range 130 {
+		for i := 1; i < 5; i++ {
+			step(EvMessage{ConnID(i), &wire.Open{Blob: wire.Handle(1000 + k), ID: blob(1000+k, 1<<40), Bits: bits}})
+		}
+		// One says that it has all, and then, piece by piece, that it has not.
+		step(EvMessage{5, &wire.Open{Blob: wire.Handle(1000 + k), ID: blob(1000+k, 1<<40), Complete: true}})
+		step(EvMessage{5, &wire.Lost{Blob: wire.Handle(1000 + k), Piece: 1}})
+		if k%10 == 0 {
+			if err := p.check(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if len(closed) < 4 || !strings.HasPrefix(closed[1], "limit: ") {
+		t.Errorf("closed %v", closed)
+	}
+	for _, i := range []ConnID{0, 6, 7, 8} {
+		if why := closed[i]; why != "" {
+			t.Errorf("one that has 30 blobs open was closed: %s", why)
+		}
+	}
+	for i := range 9 {
+		step(EvDisconnected{ConnID(i)})
+	}
+	if err := p.check(); err != nil || p.strange != 0 {
+		t.Errorf("%d bytes are left: %v", p.strange, err)
 	}
 }
 
@@ -107,7 +165,7 @@ func TestFloods(t *testing.T) {
 			sums := 0
 			for k := range maxForeign + 10 {
 				c.flood(l, x, conn, id, k)
-				if k%100 == 0 {
+				if k%10 == 0 {
 					l.run()
 					for _, s := range heardOf[*wire.Sums](x) {
 						sums += len(s.States)

@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -37,8 +38,9 @@ type link struct {
 	emptyUntil time.Duration // until then it is not asked for AnyPiece: it said Lost
 	sums       sumsQuery
 
-	id    piece.ID
-	since time.Duration // when we opened it, or the tracker named the peer
+	id     piece.ID
+	since  time.Duration // when we opened it, or the tracker named the peer
+	weight int64         // as it counts in the connection's
 
 	// Uploading.
 	uploads     []*upload
@@ -70,6 +72,7 @@ func (p *Peer) link(c *conn, id piece.ID) *link {
 func (p *Peer) bind(l *link, b *blob) {
 	l.blob = b
 	b.links = append(b.links, l)
+	p.reckon(l)
 	k := b.known.byName[l.c.node.name]
 	l.source = k != nil && k.info.Source
 }
@@ -78,6 +81,41 @@ func (p *Peer) bind(l *link, b *blob) {
 func (p *Peer) unlink(l *link) {
 	p.detach(l)
 	l.c.swarms.remove(l)
+	l.open = false
+	p.reckon(l)
+}
+
+// strangeLink is what a swarm takes that is only a peer's, beside its bitfield.
+const strangeLink = 1 << 10
+
+// reckon counts the memory of a link, which has changed, if it is of a swarm that is only the
+// peer's.
+func (p *Peer) reckon(l *link) {
+	n := int64(0)
+	if l.open && l.blob == nil {
+		n = strangeLink
+		if l.have != nil {
+			n += int64(l.have.Len()+7) / 8
+		}
+	}
+	p.strange += n - l.weight
+	l.c.swarms.weight += n - l.weight
+	l.weight = n
+}
+
+// lighten closes the connections whose peers have the most open that is not ours, while it is
+// too much.
+func (p *Peer) lighten() {
+	for p.strange > p.cfg.Strange {
+		most := p.list[0]
+		for _, c := range p.list {
+			if c.swarms.weight > most.swarms.weight {
+				most = c
+			}
+		}
+		p.close(most, wire.CodeLimit, fmt.Sprintf("%d blobs are open that this node has no part in, and it has no memory for more",
+			len(most.swarms.remote)))
+	}
 }
 
 // detach parts a link from its blob.
@@ -89,6 +127,7 @@ func (p *Peer) detach(l *link) {
 	b := l.blob
 	b.links = slices.DeleteFunc(b.links, func(o *link) bool { return o == l })
 	l.blob = nil
+	p.reckon(l)
 }
 
 // shut ends what goes on over a link because the peer left the swarm: its

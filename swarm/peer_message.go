@@ -108,6 +108,7 @@ func (p *Peer) onOpen(c *conn, m *wire.Open) {
 	}
 	l.emptyUntil = 0
 	if l.blob == nil {
+		p.reckon(l)
 		if m.Want {
 			p.act(ActInvite{m.ID})
 		}
@@ -131,6 +132,7 @@ func (p *Peer) onClose(c *conn, m *wire.Close) {
 	p.shut(l)
 	c.swarms.closed(l)
 	l.want, l.complete, l.have = false, false, nil
+	p.reckon(l)
 	l.news.peerClosed()
 	l.reset()
 	if !l.opened {
@@ -174,6 +176,7 @@ func (p *Peer) onHave(c *conn, m *wire.Have) {
 	}
 	if !l.complete && l.have.Full() {
 		l.completed()
+		p.reckon(l)
 	}
 	if b := l.blob; b != nil && b.pick != nil && (l.useful > 0 || l.complete) && p.mayStart(b, p.down.window(&p.cfg)) {
 		p.pump()
@@ -202,6 +205,7 @@ func (p *Peer) onLostMessage(c *conn, m *wire.Lost) {
 	}
 	if l.complete {
 		l.partial(i)
+		p.reckon(l)
 	} else {
 		l.have.Clear(i)
 	}

@@ -57,6 +57,12 @@ func FuzzStranger(f *testing.F) {
 		&wire.Open{Blob: 1, ID: b[2].id, Want: true, Bits: []byte{0x80}}, &wire.Request{Blob: 1, Piece: wire.AnyPiece, Length: piece.MaxBlock},
 		&wire.Ping{}, &wire.Error{Code: wire.CodeIdle},
 	))
+	mine := piece.ID{Alg: piece.SHA256, Size: 1 << 40, Sum: piece.Sum{9}} // nobody else has it
+	f.Add(script(
+		&wire.Open{Blob: 1, ID: mine, Want: true, Complete: true}, &wire.Lost{Blob: 1, Piece: 7}, &wire.Have{Blob: 1, Pieces: []uint32{7}},
+		&wire.Lost{Blob: 1, Piece: 131_071}, &wire.Close{Blob: 1}, &wire.Open{Blob: 1, ID: mine, Bits: make([]byte, 16_384)},
+		&wire.SumsRequest{Blob: 1, Count: 2048}, &wire.Request{Blob: 1, Piece: 3, Length: 1000}, &wire.Bad{Blob: 1}, &wire.Close{Blob: 1},
+	))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		now := time.Unix(1_000_000, 0)
 		p := NewPeer(PeerConfig{Node: "self", Seed: 1})

@@ -18,6 +18,7 @@ type swarms struct {
 	remote map[wire.Handle]*link // those that the peer has open, by its handle
 	recent *link                 // of the last message
 	former map[wire.Handle]bool  // handles that the peer has closed; of the last, if there are many
+	weight int64                 // bytes of those that it has open and we have not joined: see Peer.reckon
 	last   wire.Handle           // that we gave
 }
 
