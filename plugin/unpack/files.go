@@ -47,7 +47,8 @@ type files struct {
 	jobs chan *job
 	wg   sync.WaitGroup
 
-	failed atomic.Bool // err is set
+	failed  atomic.Bool // err is set
+	refused refusals
 
 	mu      sync.Mutex // held for map accesses only
 	cond    sync.Cond  // something left pending; used if waiting
@@ -138,7 +139,7 @@ func (f *files) make(j *job) (err error) {
 			return err
 		}
 	}
-	return finishFile(f.ctx, fd, j.path, &j.meta)
+	return finishFile(&f.refused, fd, j.path, &j.meta)
 }
 
 // createFile makes an empty file, in place of whatever is there. Nobody relies
@@ -172,8 +173,8 @@ func writeAll(fd int, b []byte, path string) error {
 }
 
 // finishFile applies the metadata and closes the file.
-func finishFile(ctx context.Context, fd int, path string, m *meta) error {
-	err := m.applyFile(ctx, fd, path)
+func finishFile(refused *refusals, fd int, path string, m *meta) error {
+	err := m.applyFile(refused, fd, path)
 	if cerr := unix.Close(fd); cerr != nil && err == nil {
 		err = &os.PathError{Op: "close", Path: path, Err: cerr}
 	}

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -15,8 +16,10 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/klauspost/compress/zstd"
 	digest "github.com/opencontainers/go-digest"
+	"github.com/sirupsen/logrus"
 
 	"github.com/capelin-io/capelin/plugin/unpack/treetest"
 )
@@ -127,6 +130,9 @@ func TestLimits(t *testing.T) {
 		{"holes", sparseLayer(t, 1<<50), Options{}, ErrTooLarge},
 		{"entries", layer(t, many...), Options{MaxEntries: 99}, ErrTooLarge},
 		{"all entries", layer(t, many...), Options{MaxEntries: 100}, nil},
+		{"a link's size", states(layer(t, hardlink("h", "f")), 300<<30), Options{}, os.ErrNotExist},
+		{"a directory's", states(layer(t, directory("d")), 300<<30), Options{}, nil},
+		{"a file's", states(layer(t, reg("f", "")), 300<<30), Options{}, ErrTooLarge},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			root := t.TempDir()
@@ -134,7 +140,7 @@ func TestLimits(t *testing.T) {
 			if !errors.Is(err, c.want) {
 				t.Errorf("got %v, want %v", err, c.want)
 			}
-			if c.want != nil && !errdefs.IsResourceExhausted(err) {
+			if c.want == ErrTooLarge && !errdefs.IsResourceExhausted(err) {
 				t.Errorf("%v is not of containerd's class", err)
 			}
 		})
@@ -164,6 +170,17 @@ func sparseLayer(t *testing.T, size int64) []byte {
 	b := layer(t, reg("PaxHeaders/sparse", pax.String()).with(func(h *tar.Header) { h.Format = tar.FormatUSTAR }),
 		reg("GNUSparseFile/sparse", body).with(func(h *tar.Header) { h.Format = tar.FormatUSTAR }), reg("next", "file"))
 	b[156] = tar.TypeXHeader
+	return checksummed(b)
+}
+
+// states has the header of the first entry state a size.
+func states(b []byte, size uint64) []byte {
+	copy(b[124:136], append([]byte{0x80, 0, 0, 0}, binary.BigEndian.AppendUint64(nil, size)...))
+	return checksummed(b)
+}
+
+// checksummed sets the checksum of the first header.
+func checksummed(b []byte) []byte {
 	var sum int
 	copy(b[148:156], "        ")
 	for _, c := range b[:512] {
@@ -171,6 +188,27 @@ func sparseLayer(t *testing.T, size int64) []byte {
 	}
 	copy(b[148:156], fmt.Sprintf("%06o\x00 ", sum))
 	return b
+}
+
+// However many attributes are left out, the log says it once a layer.
+func TestRefusedAttributes(t *testing.T) {
+	needRoot(t)
+	var entries []entry
+	for i := range 100 {
+		e := reg(fmt.Sprint(i), "x")
+		e.PAXRecords = map[string]string{paxXattr + "trusted.no": "x"}
+		entries = append(entries, e)
+	}
+	var said bytes.Buffer
+	l := logrus.New()
+	l.SetOutput(&said)
+	ctx := log.WithLogger(t.Context(), logrus.NewEntry(l))
+	if _, err := applyBytes(ctx, t.TempDir(), layer(t, entries...), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := said.String(); strings.Count(s, "\n") != 1 || !strings.Contains(s, "count=100") || !strings.Contains(s, "trusted.no") {
+		t.Errorf("the log says:\n%s", s)
+	}
 }
 
 func TestSparse(t *testing.T) {

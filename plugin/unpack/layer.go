@@ -135,7 +135,9 @@ func writeTree(ctx context.Context, stop context.CancelCauseFunc, s *stream, roo
 			return nil
 		}
 		closed = true
-		return f.close()
+		err := f.close()
+		f.refused.log(ctx)
+		return err
 	}
 	ds, err := openDirs(root, f.settle)
 	if err != nil {

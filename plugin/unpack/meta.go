@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -64,16 +65,38 @@ func timespec(t time.Time) unix.Timespec {
 }
 
 // tolerable reports whether an extended attribute that could not be set is left
-// out with a warning, as in containerd, instead of failing the layer. regular
+// out, as in containerd, instead of failing the layer. regular
 // is set for files and directories.
 func tolerable(key string, err error, regular bool) bool {
 	return errors.Is(err, unix.ENOTSUP) ||
 		errors.Is(err, unix.EPERM) && strings.HasPrefix(key, "user.") && !regular
 }
 
+// refusals are the extended attributes of a layer that were left out. Workers and planner add to them.
+type refusals struct {
+	mu    sync.Mutex
+	n     int
+	first error
+}
+
+func (r *refusals) add(path, key string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.n++; r.n == 1 {
+		r.first = fmt.Errorf("setting xattr %q of %s: %w", key, path, err)
+	}
+}
+
+// log says it in one line, however many there are.
+func (r *refusals) log(ctx context.Context) {
+	if r.n > 0 {
+		log.G(ctx).WithError(r.first).WithField("count", r.n).Warn("extended attributes of a layer were left out; the error is the first one's")
+	}
+}
+
 // setXattrs calls set for all of m's extended attributes, trusted ones excepted:
 // those are not a layer's to set.
-func (m *meta) setXattrs(ctx context.Context, path string, regular bool, set func(key string, value []byte) error) error {
+func (m *meta) setXattrs(refused *refusals, path string, regular bool, set func(key string, value []byte) error) error {
 	for _, x := range m.xattrs {
 		err := error(unix.ENOTSUP)
 		if !strings.HasPrefix(x.key, "trusted.") {
@@ -85,7 +108,7 @@ func (m *meta) setXattrs(ctx context.Context, path string, regular bool, set fun
 		if !tolerable(x.key, err, regular) {
 			return fmt.Errorf("setting xattr %q of %s: %w", x.key, path, err)
 		}
-		log.G(ctx).WithError(err).WithFields(log.Fields{"path": path, "xattr": x.key}).Warn("extended attribute of layer ignored")
+		refused.add(path, x.key, err)
 	}
 	return nil
 }
@@ -94,7 +117,7 @@ func (m *meta) setXattrs(ctx context.Context, path string, regular bool, set fun
 // chown (which clears the setuid bit and capabilities), extended attributes
 // (access control lists change the mode) and chmod require. What a fresh inode
 // already has is not set again.
-func (m *meta) applyFile(ctx context.Context, fd int, path string) error {
+func (m *meta) applyFile(refused *refusals, fd int, path string) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return &os.PathError{Op: "stat", Path: path, Err: err}
@@ -107,7 +130,7 @@ func (m *meta) applyFile(ctx context.Context, fd int, path string) error {
 		chmod = chmod || m.mode&0o7000 != 0
 	}
 	if len(m.xattrs) > 0 {
-		err := m.setXattrs(ctx, path, true, func(key string, value []byte) error {
+		err := m.setXattrs(refused, path, true, func(key string, value []byte) error {
 			return unix.Fsetxattr(fd, key, value, 0)
 		})
 		if err != nil {
@@ -126,7 +149,7 @@ func (m *meta) applyFile(ctx context.Context, fd int, path string) error {
 }
 
 // applyAt does the same for whatever name in d is, without following it.
-func (m *meta) applyAt(ctx context.Context, d *dir, name string) error {
+func (m *meta) applyAt(refused *refusals, d *dir, name string) error {
 	path := d.child(name)
 	if err := unix.Fchownat(d.fd, name, m.uid, m.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("changing the owner of %s to %d:%d: %w", path, m.uid, m.gid, err)
@@ -139,7 +162,7 @@ func (m *meta) applyAt(ctx context.Context, d *dir, name string) error {
 	if len(m.xattrs) > 0 {
 		// The magic link leads to the open directory; lsetxattr does not follow name.
 		abs := "/proc/self/fd/" + strconv.Itoa(d.fd) + "/" + name
-		err := m.setXattrs(ctx, path, kind == unix.S_IFREG || kind == unix.S_IFDIR, func(key string, value []byte) error {
+		err := m.setXattrs(refused, path, kind == unix.S_IFREG || kind == unix.S_IFDIR, func(key string, value []byte) error {
 			return unix.Lsetxattr(abs, key, value, 0)
 		})
 		if err != nil {

@@ -66,7 +66,10 @@ func (t *tree) apply() error {
 		if t.entries++; t.entries > t.opts.maxEntries() {
 			return fmt.Errorf("more than %d entries: %w", t.opts.maxEntries(), ErrTooLarge)
 		}
-		if t.bytes += hdr.Size; t.bytes < 0 || t.bytes > t.opts.maxBytes() {
+		if hasContent(hdr.Typeflag) {
+			t.bytes += hdr.Size
+		}
+		if t.bytes < 0 || t.bytes > t.opts.maxBytes() {
 			return fmt.Errorf("files of more than %d bytes: %w", t.opts.maxBytes(), ErrTooLarge)
 		}
 		if err := t.entry(hdr); err != nil {
@@ -82,6 +85,15 @@ func (t *tree) apply() error {
 		}
 	}
 	return nil
+}
+
+// hasContent reports whether the size in the header of such an entry means anything.
+func hasContent(typeflag byte) bool {
+	switch typeflag {
+	case tar.TypeLink, tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeDir, tar.TypeFifo:
+		return false
+	}
+	return true
 }
 
 func (t *tree) entry(hdr *tar.Header) error {
@@ -126,7 +138,7 @@ func (t *tree) entry(hdr *tar.Header) error {
 			err = t.link(d, base, hdr.Linkname)
 		}
 		if err == nil {
-			err = m.applyAt(t.ctx, d, base)
+			err = m.applyAt(&t.files.refused, d, base)
 		}
 	case tar.TypeSymlink:
 		err = t.node(d, base, path, &m, func() error {
@@ -164,7 +176,7 @@ func (t *tree) node(d *dir, base, path string, m *meta, create func() error) err
 	if err != nil {
 		return &os.PathError{Op: "create", Path: path, Err: err}
 	}
-	return m.applyAt(t.ctx, d, base)
+	return m.applyAt(&t.files.refused, d, base)
 }
 
 func (t *tree) mkdir(above *dir, base, path string, m *meta) error {
@@ -187,7 +199,7 @@ func (t *tree) mkdir(above *dir, base, path string, m *meta) error {
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer d.put()
-	return m.applyFile(t.ctx, d.fd, path)
+	return m.applyFile(&t.files.refused, d.fd, path)
 }
 
 // file makes a regular file, or has it made.
@@ -231,7 +243,7 @@ func (t *tree) file(d *dir, base, path string, hdr *tar.Header, m meta) error {
 		unix.Close(fd)
 		return err
 	}
-	return finishFile(t.ctx, fd, path, &m)
+	return finishFile(&t.files.refused, fd, path, &m)
 }
 
 func (t *tree) writeLarge(fd int, path string, size int64) error {
