@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	kgzip "github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/capelin-io/capelin/plugin/unpack/inflate"
@@ -32,7 +33,7 @@ type decoder struct {
 //
 // Decoders run on the goroutine that reads from them and start no others: there
 // nobody could recover from a panic.
-func decompress(ra io.ReaderAt, size int64, detect bool) (decoder, error) {
+func decompress(ra io.ReaderAt, size int64, detect bool, opts *Options) (decoder, error) {
 	none := func() {}
 	raw := io.NewSectionReader(blobReader{ra}, 0, size)
 	if !detect {
@@ -45,7 +46,11 @@ func decompress(ra io.ReaderAt, size int64, detect bool) (decoder, error) {
 	}
 	switch compression.DetectCompression(magic[:n]) {
 	case compression.Gzip:
-		return decoder{inflate.NewReader(raw), "gzip", none}, nil
+		// containerd's decoder takes some streams that are cut short, and others that ours refuses.
+		r := &retrying{r: inflate.NewReader(raw), retry: func(error) (io.Reader, error) {
+			return kgzip.NewReader(bufio.NewReaderSize(io.NewSectionReader(raw, 0, size), readSize))
+		}}
+		return decoder{r, "gzip", none}, nil
 	case compression.Zstd:
 		z, err := zstd.NewReader(bufio.NewReaderSize(raw, readSize), zstd.WithDecoderLowmem(false),
 			zstd.WithDecoderConcurrency(1)) // 1: no goroutines
@@ -57,6 +62,40 @@ func decompress(ra io.ReaderAt, size int64, detect bool) (decoder, error) {
 		return decoder{raw, "tar", none}, nil
 	}
 }
+
+// A retrying reader goes on with another decoder of the same blob where the first one fails.
+type retrying struct {
+	r     io.Reader
+	read  int64 // bytes
+	retry func(failed error) (io.Reader, error) // nil: not again
+}
+
+func (r *retrying) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	r.read += int64(n)
+	var blobErr blobError
+	if err == nil || err == io.EOF || r.retry == nil || errors.As(err, &blobErr) {
+		return n, err
+	}
+	again, err := r.retry(err)
+	r.retry = nil
+	if err == nil {
+		_, err = io.CopyN(io.Discard, again, r.read)
+	}
+	if err == io.EOF { // the blob is less to it than to the first
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		again = failing{err}
+	}
+	r.r = again
+	return n, nil
+}
+
+// failing is a reader that has failed.
+type failing struct{ error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.error }
 
 // A blobError is one of reading the blob, and not the layer's fault.
 type blobError struct{ error }

@@ -95,7 +95,7 @@ func Layer(ctx context.Context, blob io.ReaderAt, size int64, compressed bool, r
 	defer stop(nil)
 	var d decoder
 	err := guard(func() (err error) {
-		d, err = decompress(blob, size, compressed)
+		d, err = decompress(blob, size, compressed, &opts)
 		return err
 	})
 	if err != nil {

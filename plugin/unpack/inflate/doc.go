@@ -9,6 +9,6 @@
 // hostile stream could bend would panic, not read or write elsewhere, and the
 // fuzz test compares with compress/gzip.
 //
-// A [Reader] accepts exactly what gzip.Reader of the standard library accepts,
-// concatenated members included.
+// A [Reader] accepts what gzip.Reader of the standard library accepts, concatenated
+// members included, but for reserved flags in a header, which containerd's decoder refuses.
 package inflate

@@ -44,6 +44,9 @@ func (r *Reader) header() error {
 		return c, nil
 	}
 	flags := b[3]
+	if flags>>5 != 0 { // reserved
+		return ErrCorrupt
+	}
 	if flags&4 != 0 { // extra field
 		lo, err := next()
 		if err != nil {
