@@ -46,6 +46,9 @@ type Config struct {
 	// as many as the process has processors (GOMAXPROCS). Fewer leave processors
 	// to containerd's calls.
 	Workers int `toml:"-"`
+	// DecodeZstd is the command line of a process that decodes layers that take much
+	// memory: see unpack.Options.Child. nil: they are refused.
+	DecodeZstd []string `toml:"-"`
 	// Reload, if not nil, brings configurations whose Limits apply from now on.
 	Reload <-chan Config `toml:"-"`
 }

@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"fmt"
+	"io"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -31,10 +32,14 @@ func (a *agent) unpack(ctx context.Context, srv *grpc.Server, store ctrdcontent.
 			"containerd's own applier does it, in the agent")
 	}
 	unpack.NewService(store, unpack.Config{
+		Options:          unpack.Options{Child: a.cfg.DecodeZstd},
 		StreamProcessors: unpack.DefaultStreamProcessors(),
 		Applied:          a.metrics.unpacked,
 	}).Register(srv)
 }
+
+// DecodeZstd is the process of [Config.DecodeZstd]; see unpack.DecodeZstd.
+func DecodeZstd(r io.Reader, w io.Writer) error { return unpack.DecodeZstd(r, w) }
 
 // An UnpackTo is an entry of containerd's unpack_config: how its transfer service,
 // and with it CRI and ctr, unpacks to a snapshotter.

@@ -22,6 +22,7 @@ func agentCommand(hangups chan os.Signal) *cobra.Command {
 		reload:   func(c *plugin.Config, live <-chan plugin.Config) { c.Reload = live },
 		tune: func(c *plugin.Config) {
 			spareProcessors(c)
+			c.DecodeZstd = []string{"/proc/self/exe", "agent", decodeZstd} // the same program, whatever it was replaced by
 			relaxTimers()
 			if os.Getenv("GOGC") == "" {
 				// Most of the memory is buffers of blocks, which are cheap to look through:
@@ -30,8 +31,23 @@ func agentCommand(hangups chan os.Signal) *cobra.Command {
 			}
 		},
 	}, hangups)
-	cmd.AddCommand(containerdConfigCommand(s), agentInstallCommand(s), agentUninstallCommand(), agentFallbackCommand(s), agentDoctorCommand(s))
+	cmd.AddCommand(containerdConfigCommand(s), agentInstallCommand(s), agentUninstallCommand(), agentFallbackCommand(s), agentDoctorCommand(s), decodeZstdCommand())
 	return cmd
+}
+
+const decodeZstd = "decode-zstd"
+
+// decodeZstdCommand is what the agent starts to unpack layers that take much memory.
+func decodeZstdCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    decodeZstd,
+		Short:  "Decode zstd from standard input to standard output, for the agent",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return plugin.DecodeZstd(cmd.InOrStdin(), cmd.OutOrStdout())
+		},
+	}
 }
 
 // agentConfig loads the agent's configuration.

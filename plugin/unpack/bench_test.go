@@ -225,7 +225,7 @@ func BenchmarkInflate(b *testing.B) {
 		}
 	}
 	ours := func(blob []byte) (io.Reader, error) {
-		d, err := decompress(bytes.NewReader(blob), int64(len(blob)), true, &Options{})
+		d, err := decompress(context.Background(), bytes.NewReader(blob), int64(len(blob)), true, &Options{})
 		return d, err
 	}
 	for _, d := range []struct {

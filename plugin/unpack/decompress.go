@@ -2,6 +2,7 @@ package unpack
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -32,8 +33,9 @@ type decoder struct {
 // compressed.
 //
 // Decoders run on the goroutine that reads from them and start no others: there
-// nobody could recover from a panic.
-func decompress(ra io.ReaderAt, size int64, detect bool, opts *Options) (decoder, error) {
+// nobody could recover from a panic. What takes too much memory runs in a process of its
+// own (see Options.Child), which is killed when ctx is done.
+func decompress(ctx context.Context, ra io.ReaderAt, size int64, detect bool, opts *Options) (decoder, error) {
 	none := func() {}
 	raw := io.NewSectionReader(blobReader{ra}, 0, size)
 	if !detect {
@@ -52,12 +54,26 @@ func decompress(ra io.ReaderAt, size int64, detect bool, opts *Options) (decoder
 		}}
 		return decoder{r, "gzip", none}, nil
 	case compression.Zstd:
-		z, err := zstd.NewReader(bufio.NewReaderSize(raw, readSize), zstd.WithDecoderLowmem(false),
-			zstd.WithDecoderConcurrency(1)) // 1: no goroutines
+		z, err := newZstd(raw, zstd.WithDecoderLowmem(false), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return decoder{}, fmt.Errorf("%w: %w", errDecoder, err)
 		}
-		return decoder{z, "zstd", z.Close}, nil
+		end := z.Close
+		r := &retrying{r: z, retry: func(failed error) (io.Reader, error) {
+			if !errors.Is(failed, zstd.ErrWindowSizeExceeded) {
+				return nil, failed
+			}
+			c, err := startChild(ctx, opts.Child, io.NewSectionReader(raw, 0, size))
+			if err != nil {
+				return nil, err
+			}
+			end = func() {
+				c.end()
+				z.Close()
+			}
+			return c, nil
+		}}
+		return decoder{r, "zstd", func() { end() }}, nil
 	default:
 		return decoder{raw, "tar", none}, nil
 	}

@@ -18,7 +18,7 @@ func asContainerd(t *testing.T, gz []byte) bool {
 	if werr == nil {
 		want, werr = io.ReadAll(z)
 	}
-	d, err := decompress(bytes.NewReader(gz), int64(len(gz)), true, &Options{})
+	d, err := decompress(t.Context(), bytes.NewReader(gz), int64(len(gz)), true, &Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestSecondDecoder(t *testing.T) {
 func TestSecondDecoderDisk(t *testing.T) {
 	gz := gzipped(bytes.Repeat([]byte("text"), 1<<20))
 	broken := &brokenAt{bytes.NewReader(gz), int64(len(gz) - 5), 0}
-	d, err := decompress(broken, int64(len(gz)), true, &Options{})
+	d, err := decompress(t.Context(), broken, int64(len(gz)), true, &Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

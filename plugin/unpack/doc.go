@@ -40,6 +40,13 @@
 // becomes a [PanicError]. The same holds for containerd's applier, except for the
 // goroutines that its zstd decoder starts.
 //
+// # Memory
+//
+// A layer takes 6 MiB of chunks and its decoder, whatever the layer says: zstd with
+// windows of more than 16 MiB is decoded in a process of its own, one at a time, which
+// dies first if memory is short, and costs only that pull. (Where containerd's applier does
+// the work it decodes here, with windows of up to 512 MiB.)
+//
 // # Concurrency and cancellation
 //
 // All functions may be called concurrently, for different directories. They

@@ -45,6 +45,12 @@ type Options struct {
 	// wait for each other in the kernel, and decoder and hash want a CPU each.
 	Workers int
 
+	// Child is a command line whose process calls [DecodeZstd] with its standard input
+	// and output, and ends with 1 and a line on standard error if that fails. It decodes
+	// zstd with windows of more than 16 MiB: one layer at a time, with at most 1 GiB. If it
+	// dies, that layer fails with ErrTooLarge. nil: so do all such layers.
+	Child []string
+
 	hook func(stage string) // tests only: called at the stages of guard
 }
 
@@ -95,7 +101,7 @@ func Layer(ctx context.Context, blob io.ReaderAt, size int64, compressed bool, r
 	defer stop(nil)
 	var d decoder
 	err := guard(func() (err error) {
-		d, err = decompress(blob, size, compressed, &opts)
+		d, err = decompress(ctx, blob, size, compressed, &opts)
 		return err
 	})
 	if err != nil {
