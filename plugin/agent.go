@@ -40,6 +40,7 @@ type agent struct {
 	disk    *disk
 	fetches *fetch.Fetches
 	images  *images
+	names   *registryNames // nil: containerd is not asked
 	seeder  *seeding.Seeder
 	network atomic.Pointer[network] // nil until it is up
 
@@ -119,6 +120,13 @@ func (a *agent) assemble(ctx context.Context) {
 	}
 	svc := newService(visible, a.disk, a.fetches, a.images)
 	svc.called = a.metrics.called
+	if cfg.Containerd != "" {
+		var err error
+		if a.names, err = newRegistryNames(a.images, cfg.Containerd); err != nil {
+			log.G(ctx).WithError(err).Warn("containerd is not asked where images come from")
+		}
+	}
+	svc.registries = a.names
 	a.sessions = svc.sessions
 	a.metrics.watch(a)
 
@@ -167,6 +175,7 @@ func (a *agent) parts(ctx context.Context) daemon.Parts {
 
 // close closes what there is, when nothing runs any more.
 func (a *agent) close() error {
+	a.names.close()
 	a.listeners.close()
 	if a.disk == nil {
 		return nil

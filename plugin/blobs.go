@@ -26,7 +26,7 @@ var _ shim.Blobs = shimBlobs{}
 
 // Open implements shim.Blobs.
 func (fs shimBlobs) Open(ctx context.Context, id piece.ID, want shim.Want) (io.ReadSeekCloser, error) {
-	s := fs.Fetches.Open(id, true)
+	s := fs.Fetches.Open(id, fetch.Client{Authorized: true, Registry: labelled(want.Registry)})
 	b, err := s.Blob(ctx)
 	if err != nil {
 		s.Close()

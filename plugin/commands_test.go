@@ -184,7 +184,7 @@ func TestDropCommand(t *testing.T) {
 		committed, cached, part, pulled, fetching := ids[0], ids[1], ids[2], ids[3], ids[4]
 		w.Blobs.Set(committed, func(st *fetchtest.State) { st.Done, st.Visible = true, true })
 		w.Blobs.Set(cached, func(st *fetchtest.State) { st.Done = true })
-		s := w.Fetches.Open(pulled, false)
+		s := w.Fetches.Open(pulled, fetch.Client{})
 		w.Fetches.Prefetch(fetching, 0)
 		synctest.Wait()
 		if !w.Fetches.Has(fetching) {

@@ -19,9 +19,10 @@ import (
 // Config configures the node agent. Its zero value is not usable; start from
 // [DefaultConfig]. The comments are those of the configuration file.
 type Config struct {
-	Root   string `toml:"root" comment:"containerd's content directory. It stays in containerd's own format; removing the drop-in is all it takes to go back. Must be an absolute path."`
-	Socket string `toml:"socket" comment:"Unix socket on which containerd finds the agent, as in the drop-in that \"capelin agent containerd-config\" prints. With systemd's socket activation, the socket unit must name the same path."`
-	Admin  string `toml:"admin" comment:"Unix socket for \"capelin status\" on this node. Empty: none."`
+	Root       string `toml:"root" comment:"containerd's content directory. It stays in containerd's own format; removing the drop-in is all it takes to go back. Must be an absolute path."`
+	Socket     string `toml:"socket" comment:"Unix socket on which containerd finds the agent, as in the drop-in that \"capelin agent containerd-config\" prints. With systemd's socket activation, the socket unit must name the same path."`
+	Containerd string `toml:"containerd" comment:"containerd's own socket. The agent asks there which registry an image is pulled from, to know what that registry gives and can do; no pull depends on it. Empty: all registries are taken for one."`
+	Admin      string `toml:"admin" comment:"Unix socket for \"capelin status\" on this node. Empty: none."`
 	daemon.Common
 
 	Node     string   `toml:"node" comment:"Name of this node, unique in the cluster. Empty: the host's name."`
@@ -83,13 +84,14 @@ func (Config) Notes() map[string]string {
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	return Config{
-		Root:      "/var/lib/containerd/io.containerd.content.v1.content",
-		Socket:    "/run/capelin/content.sock",
-		Admin:     "/run/capelin/admin.sock",
-		Trackers:  []string{},
-		Listen:    "127.0.0.1:7401",
-		Authorize: "manifest",
-		Cache:     CacheConfig{Size: 32 << 30, FreeFloor: 0.20},
+		Root:       "/var/lib/containerd/io.containerd.content.v1.content",
+		Socket:     "/run/capelin/content.sock",
+		Containerd: "/run/containerd/containerd.sock",
+		Admin:      "/run/capelin/admin.sock",
+		Trackers:   []string{},
+		Listen:     "127.0.0.1:7401",
+		Authorize:  "manifest",
+		Cache:      CacheConfig{Size: 32 << 30, FreeFloor: 0.20},
 		Wait: WaitConfig{
 			Find:     config.Duration(5 * time.Second),
 			Stall:    config.Duration(5 * time.Second),
@@ -116,6 +118,12 @@ func (c *Config) Validate() error {
 	}
 	abs("root", c.Root)
 	abs("socket", c.Socket)
+	if c.Containerd != "" {
+		abs("containerd", c.Containerd)
+		if c.Containerd == c.Socket {
+			bad("containerd", "%q is the agent's own socket", c.Containerd)
+		}
+	}
 	if c.Admin != "" {
 		abs("admin", c.Admin)
 		if c.Admin == c.Socket {

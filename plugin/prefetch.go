@@ -37,14 +37,27 @@ type images struct {
 	mu     sync.Mutex
 	known  *lru.Cache[digest.Digest, *image]   // by manifest
 	others *lru.Cache[digest.Digest, struct{}] // looked at, and no manifest of an image
-	images map[piece.ID]*image                 // by layer: the image learned last
+	images map[piece.ID]*image                 // by layer or configuration: the image learned last
+	news   chan struct{}                       // closed and replaced when one is learned
 	early  *lru.Cache[piece.ID, struct{}]      // opened while no image with them was known
 }
 
-type image struct{ layers []piece.ID }
+type image struct {
+	manifest digest.Digest
+	layers   []piece.ID
+	config   piece.ID // zero: none that the swarm could carry
+}
+
+// blobs returns what the manifest names.
+func (i *image) blobs() []piece.ID {
+	if i.config == (piece.ID{}) {
+		return i.layers
+	}
+	return append(i.layers[:len(i.layers):len(i.layers)], i.config)
+}
 
 func newImages(fs *fetch.Fetches, store ctrdcontent.Store) *images {
-	im := &images{fetches: fs, store: store, queue: make(chan digest.Digest, 64), images: map[piece.ID]*image{}}
+	im := &images{fetches: fs, store: store, queue: make(chan digest.Digest, 64), images: map[piece.ID]*image{}, news: make(chan struct{})}
 	var err error
 	if im.known, err = lru.NewWithEvict(maxImages, im.forgetLocked); err != nil {
 		panic(err) // only for a size of 0
@@ -60,7 +73,7 @@ func newImages(fs *fetch.Fetches, store ctrdcontent.Store) *images {
 
 // forgetLocked is called by the cache, with mu held by whoever adds.
 func (im *images) forgetLocked(_ digest.Digest, img *image) {
-	for _, id := range img.layers {
+	for _, id := range img.blobs() {
 		if im.images[id] == img {
 			delete(im.images, id)
 		}
@@ -162,10 +175,13 @@ func (im *images) learn(ctx context.Context, d digest.Digest) {
 	if img == nil {
 		im.others.Add(d, struct{}{})
 	} else {
+		img.manifest = d
 		im.known.Add(d, img)
-		for _, id := range img.layers {
+		for _, id := range img.blobs() {
 			im.images[id] = img
 		}
+		close(im.news)
+		im.news = make(chan struct{})
 	}
 	im.mu.Unlock()
 	if img == nil {
@@ -176,6 +192,24 @@ func (im *images) learn(ctx context.Context, d digest.Digest) {
 		if im.early.Remove(id) || im.fetches.InUse(id) {
 			im.ahead(id)
 			return
+		}
+	}
+}
+
+// manifest returns the manifest, learned last, that names a blob. containerd may open the
+// blob before that has been read here.
+func (im *images) manifest(ctx context.Context, id piece.ID) (digest.Digest, error) {
+	for {
+		im.mu.Lock()
+		img, news := im.images[id], im.news
+		im.mu.Unlock()
+		if img != nil {
+			return img.manifest, nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return "", ctx.Err()
 		}
 	}
 }
@@ -194,6 +228,9 @@ func parseManifest(p []byte) *image {
 		return nil
 	}
 	img := &image{}
+	if id, err := piece.ParseID(m.Config.Digest.String(), m.Config.Size); err == nil {
+		img.config = id
+	}
 	for _, l := range m.Layers {
 		if id, err := piece.ParseID(l.Digest.String(), l.Size); err == nil && len(img.layers) < maxLayers {
 			img.layers = append(img.layers, id)

@@ -30,6 +30,7 @@ type service struct {
 	fetches           *fetch.Fetches
 	sessions          *sessions
 	images            *images
+	registries        *registryNames // nil: containerd is not asked
 	// called observes a message of a Write stream.
 	called func(method string, start time.Time, err error)
 }

@@ -175,7 +175,7 @@ func (s *service) runSession(stream api.Content_WriteServer, first *api.WriteCon
 	if first.Expected != "" && s.blobs.Committed(id) {
 		return fmt.Errorf("content %s: %w", id.Digest(), errdefs.ErrAlreadyExists)
 	}
-	ses.fetch = s.fetches.Open(id, false)
+	ses.fetch = s.fetches.Open(id, s.registries.client(id, first.Ref))
 	defer ses.fetch.Close()
 	if err := s.sessions.start(ses); err != nil {
 		return err

@@ -397,6 +397,9 @@ func (n *Node) agentKeys() map[string]string {
 		keys["root"] = fmt.Sprintf("%q", filepath.Join(n.Root, "io.containerd.content.v1.content"))
 		keys["socket"] = fmt.Sprintf("%q", n.AgentSocket())
 		keys["admin"] = fmt.Sprintf("%q", n.AdminSocket())
+		if !Foreign() {
+			keys["containerd"] = fmt.Sprintf("%q", n.Socket)
+		}
 	}
 	for k, v := range n.Options.Agent {
 		if v == "" {

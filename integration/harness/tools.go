@@ -36,6 +36,7 @@ func Tool(name string) (string, error) {
 var (
 	buildMu sync.Mutex
 	built   = map[string]string{}
+	foreign bool // capelin is
 )
 
 // Built is the path of "capelin" or of a program of this module's cmd/, built
@@ -69,9 +70,17 @@ func Use(capelin string) {
 	buildMu.Lock()
 	defer buildMu.Unlock()
 	delete(built, "capelin")
-	if capelin != "" {
+	if foreign = capelin != ""; foreign {
 		built["capelin"] = capelin
 	}
+}
+
+// Foreign reports whether hosts run the binary of another commit, which need not know
+// each key of the configuration.
+func Foreign() bool {
+	buildMu.Lock()
+	defer buildMu.Unlock()
+	return foreign
 }
 
 // runc is Debian's.

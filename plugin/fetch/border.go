@@ -37,10 +37,19 @@ type (
 
 	// EvSessionOpened: a client has opened the blob. Authorized: it downloads for this
 	// node what is missing, as somebody whom the registry has allowed to have the blob.
+	// Registry is where it would download from; empty: not known. Asking: EvRegistry follows.
 	EvSessionOpened struct {
 		ID         piece.ID
 		Session    SessionID
 		Authorized bool
+		Registry   string
+		Asking     bool
+	}
+	// EvRegistry: what is known by now of where a session would download from.
+	EvRegistry struct {
+		ID       piece.ID
+		Session  SessionID
+		Registry string
 	}
 	// EvSessionWaits: an idle session asks where to continue. ActAnswer follows.
 	EvSessionWaits struct {
@@ -246,6 +255,7 @@ type Answer struct {
 
 func (EvTick) blob() (none piece.ID)      { return }
 func (e EvSessionOpened) blob() piece.ID  { return e.ID }
+func (e EvRegistry) blob() piece.ID       { return e.ID }
 func (e EvSessionWaits) blob() piece.ID   { return e.ID }
 func (e EvSessionWrites) blob() piece.ID  { return e.ID }
 func (e EvSessionWrote) blob() piece.ID   { return e.ID }

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/plugin/registries"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -60,6 +61,10 @@ type session struct {
 	offset     int64     // writing: from where
 	brought    int64     // writing: how many bytes
 	lease      bool      // writing: for the whole cluster
+
+	registry string // where it downloads from; empty: not known
+	asking   bool   // that will be said
+	download registries.Download
 }
 
 type sessionState uint8
@@ -165,7 +170,11 @@ func (f *fetch) isDue(now time.Time) bool { return !f.due.IsZero() && !f.due.Aft
 func (m *Machine) take(f *fetch, ev Event) {
 	switch ev := ev.(type) {
 	case EvSessionOpened:
-		f.sessions = append(f.sessions, &session{id: ev.Session, authorized: ev.Authorized})
+		f.sessions = append(f.sessions, &session{id: ev.Session, authorized: ev.Authorized, registry: ev.Registry, asking: ev.Asking})
+	case EvRegistry:
+		if s := f.session(ev.Session); s != nil {
+			s.registry, s.asking = ev.Registry, false
+		}
 	case EvSessionWaits:
 		if s := f.session(ev.Session); s != nil && s.state == idle {
 			s.state, s.since = waiting, m.now
@@ -231,12 +240,13 @@ func (m *Machine) take(f *fetch, ev Event) {
 
 // writes makes a session one that writes.
 func (s *session) writes(a Answer) {
-	s.state, s.offset, s.brought, s.lease = writing, a.Offset, 0, a.Lease
+	s.state, s.offset, s.brought, s.lease, s.download = writing, a.Offset, 0, a.Lease, registries.Download{}
 }
 
 func (m *Machine) wrote(f *fetch, ev EvSessionWrote) {
 	if s := f.session(ev.Session); s != nil {
 		s.brought += ev.Bytes
+		m.registries.Brought(s.registry, &s.download, ev.Bytes, m.now)
 	}
 	f.disk.written += ev.Bytes
 	if m.trackers {
@@ -264,14 +274,34 @@ func (m *Machine) ended(f *fetch, s *session, err error) {
 
 // remember learns from how a session's writing ended.
 func (m *Machine) remember(f *fetch, s *session, err error) {
+	m.registries.Over(s.registry, &s.download)
+	m.rememberRanges(f, s, err)
 	switch {
 	case err == nil:
 		m.trust(f.id)
 	case errors.Is(err, piece.ErrMismatch):
 		m.distrusted.Add(f.id, struct{}{})
-	case !s.authorized && s.offset > 0 && s.brought == 0:
-		// containerd does not say why. Who downloads by himself knows what is wrong.
-		m.noRange.Add(f.id, struct{}{})
+	}
+}
+
+// rememberRanges learns whether the session's registry can continue a blob at an offset.
+// containerd does not say why it brought nothing: that is seen when it begins at 0. Who
+// downloads by himself knows what is wrong.
+func (m *Machine) rememberRanges(f *fetch, s *session, err error) {
+	failed, doubted := m.noRange.Peek(f.id)
+	closed := errors.Is(err, ErrNotWritten)
+	switch {
+	case errors.Is(err, piece.ErrMismatch) || s.authorized:
+	case s.offset > 0 && s.brought > 0:
+		m.registries.Continued(s.registry)
+	case s.offset > 0:
+		m.noRange.Add(f.id, closed || failed)
+		m.registries.Broke(s.registry, m.now)
+	case doubted && s.brought == 0 && closed:
+		m.noRange.Remove(f.id)
+		m.registries.Refused(s.registry)
+	case failed && err == nil:
+		m.registries.Restored(s.registry, m.now)
 	}
 }
 

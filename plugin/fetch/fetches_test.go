@@ -340,7 +340,7 @@ func TestFetchTicksOneByOne(t *testing.T) {
 			ids = append(ids, id)
 			w.Finder.Answer(id, tracker.Wait)
 			w.Peers.Say(id, swarm.BlobStatus{Useful: 1})
-			s := w.Fetches.Open(id, false)
+			s := w.Fetches.Open(id, fetch.Client{})
 			waiters.Go(func() { _, _ = s.Wait(ctx); s.Close() })
 			time.Sleep(250 * time.Millisecond / blobs)
 		}

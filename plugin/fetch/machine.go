@@ -8,6 +8,7 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/plugin/registries"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -45,33 +46,39 @@ type Machine struct {
 	draining  bool
 	stopped   bool
 
+	// registries is what sessions that wrote have shown of registries.
+	registries *registries.Memory
 	// noRange holds blobs of which a session was told to continue at N > 0 and
-	// brought nothing: the registry may not serve ranges.
-	noRange memory
+	// brought nothing, until one shows whether that was for the N: the next one begins at 0,
+	// whatever is known of the registry. Its value: the client closed it, as after a
+	// registry's error; else the pull was broken off, which convicts nobody.
+	noRange memory[bool]
 	// distrusted holds blobs of which what containerd downloaded contradicted what
 	// the swarm had delivered, before either was proven. Until the blob is here,
 	// it comes from the registry alone.
-	distrusted memory
+	distrusted memory[struct{}]
 
 	actions []Action
 }
 
-// memory is a bounded set of blobs.
-type memory struct {
-	*simplelru.LRU[piece.ID, struct{}]
+// memory is something about a bounded number of blobs.
+type memory[V any] struct {
+	*simplelru.LRU[piece.ID, V]
 }
 
-func newMemory() memory {
-	l, err := simplelru.NewLRU[piece.ID, struct{}](remembered, nil)
+func newMemory[V any]() memory[V] {
+	l, err := simplelru.NewLRU[piece.ID, V](remembered, nil)
 	if err != nil {
 		panic(err) // only for a size of 0
 	}
-	return memory{l}
+	return memory[V]{l}
 }
 
 // NewMachine returns a Machine without fetches.
 func NewMachine(r Rules) *Machine {
-	return &Machine{rules: r, live: map[piece.ID]*fetch{}, noRange: newMemory(), distrusted: newMemory()}
+	return &Machine{
+		rules: r, live: map[piece.ID]*fetch{}, registries: registries.New(), noRange: newMemory[bool](), distrusted: newMemory[struct{}](),
+	}
 }
 
 // Step takes an event in and returns what is to be done, valid until the next Step. Time

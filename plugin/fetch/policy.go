@@ -30,7 +30,8 @@ type situation struct {
 	lease    bool // this node holds the lease, no session has taken it, and this one may
 	draining bool // the agent is being stopped
 
-	noRange       bool // a session that was told to continue at N > 0 brought nothing
+	noRange       bool // the registry is not to be asked to continue at an offset
+	asking        bool // which registry that is will be said, if it can be found out
 	authorizeBlob bool
 
 	find  time.Duration // how long to look for a source
@@ -61,9 +62,21 @@ const (
 	OutcomeFailed   Outcome = "failed"   // an error of ours, such as a full disk
 )
 
+// namePatience is how long a session that could be told to continue at an offset waits to
+// hear which registry would have to.
+const namePatience = 200 * time.Millisecond
+
 // decide is the policy: a session waits while somebody could deliver and bytes keep
 // coming, and is otherwise sent to the registry for what is missing.
 func decide(s situation) decision {
+	d := s.decide()
+	if left := s.since.Add(namePatience).Sub(s.now); d.answer && d.offset > 0 && d.offset < s.size && s.asking && !s.draining && left > 0 {
+		return decision{wait: left}
+	}
+	return d
+}
+
+func (s situation) decide() decision {
 	switch {
 	case s.authorizeBlob && s.size <= Tail:
 		return decision{answer: true, why: OutcomeSmall}

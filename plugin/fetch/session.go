@@ -29,15 +29,28 @@ type answer struct {
 	err error
 }
 
-// Open has a session open the blob, until Close. It does not wait for the disk. authorized
-// says that it downloads itself, as somebody who may have the blob.
-func (fs *Fetches) Open(id piece.ID, authorized bool) *Session {
+// Client is who has a blob open.
+type Client struct {
+	// Authorized: it downloads itself, as somebody who may have the blob.
+	Authorized bool
+	// Registry is where it downloads from, by name; empty: not known.
+	Registry string
+	// Ask, if not nil, finds that out, and returns soon: empty if it cannot. It is called once,
+	// by a goroutine of its own.
+	Ask func(context.Context) string
+}
+
+// Open has a session open the blob, until Close. It does not wait for the disk.
+func (fs *Fetches) Open(id piece.ID, c Client) *Session {
 	s := &Session{fs: fs, id: id, number: SessionID(fs.sessions.Add(1)), attached: make(chan struct{})}
 	fs.do(func(ctx context.Context) {
 		fs.open[s.number] = s
-		fs.step(ctx, EvSessionOpened{ID: id, Session: s.number, Authorized: authorized})
+		fs.step(ctx, EvSessionOpened{ID: id, Session: s.number, Authorized: c.Authorized, Registry: c.Registry, Asking: c.Ask != nil})
 		s.handle = fs.handle(id)
 		close(s.attached)
+		if c.Ask != nil {
+			fs.wg.Go(func() { fs.tell(EvRegistry{ID: id, Session: s.number, Registry: c.Ask(ctx)}) })
+		}
 	})
 	return s
 }

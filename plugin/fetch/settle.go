@@ -190,6 +190,8 @@ func (m *Machine) decide(f *fetch, ses *session, s situation) decision {
 	s.since, s.writing = ses.since, f.count(writing) > 0
 	s.authorizeBlob = m.rules.AuthorizeBlob && !ses.authorized
 	s.lease = f.lease == leaseGranted
+	s.asking = ses.asking
+	s.noRange = s.noRange || !m.registries.Continues(ses.registry, m.now)
 	return decide(s)
 }
 

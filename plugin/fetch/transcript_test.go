@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -27,7 +28,8 @@ import (
 //	swarm [useful=n] [known=n] [missing=n] [lost=name] [slow]   what it says when it is asked
 //	no-source                         it says that its last source has failed
 //	done [err=full|left|disproved] [join=n]              what it says when it has ended its work, of the last join or another one
-//	open s=n [authorized]             a session; what is said of it: wait, writes, close
+//	open s=n [authorized] [registry=name] [asking]   a session; what is said of it: wait, writes, close
+//	named s=n [registry=name]         where it would download from
 //	wait s=n
 //	writes s=n                        from 0 on, without having asked
 //	wrote s=n pieces=n offset=n
@@ -37,13 +39,15 @@ import (
 //	verdict is=… [ask=n]              to the last Want, or another one
 //	peers names=…
 //	share is=n
-//	prefetch [priority=n] [of=name]   of=: another blob
+//	prefetch [priority=n]
 //	prolong
 //	abandon
 //	drain
 //	stop
 //	pass time=d                       time passes
 //	status
+//
+// Each may be of=name: about another blob.
 //
 // The disk opens and completes, and the swarm says what it can do, at once, unless they are
 // slow; then it is said when they next say anything.
@@ -151,7 +155,7 @@ func (p *play) command(d *datadriven.TestData) {
 		p.step(EvConnected{Swarm: true, Trackers: true})
 		return
 	}
-	id, s := p.named("x"), SessionID(num("s"))
+	id, s := p.named(cmp.Or(str("of"), "x")), SessionID(num("s"))
 	switch d.Cmd {
 	case "connect":
 		p.step(EvConnected{Swarm: true, Trackers: !d.HasArg("no-trackers")})
@@ -184,7 +188,9 @@ func (p *play) command(d *datadriven.TestData) {
 		}
 		p.step(EvSwarmDone{ID: id, Join: join, Err: mishap("err")})
 	case "open":
-		p.step(EvSessionOpened{ID: id, Session: s, Authorized: d.HasArg("authorized")})
+		p.step(EvSessionOpened{ID: id, Session: s, Authorized: d.HasArg("authorized"), Registry: str("registry"), Asking: d.HasArg("asking")})
+	case "named":
+		p.step(EvRegistry{ID: id, Session: s, Registry: str("registry")})
 	case "wait":
 		p.step(EvSessionWaits{ID: id, Session: s})
 	case "writes":
@@ -214,9 +220,6 @@ func (p *play) command(d *datadriven.TestData) {
 	case "share":
 		p.step(EvShareTold{ID: id, Share: uint16(num("is"))})
 	case "prefetch":
-		if d.HasArg("of") {
-			id = p.named(str("of"))
-		}
 		p.step(EvPrefetch{ID: id, Priority: num("priority")})
 	case "prolong":
 		p.step(EvProlong{id})

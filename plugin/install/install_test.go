@@ -221,6 +221,9 @@ func TestInstallUninstall(t *testing.T) {
 			if cfg.Root != p.Survey.ContentRoot {
 				t.Errorf("root is %s", cfg.Root)
 			}
+			if want := p.Survey.Layout.Socket; cfg.Containerd != want {
+				t.Errorf("containerd is at %s, want %s", cfg.Containerd, want)
+			}
 			if name != "older k3s" { // there a template engine is between
 				s, err := Look(t.Context(), h, Where{})
 				if err != nil {

@@ -151,7 +151,7 @@ func (p *Plan) agentConfig(h Host, c *Change, set []string) error {
 		}
 		c.Action, c.Old, c.New, c.Why = Keep, data, data, "it is yours to edit"
 	case errors.Is(err, os.ErrNotExist):
-		p.Agent.Root = p.Survey.ContentRoot
+		p.Agent.Root, p.Agent.Containerd = p.Survey.ContentRoot, p.Survey.socket()
 		if err := config.Load("", &p.Agent, set...); err != nil {
 			return err
 		}

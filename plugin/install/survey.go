@@ -101,7 +101,7 @@ func Look(ctx context.Context, h Host, where Where) (*Survey, error) {
 	}
 	ask, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	c, err := h.Containerd(ask, cmp.Or(s.Effective.Address, l.Socket))
+	c, err := h.Containerd(ask, s.socket())
 	if err == nil {
 		s.Running = &c
 	} else {
@@ -136,6 +136,9 @@ func firstUnit(h Host, units []string) string {
 	}
 	return ""
 }
+
+// socket is containerd's own.
+func (s *Survey) socket() string { return cmp.Or(s.Effective.Address, s.Layout.Socket) }
 
 // root is containerd's directory: what its plugins use, or what is configured.
 func (s *Survey) root() string {

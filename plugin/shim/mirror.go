@@ -114,6 +114,8 @@ type Want struct {
 	// Upstream is called for the bytes from an offset on, maybe several times, if this
 	// node is to download the blob.
 	Upstream Upstream
+	// Registry is whom Upstream asks, as host or host:port.
+	Registry string
 	// Part: the client wants a part of the blob that ends before the blob does.
 	Part bool
 	// Tail, if not nil, is how the client's registry ends the blob. Bytes that this registry has

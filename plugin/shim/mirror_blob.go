@@ -46,7 +46,7 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, req request) {
 	if strings.Contains(in.Header.Get("Range"), ",") {
 		in.Header.Del("Range") // several: a server may send everything instead
 	}
-	want := Want{Upstream: s.open, Part: isPart(in.Header.Get("Range"), id.Size)}
+	want := Want{Upstream: s.open, Registry: req.upstream.Host, Part: isPart(in.Header.Get("Range"), id.Size)}
 	if m.cfg.AuthorizeBlob {
 		if want.Tail, err = s.tail(r.Context()); err != nil {
 			relay(err)

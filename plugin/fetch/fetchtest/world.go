@@ -79,7 +79,7 @@ type Got struct {
 // Wait starts a session that waits; its result comes on the channel.
 func (w *World) Wait(ctx context.Context) <-chan Got {
 	ch := make(chan Got, 1)
-	s := w.Fetches.Open(w.ID, false)
+	s := w.Fetches.Open(w.ID, fetch.Client{})
 	go func() {
 		a, err := s.Wait(ctx)
 		ch <- Got{a, err, time.Since(w.Start), s}
