@@ -32,14 +32,14 @@ func (t *Tracker) ask(s *swarm) bool {
 		return false
 	}
 	l.again = t.now + int64(t.cfg.LookupAgain)
-	names := make([]string, 0, len(t.origins))
+	members := make([]ring.Member, 0, len(t.origins))
 	for _, o := range t.origins {
 		if t.flags(o, s)&fWant == 0 { // who asks for it does not have it
-			names = append(names, o.hello.Node)
+			members = append(members, ring.Member{Name: o.hello.Node, Zone: o.hello.Zone})
 		}
 	}
-	for _, name := range ring.Top(names, s.id.Digest(), maxAsked) {
-		t.askOrigin(s, t.byNode[name])
+	for _, m := range ring.Place(members, s.id.Digest(), maxAsked) {
+		t.askOrigin(s, t.byNode[m.Name])
 	}
 	if len(l.asked) == 0 {
 		return false
