@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/containerd/log"
@@ -30,6 +31,8 @@ type Status struct {
 	Socket    string    `json:"socket"`
 	Authorize string    `json:"authorize"`
 
+	// Configuration is the file that the agent was started with.
+	Configuration ConfigurationStatus `json:"configuration"`
 	// Obstacles keep parts of the agent from running: until they are gone, which the agent
 	// looks for by itself, the rest runs without.
 	Obstacles []ObstacleStatus `json:"obstacles,omitempty"`
@@ -39,6 +42,17 @@ type Status struct {
 	Trackers []TrackerStatus `json:"trackers"`
 	Peers    []PeerStatus    `json:"peers"`
 	Blobs    []BlobStatus    `json:"blobs"` // in flight, and swarms taken part in
+}
+
+// ConfigurationStatus says whether the agent runs with its file as that is now.
+type ConfigurationStatus struct {
+	File    string    `json:"file,omitempty"`
+	Refused []string  `json:"refused,omitempty"` // why it does not
+	Since   time.Time `json:"since,omitzero"`
+	Instead string    `json:"instead,omitempty"` // what it runs with instead
+	// RegistryOnly is why the node takes no part in the swarm, as long as the file is refused.
+	RegistryOnly string   `json:"registry_only,omitempty"`
+	Restart      []string `json:"restart,omitempty"` // keys that have changed, and need a restart
 }
 
 // ObstacleStatus is one thing that keeps a part of the agent from running.
@@ -118,6 +132,7 @@ func (a *agent) status() Status {
 		Trackers: a.trackerStatus(),
 		Peers:    []PeerStatus{}, Blobs: []BlobStatus{},
 	}
+	st.Configuration = a.configuration()
 	st.Shim, _ = a.shimAddr.Load().(string)
 	for _, o := range a.daemon.Obstacles() {
 		st.Obstacles = append(st.Obstacles, ObstacleStatus{o.Key, o.Text, o.Since})
@@ -155,6 +170,18 @@ func (a *agent) status() Status {
 				Digest: d, Size: j.ID.Size, Verified: min(int64(j.Have)*j.ID.Length(), j.ID.Size), State: "seeding",
 				Peers: j.Peers, FromPeers: j.BytesIn, ToPeers: j.BytesOut,
 			})
+		}
+	}
+	return st
+}
+
+func (a *agent) configuration() ConfigurationStatus {
+	st := ConfigurationStatus{RegistryOnly: a.cfg.Alone}
+	if f := a.cfg.File; f != nil {
+		is := f.State()
+		st.File, st.Since, st.Instead, st.Restart = f.Path, is.Since, is.Instead, is.Restart
+		if is.Refused != nil {
+			st.Refused = strings.Split(is.Refused.Error(), "\n")
 		}
 	}
 	return st

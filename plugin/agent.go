@@ -20,6 +20,7 @@ import (
 
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/internal/daemon"
+	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/plugin/fetch"
 	"github.com/capelin-io/capelin/swarm"
@@ -35,6 +36,7 @@ type agent struct {
 	started       time.Time
 	metrics       *metrics
 	registryBytes atomic.Int64
+	missing       atomic.Int32 // parts that are not up yet: see up
 	daemon        *daemon.Daemon
 
 	disk    *disk
@@ -42,7 +44,8 @@ type agent struct {
 	images  *images
 	names   *registryNames // nil: containerd is not asked
 	seeder  *seeding.Seeder
-	network atomic.Pointer[network] // nil until it is up
+	network atomic.Pointer[network]      // nil until it is up
+	limits  atomic.Pointer[LimitsConfig] // nil: those of cfg
 
 	listeners listeners
 	sessions  *sessions
@@ -65,6 +68,9 @@ type network struct {
 // temporary mounts is the process's.
 func Run(ctx context.Context, cfg Config) error {
 	cfg.Patient = true
+	if cfg.Alone != "" {
+		cfg = cfg.alone()
+	}
 	return daemon.Run(ctx, "agent", &cfg, func(ctx context.Context, d *daemon.Daemon) (err error) {
 		a := &agent{cfg: cfg, started: time.Now(), metrics: newMetrics(d.Metrics), daemon: d}
 		defer func() {
@@ -156,14 +162,23 @@ func (a *agent) parts(ctx context.Context) daemon.Parts {
 			{Name: "fetches", Run: a.fetches.Run},
 			{Name: "network", Run: a.runNetwork},
 			{Name: "learning", Run: func(ctx context.Context) error { a.images.run(ctx, a.sessions.ids); return nil }},
+			{Name: "limits", Run: func(ctx context.Context) error { reload(ctx, a.cfg.Reload, a); return nil }},
 			{Name: "watchdog", Run: func(ctx context.Context) error { watchdog(ctx); return nil }},
 		},
 		Log: log.Fields{"node": a.name, "root": a.cfg.Root, "socket": a.cfg.Socket,
 			"took": time.Since(a.started).Round(time.Millisecond).String()},
-		Up:       func(net.Addr) { notify(ctx, systemd.SdNotifyReady) },
+		Up: func(net.Addr) {
+			notify(ctx, systemd.SdNotifyReady)
+			if a.cfg.Up != nil {
+				a.cfg.Up()
+			}
+			a.up()
+		},
 		Stopping: func() { notify(ctx, systemd.SdNotifyStopping) },
 	}
+	a.missing.Store(2) // the servers, and the network
 	if a.cfg.Shim.Listen != "" {
+		a.missing.Add(1)
 		p.Servers = append(p.Servers, daemon.Part{Name: "registry shim", Run: a.serveShim})
 	}
 	if a.listeners.admin != nil {
@@ -171,6 +186,13 @@ func (a *agent) parts(ctx context.Context) daemon.Parts {
 			&http.Server{Handler: a.adminHandler(), ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second}, time.Second))
 	}
 	return p
+}
+
+// up is called by each part that has come up.
+func (a *agent) up() {
+	if a.missing.Add(-1) == 0 && a.cfg.Working != nil {
+		a.cfg.Working()
+	}
 }
 
 // close closes what there is, when nothing runs any more.
@@ -188,6 +210,11 @@ func (a *agent) close() error {
 // waits for a swarm.
 func (a *agent) runNetwork(ctx context.Context) error {
 	cfg := a.cfg
+	if cfg.Alone != "" {
+		a.daemon.Obstruct("configuration", "no part in the swarm, blobs come from the registry: "+cfg.Alone)
+		a.fetches.Connect(nil, nil)
+		return nil
+	}
 	l, id, err := a.awaitNetwork(ctx)
 	if err != nil {
 		return nil // the agent ends
@@ -201,12 +228,12 @@ func (a *agent) runNetwork(ctx context.Context) error {
 	if n.node, err = seeding.NewNode(nc, id); err != nil {
 		return err
 	}
-	n.node.SetLimits(int64(cfg.Limits.Upload), int64(cfg.Limits.Download))
 	var find fetch.Finder // nil, not a nil pointer
 	if len(cfg.Trackers) > 0 {
 		n.trackers = newTrackers(a, n.node, seeding.Trackers(ctx, cfg.Trackers, nc, id))
 		find = n.trackers.client
 	}
+	a.limitNode(n.node)
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if err := n.node.Run(gctx); err != nil {
@@ -219,10 +246,11 @@ func (a *agent) runNetwork(ctx context.Context) error {
 		g.Go(func() error { n.trackers.commands.run(gctx); return nil })
 	}
 	a.network.Store(n)
+	a.limit() // those that came meanwhile
 	a.fetches.Connect(n.node, find)
 	log.G(ctx).WithFields(log.Fields{"listen": l.Addr().String(), "advertise": n.advertise}).Info("swarm is up")
+	a.up()
 	g.Go(func() error { a.seeder.Run(gctx, n.node); return nil })
-	g.Go(func() error { reload(gctx, cfg.Reload, n.node); return nil })
 	return g.Wait()
 }
 
@@ -259,6 +287,27 @@ func (a *agent) report(ctx context.Context) func(swarm.Report) {
 		}
 		seeding.LogReport(ctx, r)
 	}
+}
+
+// SetLimits sets those of the network, also of one that is still to come.
+func (a *agent) SetLimits(up, down int64) {
+	a.limits.Store(&LimitsConfig{Upload: config.Rate(up), Download: config.Rate(down)})
+	a.limit()
+}
+
+// limit gives the network, if it is there, its limits.
+func (a *agent) limit() {
+	if n := a.network.Load(); n != nil {
+		a.limitNode(n.node)
+	}
+}
+
+func (a *agent) limitNode(n *swarm.Node) {
+	l := a.limits.Load()
+	if l == nil {
+		l = &a.cfg.Limits
+	}
+	n.SetLimits(int64(l.Upload), int64(l.Download))
 }
 
 // reload applies what can change while the agent runs.

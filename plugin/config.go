@@ -52,6 +52,15 @@ type Config struct {
 	DecodeZstd []string `toml:"-"`
 	// Reload, if not nil, brings configurations whose Limits apply from now on.
 	Reload <-chan Config `toml:"-"`
+	// Alone, if not empty, is why the agent takes no part in the swarm: it has no
+	// identity, asks no tracker, listens to no peer, and the registry decides for each
+	// blob. See [Survive].
+	Alone string `toml:"-"`
+	// Up, if not nil, is called when the agent answers containerd.
+	Up func() `toml:"-"`
+	// Working, if not nil, is called once, when all that the configuration asks for is up;
+	// not if the agent is Alone.
+	Working func() `toml:"-"`
 }
 
 // CacheConfig is Config.Cache.

@@ -55,7 +55,9 @@ func (a *agent) listen(ctx context.Context, d *daemon.Daemon) error {
 		return fmt.Errorf("systemd passed the socket %s, but the configuration names %s", path, a.cfg.Socket)
 	}
 	// What these are for waits for them, if they cannot be had now.
-	l.swarm, _ = d.Listen(ctx, "listen", a.cfg.Listen, nil)
+	if a.cfg.Alone == "" {
+		l.swarm, _ = d.Listen(ctx, "listen", a.cfg.Listen, nil)
+	}
 	if a.cfg.Shim.Listen != "" {
 		if l.shim, err = d.Listen(ctx, "shim.listen", a.cfg.Shim.Listen, nil); err == nil {
 			a.shimAddr.Store(l.shim.Addr().String())
@@ -113,6 +115,7 @@ func (a *agent) serveShim(ctx context.Context) error {
 		}
 		a.shimAddr.Store(l.Addr().String())
 	}
+	a.up()
 	return m.Serve(ctx, l, a.cfg.Wait.Stop.D()) // requests have the time that calls have
 }
 

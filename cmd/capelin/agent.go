@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/plugin"
 )
 
@@ -20,6 +21,11 @@ func agentCommand(hangups chan os.Signal) *cobra.Command {
 		defaults: plugin.DefaultConfig,
 		run:      plugin.Run,
 		reload:   func(c *plugin.Config, live <-chan plugin.Config) { c.Reload = live },
+		survive: func(last, refused plugin.Config, why []*config.Problem) (plugin.Config, bool) {
+			use := plugin.Survive(last, refused, why)
+			return use, use.Alone != ""
+		},
+		watch: func(c *plugin.Config, up, working func()) { c.Up, c.Working = up, working },
 		tune: func(c *plugin.Config) {
 			spareProcessors(c)
 			c.DecodeZstd = []string{"/proc/self/exe", "agent", decodeZstd} // the same program, whatever it was replaced by

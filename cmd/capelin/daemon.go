@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -25,6 +26,12 @@ type role[C any] struct {
 	// parts, if not nil, are the configurations of which this one is made; each may have an
 	// identity of its own.
 	parts func(C) []daemon.Config
+	// survive, if not nil, makes the role run on with the configuration that worked last when
+	// its file is refused: it returns that, changed as it must be, and whether that is less.
+	survive func(last, refused C, why []*config.Problem) (use C, less bool)
+	// watch, if not nil, has up called when the role answers, and working when all is up that
+	// the configuration asks for.
+	watch func(c *C, up, working func())
 	// tune, if not nil, sets up the process as it suits the role.
 	tune func(*C)
 	// tidy, if not nil, takes out of a configuration that was read what is not used, and
@@ -37,6 +44,7 @@ type source struct {
 	path  string // --config
 	usual string // read if there is no --config and it exists
 	set   []string
+	state string // directory for what is kept between starts; "": none
 }
 
 // file returns the file that is read, "" if there is none.
@@ -83,13 +91,16 @@ what needs a restart.`,
 		Args:        cobra.NoArgs,
 		Annotations: map[string]string{reloads: "true"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := load()
+			b, err := begin[C, P](r, s)
 			if err != nil {
+				b.ended(cmd.Context(), err)
 				return err
 			}
+			cfg := b.cfg
 			if err := daemon.SetLog(P(&cfg)); err != nil {
 				return err
 			}
+			b.tell(cmd.Context())
 			tidy := func(cfg *C) {
 				if r.tidy != nil {
 					r.tidy(cmd.Context(), cfg)
@@ -104,31 +115,52 @@ what needs a restart.`,
 				live = make(chan C)
 				r.reload(&cfg, live)
 			}
+			if r.watch != nil {
+				r.watch(&cfg, b.up, func() { b.worked(cmd.Context()) })
+			}
+			daemon.Track(P(&cfg), b.file)
 			ctx, cancel := context.WithCancel(cmd.Context())
+			if watched() {
+				b.file.Anew = cancel
+			}
 			reloaded := make(chan struct{})
 			go func() {
 				defer close(reloaded)
-				again := func() (C, error) {
-					cfg, err := load()
+				again := func() (cfg C, err error) {
+					cfg = r.defaults()
+					text, err := s.read()
+					if err == nil {
+						err = s.parse(text, &cfg)
+					}
 					if err == nil {
 						tidy(&cfg)
+						b.file.Used = func() { b.used(cmd.Context(), text) }
 					}
 					return cfg, err
 				}
-				daemon.Reload[C, P](ctx, hangups, cfg, again, live)
+				daemon.Reload[C, P](ctx, hangups, cfg, again, live, b.file)
 			}()
 			err = r.run(ctx, cfg)
+			if ctx.Err() != nil && errors.Is(err, context.Canceled) { // told to end before it was up
+				err = nil
+			}
 			cancel()
 			<-reloaded
-			switch {
-			case err == nil, errors.Is(err, context.Canceled) && cmd.Context().Err() != nil: // told to end before it was up
-				return nil
+			b.ended(cmd.Context(), err)
+			if err != nil {
+				err = failed{err}
 			}
-			return failed{err}
+			return err
 		},
 	}
 	cmd.PersistentFlags().StringVarP(&s.path, "config", "c", "", "configuration file (default "+s.usual+", if it exists)")
 	cmd.Flags().StringArrayVar(&s.set, "set", nil, config.Set)
+	if r.survive != nil {
+		// systemd sets it; with several directories, which ours has not, the first.
+		state, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
+		cmd.Flags().StringVar(&s.state, "state", state, "directory in which the configuration that worked last is kept, to run on with it "+
+			"when the file is refused (default $STATE_DIRECTORY; empty: nothing is kept)")
+	}
 	cmd.AddCommand(&cobra.Command{
 		Use:   "config",
 		Short: "Print the configuration's defaults, with comments",

@@ -61,7 +61,7 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 			return fmt.Errorf("server: %w", err)
 		}
 	}
-	p := &process{daemon.Common{Cluster: full.Cluster, Metrics: full.Metrics, Pprof: full.Pprof}}
+	p := &process{daemon.Common{Cluster: full.Cluster, Metrics: full.Metrics, Pprof: full.Pprof, File: cfg.File}}
 	return daemon.Run(ctx, "server", p, func(ctx context.Context, d *daemon.Daemon) error {
 		for _, r := range full.roles() {
 			r.common.Shown = d.Page.Role(r.name)

@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -26,16 +28,15 @@ func statusCommand() *cobra.Command {
 			if m := install.Marker(install.Local{}); m != "" {
 				fmt.Fprintf(cmd.ErrOrStderr(), "FALLBACK: containerd is on its own content store, %s; see \"capelin agent doctor\"\n", m)
 			}
+			var refused error
 			if admin == "" {
-				cfg, err := agentConfig(s)
-				if err != nil {
-					return err
-				}
-				admin = cfg.Admin
+				var cfg plugin.Config
+				cfg, refused = agentConfig(s)
+				admin = cfg.Admin // also of a file that is refused, as far as it can be read
 			}
 			st, err := plugin.FetchStatus(cmd.Context(), admin)
 			if err != nil {
-				return err
+				return errors.Join(refused, err)
 			}
 			if asJSON {
 				enc := json.NewEncoder(cmd.OutOrStdout())
@@ -64,6 +65,21 @@ func size(n int64) string {
 	return config.Bytes(n).String()
 }
 
+// printConfiguration says whether the agent runs with its file.
+func printConfiguration(w io.Writer, c plugin.ConfigurationStatus) {
+	if n := len(c.Refused); n > 0 {
+		more := ""
+		if n > 1 {
+			more = fmt.Sprintf(" (and %d more: capelin agent check)", n-1)
+		}
+		fmt.Fprintf(w, "REFUSED\t%s%s\n", c.Refused[0], more)
+		fmt.Fprintf(w, "instead\t%s, since %s\n", c.Instead, c.Since.Local().Format(time.DateTime))
+	}
+	if len(c.Restart) > 0 {
+		fmt.Fprintf(w, "restart\tis needed to use what has changed in %s: %s\n", c.File, strings.Join(c.Restart, " "))
+	}
+}
+
 func printStatus(w io.Writer, st plugin.Status, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	zone := ""
@@ -77,8 +93,9 @@ func printStatus(w io.Writer, st plugin.Status, now time.Time) error {
 	}
 	fmt.Fprintln(t)
 	for _, o := range st.Obstacles {
-		fmt.Fprintf(t, "MISSING\t%s: %s (tried again since %s)\n", o.Key, o.Error, o.Since.Local().Format(time.DateTime))
+		fmt.Fprintf(t, "MISSING\t%s: %s (since %s)\n", o.Key, o.Error, o.Since.Local().Format(time.DateTime))
 	}
+	printConfiguration(t, st.Configuration)
 	fmt.Fprintf(t, "store\t%d blobs of containerd's, %d cached (%s), in %s\n", st.Store.Committed, st.Store.Cached,
 		size(st.Store.CacheBytes), st.Root)
 	fmt.Fprintf(t, "bytes\t%s from peers, %s from the registry, %s to peers\n", size(st.Bytes.FromPeers), size(st.Bytes.FromRegistry),

@@ -29,6 +29,8 @@ type Common struct {
 	// Shown, if not nil, is where the role shows its readiness, and its metrics if
 	// Metrics is empty.
 	Shown *ops.Role `toml:"-"`
+	// File, if not nil, is where the configuration is from.
+	File *File `toml:"-"`
 	// Patient roles run although their certificate cannot be used, or the address of
 	// their metrics: what of them needs that waits for it. See [Daemon.Identify].
 	Patient bool `toml:"-"`

@@ -27,6 +27,12 @@
 // The agent is one, because containers start from what it answers; other roles that lack
 // something end, and are started again by whoever watches over them.
 //
+// # The file
+//
+// [File] says whether a role runs with its configuration file as that is now, and
+// [Reload] keeps it true. A role may run on with what it had before when its file is
+// refused; [Kept] is its memory of that.
+//
 // Below are config (files), identity (certificates), ops (metrics, health, HTTP
 // servers) and version. What is of one role alone is not here.
 package daemon

@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"errors"
 	"net"
 	"slices"
 	"sync"
@@ -51,7 +52,10 @@ func (o *obstacles) remove(key string) (was bool) {
 	return was
 }
 
-// Obstacles are what [Daemon.Overcome] tries again now, by key.
+// Obstruct says that a part of the role does not run as long as the role does.
+func (d *Daemon) Obstruct(key, why string) { d.obstacles.put(key, errors.New(why)) }
+
+// Obstacles are what [Daemon.Overcome] tries again now, and what Obstruct said, by key.
 func (d *Daemon) Obstacles() []Obstacle {
 	d.obstacles.mu.Lock()
 	defer d.obstacles.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/containerd/log"
 
@@ -13,23 +14,42 @@ import (
 // SetLog makes the process log as a configuration says, which was checked.
 func SetLog(cfg Config) error { return cfg.common().setLog() }
 
+// Track makes a role show the state of its file.
+func Track(cfg Config, f *File) { cfg.common().File = f }
+
+// fileEvery is how often a file that is refused is looked at.
+const fileEvery = 5 * time.Second
+
 // Reload reads a role's configuration again at each signal, until ctx is done. Keys that
 // can change while the role runs (the tag live) apply: those of the log here, and others
 // by what is sent to live, which may be nil if the role has none. The log says what
 // applies and what needs a restart. A configuration that cannot be read, or is refused,
-// changes nothing.
+// changes nothing; it is looked at every few seconds, and read again when the file has
+// changed, without a signal. A role that was started with something else than its file
+// then is started anew, if f says how.
 func Reload[C any, P interface {
 	*C
 	Config
-}](ctx context.Context, signals <-chan os.Signal, running C, load func() (C, error), live chan<- C) {
+}](ctx context.Context, signals <-chan os.Signal, running C, load func() (C, error), live chan<- C, f *File) {
+	var seen stamp
 	for {
+		var look <-chan time.Time
+		if f.refused() {
+			look = time.After(fileEvery)
+		}
 		select {
 		case <-signals:
+		case <-look:
+			if !f.changed(&seen) {
+				continue
+			}
 		case <-ctx.Done():
 			return
 		}
+		f.Mark()
 		next, err := load()
 		if err != nil {
+			f.Refuse(err, "what it was started with", false)
 			log.G(ctx).WithError(err).Error("the changed configuration is refused, the former one stays in use")
 			continue
 		}
@@ -44,8 +64,18 @@ func Reload[C any, P interface {
 				return
 			}
 		}
+		f.accept(restart)
+		if len(restart) == 0 && f.Used != nil {
+			f.Used()
+		}
 		l := log.G(ctx).WithFields(log.Fields{"applied": strings.Join(changed, " "), "restart": strings.Join(restart, " ")})
 		switch {
+		case f.outdated(restart) && f.Anew != nil:
+			l.Warn("the configuration is good again, and the role is started anew with it")
+			f.Anew()
+			return
+		case f.outdated(restart):
+			l.Warn("the configuration is good again, and needs a restart to be used")
 		case len(restart) > 0:
 			l.Warn("the configuration was read again, and what has changed needs a restart")
 		case len(changed) == 0:

@@ -21,7 +21,7 @@ func TestReload(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			Reload(ctx, signals, *newConfig(), func() (testConfig, error) { return next, broken }, live)
+			Reload(ctx, signals, *newConfig(), func() (testConfig, error) { return next, broken }, live, new(File))
 		}()
 		for _, step := range []struct {
 			name  string
@@ -69,7 +69,7 @@ func TestReloadEnds(t *testing.T) {
 				c := *newConfig()
 				c.Size = 1
 				return c, nil
-			}, make(chan testConfig))
+			}, make(chan testConfig), new(File))
 		}()
 		signals <- syscall.SIGHUP
 		synctest.Wait()

@@ -71,6 +71,9 @@ func Run(ctx context.Context, role string, cfg Config, run func(ctx context.Cont
 		Name: "capelin_info", Help: "Always 1.", ConstLabels: prometheus.Labels{"role": role, "version": version.Version()},
 	}, func() float64 { return 1 }))
 	d.Metrics.MustRegister(newObstacleCollector(d))
+	if d.cfg.File != nil {
+		d.Metrics.MustRegister(newFileCollector(d.cfg.File, role))
+	}
 	d.Work, d.stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer d.stop()
 	if d.cfg.Identity.Enabled() {

@@ -143,7 +143,7 @@ func (r *Removal) Apply(ctx context.Context, h Host, restart bool) error {
 	if err := r.apply(h, r.Changes[r.early:]); err != nil {
 		return err
 	}
-	for _, path := range append(r.Links, MarkerPath, receipt) {
+	for _, path := range slices.Concat(r.Links, keptState.Files(), []string{MarkerPath, receipt}) {
 		if err := remove(h, path); err != nil {
 			return err
 		}
@@ -152,6 +152,7 @@ func (r *Removal) Apply(ctx context.Context, h Host, restart bool) error {
 		filepath.Dir(filepath.Join(UnitDir, unpackConf)),
 		filepath.Join(UnitDir, r.Receipt.Unit+".wants"),
 		filepath.Dir(r.Receipt.Config),
+		keptState.Dir,
 		StateDir,
 	}
 	for _, dir := range dirs {

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"text/template"
 
+	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/plugin"
 )
 
@@ -17,6 +18,7 @@ const (
 	StateDir   = "/var/lib/capelin"
 	MarkerPath = StateDir + "/fallback"     // exists: containerd is on its stock store
 	receipt    = StateDir + "/install.json" // what was written
+	kept       = "capelin/agent"            // below /var/lib: what the agent keeps between its starts
 )
 
 // Names of the units.
@@ -32,6 +34,9 @@ var unitFiles embed.FS
 
 var unitTemplates = template.Must(template.ParseFS(unitFiles, "units/*"))
 
+// keptState is what the agent keeps, below systemd's StateDirectory.
+var keptState = daemon.Kept{Dir: "/var/lib/" + kept, Name: "agent"}
+
 // unitValues are what differs between installations.
 type unitValues struct {
 	Binary, Config   string // the agent's program and configuration
@@ -39,6 +44,7 @@ type unitValues struct {
 	Unit             string // that runs containerd
 	DropIn           string
 	Marker, StateDir string
+	Kept             string
 }
 
 // Units returns the units of an agent and the drop-in of its unit, by their paths
@@ -47,7 +53,7 @@ type unitValues struct {
 func Units(cfg plugin.Config, binary, config, unit, dropIn string) map[string]string {
 	v := unitValues{
 		Binary: binary, Config: config, Socket: cfg.Socket, Admin: cfg.Admin,
-		Unit: unit, DropIn: dropIn, Marker: MarkerPath, StateDir: StateDir,
+		Unit: unit, DropIn: dropIn, Marker: MarkerPath, StateDir: StateDir, Kept: kept,
 	}
 	files := map[string]string{}
 	names := map[string]string{agentUnit: agentUnit, socketUnit: socketUnit, fallbackUnit: fallbackUnit}

@@ -12,6 +12,7 @@
 // tables ([[name]]), which have no defaults, and are printed as an example.
 //
 // Strings may name variables of the environment, "${NAME}"; "$${" stands for "${".
+// [Expanded] puts their values into a text that is to be read again later.
 // Command lines give values as "key=value", which go over the file's.
 //
 // Fields with the tag `live:"true"` can change while a role runs: [Adopt] takes them

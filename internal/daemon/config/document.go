@@ -49,7 +49,7 @@ func (d *document) decode(into any) (problems []*Problem) {
 		if errors.As(err, &strict) { // only when all else is well
 			for i := range strict.Errors {
 				p, _ := d.locate(&strict.Errors[i])
-				p.Text = "no such key"
+				p.Text = noSuchKey
 				problems = append(problems, p)
 			}
 			break

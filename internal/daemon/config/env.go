@@ -62,6 +62,30 @@ func (d *document) expand() (problems []*Problem) {
 	return problems
 }
 
+// Expanded returns a file's text with the values of variables in their places, which means
+// the same without the environment. What is wrong with it stays as it is.
+func Expanded(data []byte) []byte {
+	d := &document{text: data, data: data}
+	if _, problem := d.outline(); problem != nil {
+		return data
+	}
+	var out []byte
+	at := 0
+	for _, s := range stringsIn(data) {
+		if !strings.Contains(s.value, "${") {
+			continue
+		}
+		value, mistake := expand(s.value, os.LookupEnv)
+		if mistake != "" {
+			continue
+		}
+		out = append(out, data[at:s.start]...)
+		out = append(out, quote(strings.ReplaceAll(value, "${", "$${"))...)
+		at = s.end
+	}
+	return append(out, data[at:]...)
+}
+
 var variable = regexp.MustCompile(`\$?\$\{[^}]*\}?`)
 
 // expand returns s with its variables, and what is wrong with them, or "".

@@ -75,6 +75,24 @@ type invalid struct{ key, text string }
 
 func (e *invalid) Error() string { return e.key + ": " + e.text }
 
+// Problems returns those that an error of [Load] joins; an error of another kind, such as a
+// file that cannot be read, is one of the file as a whole.
+func Problems(err error) (all []*Problem) {
+	for _, err := range flatten(err) {
+		p, ok := errors.AsType[*Problem](err)
+		if !ok {
+			p = &Problem{Text: err.Error()}
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+// Unknown reports whether nothing is wrong but that nobody knows the key.
+func (p *Problem) Unknown() bool { return p.Text == noSuchKey }
+
+const noSuchKey = "no such key"
+
 // Load reads the TOML file at path into a pointer to a struct, whose fields keep
 // the values they have (the defaults) where the file does not set them. What set
 // has, "key=value" as [Set] describes it, goes over the file; path may be empty, and

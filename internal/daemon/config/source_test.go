@@ -247,3 +247,46 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("no hosts twice: %q, %q", changed, restart)
 	}
 }
+
+// What is kept of a file means the same when the environment is another one.
+func TestExpanded(t *testing.T) {
+	t.Setenv("CAPELIN_A", `a "quoted" ${CAPELIN_B}`)
+	text := "# ${CAPELIN_NONE}\nname = \"${CAPELIN_A}, $${b}\" # as it was\nlist = ['${CAPELIN_A}']\nplain = \"x\"\n"
+	read := func(text []byte) (v struct {
+		Name  string   `toml:"name"`
+		List  []string `toml:"list"`
+		Plain string   `toml:"plain"`
+	}) {
+		if err := Parse("F", text, &v); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	was := read([]byte(text))
+	kept := Expanded([]byte(text))
+	t.Setenv("CAPELIN_A", "another")
+	if is := read(kept); !reflect.DeepEqual(is, was) || was.Name != `a "quoted" ${CAPELIN_B}, ${b}` {
+		t.Errorf("%+v became %+v", was, is)
+	}
+	for _, broken := range []string{"name = ", "name = \"${CAPELIN_NONE}\"\n"} {
+		if got := string(Expanded([]byte(broken))); got != broken {
+			t.Errorf("%q became %q", broken, got)
+		}
+	}
+}
+
+func TestProblems(t *testing.T) {
+	var v struct {
+		Name string `toml:"name"`
+	}
+	ps := Problems(Parse("F", []byte("name = 1\nother = 2\n"), &v))
+	if len(ps) != 2 || ps[0].Key != "name" || ps[0].Unknown() || ps[1].Key != "other" || !ps[1].Unknown() {
+		t.Errorf("%v", ps)
+	}
+	if ps := Problems(Load("/none", &v)); len(ps) != 1 || ps[0].Key != "" {
+		t.Errorf("a file that is not there: %v", ps)
+	}
+	if ps := Problems(nil); len(ps) != 0 {
+		t.Errorf("%v", ps)
+	}
+}
