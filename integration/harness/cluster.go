@@ -4,11 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -102,6 +107,20 @@ func (c *Cluster) Remove(n *Node) error {
 	n.closeClients()
 	n.close()
 	return removeAll(n.Dir)
+}
+
+// Serve serves HTTP on a host's port until the cluster is closed, and returns its host:port:
+// what somebody has written themselves.
+func (c *Cluster) Serve(h *Host, port int, handler http.Handler) (addr string, err error) {
+	addr = net.JoinHostPort(h.Addr, strconv.Itoa(port))
+	l, err := h.Listen("tcp", addr)
+	if err != nil {
+		return "", err
+	}
+	s := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0)}
+	c.onClose(func() { s.Close() })
+	go s.Serve(l) //nolint:errcheck // ends with Close
+	return addr, nil
 }
 
 func (c *Cluster) onClose(f func()) {

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"path/filepath"
 
 	"github.com/capelin-io/capelin/integration/harness"
 )
@@ -28,11 +26,8 @@ func byContainerd(ctx context.Context, n *harness.Node, _ *harness.Registry, img
 }
 
 func byShim(ctx context.Context, n *harness.Node, r *harness.Registry, img image) error {
-	url := fmt.Sprintf("http://127.0.0.1:7405/v2/bench/1/blobs/%s?ns=%s", img.Layers[0], r.Addr)
-	if n.Options.Stock {
-		url = fmt.Sprintf("http://%s/v2/bench/1/blobs/%s", r.Addr, img.Layers[0])
-	}
-	return n.Download(ctx, url, filepath.Join(n.Dir, "blob"))
+	_, err := get(ctx, n, r.Addr, img.repo, img.Layers[0])
+	return err
 }
 
 // behindAnother measures a pull from a fast registry, while another node downloads the same
@@ -48,13 +43,13 @@ func behindAnother(rate int64, download func(context.Context, *harness.Node, *ha
 		if err != nil {
 			return nil, err
 		}
-		theirs := image{Image: img.Image}
-		if theirs.ref, err = other.Push(ctx, img.Image, "bench/1:1"); err != nil {
+		theirs := img
+		if theirs.ref, err = other.Push(ctx, img.Image, img.repo+":1"); err != nil {
 			return nil, err
 		}
 		w.registry.Limit(fast)
 		other.Limit(rate)
-		holder, err := w.node(ctx, "holder", keys{"shim.plain_http": "[" + quote(other.Addr) + "]"})
+		holder, err := w.node(ctx, "holder", shimKeys(other.Addr))
 		if err != nil {
 			return nil, err
 		}

@@ -57,12 +57,16 @@ func times(factor, seconds float64) goal {
 
 // fromRegistry is at most so many bytes from registries.
 func fromRegistry(bytes float64) goal {
-	return goal{fmt.Sprintf("≤ %.4g MB", bytes/1e6), registryOf, func(value) float64 { return bytes }}
+	return goal{fmt.Sprintf("≤ %.4g MB from registries", bytes/1e6), registryOf, func(value) float64 { return bytes }}
 }
 
 // count is at most so many of the row's unit.
 func count(most float64, unit string) goal {
-	return goal{fmt.Sprintf("≤ %g %s", most, unit), countOf, func(value) float64 { return most }}
+	text := fmt.Sprintf("≤ %g %s", most, unit)
+	if most == 0 {
+		text = "none"
+	}
+	return goal{text, countOf, func(value) float64 { return most }}
 }
 
 // met reports whether v, which may be the median of several, is within the goal.

@@ -40,7 +40,22 @@ func (w *world) another(ctx context.Context) (*harness.Registry, error) {
 // An image and where it is pulled from.
 type image struct {
 	*harness.Image
-	ref string
+	repo string
+	ref  string
+}
+
+// layer returns a layer's blob.
+func (img image) layer(i int) ([]byte, error) {
+	layers, err := img.V1.Layers()
+	if err != nil {
+		return nil, err
+	}
+	r, err := layers[i].Compressed()
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(r)
+	return data, errors.Join(err, r.Close())
 }
 
 // push pushes an image to the registry.
@@ -49,8 +64,9 @@ func (w *world) push(ctx context.Context, o harness.ImageOptions) (image, error)
 	if err != nil {
 		return image{}, err
 	}
-	ref, err := w.registry.Push(ctx, img, fmt.Sprintf("bench/%d:1", o.Seed))
-	return image{img, ref}, err
+	repo := fmt.Sprintf("bench/%d", o.Seed)
+	ref, err := w.registry.Push(ctx, img, repo+":1")
+	return image{img, repo, ref}, err
 }
 
 // pushSome pushes so many images of one layer of 20 MB.
@@ -162,20 +178,12 @@ func (w *world) liar(ctx context.Context, lie harness.Lie, imgs ...image) error 
 		return err
 	}
 	for _, img := range imgs {
-		layers, err := img.V1.Layers()
-		if err != nil {
-			return err
-		}
-		for i, layer := range layers {
-			r, err := layer.Compressed()
+		for i, d := range img.Layers {
+			data, err := img.layer(i)
 			if err != nil {
 				return err
 			}
-			data, err := io.ReadAll(r)
-			if err := errors.Join(err, r.Close()); err != nil {
-				return err
-			}
-			if err := l.Claim(ctx, img.Layers[i], data); err != nil {
+			if err := l.Claim(ctx, d, data); err != nil {
 				return err
 			}
 		}
