@@ -42,7 +42,7 @@ type LeaseConfig struct {
 	AddWindow    config.Duration `toml:"add_window" comment:"Time over which add_below is measured. Default 10s; 0s means the default."`
 	MaxHolders   int             `toml:"max_holders" comment:"How many nodes hold the lease of one blob at once, through add_below. Default 4; 0 means the default."`
 	Backoff      config.Duration `toml:"backoff" comment:"Pause after the registry refused a holder or broke off, before another node gets the lease; doubled at each failure in a row. Default 500ms; 0s means the default."`
-	MaxFailures  int             `toml:"max_failures" comment:"After so many failures in a row the tracker says \"nobody\", and each node goes to the registry by itself. Default 3; 0 means the default."`
+	MaxFailures  int             `toml:"max_failures" comment:"So many failures in a row of one node, which may have a registry of its own, give it no lease of that blob for a while; of so many nodes, and the tracker says \"nobody\" to all, so that each goes to the registry by itself. Default 3; 0 means the default."`
 	NobodyFor    config.Duration `toml:"nobody_for" comment:"For how long it says so. Default 30s; 0s means the default."`
 }
 

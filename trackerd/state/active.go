@@ -23,9 +23,9 @@ type active struct {
 	pleas   []*want      // those of wants whose agents were failed by every source they know
 	rescue  availability // while there are sources: what is said to those that none of them delivers to
 
-	failures     int   // of upstream, in a row
-	backoffUntil int64 // no lease is granted before
-	nobodyUntil  int64 // nor before this, and the verdict is NOBODY
+	failed       []failed // nodes, since upstream last brought anything: fewer than MaxFailures
+	backoffUntil int64    // no lease is granted before
+	nobodyUntil  int64    // nor before this, and the verdict is NOBODY
 
 	window      int64 // when the current window of AddBelow began; 0: no holder has started
 	windowBytes int64

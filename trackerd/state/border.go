@@ -72,7 +72,7 @@ const (
 	ReportMoved                              // Node lost the lease of ID because of Text
 	ReportDone                               // Node has fetched ID from upstream
 	ReportFailed                             // upstream failed Node on ID: Text
-	ReportNobody                             // upstream failed too often on ID: agents are on their own for a while
+	ReportNobody                             // upstream failed too often on ID: Node, or every node if it is empty, is on its own for a while
 	ReportHashConflict                       // Node claims other sums for ID than those pinned
 	ReportHashReplaced                       // Node disproved the sums pinned for ID
 	ReportFull                               // a limit (Text) was reached; reported once until it is no longer

@@ -48,10 +48,11 @@ type Config struct {
 	// AddBelow included. Default 4.
 	MaxHolders int
 	// Backoff is the pause after upstream failed a holder; doubled with each
-	// further failure. Default 500 ms.
+	// further failure of this node, or of another one in a row. Default 500 ms.
 	Backoff time.Duration
-	// MaxFailures in a row make the blob unobtainable: the verdict is NOBODY for
-	// NobodyFor. Default 3.
+	// MaxFailures of one node give it no lease of that blob for NobodyFor: it may have a
+	// registry of its own. Failures of as many nodes in a row make the blob unobtainable: the
+	// verdict is NOBODY for NobodyFor. Default 3.
 	MaxFailures int
 	// NobodyFor: default 30 s.
 	NobodyFor time.Duration

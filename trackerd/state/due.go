@@ -3,6 +3,7 @@ package state
 import (
 	"container/heap"
 	"math"
+	"slices"
 )
 
 // dueHeap orders active swarms by due.
@@ -50,6 +51,9 @@ func (t *Tracker) schedule(s *swarm) {
 	at(a.flushAt)
 	at(a.backoffUntil)
 	at(a.nobodyUntil)
+	for _, f := range a.failed {
+		at(f.until)
+	}
 	at(a.avail.until)
 	at(a.rescue.until)
 	if len(a.look.asked) > 0 {
@@ -67,7 +71,8 @@ func (t *Tracker) schedule(s *swarm) {
 		for i := range a.leases {
 			live = live || t.leaseDeadline(&a.leases[i]) > t.now
 		}
-		if !live && t.now >= a.backoffUntil && t.now >= a.nobodyUntil {
+		if !live && t.now >= a.backoffUntil && t.now >= a.nobodyUntil &&
+			!slices.ContainsFunc(a.failed, func(f failed) bool { return t.now < f.until }) {
 			t.deactivate(s)
 			return
 		}

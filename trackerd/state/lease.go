@@ -70,9 +70,33 @@ func (t *Tracker) progress(a *agent, id piece.ID, n int64) {
 		t.stats.UpstreamReported += n - l.bytes
 		l.bytes = n
 		l.last = t.now
-		s.a.failures = 0
+		s.a.failed = nil
 	}
 	t.touch(s)
+}
+
+// failed is a node that upstream has failed. Who may have whatever registry he likes: what
+// fails one node does not fail the others, until it has failed several.
+type failed struct {
+	node  string
+	times int   // in a row
+	until int64 // it gets no lease before
+}
+
+// fail notes that upstream failed a node, and returns how often, and how many nodes in a row.
+func (a *active) fail(node string) (f *failed, nodes int) {
+	i := slices.IndexFunc(a.failed, func(f failed) bool { return f.node == node })
+	if i < 0 {
+		i = len(a.failed)
+		a.failed = append(a.failed, failed{node: node})
+	}
+	a.failed[i].times++
+	return &a.failed[i], len(a.failed)
+}
+
+// refused reports whether a node gets no lease, because upstream has failed it too often.
+func (a *active) refused(node string, now int64) bool {
+	return slices.ContainsFunc(a.failed, func(f failed) bool { return f.node == node && now < f.until })
 }
 
 // done ends a's lease.
@@ -98,13 +122,16 @@ func (t *Tracker) done(a *agent, id piece.ID, m *trackerpb.LeaseDone) {
 		t.stats.LeasesFailed++
 		t.report(ReportFailed, a.hello.Node, id, m.Error)
 		t.endLease(s, i, "")
-		s.a.failures++
-		if s.a.failures >= t.cfg.MaxFailures {
-			s.a.failures = 0
+		switch f, nodes := s.a.fail(a.hello.Node); {
+		case nodes >= t.cfg.MaxFailures:
+			s.a.failed = nil
 			s.a.nobodyUntil = t.now + int64(t.cfg.NobodyFor)
 			t.report(ReportNobody, "", id, t.cfg.NobodyFor.String())
-		} else {
-			s.a.backoffUntil = t.now + int64(t.cfg.Backoff)<<(s.a.failures-1)
+		case f.times >= t.cfg.MaxFailures:
+			f.times, f.until = 0, t.now+int64(t.cfg.NobodyFor)
+			t.report(ReportNobody, f.node, id, t.cfg.NobodyFor.String())
+		default:
+			s.a.backoffUntil = t.now + int64(t.cfg.Backoff)<<(max(f.times, nodes)-1)
 		}
 	}
 }
@@ -114,7 +141,7 @@ func (t *Tracker) leaseDone(s *swarm, i int) {
 	t.stats.LeasesCompleted++
 	t.report(ReportDone, s.a.leases[i].agent.hello.Node, s.id, "")
 	t.endLease(s, i, "")
-	s.a.failures, s.a.backoffUntil, s.a.nobodyUntil = 0, 0, 0
+	s.a.failed, s.a.backoffUntil, s.a.nobodyUntil = nil, 0, 0
 }
 
 // endLease removes a lease; why is for the report, "" if the caller makes it.
@@ -153,7 +180,8 @@ func (t *Tracker) leaseDeadline(l *lease) int64 {
 func (t *Tracker) candidate(s *swarm, among []*want, may func(*want) bool) (best *want, limited bool) {
 	n := 0
 	for _, w := range among {
-		if !w.waiting || !w.grant || w.answered || s.a.leaseOf(w.agent) >= 0 || may != nil && !may(w) {
+		if !w.waiting || !w.grant || w.answered || s.a.leaseOf(w.agent) >= 0 || may != nil && !may(w) ||
+			s.a.refused(w.agent.hello.Node, t.now) {
 			continue
 		}
 		if w.agent.unstarted >= t.cfg.MaxUnstarted {
