@@ -2,16 +2,37 @@ package swarm
 
 import "time"
 
-// starveAfter is how long no piece of a download may come before further peers are tried.
-const starveAfter = 2 * time.Second
+const (
+	// starveAfter is how long no piece of a download may come before further peers are tried.
+	starveAfter = 2 * time.Second
+	// turnAfter is about how long a download may go without a block, since those before it take
+	// what peers give, before it has its turn.
+	turnAfter = 2 * time.Second
+)
 
 // arrivals is when pieces of a blob came. It belongs to the blob, and decides when its
-// download looks for more peers.
+// download looks for more peers, and when it has a turn before others.
 type arrivals struct {
 	began  time.Duration // when it was last begun to be wanted
 	last   time.Duration // a piece was stored, by whatever way,
 	some   bool          // if one was
 	looked time.Duration // more peers were looked for, since none gave anything
+	fed    time.Duration // a block came from a peer
+	turn   time.Duration // so long after that it is to have a turn; 0: not known yet
+}
+
+// hungry reports whether the download is to have a turn, since others take everything, and
+// starved, whether it had none for as long again. Jitter is about a duration: not all nodes
+// of a swarm have their turn at once.
+func (a *arrivals) hungry(now time.Duration, jitter func(time.Duration) time.Duration) (hungry, starved bool) {
+	since := now - max(a.began, a.fed)
+	if since < turnAfter/2 {
+		return false, false
+	}
+	if a.turn == 0 {
+		a.turn = jitter(turnAfter)
+	}
+	return since >= a.turn, since >= 2*a.turn
 }
 
 // stored notes that a piece was.

@@ -16,6 +16,12 @@ const (
 
 	endgameAfter = 200 * time.Millisecond // an attempt is slow if it brought nothing for so long
 
+	// Blobs come one after the other, so that the first is there early. One of which nothing
+	// comes has a turn nevertheless: a piece now and then, so that all turns together take a
+	// fifth of what comes at most.
+	turnEvery = 250 * time.Millisecond
+	turnShare = 5
+
 	guessedLoad = 1 << 20 // bytes per second at least, at which what waits at peers is taken to leave
 )
 
@@ -31,6 +37,7 @@ type downlink struct {
 	took     time.Duration // how long a piece takes in the middle; 0: none has come
 	rtt      time.Duration // round trip to those that pieces come from, smoothed
 	memory   int64         // bytes of unfinished pieces and of those being stored
+	turnAt   time.Duration // when a blob may have a turn before others
 	patience patience
 }
 
@@ -100,6 +107,15 @@ func (d *downlink) mayStart(cfg *PeerConfig, window int, length int64, held int)
 		return false
 	}
 	return held < 2 || int64(held+1)*length <= cfg.BlobMemory && d.memory+length <= cfg.Memory
+}
+
+// tookTurn notes that a piece of size bytes was begun out of turn.
+func (d *downlink) tookTurn(size int64, now time.Duration) {
+	every := turnEvery
+	if d.meter.rate > 0 {
+		every = max(every, time.Duration(turnShare*float64(size)/d.meter.rate*1e9))
+	}
+	d.turnAt = now + every
 }
 
 // stallLimit is how long a peer that owes us blocks may be silent.

@@ -213,6 +213,7 @@ func (p *Peer) onBlock(c *conn, m *wire.Block) {
 		return
 	}
 	b.traffic.in += int64(len(m.Data))
+	b.arrivals.fed = p.now
 	if a != nil {
 		a.data[off/piece.MaxBlock] = m.Data
 		a.got += len(m.Data)
@@ -285,6 +286,9 @@ func (p *Peer) onBusy(c *conn, m *wire.Busy) {
 	b := l.blob
 	if b == nil {
 		return
+	}
+	if hungry, _ := b.arrivals.hungry(p.now, p.jitter); hungry {
+		p.down.turnAt = min(p.down.turnAt, p.now) // that was none
 	}
 	if m.Piece == wire.AnyPiece {
 		if l.any > 0 {

@@ -39,6 +39,7 @@ type blob struct {
 
 	announcing announcing
 	sent       sendCounts
+	given      int64 // bytes to peers, and what counts as such, by which blobs share the uplink
 	rechecks   rechecks
 
 	traffic traffic

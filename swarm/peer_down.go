@@ -1,6 +1,8 @@
 package swarm
 
 import (
+	"slices"
+
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
@@ -26,6 +28,7 @@ func (p *Peer) pump() {
 	}
 	p.fill(window)
 	p.pumps++
+	p.turn(window)
 	for _, b := range p.order {
 		if !b.downloading() {
 			continue
@@ -52,6 +55,32 @@ func (p *Peer) pump() {
 	}
 }
 
+// turn begins a piece of the first blob that has waited for one for too long, before all
+// others. If it cannot, nobody behind it can have what it waits for either.
+//
+// It is asked from a peer that is downloading itself, if there is one that has something: if
+// each had its turns from the seeder, those would be all that a swarm gets of it.
+func (p *Peer) turn(window int) {
+	if p.now < p.down.turnAt || len(p.order) < 2 {
+		return
+	}
+	for _, b := range p.order {
+		if !b.downloading() || b.flight.held() > 0 || b.pick.wanted() == 0 {
+			continue
+		}
+		hungry, starved := b.arrivals.hungry(p.now, p.jitter)
+		if !hungry {
+			continue
+		}
+		sparing := !starved && slices.ContainsFunc(b.links, func(l *link) bool { return l.slot >= 0 && !l.complete && l.useful > 0 })
+		l, _ := p.chooseAmong(b, choice{sparing: sparing})
+		if l != nil && p.mayStart(b, window) && p.start(b, l) {
+			p.down.tookTurn(b.id.Length(), p.now)
+			return
+		}
+	}
+}
+
 // fill requests further blocks of the attempts that were begun.
 func (p *Peer) fill(window int) {
 	for k := 0; k < len(p.begun) && p.down.inflight < window; {
@@ -73,17 +102,23 @@ func (p *Peer) fill(window int) {
 //
 // Whoever has sent a piece wrong is asked only if there is nobody else.
 func (p *Peer) choose(b *blob) *link {
-	l, doubted := p.chooseAmong(b, false)
+	l, doubted := p.chooseAmong(b, choice{})
 	if l == nil && doubted && b.flight.blocks == 0 {
-		l, _ = p.chooseAmong(b, true)
+		l, _ = p.chooseAmong(b, choice{last: true})
 	}
 	return l
 }
 
-func (p *Peer) chooseAmong(b *blob, last bool) (best *link, doubted bool) {
+// choice is among whom is chosen.
+type choice struct {
+	last    bool // whoever has sent a piece wrong, too
+	sparing bool // no seeders
+}
+
+func (p *Peer) chooseAmong(b *blob, among choice) (best *link, doubted bool) {
 	least, seen, scarce := 0.0, 0, p.scarce(b)
 	for _, l := range b.links {
-		if l.slot < 0 || !l.complete && l.useful == 0 {
+		if l.slot < 0 || !l.complete && l.useful == 0 || l.complete && among.sparing {
 			continue
 		}
 		if l.c.far && !p.mayBring(b, l) {
@@ -97,7 +132,7 @@ func (p *Peer) chooseAmong(b *blob, last bool) (best *link, doubted bool) {
 			c.pipe.claim(p.pumps, b)
 			continue
 		}
-		if p.doubts > 0 && c.node.doubt > 0 && !last {
+		if p.doubts > 0 && c.node.doubt > 0 && !among.last {
 			doubted = true
 			continue
 		}

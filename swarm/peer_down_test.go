@@ -195,12 +195,63 @@ func TestPriority(t *testing.T) {
 	l.pass(1200 * time.Millisecond)
 	s1, _ := a.peer.Status(first)
 	s2, _ := a.peer.Status(second)
-	if s1.Have < 15 || s2.Have > 4 {
+	if s1.Have < 15 || s2.Have > 5 {
 		t.Errorf("after a while there are %d pieces of the first and %d of the second", s1.Have, s2.Have)
 	}
 	l.pass(3 * time.Second)
 	if a.complete != 2 {
 		t.Errorf("%d of 2 are complete", a.complete)
+	}
+}
+
+// Blobs behind the first have a turn now and then, for a small part of what comes, so that none
+// stands still; and from another that downloads, rather than from the seeder.
+func TestTurns(t *testing.T) {
+	l := newLab(t)
+	a := l.add("a", PeerConfig{})
+	o := l.add("o", PeerConfig{})
+	o.step(EvLimits{Up: 4 * piece.MinLength})
+	y := l.add("y", PeerConfig{})
+	var ids []piece.ID
+	for k := range 3 {
+		id := l.blob(60 * piece.MinLength)
+		ids = append(ids, id)
+		o.seed(id)
+		a.have[id] = piece.NewBits(60)
+		a.step(EvJoin{ID: id, Want: true, Priority: k, Have: piece.NewBits(60)})
+		if k == 2 {
+			y.join(id, false, piece.NewBits(60), piece.NewSums(id), false)
+			for i := range 3 {
+				y.have[id].Set(i)
+			}
+			y.step(EvLocal{ID: id, From: 0, To: 3, States: l.sums[id].Range(0, 3)})
+		}
+		a.named(id, "o", "y")
+	}
+	last, still := make([]int, 3), make([]time.Duration, 3)
+	var longest time.Duration
+	for range 40 {
+		l.pass(500 * time.Millisecond)
+		for k, id := range ids {
+			s, _ := a.peer.Status(id)
+			if still[k] += 500 * time.Millisecond; s.Have > last[k] {
+				last[k], still[k] = s.Have, 0
+			}
+			longest = max(longest, still[k])
+		}
+		if last[0] == 60 {
+			break
+		}
+	}
+	if longest > 4*time.Second {
+		t.Errorf("a blob stood still for %v", longest)
+	}
+	if last[0] != 60 || last[1]+last[2] > 24 {
+		t.Errorf("%d pieces of 60 of the first have come in 20 s, and %d and %d of the others", last[0], last[1], last[2])
+	}
+	s, _ := y.peer.Status(ids[2])
+	if s.BytesOut != 3*piece.MinLength {
+		t.Errorf("another that has 3 pieces of the third gave %d bytes", s.BytesOut)
 	}
 }
 

@@ -26,6 +26,10 @@ const (
 	// receiver, not for our uplink, and do not hold others up.
 	stuckAfter = 50 * time.Millisecond
 
+	// ownBlobs is for how many pieces of a connection there is room because nothing else of
+	// their blobs waits: containerd downloads three at once.
+	ownBlobs = 4
+
 	// maxUploads bounds the admitted pieces in any case.
 	maxUploads = 256
 
@@ -34,8 +38,11 @@ const (
 )
 
 // uplink is the part of the Peer that all uploads share: pieces in the order of
-// their admission. The first that has a request waiting is served first, so
-// that pieces are finished, and spread further, one after the other.
+// their admission. Of each blob the first that has a request waiting is served first, so
+// that pieces are finished, and spread further, one after the other. Blobs share the uplink
+// alike, however many peers ask for each: of one that has few places here, as those of
+// another are taken again as soon as they are free, there is always room for a piece, so
+// that no blob stands still.
 //
 // Its methods keep the books of uploads, also those of their links and connections
 // (outbox); admit, retryAt and next decide.
@@ -48,11 +55,13 @@ type uplink struct {
 	limit   bucket
 	due     time.Duration // when to look at the queue again
 	retry   time.Duration // when the next refused requester may come back
+	given   int64         // what the blob was given that was served last, at that time; see blob.given
 }
 
 // upload is a piece on its way to one peer.
 type upload struct {
 	l      *link
+	b      *blob
 	i      int
 	any    bool
 	size   int
@@ -122,6 +131,8 @@ func (k *uplink) admit(l *link, any bool, queue int) bool {
 		return false
 	case n == own, k.pending == 0 && k.active < k.driverMax():
 		return true // nobody else waits, or the uplink is running dry
+	case own < ownBlobs && n < maxUploads/2 && k.stands(l.blob):
+		return true
 	}
 	wait := float64(k.left) / k.rate()
 	switch {
@@ -135,6 +146,20 @@ func (k *uplink) admit(l *link, any bool, queue int) bool {
 		return false // one at a time for each, as long as others wait
 	}
 	return true
+}
+
+// stands reports whether nothing of b waits here, though its turn would come soon.
+func (k *uplink) stands(b *blob) bool {
+	others := 0
+	for j, u := range k.uploads {
+		if u.b == b {
+			return false
+		}
+		if !slices.ContainsFunc(k.uploads[:j], func(o *upload) bool { return o.b == u.b }) {
+			others++
+		}
+	}
+	return others == 1 || float64((others+1)*piece.MaxBlock) <= k.rate()*maxWait.Seconds()
 }
 
 // retryAt returns when a refused requester of a piece of size bytes is to come back: when
@@ -152,6 +177,10 @@ func (k *uplink) retryAt(o *outbox, size int, now time.Duration) time.Duration {
 
 // add puts a piece that was admitted at the end of the queue.
 func (k *uplink) add(u *upload) {
+	u.b = u.l.blob
+	if u.b != nil && !slices.ContainsFunc(k.uploads, func(o *upload) bool { return o.b == u.b }) {
+		u.b.given = max(u.b.given, k.given) // what it did not ask for meanwhile is not owed to it
+	}
 	u.l.uploads = append(u.l.uploads, u)
 	k.uploads = append(k.uploads, u)
 	k.left += int64(u.size)
@@ -181,17 +210,25 @@ func (k *uplink) next(conns []*conn, now time.Duration) *upload {
 			return nil
 		}
 	}
+	var best *upload
 	for _, u := range k.uploads {
-		if o := &u.l.c.out; len(u.queue) > 0 && o.inDriver < limit && !o.stuck(now) {
-			return u
+		if o := &u.l.c.out; len(u.queue) == 0 || o.inDriver >= limit || o.stuck(now) {
+			continue
+		}
+		if best == nil || u.b != best.b && u.b.given < best.b.given {
+			best = u
 		}
 	}
-	return nil
+	return best
 }
 
 // take gives the next block of u to the driver.
 func (k *uplink) take(u *upload, now time.Duration) span {
 	s, o := u.queue[0], &u.l.c.out
+	if u.b != nil {
+		k.given = u.b.given
+		u.b.given += int64(s.n)
+	}
 	u.queue = u.queue[1:]
 	o.requests--
 	k.pending--

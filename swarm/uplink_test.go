@@ -3,6 +3,7 @@ package swarm
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -192,6 +193,56 @@ func TestNextUpload(t *testing.T) {
 	}
 	if k.pending != 0 || k.left != 0 {
 		t.Errorf("%d blocks and %d bytes are left", k.pending, k.left)
+	}
+}
+
+// Blobs share the uplink, whoever asked for them and how often; what a blob was not asked for
+// it is not owed later.
+func TestBlobsShare(t *testing.T) {
+	k, peers := crowd("a b c d e f")
+	x, y := &blob{}, &blob{}
+	ask := func(l *link, b *blob, pieces int) {
+		l.blob = b
+		for range pieces {
+			u := &upload{l: l, size: 1000}
+			k.add(u)
+			k.request(u, span{0, 1000}, 0)
+		}
+	}
+	serve := func(steps int) (got string) {
+		for range steps {
+			u := k.next(nil, 0)
+			k.take(u, 0)
+			k.sent(&u.l.c.out, 1000, 0)
+			k.remove(u)
+			got += map[*blob]string{x: "x", y: "y"}[u.b]
+		}
+		return got
+	}
+	for _, u := range slices.Clone(k.uploads) {
+		k.remove(u)
+	}
+	ask(peers["a"], x, 6)
+	ask(peers["b"], x, 6)
+	if got := serve(6); got != "xxxxxx" {
+		t.Errorf("served %s of one blob", got)
+	}
+	other := func(b *blob) *link { return &link{c: peers["c"].c, blob: b} }
+	if k.left = 1 << 30; !k.admit(other(y), false, 4) || k.admit(other(x), false, 4) {
+		t.Error("a full queue takes more of its blob, or nothing of another")
+	}
+	ask(peers["c"], y, ownBlobs-1)
+	if !k.admit(other(&blob{}), false, 4) {
+		t.Error("a full queue has no room for a third blob")
+	}
+	if k.meter.rate = 2.9 * piece.MaxBlock / maxWait.Seconds(); k.admit(other(&blob{}), false, 4) {
+		t.Error("a third blob is let in though its turn would not come soon")
+	}
+	if k.meter.rate = 100 * mib; k.admit(&link{c: peers["b"].c, blob: &blob{}}, false, 4) {
+		t.Error("a connection that has enough waiting gets room for another blob")
+	}
+	if got := serve(8); got != "yxyxyxxx" {
+		t.Errorf("served %s, want the blobs in turn", got)
 	}
 }
 

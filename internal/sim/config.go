@@ -64,6 +64,7 @@ type Host struct {
 	Role     wire.Role // default wire.RoleAgent
 	Up, Down float64   // bytes per second; 0: 1e12
 	Seed     bool      // has the blobs, or receives them from upstream; wants nothing
+	Blobs    []int     // indices of those that it has or wants; nil: all
 	Join     time.Duration
 	Leave    time.Duration // after joining; leaves all swarms and closes its connections; 0: never
 	Crash    time.Duration // after joining; 0: never
@@ -109,8 +110,9 @@ type HostResult struct {
 	Done      bool
 	Took      time.Duration // from joining until it had proven everything
 	BlobDone  []time.Duration
-	Parts     []Part // by blob, at the end
-	Up, Down  int64  // bytes of blocks sent and received
+	Parts     []Part          // by blob, at the end
+	Still     []time.Duration // by blob, the longest time without a piece of it
+	Up, Down  int64           // bytes of blocks sent and received
 	Redundant int64
 	Early     int64    // bytes of blocks that a host with Seed sent again before it had sent every piece once
 	Convicted []string // nodes that it convicted, in order

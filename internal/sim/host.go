@@ -40,6 +40,7 @@ type host struct {
 	storeAt  int64
 	stream   state.Stream // to the tracker; 0: none
 
+	moved   []int64 // by blob: when a piece came last
 	done    map[piece.ID]bool
 	sentAll map[piece.ID]*[2]*piece.Bits // pieces and blocks that a host with Seed has sent
 	res     *HostResult
@@ -192,6 +193,8 @@ func (h *host) store(a swarm.ActStore) {
 		ev.Hash[1] = 1
 	} else {
 		h.have[a.ID].Set(a.Piece)
+		h.res.Still[b.index] = max(h.res.Still[b.index], time.Duration(r.now-h.moved[b.index]))
+		h.moved[b.index] = r.now
 	}
 	h.storeAt = max(h.storeAt, r.now) + int64(float64(size)/r.cfg.StoreRate*1e9)
 	r.queue.push(event{at: h.storeAt + int64(r.cfg.StoreDelay), kind: kEvent, h: h, ev: ev})
@@ -210,9 +213,10 @@ func (h *host) join() {
 	r := h.r
 	h.up = true
 	for _, b := range r.blobs {
-		if h.Seed && b.Sources != nil && !slices.Contains(b.Sources, h.index) {
+		if h.Seed && b.Sources != nil && !slices.Contains(b.Sources, h.index) || h.Blobs != nil && !slices.Contains(h.Blobs, b.index) {
 			continue
 		}
+		h.moved[b.index] = r.now
 		ev := swarm.EvJoin{ID: b.id, Want: !h.Seed, Priority: b.index, Have: piece.NewBits(b.id.Pieces()), Sums: piece.NewSums(b.id)}
 		disk := piece.NewBits(b.id.Pieces())
 		if h.Seed && b.SourceRate == 0 {
@@ -278,7 +282,7 @@ func (h *host) proven(id piece.ID) {
 	h.done[id] = true
 	h.toTracker(b)
 	h.res.BlobDone[b.index] = time.Duration(r.now) - h.Join
-	if len(h.done) == len(r.blobs) {
+	if len(h.done) == len(h.have) {
 		h.res.Done, h.res.Took = true, time.Duration(r.now)-h.Join
 		if h.expected() {
 			r.open--

@@ -101,7 +101,8 @@ func (r *run) addHost(k int, hc Host, res *HostResult) {
 		r.zones[h.Zone] = h.zone
 	}
 	h.res.Seed, h.res.Aside = h.Seed, h.Aside
-	h.res.BlobDone = make([]time.Duration, len(r.blobs))
+	h.res.BlobDone, h.res.Still = make([]time.Duration, len(r.blobs)), make([]time.Duration, len(r.blobs))
+	h.moved = make([]int64, len(r.blobs))
 	pc := h.Peer
 	pc.Node, pc.Zone, pc.Role, pc.Seed = h.Name, h.Zone, h.Role, r.cfg.Seed
 	h.peer = swarm.NewPeer(pc)

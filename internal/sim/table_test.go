@@ -330,6 +330,46 @@ func TestLost(t *testing.T) {
 	}
 }
 
+// A seeder with a limit, of which several blobs are wanted: none stands still, however many hosts
+// want each, and the first is there nearly as early as if it were alone.
+func TestShared(t *testing.T) {
+	limited := func(hosts, blobs int) Config {
+		cfg := FanOut(hosts, 1, 30e6, 100e6, 0)
+		for range blobs - 1 {
+			cfg.Blobs = append(cfg.Blobs, cfg.Blobs[0])
+		}
+		cfg.Hosts[0].Limits = []Limit{{At: 1, Up: 10e6}}
+		return cfg
+	}
+	for _, c := range []struct {
+		name  string
+		cfg   Config
+		still time.Duration // at most, of any blob
+		first time.Duration // 0: not checked
+	}{
+		{"three layers, two hosts", limited(2, 3), 4 * time.Second, 3200 * time.Millisecond},
+		{"three layers, five hosts", limited(5, 3), 4 * time.Second, 3300 * time.Millisecond},
+		{"one host wants another blob", with(limited(12, 2), func(c *Config) {
+			for k := range c.Hosts[1:] {
+				c.Hosts[1+k].Blobs = []int{0}
+			}
+			c.Hosts[12].Blobs = []int{1}
+		}), 200 * time.Millisecond, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := Run(c.cfg)
+			for k, h := range r.Hosts[1:] {
+				if !h.Done || slices.Max(h.Still) > c.still || c.first > 0 && h.BlobDone[0] > c.first {
+					t.Errorf("host %d: done %v at %v; for so long nothing came: %v", k, h.Done, h.BlobDone, h.Still)
+				}
+			}
+			if f := r.Figures(); f.P99 > time.Duration(len(c.cfg.Blobs))*3200*time.Millisecond {
+				t.Errorf("it took %v", f.P99)
+			}
+		})
+	}
+}
+
 // The same Config yields the same run, event by event.
 func TestDeterministic(t *testing.T) {
 	run := func(seed uint64) (events int, log string) {
