@@ -77,14 +77,10 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	case r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/"):
-		if r.ContentLength > maxManifest {
-			writeError(w, r, tooLarge(r.ContentLength))
-			return
+		if err := g.putManifest(w, r); err != nil {
+			writeError(w, r, err)
 		}
-		r.Body = http.MaxBytesReader(w, r.Body, maxManifest+1) // the store refuses the last one
-		if g.putByDigest(w, r) {
-			return
-		}
+		return
 	case r.Method == http.MethodGet && strings.HasPrefix(r.Header.Get("Range"), "bytes=-"):
 		if err := g.suffixRange(r); err != nil {
 			writeError(w, r, err)
@@ -103,44 +99,46 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.api.ServeHTTP(w, r)
 }
 
-// putByDigest does what ociserver does not when a manifest is pushed by its digest:
-// it takes other algorithms than sha256, and says 400 of what is no digest. It
-// reports whether it has answered.
-func (g *Gateway) putByDigest(w http.ResponseWriter, r *http.Request) bool {
-	path, ref, _ := strings.Cut(r.URL.Path, "/manifests/")
-	d := digest.Digest(ref)
+// putManifest stores a manifest, by tag or by digest. ociserver takes sha256 only, and
+// answers 500 to what it cannot read.
+func (g *Gateway) putManifest(w http.ResponseWriter, r *http.Request) error {
+	at := strings.LastIndex(r.URL.Path, "/manifests/")
+	repo, ref := strings.TrimPrefix(r.URL.Path[:at], "/v2/"), r.URL.Path[at+len("/manifests/"):]
+	if index.CheckRepository(repo) != nil {
+		return ociregistry.ErrNameInvalid
+	}
+	tag, d := ref, digest.Digest("")
+	if strings.Contains(ref, ":") {
+		if tag, d = "", digest.Digest(ref); index.CheckDigest(d) != nil {
+			return fmt.Errorf("%w: %.100q is no digest", ociregistry.ErrDigestInvalid, ref)
+		}
+	}
+	if r.ContentLength > maxManifest {
+		return tooLarge(r.ContentLength)
+	}
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxManifest))
+	var large *http.MaxBytesError
 	switch {
-	case !strings.Contains(ref, ":"):
-		return false
-	case index.CheckDigest(d) != nil:
-		writeError(w, r, fmt.Errorf("%w: %.100q is no digest", ociregistry.ErrDigestInvalid, ref))
-		return true
-	case d.Algorithm() == digest.SHA256:
-		return false
+	case errors.As(err, &large):
+		return tooLarge(maxManifest + 1)
+	case err != nil:
+		return fmt.Errorf("%w: reading it: %w", ociregistry.ErrManifestInvalid, err)
+	case d == "":
+		d = digest.FromBytes(raw)
+	case d.Algorithm().FromBytes(raw) != d:
+		return fmt.Errorf("%w: the manifest has another digest than %s", ociregistry.ErrDigestInvalid, d)
 	}
-	repo := strings.TrimPrefix(path, "/v2/")
-	raw, err := io.ReadAll(r.Body)
-	if err == nil && index.CheckRepository(repo) != nil {
-		err = ociregistry.ErrNameInvalid
-	}
-	if err == nil && d.Algorithm().FromBytes(raw) != d {
-		err = ociregistry.ErrDigestInvalid
-	}
-	var desc ociregistry.Descriptor
-	if err == nil {
-		desc, err = g.store.push(r.Context(), repo, "", raw, r.Header.Get("Content-Type"), d)
-	}
+	m, err := g.store.push(r.Context(), repo, tag, raw, r.Header.Get("Content-Type"), d)
 	if err != nil {
-		writeError(w, r, err)
-		return true
+		return err
 	}
-	if m, err := index.ParseManifest(desc.MediaType, raw); err == nil && m.Subject != nil {
+	if m.Subject != nil {
 		w.Header().Set("OCI-Subject", m.Subject.Digest.String())
 	}
-	w.Header().Set("Location", r.URL.Path)
+	w.Header().Set("Location", "/v2/"+repo+"/manifests/"+d.String())
 	w.Header().Set("Docker-Content-Digest", d.String())
 	w.WriteHeader(http.StatusCreated)
-	return true
+	return nil
 }
 
 // suffixRange writes a range of the last bytes as one from the beginning, which

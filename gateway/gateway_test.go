@@ -337,9 +337,36 @@ func TestManifests(t *testing.T) {
 		!strings.Contains(body, "MANIFEST_BLOB_UNKNOWN") {
 		t.Errorf("without its blobs: %s %s", resp.Status, body)
 	}
-	if resp, body := g.do("alice", "PUT", "/v2/team/app/manifests/1", "nonsense", "Content-Type", kind); resp.StatusCode != 400 ||
-		!strings.Contains(body, "MANIFEST_INVALID") {
-		t.Errorf("nonsense: %s %s", resp.Status, body)
+	for what, tt := range map[string]struct{ kind, body string }{
+		"nonsense":     {kind, "nonsense"},
+		"text":         {"text/plain", "hello"},
+		"empty":        {kind, ""},
+		"cut":          {kind, string(raw[:len(raw)-1])},
+		"more":         {kind, string(raw) + "}}"},
+		"deep":         {kind, `{"schemaVersion":2,"mediaType":"` + kind + `","x":` + strings.Repeat("[", 1<<20) + "}"},
+		"unknown type": {"application/vnd.example+json", `{"schemaVersion":2,"mediaType":"application/vnd.example+json","layers":[]}`},
+		"as a form":    {"application/x-www-form-urlencoded", string(raw)},
+		"as OCI's":     {"application/vnd.oci.image.manifest.v1+json", string(raw)},
+	} {
+		resp, body := g.do("alice", "PUT", "/v2/team/app/manifests/2", tt.body, "Content-Type", tt.kind)
+		if resp.StatusCode != 400 || !strings.Contains(body, "MANIFEST_INVALID") {
+			t.Errorf("%s: %s %s", what, resp.Status, body)
+		}
+		if resp, _ := g.do("bob", "GET", "/v2/team/app/manifests/2", ""); resp.StatusCode != 404 {
+			t.Errorf("after %s: %s", what, resp.Status)
+		}
+	}
+	if resp, _ := g.do("bob", "GET", "/v2/team/app/manifests/"+b.String(), ""); resp.Header.Get("Content-Type") != kind {
+		t.Errorf("after all that, its type is %s", resp.Header.Get("Content-Type"))
+	}
+	if resp, body := g.do("alice", "PUT", "/v2/team/app/manifests/plain", string(raw)); resp.StatusCode != 201 ||
+		resp.Header.Get("Location") != "/v2/team/app/manifests/"+b.String() || resp.Header.Get("Docker-Content-Digest") != b.String() {
+		t.Errorf("without a type: %s %s %v", resp.Status, body, resp.Header)
+	}
+	about := `{"schemaVersion":2,"manifests":[],"subject":{"mediaType":"` + kind + `","digest":"` + b.String() + `","size":1}}`
+	if resp, body := g.do("alice", "PUT", "/v2/team/app/manifests/about", about); resp.StatusCode != 201 ||
+		resp.Header.Get("OCI-Subject") != b.String() {
+		t.Errorf("with a subject: %s %s %v", resp.Status, body, resp.Header)
 	}
 	if resp, _ := g.do("alice", "PUT", "/v2/team/app/manifests/sha256:zz", string(raw), "Content-Type", kind); resp.StatusCode != 400 {
 		t.Errorf("no digest: %s", resp.Status)

@@ -313,58 +313,56 @@ func (s *store) manifest(ctx context.Context, repo string, desc ociregistry.Desc
 	return reader{io.NopCloser(bytes.NewReader(raw)), shown}, nil
 }
 
-func (s *store) PushManifest(ctx context.Context, repo, tag string, raw []byte, mediaType string) (ociregistry.Descriptor, error) {
-	return s.push(ctx, repo, tag, raw, mediaType, digest.FromBytes(raw))
-}
-
 // push stores a manifest whose digest was checked, and makes a tag point to it if
-// one is given.
+// one is given. mediaType is the request's Content-Type, or "".
 func (s *store) push(
 	ctx context.Context, repo, tag string, raw []byte, mediaType string, d digest.Digest,
-) (desc ociregistry.Descriptor, err error) {
+) (m index.Manifest, err error) {
 	if err := allow(ctx, Push, repo); err != nil {
-		return desc, err
+		return m, err
 	}
-	if t, _, err := mime.ParseMediaType(mediaType); err == nil {
-		mediaType = t // without parameters
-	}
-	desc = ociregistry.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(raw))}
 	what := tag
 	if what == "" {
 		what = "manifest"
 	}
-	defer func() { audit(ctx, Push, repo, what, desc.Digest.String(), err) }()
-	if len(raw) > maxManifest {
-		return desc, tooLarge(int64(len(raw)))
-	}
+	defer func() { audit(ctx, Push, repo, what, d.String(), err) }()
 	if tag != "" {
 		if err := index.CheckTag(tag); err != nil {
-			return desc, translate(err, ociregistry.ErrManifestUnknown)
+			return m, translate(err, ociregistry.ErrManifestUnknown)
 		}
 	}
-	// Before anything is stored: what cannot be read is nobody's manifest.
-	if _, err := index.ParseManifest(mediaType, raw); err != nil {
-		return desc, fmt.Errorf("%w: %w", ociregistry.ErrManifestInvalid, err)
+	if t, _, err := mime.ParseMediaType(mediaType); err == nil {
+		mediaType = t // without parameters
 	}
+	// Before anything is stored: what cannot be read is nobody's manifest.
+	if m, err = index.ParseManifest(mediaType, raw); err != nil {
+		return m, fmt.Errorf("%w: %w", ociregistry.ErrManifestInvalid, err)
+	}
+	m.Descriptor.Digest = d // raw's, perhaps by another algorithm
+	return m, s.record(ctx, repo, tag, raw, m.Descriptor)
+}
+
+// record stores a manifest's bytes, and its names.
+func (s *store) record(ctx context.Context, repo, tag string, raw []byte, desc ocispec.Descriptor) error {
 	w, err := s.start(ctx, repo)
 	if err != nil {
-		return desc, err
+		return err
 	}
 	if _, err = w.ReadFrom(bytes.NewReader(raw)); err == nil {
 		_, err = s.origin.Commit(ctx, w.id, desc.Digest)
 	}
 	if err != nil {
-		return desc, errors.Join(translate(err, ociregistry.ErrBlobUploadUnknown), w.Cancel())
+		return errors.Join(translate(err, ociregistry.ErrBlobUploadUnknown), w.Cancel())
 	}
 	if err := s.index.PutManifest(ctx, repo, index.Manifest{Descriptor: desc}); err != nil {
-		return desc, incomplete(err)
+		return incomplete(err)
 	}
 	if tag != "" {
 		if _, err := s.index.PutTag(ctx, repo, tag, desc); err != nil {
-			return desc, incomplete(err)
+			return incomplete(err)
 		}
 	}
-	return desc, nil
+	return nil
 }
 
 // incomplete translates the index's refusal of what refers to something that is

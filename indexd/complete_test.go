@@ -121,9 +121,14 @@ func TestComplete(t *testing.T) {
 		{"build cache, layer missing", func(w *world) ocispec.Descriptor {
 			return w.indexOf(nowhere(ocispec.MediaTypeImageLayerGzip))
 		}, errdefs.ErrFailedPrecondition, []string{"blob "}},
-		{name: "manifest of a type that nobody knows", push: func(w *world) ocispec.Descriptor {
-			return w.indexOf(w.put(repo, w.bytes("application/vnd.example+json", "anything")))
-		}},
+		{"manifest of a type that nobody knows", func(w *world) ocispec.Descriptor {
+			return w.bytes("application/vnd.example+json", map[string]any{"schemaVersion": 2, "mediaType": "application/vnd.example+json"})
+		}, errdefs.ErrInvalidArgument, []string{"a type that is not known"}},
+		{"manifest pushed as another type", func(w *world) ocispec.Descriptor {
+			d := w.indexOf()
+			d.MediaType = "application/x-www-form-urlencoded"
+			return d
+		}, errdefs.ErrInvalidArgument, []string{"was pushed as application/x-www-form-urlencoded"}},
 		{name: "subject missing", push: func(w *world) ocispec.Descriptor {
 			m := image(config(w))
 			subject := nowhere(ocispec.MediaTypeImageManifest)

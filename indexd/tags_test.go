@@ -25,7 +25,9 @@ func ref(d digest.Digest) origin.Ref { return origin.Ref{Digest: d} }
 // opaque pushes a manifest that refers to nothing.
 func (w *world) opaque(repo, name string) ocispec.Descriptor {
 	w.t.Helper()
-	return w.put(repo, w.bytes("application/vnd.example+json", name))
+	m := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}, Annotations: map[string]string{"name": name}}
+	m.SchemaVersion = 2
+	return w.put(repo, w.bytes(m.MediaType, m))
 }
 
 // A tag's revisions, through moves and deletions.

@@ -50,10 +50,12 @@ func NeedsBlob(d ocispec.Descriptor) bool {
 		!strings.HasPrefix(d.MediaType, "application/vnd.oci.image.layer.nondistributable.")
 }
 
-// ParseManifest reads the bytes of a manifest or index of anybody. mediaType is what
-// they were pushed as; if it is empty, what they say themselves counts. Of a type that
-// is not known (see IsManifest) it reads nothing: it refers to nothing. The digest is
-// the sha256 of raw.
+// ParseManifest reads the bytes of a manifest or index of anybody. Their type is in the
+// bytes alone, so that it is the same whoever pushes them: what they say, and of those
+// that say nothing, which only OCI's two may do, an image manifest if they have config or
+// layers, else an index. mediaType
+// is what they were pushed as, "" if nobody said; it must be the same, and a type whose
+// references are known (see IsManifest). The digest is the sha256 of raw.
 //
 // Everything wrong is errdefs.ErrInvalidArgument, including what two readers could
 // understand differently: a field twice, or in other capitals, or one that makes an image
@@ -71,27 +73,52 @@ func parseManifest(mediaType string, raw []byte) (Manifest, error) {
 		return Manifest{}, fmt.Errorf("%d bytes, %d are allowed", len(raw), MaxManifest)
 	}
 	m := Manifest{Descriptor: ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}}
-	if mediaType == "" {
-		var doc struct{ MediaType string }
-		_ = json.Unmarshal(raw, &doc)
-		m.Descriptor.MediaType = doc.MediaType
-	}
-	if err := CheckMediaType(m.Descriptor.MediaType); err != nil {
-		return Manifest{}, err
-	}
-	if strings.HasPrefix(m.Descriptor.MediaType, mediaTypeDockerSchema1) {
-		return Manifest{}, fmt.Errorf("schema 1 is not supported, push it with a newer client")
-	}
-	if !IsManifest(m.Descriptor.MediaType) {
-		return m, nil
-	}
 	if !utf8.Valid(raw) {
 		return Manifest{}, fmt.Errorf("it is not UTF-8")
 	}
-	if err := m.read(raw); err != nil {
+	doc, err := object(raw, topFields)
+	if err == nil {
+		err = m.setType(doc)
+	}
+	if err == nil {
+		err = m.read(doc)
+	}
+	if err != nil {
 		return Manifest{}, err
 	}
 	return m, nil
+}
+
+// setType finds out the type, and compares it with what the manifest was pushed as.
+func (m *Manifest) setType(doc map[string]json.RawMessage) error {
+	pushed := m.Descriptor.MediaType
+	if strings.HasPrefix(pushed, mediaTypeDockerSchema1) {
+		return fmt.Errorf("schema 1 is not supported, push it with a newer client")
+	}
+	if pushed != "" {
+		if err := CheckMediaType(pushed); err != nil {
+			return err
+		}
+	}
+	var says string
+	if err := get(doc, "mediaType", &says); err != nil {
+		return err
+	}
+	what := "says that it is"
+	if says == "" {
+		what, says = "has no mediaType, which makes it", ocispec.MediaTypeImageIndex
+		if doc["config"] != nil || doc["layers"] != nil {
+			says = ocispec.MediaTypeImageManifest
+		}
+	}
+	switch {
+	case pushed != "" && pushed != says:
+		return fmt.Errorf("it was pushed as %s and %s %s", pushed, what, quote(says))
+	case !IsManifest(says):
+		return fmt.Errorf("it says that it is %s, a type that is not known", quote(says))
+	}
+	m.Descriptor.MediaType = says
+	return nil
 }
 
 // topFields are those of all kinds of manifests.
@@ -100,19 +127,8 @@ var topFields = []string{
 }
 
 // read fills in what a manifest of a known type refers to.
-func (m *Manifest) read(raw []byte) error {
-	doc, err := object(raw, topFields)
-	if err != nil {
-		return err
-	}
+func (m *Manifest) read(doc map[string]json.RawMessage) (err error) {
 	var version int
-	var mediaType string
-	if err := get(doc, "mediaType", &mediaType); err != nil {
-		return err
-	}
-	if mediaType != "" && mediaType != m.Descriptor.MediaType {
-		return fmt.Errorf("it was pushed as %s and says that it is %q", m.Descriptor.MediaType, mediaType)
-	}
 	if err := get(doc, "schemaVersion", &version); err != nil {
 		return err
 	}

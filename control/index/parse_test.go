@@ -69,7 +69,7 @@ func TestParseManifest(t *testing.T) {
 		},
 		{
 			name: "docker list", mediaType: MediaTypeDockerList, manifests: "m1",
-			raw: `{"schemaVersion":2,"manifests":[` + one("m1", MediaTypeDockerManifest) + `]}`,
+			raw: `{"schemaVersion":2,"mediaType":"` + MediaTypeDockerList + `","manifests":[` + one("m1", MediaTypeDockerManifest) + `]}`,
 		},
 		{
 			name: "build cache", mediaType: list, blobs: "l1", manifests: "m1",
@@ -78,19 +78,33 @@ func TestParseManifest(t *testing.T) {
 		{name: "empty index", mediaType: list, raw: `{"schemaVersion":2,"manifests":[]}`},
 		{
 			name: "ORAS artifact", mediaType: MediaTypeORASArtifact, blobs: "l1", artifact: "x/y",
-			raw: `{"schemaVersion":2,"artifactType":"x/y","blobs":[` + one("l1", "a/b") + `]}`,
+			raw: `{"schemaVersion":2,"mediaType":"` + MediaTypeORASArtifact + `","artifactType":"x/y","blobs":[` + one("l1", "a/b") + `]}`,
 		},
 		{
 			name: "OCI artifact", mediaType: MediaTypeOCIArtifact, blobs: "l1", artifact: "x/y",
-			raw: `{"artifactType":"x/y","blobs":[` + one("l1", "a/b") + `]}`,
+			raw: `{"mediaType":"` + MediaTypeOCIArtifact + `","artifactType":"x/y","blobs":[` + one("l1", "a/b") + `]}`,
 		},
-		{name: "unknown type", mediaType: "application/vnd.example+json", raw: "\xff anything"},
+		{name: "without any type, an index", manifests: "m1", raw: `{"schemaVersion":2,"manifests":[` + one("m1", image) + `]}`},
+		{
+			name: "without any type, an image", blobs: "c", artifact: config,
+			raw: `{"schemaVersion":2,"config":` + one("c", config) + `}`,
+		},
 		{
 			name: "odd types within", mediaType: image, blobs: "c", artifact: "text; charset=x",
 			raw: `{"schemaVersion":2,"config":` + one("c", "text; charset=x") + `}`,
 		},
 
-		{name: "no type", raw: `{}`, wrong: "no media type"},
+		{name: "nothing", raw: `{}`, wrong: "schemaVersion"},
+		{name: "unknown type", mediaType: "application/vnd.example+json", wrong: "a type that is not known",
+			raw: `{"schemaVersion":2,"mediaType":"application/vnd.example+json"}`},
+		{name: "an unknown type that it does not have", mediaType: "application/vnd.example+json", wrong: "was pushed as application/vnd.example+json and has no",
+			raw: `{"schemaVersion":2,"manifests":[]}`},
+		{name: "as a form", mediaType: "application/x-www-form-urlencoded", wrong: "was pushed as",
+			raw: `{"schemaVersion":2,"mediaType":"` + image + `","config":` + one("c", config) + `}`},
+		{name: "as docker's, without a type", mediaType: MediaTypeDockerManifest, wrong: "was pushed as",
+			raw: `{"schemaVersion":2,"config":` + one("c", config) + `}`},
+		{name: "text", mediaType: "text/plain", raw: "hello", wrong: "no JSON object"},
+		{name: "empty", mediaType: image, raw: "", wrong: "no JSON object"},
 		{name: "bad type", mediaType: "a b", raw: `{}`, wrong: "no media type"},
 		{name: "schema 1", mediaType: "application/vnd.docker.distribution.manifest.v1+prettyjws", raw: `{}`, wrong: "schema 1"},
 		{name: "other type", mediaType: list, raw: `{"schemaVersion":2,"mediaType":"` + image + `"}`, wrong: "was pushed as"},
@@ -108,12 +122,12 @@ func TestParseManifest(t *testing.T) {
 			name: "capitals", mediaType: image, wrong: `"Layers" is not layers`,
 			raw: `{"schemaVersion":2,"config":` + one("c", config) + `,"Layers":[]}`,
 		},
-		{name: "Kelvin sign", mediaType: MediaTypeORASArtifact, raw: `{"artifactType":"a/b","blobſ":[]}`, wrong: "is not blobs"},
+		{name: "Kelvin sign", raw: `{"mediaType":"` + MediaTypeORASArtifact + `","artifactType":"a/b","blobſ":[]}`, wrong: "is not blobs"},
 		{
 			name: "image and index", mediaType: image, wrong: "no field manifests",
 			raw: `{"schemaVersion":2,"config":` + one("c", config) + `,"manifests":[]}`,
 		},
-		{name: "index and image", mediaType: list, raw: `{"schemaVersion":2,"manifests":[],"layers":[]}`, wrong: "no field layers"},
+		{name: "index and image", mediaType: list, raw: `{"schemaVersion":2,"mediaType":"` + list + `","manifests":[],"layers":[]}`, wrong: "no field layers"},
 		{
 			name: "image and schema 1", mediaType: image, wrong: "no field fsLayers",
 			raw: `{"schemaVersion":2,"config":` + one("c", config) + `,"fsLayers":[]}`,
