@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -219,7 +220,8 @@ func (a *agent) runNetwork(ctx context.Context) error {
 	if err != nil {
 		return nil // the agent ends
 	}
-	n := &network{advertise: advertised(ctx, cfg, l.Addr())}
+	ways := advertised(ctx, cfg, l.Addr())
+	n := &network{advertise: ways[0]}
 	nc := swarm.NodeConfig{
 		Cluster: cfg.Cluster, Node: a.name, Zone: cfg.Zone, Role: wire.RoleAgent,
 		Advertise: n.advertise, Listener: l, Store: seeding.Store{Store: a.disk.Store}, Workers: cfg.Workers,
@@ -230,7 +232,9 @@ func (a *agent) runNetwork(ctx context.Context) error {
 	}
 	var find fetch.Finder // nil, not a nil pointer
 	if len(cfg.Trackers) > 0 {
-		n.trackers = newTrackers(a, n.node, seeding.Trackers(ctx, cfg.Trackers, nc, id))
+		tc := seeding.Trackers(ctx, cfg.Trackers, nc, id)
+		tc.Hello.Addrs = ways[1:]
+		n.trackers = newTrackers(a, n.node, tc)
 		find = n.trackers.client
 	}
 	a.limitNode(n.node)
@@ -248,7 +252,7 @@ func (a *agent) runNetwork(ctx context.Context) error {
 	a.network.Store(n)
 	a.limit() // those that came meanwhile
 	a.fetches.Connect(n.node, find)
-	log.G(ctx).WithFields(log.Fields{"listen": l.Addr().String(), "advertise": n.advertise}).Info("swarm is up")
+	log.G(ctx).WithFields(log.Fields{"listen": l.Addr().String(), "advertise": strings.Join(ways, ", ")}).Info("swarm is up")
 	a.up()
 	g.Go(func() error { a.seeder.Run(gctx, n.node); return nil })
 	return g.Wait()

@@ -30,7 +30,7 @@ type Config struct {
 	Trackers []string `toml:"trackers" comment:"Trackers, as host:port, or dns+host:port for all addresses of a name. Empty: none; then blobs come from the registry, and from no peer."`
 
 	Listen    string `toml:"listen" comment:"Address on which peers connect, host:port. Other nodes must reach it: the default is for trying Capelin on one machine. With [identity] mutual TLS; without, neither encrypted nor authenticated: for a network of the cluster's own."`
-	Advertise string `toml:"advertise" comment:"host:port that other nodes are told. Empty: listen; if that is all addresses (0.0.0.0), the address from which this node reaches a tracker."`
+	Advertise string `toml:"advertise" comment:"host:port that other nodes are told. Empty: listen; if that is all addresses (0.0.0.0), one of each address family that this node has, never loopback if there is another."`
 
 	Authorize string `toml:"authorize" comment:"What makes a pull legitimate. \"manifest\": who gets an image's manifest from the registry may have its layers from the swarm; knowing a digest is enough, as under containerd's shared content policy on one node. \"blob\": the registry decides for each blob, because containerd fetches the last 64 KiB of each itself, with the pull's own credentials; the shim fetches them for its clients likewise. For clusters of several tenants."`
 

@@ -7,14 +7,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 
 	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/hostaddr"
 	"github.com/capelin-io/capelin/plugin/shim"
 )
 
@@ -188,31 +187,11 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	return l, nil
 }
 
-// advertised returns the address that others are told: the configured one, or
-// where the listener is, with the address from which this host reaches a
-// tracker in place of "any address".
-func advertised(ctx context.Context, cfg Config, l net.Addr) string {
+// advertised returns the addresses that others are told: the configured one, or those of
+// the listener.
+func advertised(ctx context.Context, cfg Config, l net.Addr) []string {
 	if cfg.Advertise != "" {
-		return cfg.Advertise
+		return []string{cfg.Advertise}
 	}
-	tcp, ok := l.(*net.TCPAddr)
-	if !ok || !tcp.IP.IsUnspecified() {
-		return l.String()
-	}
-	for _, t := range cfg.Trackers {
-		// Connecting a datagram socket sends nothing; it asks for the route.
-		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "udp", strings.TrimPrefix(t, "dns+"))
-		if err != nil {
-			continue
-		}
-		host, _, err := net.SplitHostPort(c.LocalAddr().String())
-		c.Close()
-		if err == nil {
-			return net.JoinHostPort(host, strconv.Itoa(tcp.Port))
-		}
-	}
-	if host, err := os.Hostname(); err == nil {
-		return net.JoinHostPort(host, strconv.Itoa(tcp.Port))
-	}
-	return l.String()
+	return hostaddr.Advertised(ctx, l, cfg.Trackers)
 }

@@ -37,7 +37,7 @@ var (
 // something.
 type Unreachable struct {
 	Node   string
-	Addr   string // where it was tried
+	Addr   string // where it was tried; several with commas
 	Reason Reason
 	Err    error
 	Since  time.Time // the first failure in a row
@@ -68,6 +68,7 @@ type failures struct {
 // failure is one node's.
 type failure struct {
 	node, addr string
+	others     []string
 	reason     Reason
 	err        error
 	mute       bool // silent: nothing at all is heard of it, so that a word disproves it
@@ -100,13 +101,15 @@ func (s *failures) of(name string) *failure {
 
 // add notes that a node has failed (again); jitter spreads the attempts. warn says that
 // it was not reported lately.
-func (s *failures) add(name, addr string, why Reason, err error, now time.Duration, jitter func(time.Duration) time.Duration) (f *failure, warn bool) {
+func (s *failures) add(
+	name, addr string, others []string, why Reason, err error, now time.Duration, jitter func(time.Duration) time.Duration,
+) (f *failure, warn bool) {
 	f = s.of(name)
 	if f == nil {
 		f = &failure{node: name, since: now}
 	}
 	s.nodes.Add(name, f)
-	f.addr, f.reason, f.err, f.mute = addr, why, err, false
+	f.addr, f.others, f.reason, f.err, f.mute = addr, others, why, err, false
 	f.fails++
 	f.next, f.tried = now+jitter(min(firstRetry<<min(f.fails-1, 16), lastRetry)), never
 	at, known := s.warned.Peek(name)

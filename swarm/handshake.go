@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/capelin-io/capelin/internal/hostaddr"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
@@ -141,26 +142,87 @@ func (n *Node) dial(a ActDial) {
 	})
 }
 
-// reach connects to a peer. If the handshake failed, the connection is returned
-// with the error, to be refused.
+// maxWays is how many addresses of a peer are tried at once.
+const maxWays = 4
+
+// nextWayAfter is how long after an address the next one is tried beside it (as in RFC 8305):
+// not in turn, since one that answers nothing takes seconds.
+const nextWayAfter = 250 * time.Millisecond
+
+// reach connects to a peer by the first of its addresses where it is found. If all fail the
+// error is the first that came.
 func (n *Node) reach(a ActDial) (*nodeConn, error) {
-	ctx, cancel := context.WithTimeout(n.ctx, dialTimeout)
+	if len(a.Others) == 0 {
+		return n.reachAt(n.ctx, a.Node, a.Addr)
+	}
+	type result struct {
+		conn *nodeConn
+		err  error
+	}
+	ctx, cancel := context.WithCancel(n.ctx)
+	ways := append([]string{a.Addr}, a.Others[:min(len(a.Others), maxWays-1)]...)
+	results, pending := make(chan result), 0
+	defer func() {
+		cancel()
+		n.wg.Go(func() { // what comes too late
+			for range pending {
+				if r := <-results; r.conn != nil {
+					closeNow(r.conn.nc)
+				}
+			}
+		})
+	}()
+	var first error
+	for timer := time.NewTimer(0); ; {
+		if pending == 0 && len(ways) == 0 {
+			return nil, first
+		}
+		select {
+		case r := <-results:
+			if pending--; r.err == nil {
+				return r.conn, nil
+			}
+			if r.conn != nil {
+				n.wg.Go(func() { n.refuse(r.conn.nc, r.err) })
+			}
+			if first == nil {
+				first = r.err
+			}
+			timer.Reset(0)
+		case <-timer.C:
+			if len(ways) > 0 {
+				addr := ways[0]
+				ways, pending = ways[1:], pending+1
+				n.wg.Go(func() {
+					c, err := n.reachAt(ctx, a.Node, addr)
+					results <- result{c, err}
+				})
+				timer.Reset(nextWayAfter)
+			}
+		}
+	}
+}
+
+// reachAt connects to a peer at an address. If the handshake failed, the connection is
+// returned with the error, to be refused.
+func (n *Node) reachAt(ctx context.Context, node, addr string) (*nodeConn, error) {
+	dctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	nc, err := n.cfg.Dial(ctx, a.Addr)
+	nc, err := n.cfg.Dial(dctx, addr)
 	if err != nil {
 		return nil, err
 	}
 	if n.cfg.TLS != nil {
 		cfg := n.cfg.TLS.Clone()
 		if cfg.ServerName == "" {
-			if cfg.ServerName, _, err = net.SplitHostPort(a.Addr); err != nil {
+			if cfg.ServerName, _, err = net.SplitHostPort(addr); err != nil {
 				nc.Close()
 				return nil, err
 			}
 		}
-		return n.shake(n.ctx, tls.Client(&recordConn{Conn: nc}, cfg), a.Node, nil)
+		return n.shake(ctx, tls.Client(&recordConn{Conn: nc}, cfg), node, nil)
 	}
-	return n.shake(n.ctx, nc, a.Node, nil)
+	return n.shake(ctx, nc, node, nil)
 }
 
 // shake performs the handshake of PROTOCOL.md §3 on a new connection, as the
@@ -209,6 +271,7 @@ func (n *Node) exchange(ctx context.Context, nc net.Conn, r *wire.Reader, expect
 		if f := n.checkHello(nc, m, expect); f != nil {
 			return nil, f
 		}
+		m.Addr = hostaddr.Public(m.Addr, hostaddr.Of(transport(nc).RemoteAddr()))
 		if inbound {
 			err = n.sayHello(nc)
 		}

@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -58,5 +59,27 @@ func TestNodeBackoff(t *testing.T) {
 	n.fails = 100
 	if got := n.backoff(500*time.Millisecond, 8); got != maxBackoff {
 		t.Errorf("after many failures %v, want %v", got, maxBackoff)
+	}
+}
+
+// What is known of where a node is, of a tracker and of others that know less or more.
+func TestNodeMoves(t *testing.T) {
+	n := &node{}
+	for _, tt := range []struct {
+		told  []string
+		moves bool
+		ways  string
+	}{
+		{[]string{""}, false, ""},
+		{[]string{"a:1", "b:1"}, true, "a:1 b:1"},
+		{[]string{"a:1"}, false, "a:1 b:1"},
+		{[]string{"b:1", "a:1"}, false, "a:1 b:1"},
+		{[]string{"c:1"}, true, "c:1 a:1 b:1"},
+		{[]string{"d:1", "e:1"}, true, "d:1 e:1 c:1 a:1"},
+	} {
+		moves := n.moves(tt.told[0], tt.told[1:])
+		if ways := strings.Join(append([]string{n.addr}, n.others...), " "); moves != tt.moves || ways != tt.ways {
+			t.Errorf("told %q: %v, it is at %q; want %v, %q", tt.told, moves, ways, tt.moves, tt.ways)
+		}
 	}
 }

@@ -142,8 +142,12 @@ type (
 type Action interface{ action() }
 
 type (
-	// ActDial: connect to a peer; EvConnected or EvDialFailed follows.
-	ActDial struct{ Node, Addr string }
+	// ActDial: connect to a peer, at Addr or by another way; EvConnected or EvDialFailed
+	// follows.
+	ActDial struct {
+		Node, Addr string
+		Others     []string
+	}
 	// ActClose: send an Error with this code and close. EvDisconnected follows.
 	ActClose struct {
 		Conn ConnID

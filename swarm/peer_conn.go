@@ -109,9 +109,7 @@ func (p *Peer) onConnected(ev EvConnected) {
 	}
 	n.role, n.zone = ev.Peer.Role, ev.Peer.Zone
 	c.far = p.far(n)
-	if ev.Peer.Addr != "" {
-		n.addr = ev.Peer.Addr
-	}
+	n.moves(ev.Peer.Addr, nil)
 	refuse := func(code wire.Code, text string) {
 		c.closed = true
 		p.act(ActClose{c.id, code, text})
@@ -151,9 +149,7 @@ func (p *Peer) onConnected(ev EvConnected) {
 	}
 	n = p.node(ev.Peer.Node) // closing the old connection may have dropped it
 	n.role, n.zone, n.conn, c.node = ev.Peer.Role, ev.Peer.Zone, c, n
-	if ev.Peer.Addr != "" {
-		n.addr = ev.Peer.Addr
-	}
+	n.moves(ev.Peer.Addr, nil)
 	p.list, p.ids = append(p.list, c), append(p.ids, c.id)
 	for _, b := range p.order {
 		if b.downloading() && b.known.has(n.name) {

@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"slices"
 	"time"
 
 	"github.com/capelin-io/capelin/swarm/wire"
@@ -9,6 +10,7 @@ import (
 // node is what we know of another node, connected or not.
 type node struct {
 	name, addr, zone string
+	others           []string // other addresses than addr
 	role             wire.Role
 	conn             *conn
 	dialing          bool
@@ -33,7 +35,7 @@ func (p *Peer) node(name string) *node {
 	if n == nil {
 		n = &node{name: name}
 		if f := p.failures.of(name); f != nil {
-			n.addr, n.retry = f.addr, f.next
+			n.addr, n.others, n.retry = f.addr, f.others, f.next
 		}
 		p.nodes[name] = n
 	}
@@ -45,6 +47,27 @@ func (p *Peer) forget(n *node) {
 	if n.refs == 0 && n.conn == nil && !n.dialing && n.banned <= p.now && n.doubt == 0 && p.nodes[n.name] == n {
 		delete(p.nodes, n.name)
 	}
+}
+
+// moves notes where a node is reached, and reports whether there is a way that was not known.
+// Two trackers may know different ones: the former come last.
+func (n *node) moves(addr string, others []string) bool {
+	if addr == "" {
+		return false
+	}
+	known := append([]string{n.addr}, n.others...)
+	told := append([]string{addr}, others...)
+	is := func(s string) bool { return slices.Contains(known, s) }
+	if !slices.ContainsFunc(told, func(s string) bool { return !is(s) }) {
+		return false
+	}
+	for _, s := range known {
+		if s != "" && !slices.Contains(told, s) {
+			told = append(told, s)
+		}
+	}
+	n.addr, n.others = told[0], told[1:min(len(told), maxWays)]
+	return true
 }
 
 // backoff decides when a node whose connection ended may be dialed again.
@@ -143,7 +166,7 @@ func (p *Peer) dialZone(b *blob, far bool, goal int, further, starving bool) int
 		k.node.dialing, k.node.dialed, k.node.overdue = true, p.now, false
 		p.dialed++
 		p.tries(k.node)
-		p.act(ActDial{k.node.name, k.node.addr})
+		p.act(ActDial{k.node.name, k.node.addr, k.node.others})
 	}
 	return linked + dialing
 }

@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/capelin-io/capelin/swarm/wire"
@@ -15,7 +16,7 @@ func (p *Peer) Unreachable() []Unreachable {
 	out := make([]Unreachable, len(all))
 	for i, f := range all {
 		out[i] = Unreachable{
-			Node: f.node, Addr: f.addr, Reason: f.reason, Err: f.err, Fails: f.fails,
+			Node: f.node, Addr: strings.Join(append([]string{f.addr}, f.others...), ", "), Reason: f.reason, Err: f.err, Fails: f.fails,
 			Since: p.epoch.Add(f.since), Next: p.epoch.Add(f.next),
 		}
 	}
@@ -24,11 +25,13 @@ func (p *Peer) Unreachable() []Unreachable {
 
 // failed notes that a node has failed as a source.
 func (p *Peer) failed(n *node, why Reason, err error) *failure {
-	f, warn := p.failures.add(n.name, n.addr, why, err, p.now, p.jitter)
+	f, warn := p.failures.add(n.name, n.addr, n.others, why, err, p.now, p.jitter)
 	n.retry = f.next
-	r := Report{Kind: ReportUnreachable, Node: n.name, Reason: why, Repeated: !warn, Err: fmt.Errorf("cannot reach %s at %s: %w", n.name, n.addr, err)}
+	at := strings.Join(append([]string{n.addr}, n.others...), ", ")
+	r := Report{Kind: ReportUnreachable, Node: n.name, Reason: why, Repeated: !warn,
+		Err: fmt.Errorf("cannot reach %s at %s: %w", n.name, at, err)}
 	if why == ReasonSilent {
-		r.Err = fmt.Errorf("%s at %s brings nothing: %w", n.name, n.addr, err)
+		r.Err = fmt.Errorf("%s at %s brings nothing: %w", n.name, at, err)
 	}
 	p.act(ActReport{r})
 	p.doubtful = true

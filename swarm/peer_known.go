@@ -25,9 +25,8 @@ func (p *Peer) onPeers(ev EvPeers) {
 			b.named = p.now
 		}
 		n := k.node
-		if info.Addr != "" && info.Addr != n.addr {
-			n.addr = info.Addr
-			n.fails, n.retry = 0, 0 // it moved
+		if n.moves(info.Addr, info.Addrs) {
+			n.fails, n.retry = 0, 0
 			p.failures.clear(n.name)
 		}
 		if n.conn == nil {

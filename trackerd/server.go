@@ -67,8 +67,11 @@ type server struct {
 // stream is one agent's.
 type stream struct {
 	id   state.Stream
-	node string        // set before it is among server.streams
-	wake chan struct{} // 1-buffered: queue or end changed
+	node string // set before it is among server.streams
+	// As seen from here; see state.EvOpen.
+	machine string
+	near    []string
+	wake    chan struct{} // 1-buffered: queue or end changed
 
 	// Guarded by server.mu.
 	queue   []*trackerpb.ToAgent
@@ -366,6 +369,7 @@ func (s *server) receive(g trackerpb.Tracker_ConnectServer, st *stream, hello ch
 	if err := entitled(g.Context(), h); err != nil {
 		return s.refuse(err)
 	}
+	st.locate(g.Context(), h)
 	arrived := streamBegan(g.Context())
 	for first := true; ; first = false {
 		if !first {
@@ -448,7 +452,7 @@ func (s *server) take(st *stream, m *trackerpb.FromAgent, h *trackerpb.Hello, fi
 		st.node = h.Node
 		st.left = int(h.Blobs)
 		s.streams[st.id] = st
-		s.step(state.EvOpen{Stream: st.id, Hello: h})
+		s.step(state.EvOpen{Stream: st.id, Hello: h, Machine: st.machine, Near: st.near})
 		s.control.connected(h.Node, st.id)
 	}
 	st.left -= m.Announced()

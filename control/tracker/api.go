@@ -38,7 +38,8 @@ type Hello struct {
 	Cluster  string
 	Node     string // unique in the cluster
 	Zone     string
-	Addr     string // host:port where other nodes reach its swarm listener
+	Addr     string   // host:port where other nodes reach its swarm listener
+	Addrs    []string // other ways to it, at most 7
 	Role     wire.Role
 	Software string
 	Features uint64
@@ -174,6 +175,7 @@ func (c *Config) hello() *trackerpb.Hello {
 		Node:     c.Hello.Node,
 		Zone:     c.Hello.Zone,
 		Addr:     c.Hello.Addr,
+		Addrs:    c.Hello.Addrs,
 		Role:     trackerpb.Role(c.Hello.Role),
 		Features: c.Hello.Features,
 		Software: c.Hello.Software,

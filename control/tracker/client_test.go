@@ -482,7 +482,7 @@ func TestCallsAndMessages(t *testing.T) {
 		n.c.Want(id, tracker.Want{Waiting: true})
 		synctest.Wait()
 		n.mu.Lock()
-		want := []string{"sums 07", "peers [{p p:1 z origin true false}]", "share 00f0", "verdict sources", "gone [p]", "lookup", "command 9"}
+		want := []string{"sums 07", "peers [{p p:1 [] z origin true false}]", "share 00f0", "verdict sources", "gone [p]", "lookup", "command 9"}
 		if !slices.Equal(n.calls, want) {
 			t.Errorf("the Handler was told\n%q, want\n%q", n.calls, want)
 		}

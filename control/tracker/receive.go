@@ -71,7 +71,7 @@ func (m *Machine) toldPeers(l *link, p *trackerpb.Peers) {
 		}
 		if known, ok := w.peers.tell(i, q.Node, q.Complete, q.Source); ok {
 			named = append(named, Peer{
-				Node: q.Node, Addr: q.Addr, Zone: q.Zone, Role: wire.Role(q.Role),
+				Node: q.Node, Addr: q.Addr, Addrs: q.Addrs[:min(len(q.Addrs), trackerpb.MaxAddrs)], Zone: q.Zone, Role: wire.Role(q.Role),
 				Complete: known.complete != 0, Source: known.source != 0,
 			})
 		}

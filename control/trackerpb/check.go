@@ -25,6 +25,7 @@ const (
 	MaxNode     = 253 // bytes
 	MaxZone     = 64  // bytes
 	MaxAddr     = 261 // bytes: a name, a colon, a port
+	MaxAddrs    = 7   // in a Hello or a Peer, beside addr
 	MaxSoftware = 64  // bytes
 	MaxError    = 256 // bytes
 	MaxLost     = 32  // names in a Want
@@ -203,7 +204,6 @@ func CheckHello(h *Hello) error {
 		checkText("cluster", h.Cluster, 1, MaxCluster),
 		checkText("node", h.Node, 1, MaxNode),
 		checkText("zone", h.Zone, 0, MaxZone),
-		checkText("addr", h.Addr, 0, MaxAddr),
 		checkText("software", h.Software, 0, MaxSoftware),
 	} {
 		if err != nil {
@@ -211,16 +211,34 @@ func CheckHello(h *Hello) error {
 		}
 	}
 	if h.Addr != "" {
-		host, port, err := net.SplitHostPort(h.Addr)
-		if err != nil {
-			return fmt.Errorf("addr: %w: %w", err, ErrInvalid)
+		if err := checkAddr(h.Addr); err != nil {
+			return err
 		}
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" {
-			return fmt.Errorf("addr %q is not host:port: %w", h.Addr, ErrInvalid)
-		}
+	} else if len(h.Addrs) > 0 {
+		return fmt.Errorf("%d addrs, and no addr: %w", len(h.Addrs), ErrInvalid)
+	}
+	if len(h.Addrs) > MaxAddrs {
+		return fmt.Errorf("%d addrs, at most %d: %w", len(h.Addrs), MaxAddrs, ErrInvalid)
+	}
+	if err := each(h.Addrs, checkAddr); err != nil {
+		return err
 	}
 	if h.Role != Role_ROLE_AGENT && h.Role != Role_ROLE_ORIGIN {
 		return fmt.Errorf("role %d: %w", h.Role, ErrInvalid)
+	}
+	return nil
+}
+
+func checkAddr(addr string) error {
+	if err := checkText("addr", addr, 1, MaxAddr); err != nil {
+		return err
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("addr: %w: %w", err, ErrInvalid)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" {
+		return fmt.Errorf("addr %q is not host:port: %w", addr, ErrInvalid)
 	}
 	return nil
 }

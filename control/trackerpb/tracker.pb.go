@@ -576,6 +576,7 @@ type Hello struct {
 	Features      uint64                 `protobuf:"varint,7,opt,name=features,proto3" json:"features,omitempty"` // bit set; unknown bits are ignored
 	Software      string                 `protobuf:"bytes,8,opt,name=software,proto3" json:"software,omitempty"`  // name/version for people, at most 64 bytes
 	Blobs         uint32                 `protobuf:"varint,9,opt,name=blobs,proto3" json:"blobs,omitempty"`       // about how many it is going to announce at once
+	Addrs         []string               `protobuf:"bytes,10,rep,name=addrs,proto3" json:"addrs,omitempty"`       // other ways to the listener than addr, such as one of the other address family; at most 7
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -671,6 +672,13 @@ func (x *Hello) GetBlobs() uint32 {
 		return x.Blobs
 	}
 	return 0
+}
+
+func (x *Hello) GetAddrs() []string {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
 }
 
 type Welcome struct {
@@ -1194,6 +1202,7 @@ type Peer struct {
 	Role          Role                   `protobuf:"varint,4,opt,name=role,proto3,enum=capelin.tracker.v1.Role" json:"role,omitempty"`
 	Complete      bool                   `protobuf:"varint,5,opt,name=complete,proto3" json:"complete,omitempty"`
 	Source        bool                   `protobuf:"varint,6,opt,name=source,proto3" json:"source,omitempty"` // a lease holder, or an origin: whoever provisional sums are taken from
+	Addrs         []string               `protobuf:"bytes,7,rep,name=addrs,proto3" json:"addrs,omitempty"`    // other ways to it than addr
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1268,6 +1277,13 @@ func (x *Peer) GetSource() bool {
 		return x.Source
 	}
 	return false
+}
+
+func (x *Peer) GetAddrs() []string {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
 }
 
 // Peers changes what the agent knows of a swarm; it is not the whole of it.
@@ -1927,7 +1943,7 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\"7\n" +
 	"\x05Blobs\x12\x18\n" +
 	"\adigests\x18\x01 \x01(\fR\adigests\x12\x14\n" +
-	"\x05sizes\x18\x02 \x03(\x03R\x05sizes\"\xf3\x01\n" +
+	"\x05sizes\x18\x02 \x03(\x03R\x05sizes\"\x89\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
@@ -1937,7 +1953,9 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\x04role\x18\x06 \x01(\x0e2\x18.capelin.tracker.v1.RoleR\x04role\x12\x1a\n" +
 	"\bfeatures\x18\a \x01(\x04R\bfeatures\x12\x1a\n" +
 	"\bsoftware\x18\b \x01(\tR\bsoftware\x12\x14\n" +
-	"\x05blobs\x18\t \x01(\rR\x05blobs\"\xdf\x01\n" +
+	"\x05blobs\x18\t \x01(\rR\x05blobs\x12\x14\n" +
+	"\x05addrs\x18\n" +
+	" \x03(\tR\x05addrs\"\xdf\x01\n" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1a\n" +
 	"\bsoftware\x18\x02 \x01(\tR\bsoftware\x12\x18\n" +
@@ -1973,14 +1991,15 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\x05error\x18\x03 \x01(\tR\x05error\"V\n" +
 	"\tDisproved\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12\x1b\n" +
-	"\tsums_hash\x18\x02 \x01(\fR\bsumsHash\"\xa4\x01\n" +
+	"\tsums_hash\x18\x02 \x01(\fR\bsumsHash\"\xba\x01\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12,\n" +
 	"\x04role\x18\x04 \x01(\x0e2\x18.capelin.tracker.v1.RoleR\x04role\x12\x1a\n" +
 	"\bcomplete\x18\x05 \x01(\bR\bcomplete\x12\x16\n" +
-	"\x06source\x18\x06 \x01(\bR\x06source\"\x9e\x01\n" +
+	"\x06source\x18\x06 \x01(\bR\x06source\x12\x14\n" +
+	"\x05addrs\x18\a \x03(\tR\x05addrs\"\x9e\x01\n" +
 	"\x05Peers\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12.\n" +
 	"\x05peers\x18\x02 \x03(\v2\x18.capelin.tracker.v1.PeerR\x05peers\x12\x12\n" +

@@ -19,9 +19,14 @@ type (
 
 	// EvOpen: a stream began and its Hello was checked (trackerpb.CheckHello,
 	// version, cluster). An older stream of the same node is closed.
+	//
+	// Its addresses are those that anybody is told. Machine names the machine that the
+	// stream comes from; those on the same one are told Near instead, if there are any.
 	EvOpen struct {
-		Stream Stream
-		Hello  *trackerpb.Hello
+		Stream  Stream
+		Hello   *trackerpb.Hello
+		Machine string
+		Near    []string
 	}
 	// EvClosed: a stream ended. After ActClose it is not needed, and ignored.
 	EvClosed struct{ Stream Stream }

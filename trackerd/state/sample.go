@@ -33,14 +33,27 @@ func (a *agent) toldAs(f uint8) (p uint8) {
 	return p
 }
 
-func (a *agent) peer(flags uint8) *trackerpb.Peer {
-	if a.pb[flags] == nil {
-		a.pb[flags] = &trackerpb.Peer{
-			Node: a.hello.Node, Addr: a.hello.Addr, Zone: a.hello.Zone, Role: a.hello.Role,
+// peer returns a as to is told of it.
+func (a *agent) peer(flags uint8, to *agent) *trackerpb.Peer {
+	addr, more, k := a.hello.Addr, a.hello.Addrs, 0
+	if a.isNear(to) {
+		addr, more, k = a.near[0], a.near[1:], 1
+	}
+	if a.pb[k][flags] == nil {
+		a.pb[k][flags] = &trackerpb.Peer{
+			Node: a.hello.Node, Addr: addr, Addrs: more, Zone: a.hello.Zone, Role: a.hello.Role,
 			Complete: flags&pComplete != 0, Source: flags&pSource != 0,
 		}
 	}
-	return a.pb[flags]
+	return a.pb[k][flags]
+}
+
+// isNear reports whether to is told what only a's own machine is.
+func (a *agent) isNear(to *agent) bool { return len(a.near) > 0 && a.machine == to.machine }
+
+// reachable reports whether to can be told where a is.
+func (a *agent) reachable(to *agent) bool {
+	return a.dialable && (a.hello.Addr != "" || a.isNear(to))
 }
 
 // fill brings what w was told up to date: peers that left are taken back, those
@@ -63,7 +76,7 @@ func (t *Tracker) fill(s *swarm, w *want) {
 			// That a peer became complete its neighbours hear from itself.
 			if (f^td.flags)&pSource != 0 || f&pComplete == 0 || complete < t.cfg.MinComplete {
 				td.flags = f
-				news.Peers = append(news.Peers, td.agent.peer(f))
+				news.Peers = append(news.Peers, td.agent.peer(f, w.agent))
 			}
 		}
 		if td.flags&pComplete != 0 && w.reaches(td.agent) {
@@ -76,7 +89,7 @@ func (t *Tracker) fill(s *swarm, w *want) {
 
 	tell := func(td told) {
 		a := td.agent
-		if a.mark == t.mark || !a.dialable {
+		if a.mark == t.mark || !a.reachable(w.agent) {
 			return
 		}
 		a.mark = t.mark
@@ -84,7 +97,7 @@ func (t *Tracker) fill(s *swarm, w *want) {
 			complete++
 		}
 		w.told = append(w.told, td)
-		news.Peers = append(news.Peers, a.peer(td.flags))
+		news.Peers = append(news.Peers, a.peer(td.flags, w.agent))
 	}
 	tellMember := func(a *agent) {
 		if f, ok := t.peerFlags(s, a); ok {

@@ -95,6 +95,9 @@ func (w *world) print(a Action) {
 				if q.Source {
 					s += "!"
 				}
+				if q.Addr != q.Node+":1" || len(q.Addrs) > 0 { // not as hello has it
+					s += fmt.Sprintf("@%s", strings.Join(append([]string{q.Addr}, q.Addrs...), ","))
+				}
 				l = append(l, s)
 			}
 			if ps.Share != nil {
@@ -304,7 +307,7 @@ func TestTranscripts(t *testing.T) {
 				}
 				w = newWorld(t, cfg)
 				streams = map[string]Stream{}
-			case "open": // open a zone=z role=origin undialable
+			case "open": // open a zone=z role=origin undialable machine=m near=(a,b) more=(c)
 				next++
 				role, zone := trackerpb.Role_ROLE_AGENT, ""
 				for _, arg := range d.CmdArgs[1:] {
@@ -322,7 +325,18 @@ func TestTranscripts(t *testing.T) {
 				if slices.ContainsFunc(d.CmdArgs, func(a datadriven.CmdArg) bool { return a.Key == "undialable" }) {
 					h.Addr = ""
 				}
-				w.step(EvOpen{Stream: next, Hello: h})
+				open := EvOpen{Stream: next, Hello: h}
+				for _, arg := range d.CmdArgs[1:] {
+					switch arg.Key {
+					case "machine":
+						open.Machine = arg.Vals[0]
+					case "near":
+						open.Near = arg.Vals
+					case "more":
+						h.Addrs = arg.Vals
+					}
+				}
+				w.step(open)
 			case "close":
 				w.step(EvClosed{streams[d.CmdArgs[0].Key]})
 			case "advance":

@@ -23,7 +23,7 @@ func (a *active) plead(w *want, lost []string) {
 
 // reaches reports whether a can deliver to w, as far as w has told.
 func (w *want) reaches(a *agent) bool {
-	return a != w.agent && a.dialable && (len(w.lost) == 0 || !slices.Contains(w.lost, a.hello.Node))
+	return a != w.agent && a.reachable(w.agent) && (len(w.lost) == 0 || !slices.Contains(w.lost, a.hello.Node))
 }
 
 // delivers reports whether a source of the blob is one that may says can deliver.
@@ -49,7 +49,7 @@ func (t *Tracker) rescue(s *swarm) {
 	a := s.a
 	a.rescue = availability{kind: trackerpb.Verdict_KIND_NOBODY}
 	among := a.pleas
-	if !t.delivers(s, func(o *agent) bool { return o.dialable }) {
+	if !t.delivers(s, func(o *agent) bool { return o.hello.Addr != "" }) {
 		among = a.wants // they cannot know whom they do not reach: nobody is named
 	}
 	may := func(w *want) bool { return w.waiting && w.grant && t.stranded(s, w) }

@@ -62,8 +62,8 @@ type agent struct {
 	mark     uint64
 	looked   uint64
 	zone     uint64 // its zoneKey
-	dialable bool
-	gone     bool // the stream ended; told lists may still name it
+	dialable bool   // by some at least, see reachable
+	gone     bool   // the stream ended; told lists may still name it
 	slot     uint32
 
 	stream Stream
@@ -72,8 +72,10 @@ type agent struct {
 	// entries: swarm slot → position in its members.
 	entries   map[uint32]uint32
 	wants     int
-	unstarted int                // leases held and not started
-	pb        [4]*trackerpb.Peer // by peer flags; made when first needed, then shared by all messages
+	unstarted int // leases held and not started
+	machine   string
+	near      []string              // where those on the same machine reach it; none: as others
+	pb        [2][4]*trackerpb.Peer // for others and those near, by peer flags; made when first needed, then shared by all messages
 }
 
 // Flags of a member. One without flags is removed.
@@ -272,7 +274,7 @@ func (t *Tracker) open(ev EvOpen) {
 		t.close(old)
 	}
 	a := &agent{
-		zone: zoneKey(ev.Hello.Zone), dialable: ev.Hello.Addr != "",
+		zone: zoneKey(ev.Hello.Zone), dialable: ev.Hello.Addr != "" || len(ev.Near) > 0, machine: ev.Machine, near: ev.Near,
 		stream: ev.Stream, hello: ev.Hello, since: t.now, entries: map[uint32]uint32{},
 	}
 	if n := len(t.freeAgent); n > 0 {
