@@ -26,7 +26,7 @@ const (
 )
 
 // scenarios are all, in the order of the table.
-var scenarios = slices.Concat(unreachable, slow, limited, lost, lying, blobByBlob)
+var scenarios = slices.Concat(unreachable, slow, limited, lost, lying, blobByBlob, nobody)
 
 type options struct {
 	only    *regexp.Regexp

@@ -52,7 +52,16 @@ func over(seconds float64) goal {
 
 // times is at most so many times stock's seconds, and some seconds.
 func times(factor, seconds float64) goal {
-	return goal{fmt.Sprintf("≤ %g × stock + %g s", factor, seconds), wallOf, func(s value) float64 { return factor*s.Wall + seconds }}
+	text := fmt.Sprintf("≤ %g × stock", factor)
+	if seconds > 0 {
+		text += fmt.Sprintf(" + %g s", seconds)
+	}
+	return goal{text, wallOf, func(s value) float64 { return factor*s.Wall + seconds }}
+}
+
+// timesCount is at most so many times stock's count.
+func timesCount(factor float64) goal {
+	return goal{fmt.Sprintf("≤ %g × stock", factor), countOf, func(s value) float64 { return factor * s.Count }}
 }
 
 // fromRegistry is at most so many bytes from registries.
