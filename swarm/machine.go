@@ -257,8 +257,13 @@ type BlobStatus struct {
 	BytesOut  int64
 	Redundant int64     // bytes received twice
 	Progress  time.Time // when the last piece was stored
-	DeadEnd   bool      // every source that was named has failed, and nobody else has anything
-	Lost      []string  // then: their names, a few dozen at most
+	// Reach is how many bytes from the first on are here, or with connected peers, without a gap.
+	Reach int64
+	// Waits is when somebody who has something of it that we lack last gave us a block of
+	// any blob, or said that he is busy; zero: nobody has. It may be its turn soon.
+	Waits   time.Time
+	DeadEnd bool     // every source that was named has failed, and nobody else has anything
+	Lost    []string // then: their names, a few dozen at most
 }
 
 func (EvTick) event()         {}

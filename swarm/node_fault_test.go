@@ -469,9 +469,10 @@ func TestStoreFails(t *testing.T) {
 				if op != "read" {
 					leech.store.Blob(id).Fault = fault
 				}
+				done := leech.Done(id) // before anything comes: it may be over at once
 				leech.AddPeers(id, []swarm.PeerInfo{seeder.info(true)})
 				if op != "read" {
-					if err := leech.wait(t, id); !errors.Is(err, broken) {
+					if err := <-done; !errors.Is(err, broken) {
 						t.Fatalf("Done: %v, want the store's error", err)
 					}
 					if _, ok := leech.Status(id); ok {

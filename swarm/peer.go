@@ -186,8 +186,21 @@ func (p *Peer) Status(id piece.ID) (s BlobStatus, ok bool) {
 	if b.arrivals.last > 0 || b.arrivals.some {
 		s.Progress = p.epoch.Add(b.arrivals.last)
 	}
-	if b.pick != nil && b.seats.seeds == 0 {
-		s.Missing = b.pick.nowhere()
+	s.Reach = b.id.Size
+	if b.pick != nil {
+		var failed uint64 // slots of those of whom nothing is hoped
+		var waits time.Duration
+		for _, l := range b.links {
+			if l.slot >= 0 && p.hopeless(l.c.node) {
+				failed |= 1 << l.slot
+			}
+			if at := max(l.c.gave, l.busyAt); l.slot >= 0 && (l.complete || l.useful > 0) && at > waits {
+				waits, s.Waits = at, p.epoch.Add(at)
+			}
+		}
+		if b.seats.seeds&^failed == 0 {
+			s.Missing, s.Reach = b.spread(failed)
+		}
 	}
 	for _, l := range b.links {
 		if !l.open {

@@ -215,6 +215,7 @@ func (p *Peer) onBlock(c *conn, m *wire.Block) {
 	b.traffic.in += int64(len(m.Data))
 	b.arrivals.fed = p.now
 	if a != nil {
+		c.gave = p.now
 		a.data[off/piece.MaxBlock] = m.Data
 		a.got += len(m.Data)
 		a.last = p.now
@@ -287,6 +288,7 @@ func (p *Peer) onBusy(c *conn, m *wire.Busy) {
 	if b == nil {
 		return
 	}
+	l.busyAt = p.now
 	if hungry, _ := b.arrivals.hungry(p.now, p.jitter); hungry {
 		p.down.turnAt = min(p.down.turnAt, p.now) // that was none
 	}

@@ -39,6 +39,7 @@ type conn struct {
 	swarms swarms
 
 	keep keepalive
+	gave time.Duration // when the peer last gave us a block that we asked for, of any blob; 0: never
 	idle time.Duration // since when nobody wants anything here; never if somebody does
 
 	out  outbox

@@ -255,6 +255,57 @@ func TestTurns(t *testing.T) {
 	}
 }
 
+// What a download says of itself: how far it and its peers reach without a gap, and when whoever
+// has something of it last gave something of any blob.
+func TestReachAndWaits(t *testing.T) {
+	l := newLab(t)
+	id, other := l.blob(8*piece.MinLength), l.blob(8*piece.MinLength)
+	a := l.add("a", PeerConfig{})
+	a.want(id, 0, 3)
+	a.want(other)
+	status := func() BlobStatus {
+		s, _ := a.peer.Status(id)
+		return s
+	}
+	if s := status(); s.Reach != piece.MinLength || s.Missing != 6 || !s.Waits.IsZero() {
+		t.Errorf("alone: %+v", s)
+	}
+	x := l.add("x", PeerConfig{})
+	x.join(id, false, piece.NewBits(8), piece.NewSums(id), false)
+	for i := range 3 {
+		x.have[id].Set(i)
+	}
+	x.step(EvLocal{ID: id, From: 0, To: 3, States: l.sums[id].Range(0, 3)})
+	x.silent = true
+	a.named(id, "x")
+	l.pass(100 * time.Millisecond)
+	if s := status(); s.Reach != 4*piece.MinLength || s.Missing < 2 || s.Missing > 4 || !s.Waits.IsZero() {
+		t.Errorf("with one that has three pieces: %+v", s)
+	}
+	l.pass(3 * time.Second) // x gives nothing, so that nothing is hoped of it
+	if s := status(); s.Reach != piece.MinLength || s.Useful != 0 {
+		t.Errorf("with one that has failed: %+v", s)
+	}
+	o := l.add("o", PeerConfig{})
+	o.seed(id)
+	o.seed(other)
+	o.step(EvLimits{Up: piece.MinLength / 4})
+	a.named(other, "o")
+	a.named(id, "o")
+	l.pass(time.Second)
+	s := status()
+	if s.Reach != id.Size || s.Missing != 0 || s.Waits.IsZero() {
+		t.Errorf("with a seeder: %+v", s)
+	}
+	got := func() int { s, _ := a.peer.Status(other); return s.Have }
+	for n := got(); got() == n; {
+		l.pass(100 * time.Millisecond)
+	}
+	if again := status(); !again.Waits.After(s.Waits) {
+		t.Error("that its source gives something else does not count")
+	}
+}
+
 // A block that was under way when its sender closed the blob is no offence.
 func TestBlockAfterClose(t *testing.T) {
 	l := newLab(t)

@@ -37,6 +37,7 @@ type link struct {
 	any        int           // AnyPiece requests outstanding
 	emptyUntil time.Duration // until then it is not asked for AnyPiece: it said Lost
 	sums       sumsQuery
+	busyAt     time.Duration // when the peer last said that it is busy; 0: never
 
 	id     piece.ID
 	since  time.Duration // when we opened it, or the tracker named the peer

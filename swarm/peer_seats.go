@@ -28,6 +28,24 @@ func (b *blob) removeWanted(i int) {
 	b.count(i, -1)
 }
 
+// spread returns how many wanted pieces no partial neighbour has, and how many bytes from the
+// first on are here or with them, without a gap; those in failed do not count.
+func (b *blob) spread(failed uint64) (missing int, reach int64) {
+	if missing = b.pick.nowhere(); failed != 0 {
+		missing = 0
+		for _, i := range b.pick.order {
+			if b.pick.at[i].mask&^failed == 0 {
+				missing++
+			}
+		}
+	}
+	i := b.have.Prefix()
+	for i < b.n && (b.have.Has(i) || b.pick.at[i].mask&^failed != 0) {
+		i++
+	}
+	return missing, min(b.id.Offset(i), b.id.Size)
+}
+
 // count adjusts the useful counters of the neighbours that have i.
 func (b *blob) count(i, d int) {
 	for m := b.pick.at[i].mask; m != 0; m &= m - 1 {

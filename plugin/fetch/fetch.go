@@ -107,6 +107,8 @@ type part struct {
 	asked    bool      // ActSwarmStatus is under way
 	stale    bool      // something has happened since that it had to hear first
 	lookedAt time.Time // when it last said; zero: it has not, since it matters
+	upTo     int64     // then: swarm.BlobStatus.Reach
+	turn     time.Time // then: swarm.BlobStatus.Waits
 	reach    bool      // then: a connected peer may deliver, or a known one may still connect
 	spreadAt time.Time // when its peers last had together all that is missing
 	doubt    bool      // its last source may have failed: what it says matters though trackers know sources

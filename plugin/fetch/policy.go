@@ -20,6 +20,8 @@ type situation struct {
 	since    time.Time // when the session began to wait
 	asked    time.Time // when the trackers were last asked
 	progress time.Time // when the last byte was verified; zero: none since the fetch began
+	turn     time.Time // when a peer that has something of it last gave bytes of any blob, or said that it is busy
+	reach    int64     // bytes without a gap from 0 that this node and connected peers have together
 
 	verdict  tracker.VerdictKind
 	looking  bool // the swarm has not said yet what peers and spread are
@@ -91,8 +93,10 @@ func (s situation) decide() decision {
 	}
 
 	last := s.since
-	if s.progress.After(last) {
-		last = s.progress
+	for _, t := range []time.Time{s.progress, s.turn} { // who waits for his turn is not stalled
+		if t.After(last) {
+			last = t
+		}
 	}
 	left := last.Add(s.stall).Sub(s.now)
 	if left <= 0 {
@@ -123,13 +127,14 @@ func (s situation) decide() decision {
 }
 
 // leasePatience is how long after a verified byte a lease waits for the next one,
-// if the peers have all that is missing, or had it so long ago.
+// if the peers have all that is missing, or had it so long ago, or have what comes next.
 const leasePatience = time.Second
 
 // getsOn reports whether the swarm needs no upstream, or may need none: the last that
-// had the whole blob is gone, but its pieces are not.
+// had the whole blob is gone, but its pieces are not. Or it needs less of it later: peers have
+// what the client would download first.
 func (s situation) getsOn() bool {
-	return (s.looking || s.peers && s.spread) && s.now.Sub(s.progress) < leasePatience
+	return (s.looking || s.peers && (s.spread || s.prefix < s.reach)) && s.now.Sub(s.progress) < leasePatience
 }
 
 // completeOffset is the answer for a blob that is all there.

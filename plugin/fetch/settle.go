@@ -119,8 +119,24 @@ func (m *Machine) ask(f *fetch, take bool) {
 
 // matters reports whether what the swarm can do for the blob decides anything.
 // Otherwise the swarm has better things to do than to say.
-func (f *fetch) matters() bool {
-	return f.swarm.joined && f.count(waiting) > 0 && !f.disk.have.Whole && (f.question.verdict != tracker.Sources || f.swarm.doubt)
+func (m *Machine) matters(f *fetch) bool {
+	return f.swarm.joined && f.count(waiting) > 0 && !f.disk.have.Whole &&
+		(f.question.verdict != tracker.Sources || f.swarm.doubt || !m.now.Before(f.quiet()))
+}
+
+// quietAfter is how long no byte comes, though trackers know sources, before the swarm is asked
+// whether they have forgotten the blob, or others come first.
+const quietAfter = 2 * time.Second
+
+// quiet returns when that is so.
+func (f *fetch) quiet() time.Time {
+	last := f.disk.progress
+	for _, s := range f.sessions {
+		if s.state == waiting && s.since.After(last) {
+			last = s.since
+		}
+	}
+	return last.Add(quietAfter)
 }
 
 // pleads reports whether the trackers are to hear that the sources they speak of have failed.
@@ -131,7 +147,7 @@ func (w *part) pleads(verdict tracker.VerdictKind) bool {
 // look asks the swarm what it can do for the blob, now and then.
 func (m *Machine) look(f *fetch) {
 	w := &f.swarm
-	if !f.matters() {
+	if !m.matters(f) {
 		w.lookedAt, w.spreadAt = time.Time{}, time.Time{} // patience begins anew
 		w.lost, w.pleaded = nil, false
 		return
@@ -146,11 +162,12 @@ func (m *Machine) look(f *fetch) {
 func (m *Machine) looked(f *fetch, st swarm.BlobStatus) {
 	w := &f.swarm
 	w.asked = false
-	if !f.matters() {
+	if !m.matters(f) {
 		return
 	}
 	w.lookedAt = m.now
 	w.reach = st.Useful > 0 || st.Known > 0
+	w.upTo, w.turn = st.Reach, st.Waits
 	w.doubt, w.lost = st.DeadEnd, st.Lost
 	w.pleaded = w.pleaded && st.DeadEnd
 	// What the one that went away had just sent is not announced yet.
@@ -165,7 +182,7 @@ func (m *Machine) situation(f *fetch) situation {
 	distrusted := m.distrusted.Contains(f.id)
 	s := situation{
 		size: f.id.Size, prefix: f.disk.have.Prefix, complete: f.disk.have.Whole,
-		now: m.now, asked: f.question.asked, progress: f.disk.progress,
+		now: m.now, asked: f.question.asked, progress: f.disk.progress, turn: w.turn,
 		verdict: f.question.verdict, draining: m.draining,
 		noRange: distrusted || m.noRange.Contains(f.id),
 		find:    m.rules.Find, stall: m.rules.Stall,
@@ -176,10 +193,11 @@ func (m *Machine) situation(f *fetch) situation {
 	case distrusted, w.gaveUp && s.verdict == tracker.Sources:
 		s.verdict = tracker.Nobody
 	}
-	if f.matters() && !distrusted && !w.gaveUp {
+	if m.matters(f) && !distrusted && !w.gaveUp {
 		s.looking = w.asked || w.lookedAt.IsZero()
 		s.peers = !s.looking && w.reach
 		s.lost = !s.looking && w.pleaded
+		s.reach = w.upTo
 		s.spread = m.now.Sub(w.spreadAt) < leasePatience
 	}
 	return s
@@ -259,7 +277,12 @@ func (m *Machine) nextDue(f *fetch) (due time.Time) {
 			at(m.now.Add(m.decide(f, ses, s).wait))
 		}
 	}
-	if f.matters() && !f.swarm.asked {
+	switch {
+	case !m.matters(f):
+		if f.swarm.joined && f.count(waiting) > 0 && !f.disk.have.Whole {
+			at(f.quiet())
+		}
+	case !f.swarm.asked:
 		at(f.swarm.lookedAt.Add(poll))
 	}
 	return due

@@ -25,7 +25,8 @@ import (
 //	connect [no-trackers]
 //	disk [verified=n] [prefix=n] [full] [whole] [slow]   pieces that there are from now on, of 10
 //	disk fails=full|lost [full]       it cannot open, or complete, the blob
-//	swarm [useful=n] [known=n] [missing=n] [lost=name] [slow]   what it says when it is asked
+//	swarm [useful=n] [known=n] [missing=n] [reach=n] [lost=name] [turn] [slow]   what it says when it is asked; turn: who has
+//	                                  something of it gives something of other blobs, then
 //	no-source                         it says that its last source has failed
 //	done [err=full|left|disproved] [join=n]              what it says when it has ended its work, of the last join or another one
 //	open s=n [authorized] [registry=name] [asking]   a session; what is said of it: wait, writes, close
@@ -92,6 +93,7 @@ type play struct {
 	diskErr  error
 	diskSlow bool
 	status   swarm.BlobStatus
+	turn     bool                 // of the blob is going to come: the swarm gives of others
 	slow     bool                 // the swarm
 	due      []Event              // what slow ones will say
 	opening  map[piece.ID]Opening // the last ones
@@ -174,7 +176,9 @@ func (p *play) command(d *datadriven.TestData) {
 			p.step(EvProgress{ID: id, Opening: p.opening[id], Progress: p.disk})
 		}
 	case "swarm":
-		p.status = swarm.BlobStatus{Useful: num("useful"), Known: num("known"), Missing: num("missing")}
+		waits := p.status.Waits
+		p.status = swarm.BlobStatus{Waits: waits, Useful: num("useful"), Known: num("known"), Missing: num("missing"), Reach: int64(num("reach")) << 16}
+		p.turn = d.HasArg("turn")
 		if s := str("lost"); s != "" {
 			p.status.DeadEnd, p.status.Lost = true, []string{s}
 		}
@@ -332,6 +336,9 @@ func (p *play) perform(a Action) []Event {
 	case ActSwarmStatus:
 		if p.slow {
 			p.note("asks the swarm")
+		}
+		if p.turn {
+			p.status.Waits = p.now
 		}
 		return later(p.slow, EvSwarmStatus{a.ID, p.opening[a.ID], p.status})
 	case ActWant:

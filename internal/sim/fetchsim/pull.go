@@ -41,6 +41,7 @@ func (n *node) status(id piece.ID) (st swarm.BlobStatus) {
 	if st.Useful == 0 {
 		st.DeadEnd, st.Lost = n.deadEnd(id)
 	}
+	st.Reach = most
 	st.Missing = int((id.Size - most + id.Length() - 1) / id.Length())
 	return st
 }
