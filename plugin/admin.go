@@ -122,7 +122,7 @@ func (a *agent) status() Status {
 	u := a.disk.Usage()
 	st := Status{
 		Version: version.Version(), Node: a.name, Cluster: a.cfg.Cluster, Zone: a.cfg.Zone,
-		Advertise: advertise, Metrics: a.daemon.PageAddr(), Started: a.started, Stopping: a.fetches.Draining(),
+		Advertise: advertise, Metrics: a.daemon.PageAddr(), Started: a.started, Stopping: a.stopping.Load(),
 		Root: a.cfg.Root, Socket: a.cfg.Socket, Authorize: a.cfg.Authorize,
 		Store: StoreStatus{Committed: u.Committed, Cached: u.Cached, CacheBytes: u.CacheBytes},
 		Bytes: BytesStatus{

@@ -6,18 +6,15 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	api "github.com/containerd/containerd/api/services/content/v1"
+	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	ctrdcontent "github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/log"
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/health"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/internal/daemon"
@@ -49,9 +46,9 @@ type agent struct {
 	limits  atomic.Pointer[LimitsConfig] // nil: those of cfg
 
 	listeners listeners
+	door      *door
 	sessions  *sessions
-	grpc      *grpc.Server
-	health    *health.Server
+	stopping  atomic.Bool
 }
 
 // network is what the agent has to do with other machines.
@@ -61,9 +58,9 @@ type network struct {
 	trackers  *trackers // nil: none are configured
 }
 
-// Run runs the node agent until ctx is done, and then stops it: sessions that
-// wait for the swarm are answered with what there is, running calls get
-// Config.Wait.Stop to end. An error says what failed, at the start or later; nil
+// Run runs the node agent until ctx is done, and then stops it: it serves as ever until no
+// call is under way that takes long, for five minutes at most; sessions that wait for the
+// swarm are answered with what there is after Config.Wait.Stop. An error says what failed, at the start or later; nil
 // means that ctx ended it. Several agents may run in one process, on different
 // content directories; with Config.Unpack only one, because the place of
 // temporary mounts is the process's.
@@ -88,10 +85,17 @@ func Run(ctx context.Context, cfg Config) error {
 	})
 }
 
-// open finds out who this node is, and opens its content directory and sockets.
+// open finds out who this node is, and opens its sockets and content directory. containerd's
+// calls wait for the rest from the first moment on.
 func (a *agent) open(ctx context.Context, d *daemon.Daemon) (err error) {
 	if a.name, err = a.cfg.node(); err != nil {
 		return fmt.Errorf("the name of this node: %w", err)
+	}
+	if err := a.listen(ctx, d); err != nil {
+		return err
+	}
+	if a.door, err = newDoor(a.listeners.content, a.cfg.Unpack, a.metrics); err != nil {
+		return err
 	}
 	store, err := content.Open(ctx, content.Config{
 		Root: a.cfg.Root, CacheBytes: int64(a.cfg.Cache.Size), FreeFloor: a.cfg.Cache.FreeFloor, Observer: a,
@@ -103,7 +107,7 @@ func (a *agent) open(ctx context.Context, d *daemon.Daemon) (err error) {
 		return fmt.Errorf("content directory %s: %w", a.cfg.Root, err)
 	}
 	a.disk = &disk{store}
-	return a.listen(ctx, d)
+	return nil
 }
 
 // assemble makes what answers containerd and the shim's clients.
@@ -137,27 +141,24 @@ func (a *agent) assemble(ctx context.Context) {
 	a.sessions = svc.sessions
 	a.metrics.watch(a)
 
-	a.grpc = grpc.NewServer(
-		grpc.MaxRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxSendMsgSize(defaults.DefaultMaxSendMsgSize),
-		grpc.UnaryInterceptor(a.metrics.unary), grpc.StreamInterceptor(a.metrics.stream),
-	)
-	api.RegisterContentServer(a.grpc, svc)
+	var diff diffapi.DiffServer
 	if cfg.Unpack {
-		a.unpack(ctx, a.grpc, visible)
+		diff = a.unpack(ctx, visible)
 	}
-	a.health = health.NewServer()
-	healthpb.RegisterHealthServer(a.grpc, a.health)
+	a.door.open(svc, diff)
 }
 
 // parts are what runs. Containers start from what the content service answers, so
 // systemd starts containerd as soon as that serves, before there is a swarm.
 func (a *agent) parts(ctx context.Context) daemon.Parts {
-	patience := a.cfg.Wait.Stop.D()
+	shim := make(chan struct{}) // closed when it has ended
 	p := daemon.Parts{
-		Servers: []daemon.Part{daemon.GRPC("content service", a.listeners.content, a.grpc, patience, func() {
-			a.health.Shutdown()
-			a.fetches.Drain()
-		})},
+		Servers: []daemon.Part{{Name: "content service", Run: func(serving context.Context) error {
+			if err := a.door.serve(serving); err != nil {
+				return err
+			}
+			return a.shut(ctx, shim)
+		}}},
 		Work: []daemon.Part{
 			{Name: "content directory", Run: a.disk.Run},
 			{Name: "fetches", Run: a.fetches.Run},
@@ -175,12 +176,20 @@ func (a *agent) parts(ctx context.Context) daemon.Parts {
 			}
 			a.up()
 		},
-		Stopping: func() { notify(ctx, systemd.SdNotifyStopping) },
+		Stopping: func() {
+			a.stopping.Store(true)
+			notify(ctx, systemd.SdNotifyStopping)
+		},
 	}
 	a.missing.Store(2) // the servers, and the network
 	if a.cfg.Shim.Listen != "" {
 		a.missing.Add(1)
-		p.Servers = append(p.Servers, daemon.Part{Name: "registry shim", Run: a.serveShim})
+		p.Servers = append(p.Servers, daemon.Part{Name: "registry shim", Run: func(ctx context.Context) error {
+			defer close(shim)
+			return a.serveShim(ctx)
+		}})
+	} else {
+		close(shim)
 	}
 	if a.listeners.admin != nil {
 		p.Work = append(p.Work, daemon.HTTP("admin socket", a.listeners.admin,
@@ -196,8 +205,48 @@ func (a *agent) up() {
 	}
 }
 
+// drainAtMost is how long what containerd has under way may keep an agent from ending that
+// was told to. It is served as ever meanwhile, so it costs only whoever waits for that.
+const drainAtMost = 5 * time.Minute
+
+// shut closes containerd's door when what is under way has come to its end: nothing of it can be handed to
+// the next agent. ctx is done if the agent was told to end, and not if it has failed.
+func (a *agent) shut(ctx context.Context, shim <-chan struct{}) error {
+	patience, wait := drainAtMost, a.cfg.Wait.Stop.D()
+	if ctx.Err() == nil {
+		patience, wait = wait, 0
+	}
+	// The swarm has its time, and then containerd's own download.
+	drain := time.AfterFunc(wait, a.fetches.Drain)
+	defer drain.Stop()
+	enough := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { extend(ctx, enough) })
+	defer func() { close(enough); wg.Wait() }()
+	<-shim // the door closes last: containers may be started until then
+	return a.door.shut(a.daemon.Work, patience)
+}
+
+// extend asks systemd for more time to stop until enough is closed, again and again: one that
+// hangs does not.
+func extend(ctx context.Context, enough <-chan struct{}) {
+	t := time.NewTicker(5 * time.Second)
+	defer t.Stop()
+	for {
+		notify(ctx, fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d\nSTATUS=stopping when the calls that run have ended", (20*time.Second).Microseconds()))
+		select {
+		case <-t.C:
+		case <-enough:
+			return
+		}
+	}
+}
+
 // close closes what there is, when nothing runs any more.
 func (a *agent) close() error {
+	if a.door != nil {
+		a.door.close()
+	}
 	a.names.close()
 	a.listeners.close()
 	if a.disk == nil {

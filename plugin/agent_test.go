@@ -289,7 +289,7 @@ func TestAgentStops(t *testing.T) {
 	tracker := startTracker(t)
 	cfg, cfg2 := testConfig(t), testConfig(t)
 	cfg.Trackers, cfg2.Trackers = []string{tracker}, []string{tracker}
-	cfg2.Wait.Stall = config.Duration(time.Hour)
+	cfg2.Wait.Stall, cfg2.Wait.Stop = config.Duration(time.Hour), config.Duration(time.Millisecond)
 	a, b := start(t, cfg), start(t, cfg2)
 	id, data := fetchtest.Random(t, 10<<16, 53)
 	ctx := namespaces.WithNamespace(t.Context(), "ns")

@@ -80,7 +80,7 @@ type WaitConfig struct {
 	Find     config.Duration `toml:"find" comment:"For a tracker that is connected to say whether anybody could have a blob. It answers in milliseconds, but in seconds when thousands of nodes ask at once. At most 5s, which is the default, and never longer than wait.stall."`
 	Stall    config.Duration `toml:"stall" comment:"Without a verified byte, while somebody could."`
 	Prefetch config.Duration `toml:"prefetch" comment:"A layer that is fetched ahead of containerd is abandoned when nothing of its image was opened for this long."`
-	Stop     config.Duration `toml:"stop" comment:"For running calls to end when the agent is stopped."`
+	Stop     config.Duration `toml:"stop" comment:"For the swarm to go on with what containerd waits for when the agent is stopped; then containerd downloads the rest. Calls that run, such as unpacking, are served to their end, and so are new ones meanwhile, for five minutes at most."`
 }
 
 // Notes adds to the comments of common keys.

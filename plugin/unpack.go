@@ -11,18 +11,17 @@ import (
 
 	ctrdcontent "github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/log"
-	"google.golang.org/grpc"
 
 	"github.com/capelin-io/capelin/plugin/unpack"
 )
 
-// unpack adds containerd's diff service to srv. It reads the blobs that
-// containerd sees, from their files.
+// unpack returns containerd's diff service. It reads the blobs that containerd sees, from
+// their files.
 //
 // What a killed agent's calls have left is cleaned up here, and in the snapshots
 // by containerd, which throws away whatever Apply did not finish. Failing to is no
 // reason to keep containers from starting.
-func (a *agent) unpack(ctx context.Context, srv *grpc.Server, store ctrdcontent.Store) {
+func (a *agent) unpack(ctx context.Context, store ctrdcontent.Store) *unpack.Service {
 	// Below the socket's directory, which is this agent's own.
 	if err := unpack.PrepareTempMounts(filepath.Join(filepath.Dir(a.cfg.Socket), "mounts")); err != nil {
 		log.G(ctx).WithError(err).Error("unpack")
@@ -31,11 +30,11 @@ func (a *agent) unpack(ctx context.Context, srv *grpc.Server, store ctrdcontent.
 		log.G(ctx).Warn("unpack: this kernel or this process is not able to (Linux 5.6, root, no user namespace); " +
 			"containerd's own applier does it, in the agent")
 	}
-	unpack.NewService(store, unpack.Config{
+	return unpack.NewService(store, unpack.Config{
 		Options:          unpack.Options{Child: a.cfg.DecodeZstd},
 		StreamProcessors: unpack.DefaultStreamProcessors(),
 		Applied:          a.metrics.unpacked,
-	}).Register(srv)
+	})
 }
 
 // DecodeZstd is the process of [Config.DecodeZstd]; see unpack.DecodeZstd.

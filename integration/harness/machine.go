@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Machine is a node whose host is like a machine: systemd is its PID 1, it has a root
@@ -111,7 +113,7 @@ func makeRoot(root, name string) error {
 		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
 		"etc/group":  "root:x:0:\ntty:x:5:\ndisk:x:6:\nsystemd-journal:x:101:\nnogroup:x:65534:\n",
 		// In memory, so that it goes with the machine, and all of it.
-		"etc/systemd/journald.conf.d/harness.conf": "[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\nForwardToSyslog=no\nReadKMsg=no\nAudit=no\n",
+		"etc/systemd/journald.conf.d/harness.conf": "[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\nForwardToSyslog=no\nReadKMsg=no\n",
 	}
 	for file, text := range files {
 		if err := os.WriteFile(filepath.Join(root, file), []byte(text), 0o644); err != nil {
@@ -283,6 +285,49 @@ func (m *Machine) Show(ctx context.Context, unit string, properties ...string) (
 		}
 	}
 	return all, nil
+}
+
+// MainPID returns the number, on this machine, of the only process of a service, such as the
+// agent's.
+func (m *Machine) MainPID(unit string) (int, error) {
+	all, err := cgroupMounts()
+	if err != nil {
+		return 0, err
+	}
+	for _, h := range all {
+		b, err := os.ReadFile(filepath.Join(h.at, m.cluster.name, m.Name, "system.slice", unit, "cgroup.procs"))
+		if err != nil {
+			continue
+		}
+		var pid int
+		if n, err := fmt.Sscan(string(b), &pid); n != 1 || strings.Count(string(b), "\n") != 1 {
+			return 0, fmt.Errorf("processes of %s on %s: %q, %w", unit, m.Name, b, err)
+		}
+		return pid, nil
+	}
+	return 0, fmt.Errorf("%s on %s has no processes: %w", unit, m.Name, os.ErrNotExist)
+}
+
+// KillAgent sends SIGKILL to the agent and waits until it is gone. systemd starts it again.
+func (m *Machine) KillAgent() error {
+	pid, err := m.MainPID("capelin-agent.service")
+	if err != nil {
+		return err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		return err
+	}
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(hangs.Milliseconds()))
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // Journal returns the journal of a unit.

@@ -14,6 +14,8 @@ import (
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -32,13 +34,15 @@ type Tap struct {
 	calls []*Call
 }
 
-// Call is one call of the content service.
+// Call is one call of the content service, or an Apply.
 type Call struct {
 	Method    string // "Info", "Write", …
 	Namespace string
 	Start     time.Time
 	Took      time.Duration // until the call ended; Write: its stream
 	Err       error
+	// Standing: it began on a connection to the agent that stood, as far as anybody could see.
+	Standing bool
 
 	Digest  string   // of an Info
 	Session *Session // of a Write
@@ -100,8 +104,16 @@ func (s *Session) String() string {
 // StartAgent calls names instead of the agent's socket.
 func (n *Node) NewTap() (*Tap, error) {
 	t := &Tap{Socket: filepath.Join(n.Dir, "tap.sock")}
+	// A connection has to stand as soon as containerd wants it to only on request: how long an
+	// agent takes to start depends on what else the machine does.
+	params := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: hangs}
+	params.Backoff.MaxDelay = 3 * time.Second
+	if os.Getenv("CAPELIN_TEST_STRICT") != "" {
+		params.MinConnectTimeout = 0
+	}
 	var err error
 	t.conn, err = grpc.NewClient("unix://"+n.AgentSocket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(params),
 		grpc.WithDefaultCallOptions(grpc.ForceCodec(rawCodec{}), grpc.MaxCallRecvMsgSize(64<<20), grpc.MaxCallSendMsgSize(64<<20)))
 	if err != nil {
 		return nil, err
@@ -173,7 +185,8 @@ func (t *Tap) handle(_ any, in grpc.ServerStream) error {
 	if ns := md.Get("containerd-namespace-grpc"); len(ns) > 0 {
 		c.Namespace = ns[0]
 	}
-	content := strings.HasPrefix(method, "/containerd.services.content.v1.Content/")
+	c.Standing = t.conn.GetState() == connectivity.Ready
+	content := strings.HasPrefix(method, "/containerd.services.content.v1.Content/") || c.Method == "Apply"
 	if content && c.Method == "Write" {
 		c.Session = &Session{}
 	}

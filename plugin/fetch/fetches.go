@@ -87,8 +87,7 @@ type Config struct {
 type Fetches struct {
 	cfg      Config
 	blobs    Blobs
-	sessions atomic.Uint64 // opened so far
-	draining atomic.Bool
+	sessions atomic.Uint64           // opened so far
 	network  atomic.Pointer[network] // nil until Connect
 	mail     mailbox
 	stopped  chan struct{} // closed when no session is answered any more
@@ -352,12 +351,8 @@ func (fs *Fetches) Connect(p Peers, f Finder) {
 
 // Drain answers every session that waits, now and from now on.
 func (fs *Fetches) Drain() {
-	fs.draining.Store(true)
 	fs.tell(EvDraining{})
 }
-
-// Draining reports whether Drain was called.
-func (fs *Fetches) Draining() bool { return fs.draining.Load() }
 
 // Config returns what New was given.
 func (fs *Fetches) Config() Config { return fs.cfg }

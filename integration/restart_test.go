@@ -1,0 +1,232 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/capelin-io/capelin/integration/harness"
+)
+
+// restarts is a machine whose agent is ended and started again, by its units, while images
+// are pulled and containers are started.
+type restarts struct {
+	*env
+	t      *testing.T
+	m      *harness.Machine
+	tap    *harness.Tap
+	binary string
+	run    string // an image to start containers of
+	pulls  []string
+	images []*harness.Image
+
+	starts, startsCut, pullsCut int
+	slowest                     time.Duration
+}
+
+func newRestarts(t *testing.T) *restarts {
+	e := newEnv(t)
+	r := &restarts{env: e, t: t, binary: get(harness.Built("capelin"))(t)}
+	if other := os.Getenv("CAPELIN_TEST_BINARY"); other != "" { // to compare with
+		harness.Use(other)
+		t.Cleanup(func() { harness.Use("") })
+		r.binary = other
+	}
+	// One image is nowhere but in the registry, the other is another node's. What the machine
+	// has had of them is gone when they are removed.
+	for _, from := range []string{"registry", "swarm"} {
+		img, ref := e.image(t, from, harness.ImageOptions{Layers: 2, LayerBytes: 4 << 20, Incompress: true})
+		r.pulls, r.images = append(r.pulls, ref), append(r.images, img)
+	}
+	seed := e.node(t, "seed", harness.NodeOptions{Agent: map[string]string{"limits.upload": `"8MB/s"`}})
+	must(t, seed.PullCRI(e.ctx, r.pulls[1], nil))
+	_, r.run = e.image(t, "starts", harness.ImageOptions{Layers: 1, LayerBytes: 1 << 20, Runnable: true})
+
+	r.m = e.booted(t, "m", harness.NodeOptions{Agent: map[string]string{"cache.size": "-1"}})
+	r.tap = get(r.m.NewTap())(t)
+	must(t, r.m.Start(e.ctx))
+	must(t, r.m.AwaitTrackers(e.ctx))
+	must(t, r.m.PullCRI(e.ctx, r.run, nil))
+	must(t, r.m.PullCRI(e.ctx, e.reg.Addr+"/"+harness.PauseImage, nil))
+	e.reg.Limit(8e6)
+	return r
+}
+
+// a failed call is one that an agent that is not there leaves behind.
+func failed(c harness.Call) bool {
+	return c.Err != nil && (status.Code(c.Err) == codes.Unavailable || strings.Contains(c.Err.Error(), "Unavailable"))
+}
+
+// round pulls an image and starts containers, calls end in the middle of it, and returns what
+// failed: the pull, one error for each start, and calls.
+func (r *restarts) round(i int, end func() error) (pull error, starts []error, calls []harness.Call) {
+	t, ctx := r.t, r.ctx
+	t.Helper()
+	ref, img := r.pulls[i%2], r.images[i%2]
+	must(t, r.m.RemoveCRI(ctx, ref))
+	r.tap.Reset()
+	pulled := do(func() error { return r.m.PullCRI(ctx, ref, nil) })
+	r.poll(t, "a layer is on its way", func() bool {
+		for _, d := range img.Layers {
+			for _, s := range r.tap.Sessions(d) {
+				if len(s.Steps) > 1 {
+					return true
+				}
+			}
+		}
+		return false
+	})
+	over := make(chan struct{})
+	started := do(func() (errs []error) {
+		for k := 0; ; k++ {
+			r.starts++
+			say := fmt.Sprintf("%d.%d", i, k)
+			if out, err := r.m.Run(ctx, r.run, "hello", say); err != nil || out != say {
+				errs = append(errs, errors.Join(fmt.Errorf("start %s said %q", say, out), err))
+			}
+			select {
+			case <-over:
+				return errs
+			default:
+			}
+		}
+	})
+	time.Sleep(time.Duration(i%7) * 60 * time.Millisecond) // another moment each time
+	began := time.Now()
+	must(t, end())
+	must(t, r.m.AwaitAgent(ctx))
+	r.slowest = max(r.slowest, time.Since(began))
+	pull = pulled()
+	close(over)
+	starts = started()
+	for _, c := range r.tap.Calls() {
+		if failed(c) {
+			calls = append(calls, c)
+		}
+	}
+	must(t, r.sys("reset-failed", "capelin-agent.service")) // it is not ended that often
+	return pull, starts, calls
+}
+
+func (r *restarts) sys(args ...string) error {
+	_, err := r.m.Systemctl(r.ctx, args...)
+	return err
+}
+
+func (r *restarts) report(what string, rounds int) {
+	r.t.Logf("%d %s: %d pulls failed, %d of %d starts; the agent was there again after %v at most",
+		rounds, what, r.pullsCut, r.startsCut, r.starts, r.slowest.Round(time.Millisecond))
+}
+
+// rounds is how often an agent is ended.
+const rounds = 30
+
+// The agent is killed while images are pulled and containers are started. What fails is what had a
+// call under way at that instant, and it succeeds when it is tried again.
+func TestKilledUnderSystemd(t *testing.T) {
+	r := newRestarts(t)
+	for i := range rounds {
+		pull, starts, calls := r.round(i, r.m.KillAgent)
+		cut := 0
+		for _, c := range calls {
+			if c.Standing {
+				cut++
+				continue
+			}
+			t.Errorf("round %d: %s, which began when the agent was gone, failed after %v: %v", i, c.Method, c.Took, c.Err)
+		}
+		r.startsCut += len(starts)
+		if n := len(starts); n > 0 && cut == 0 {
+			t.Errorf("round %d: %d starts failed, and none of their calls: %v", i, n, errors.Join(starts...))
+		}
+		if pull != nil {
+			r.pullsCut++
+			if cut == 0 {
+				t.Errorf("round %d: the pull failed, and none of its calls: %v", i, pull)
+			}
+			if err := r.m.PullCRI(r.ctx, r.pulls[i%2], nil); err != nil {
+				t.Errorf("round %d: the pull failed a second time: %v", i, err)
+			}
+		}
+		r.check(t, r.m.Node, r.pulls[i%2], r.images[i%2])
+	}
+	r.report("kills", rounds)
+}
+
+// The agent is restarted, half of the times with another program in its place, while images are
+// pulled and containers are started. Nothing fails.
+func TestRestartedUnderSystemd(t *testing.T) {
+	r := newRestarts(t)
+	for i := range rounds {
+		pull, starts, calls := r.round(i, func() error {
+			if i%2 == 1 {
+				if err := r.m.PutProgram(r.binary, harness.MachineCapelin, make([]byte, i)...); err != nil {
+					return err
+				}
+			}
+			return r.sys("restart", "capelin-agent.service")
+		})
+		if err := errors.Join(append(starts, pull)...); err != nil {
+			t.Errorf("round %d: %v", i, err)
+		}
+		for _, c := range calls {
+			t.Errorf("round %d: %s failed after %v: %v", i, c.Method, c.Took, c.Err)
+		}
+		r.startsCut += len(starts)
+		if pull != nil {
+			r.pullsCut++
+			must(t, r.m.PullCRI(r.ctx, r.pulls[i%2], nil))
+		}
+		r.check(t, r.m.Node, r.pulls[i%2], r.images[i%2])
+	}
+	r.report("restarts", rounds)
+}
+
+// A layer of many files is unpacked when the agent is told to stop: it is unpacked to its end,
+// and containers start all the while.
+func TestStoppedWhileUnpacking(t *testing.T) {
+	r := newRestarts(t)
+	r.reg.Limit(0)
+	_, ref := r.image(t, "files", harness.ImageOptions{Layers: 1, LayerBytes: 20 << 20, Files: 20_000})
+	r.tap.Reset()
+	pulled := do(func() error { return r.m.PullCRI(r.ctx, ref, nil) })
+	r.poll(t, "a layer is unpacked", func() bool {
+		for _, c := range r.tap.Calls() {
+			if c.Method == "Apply" {
+				return true
+			}
+		}
+		return false
+	})
+	began := time.Now()
+	restarted := do(func() error { return r.sys("restart", "capelin-agent.service") })
+	ctx, over := context.WithCancel(r.ctx)
+	var restartErr error
+	go func() {
+		restartErr = restarted()
+		over()
+	}()
+	for n := 0; ctx.Err() == nil; n++ {
+		say := fmt.Sprint(n)
+		if out, err := r.m.Run(r.ctx, r.run, "hello", say); err != nil || out != say {
+			t.Errorf("start %d, %v after the restart began: %q, %v", n, time.Since(began), out, err)
+		}
+	}
+	must(t, restartErr)
+	if err := pulled(); err != nil {
+		t.Errorf("the pull: %v", err)
+	}
+	for _, c := range r.tap.Calls() {
+		if failed(c) {
+			t.Errorf("%s failed after %v: %v", c.Method, c.Took, c.Err)
+		}
+	}
+	t.Logf("the restart took %v", time.Since(began).Round(time.Millisecond))
+}
