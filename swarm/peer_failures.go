@@ -43,13 +43,15 @@ func (p *Peer) failed(n *node, why Reason, err error) *failure {
 func (p *Peer) reached(n *node) {
 	if f := p.failures.of(n.name); f != nil && (f.reason != ReasonSilent || f.mute) {
 		p.failures.clear(n.name)
+		p.doubtful = true
 	}
 }
 
 // answers notes that the peer of c has brought something, or said that it will.
 func (p *Peer) answers(c *conn) {
-	c.silent = false
-	p.failures.clear(c.node.name)
+	if p.failures.clear(c.node.name) || c.silent {
+		c.silent, p.doubtful = false, true
+	}
 }
 
 // heardOf notes that a message came from the peer of c: of one that was mute that is enough.
@@ -69,7 +71,6 @@ func (p *Peer) asks(c *conn) {
 		}
 		c.silent = false
 		p.tries(c.node)
-		p.doubtful = true
 	}
 	p.arm(&p.judgeAt, p.now+sourceWithin)
 }
@@ -80,6 +81,7 @@ func (p *Peer) tries(n *node) {
 	if f := p.failures.of(n.name); f != nil {
 		f.tried = p.now
 		until = f.hope()
+		p.doubtful = true // there is hope again, and when that ends it is said again
 	}
 	p.arm(&p.judgeAt, until)
 }
