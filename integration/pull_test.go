@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -180,6 +181,63 @@ func TestAuthorizeBlob(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// A registry that cannot continue a blob at an offset, whatever it says then, fails at most
+// one attempt to pull with authorize = "blob", and none of the next image.
+func TestAuthorizeBlobWithoutRanges(t *testing.T) {
+	for _, kind := range []struct {
+		name  string
+		fault func(blob string) harness.Fault
+	}{
+		{"416", func(string) harness.Fault { return harness.Fault{Status: http.StatusRequestedRangeNotSatisfiable} }},
+		{"403 of the store behind", func(blob string) harness.Fault {
+			return harness.Fault{Status: http.StatusTemporaryRedirect, Location: "/v2/store/blobs/" + blob}
+		}},
+		{"HTML", func(string) harness.Fault { return harness.Fault{Status: http.StatusOK, HTML: "<html>Sign in, please.</html>"} }},
+	} {
+		for _, named := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, name known %t", kind.name, named), func(t *testing.T) {
+				e := newEnv(t)
+				seed := e.node(t, "seed", harness.NodeOptions{})
+				opts := harness.NodeOptions{Agent: map[string]string{"authorize": `"blob"`}}
+				if !named {
+					opts.Agent["containerd"] = `""`
+				}
+				n := e.node(t, "blob", opts)
+				for i, may := range []int{1, 0} {
+					img, ref := e.image(t, fmt.Sprintf("tenant/%d", i), harness.ImageOptions{Layers: 6, LayerBytes: 300 << 10})
+					must(t, seed.PullCRI(e.ctx, ref, nil))
+					e.reg.Disturb(func(r harness.Request) (f harness.Fault) {
+						switch {
+						case r.Repo == "store":
+							f.Status = http.StatusForbidden
+						case r.Range != "" && r.Range != "bytes=0-":
+							f = kind.fault(r.Blob)
+						}
+						return f
+					})
+					failed := 0
+					for err := error(nil); ; failed++ {
+						if err = n.PullCRI(e.ctx, ref, nil); err == nil {
+							break
+						}
+						if t.Logf("attempt %d: %v", failed+1, err); failed == 12 {
+							t.Fatal("it is never pulled")
+						}
+					}
+					e.check(t, n, ref, img)
+					if failed > may {
+						t.Errorf("image %d: %d attempts failed, want at most %d", i, failed, may)
+					}
+					if i == 0 && failed == 0 {
+						t.Error("nothing failed: the test shows nothing")
+					}
+					e.reg.Disturb(nil)
+				}
+			})
+		}
+	}
 }
 
 // Layers that containerd discards after it has unpacked them are seeded from the cache.
