@@ -361,6 +361,7 @@ func (a *agent) limitNode(n *swarm.Node) {
 		l = &a.cfg.Limits
 	}
 	n.SetLimits(int64(l.Upload), int64(l.Download))
+	a.fetches.SetLimit(int64(l.Download))
 }
 
 // reload applies what can change while the agent runs.

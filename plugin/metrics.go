@@ -39,7 +39,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		sessions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "capelin", Subsystem: "agent", Name: "sessions_total",
 			Help: "How waiting for the swarm ended: complete; lease (this node downloads for the cluster); " +
-				"nobody, stalled, alone, stopping (containerd downloads the rest); small; gone (the client left); failed.",
+				"nobody, stalled, slow, alone, stopping (containerd downloads the rest); small; gone (the client left); failed.",
 		}, []string{"outcome"}),
 		waits: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "capelin", Subsystem: "agent", Name: "wait_seconds",
@@ -69,7 +69,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, func() float64 { return 1 }),
 	)
 	for _, o := range []fetch.Outcome{
-		fetch.OutcomeComplete, fetch.OutcomeLease, fetch.OutcomeNobody, fetch.OutcomeStalled, fetch.OutcomeAlone, fetch.OutcomeStopping,
+		fetch.OutcomeComplete, fetch.OutcomeLease, fetch.OutcomeNobody, fetch.OutcomeStalled, fetch.OutcomeSlow, fetch.OutcomeAlone, fetch.OutcomeStopping,
 		fetch.OutcomeSmall, fetch.OutcomeGone, fetch.OutcomeFailed,
 	} {
 		m.sessions.WithLabelValues(string(o))

@@ -303,7 +303,7 @@ func (s *script) deliver(id piece.ID, b *scripted) error {
 		s.mu.Lock()
 		ask := s.asks[id]
 		s.mu.Unlock()
-		s.fs.Verdict(id, ask, tracker.Nobody)
+		s.fs.Verdict(id, tracker.Verdict{Kind: tracker.Nobody, Tag: ask})
 	}
 	return nil
 }
@@ -328,7 +328,7 @@ func (s *script) Want(id piece.ID, w tracker.Want) {
 		v = tracker.Sources
 	}
 	if w.Waiting {
-		s.fs.Verdict(id, w.Tag, v)
+		s.fs.Verdict(id, tracker.Verdict{Kind: v, Tag: w.Tag})
 	}
 }
 

@@ -53,7 +53,7 @@ func (t *trackers) PeersGone(id piece.ID, nodes []string) { t.node.RemovePeers(i
 func (t *trackers) Share(id piece.ID, share uint16) { t.a.fetches.ShareTold(id, share) }
 
 func (t *trackers) Verdict(id piece.ID, v tracker.Verdict) {
-	t.a.fetches.Verdict(id, v.Tag, v.Kind)
+	t.a.fetches.Verdict(id, v)
 }
 
 func (t *trackers) SumsHash(id piece.ID, hash [32]byte) {

@@ -83,6 +83,9 @@ type Verdict struct {
 	// while Want was called again; the answer to that one follows.
 	Waiting bool
 	Tag     uint64
+	// Paced: who may grant leases heeds Want.Slow. Heard: it has answered; if that is no lease,
+	// others are about to bring the blob.
+	Paced, Heard bool
 }
 
 // VerdictKind says which.
@@ -138,6 +141,9 @@ type Want struct {
 	// nothing. Who names any says that no other is known to it, and is given others, or a
 	// lease though these have the blob. The first 32 count.
 	Lost []string
+	// Slow: what the sources bring is so slow that the client would be done sooner by itself.
+	// The node may be granted a lease beside them, at once or later.
+	Slow bool
 }
 
 // TrackerStatus is the state of the stream to one tracker.

@@ -90,7 +90,7 @@ func (m *Machine) connected(l *link, w *trackerpb.Welcome) {
 	if l == nil {
 		return // no longer one of ours
 	}
-	l.up, l.ready = true, false
+	l.up, l.ready, l.paces = true, false, w.GetFeatures()&trackerpb.FeatureSlow != 0
 	l.status = TrackerStatus{
 		Addr: l.name, Connected: true, Since: m.now,
 		Age: time.Duration(w.GetAgeMs()) * time.Millisecond, Software: w.GetSoftware(),

@@ -60,6 +60,7 @@ type Machine struct {
 type link struct {
 	name   string
 	up     bool // Welcome has come, and the stream has not ended
+	paces  bool // the tracker heeds Want.Slow
 	ready  bool // up, and the stream can take a message
 	status TrackerStatus
 	out    outbox
@@ -391,6 +392,11 @@ func (m *Machine) settle(a *active) {
 			m.ask(a, 1, secondTimeout)
 		}
 		v, next := w.merge(m.now, a.blob.connecting())
+		for i, l := range a.blob.owners {
+			paces := l != nil && l.up && l.paces && w.grants(i, m.now)
+			v.Paced = v.Paced || paces
+			v.Heard = v.Heard || paces && w.answers[i].state == given
+		}
 		if v.Kind != 0 && v != w.verdict {
 			w.verdict = v
 			w.lease = w.lease || v.Kind == Lease
@@ -476,6 +482,7 @@ func (m *Machine) facts(l *link, id piece.ID) facts {
 			Grant:   w.grants(i, m.now),
 			Seq:     w.answers[i].seq,
 			Lost:    w.Lost,
+			Slow:    w.Slow,
 		}
 	}
 	return f

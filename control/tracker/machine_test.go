@@ -162,6 +162,9 @@ func (w *world) message(m *trackerpb.FromAgent) (parts []string) {
 		if len(want.Lost) > 0 {
 			s += fmt.Sprintf(" lost=%s", strings.Join(want.Lost, ","))
 		}
+		if want.Slow {
+			s += " slow"
+		}
 		p("%s seq=%d", s, want.Seq)
 	}
 	for _, r := range m.Results {
@@ -274,8 +277,8 @@ func (w *world) do(line string) {
 			ev.SumsHash = &h
 		}
 		w.step(ev)
-	case "want": // want X [waiting] [tag=1] [lost=a]
-		how := Want{Waiting: flag("waiting")}
+	case "want": // want X [waiting] [tag=1] [lost=a] [slow]
+		how := Want{Waiting: flag("waiting"), Slow: flag("slow")}
 		if s := value("tag"); s != "" {
 			how.Tag = uint64(number(s))
 		}

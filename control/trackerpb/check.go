@@ -16,8 +16,11 @@ import (
 // Version is the version of the protocol that this package speaks.
 const Version = 1
 
-// FeatureOffers is the bit of Welcome.features of a tracker that answers an Offer.
-const FeatureOffers = 1 << 0
+// Bits of Welcome.features.
+const (
+	FeatureOffers = 1 << 0 // the tracker answers an Offer
+	FeatureSlow   = 1 << 1 // it grants leases to those whose sources are slow (Want.slow)
+)
 
 // Limits of the protocol; PROTOCOL.md, "Limits".
 const (

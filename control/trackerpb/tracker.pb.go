@@ -690,7 +690,7 @@ type Welcome struct {
 	PingMs        uint32                 `protobuf:"varint,5,opt,name=ping_ms,json=pingMs,proto3" json:"ping_ms,omitempty"`       // the tracker sends something at least this often
 	MaxBlobs      uint32                 `protobuf:"varint,6,opt,name=max_blobs,json=maxBlobs,proto3" json:"max_blobs,omitempty"` // announces and wants that it keeps for one stream
 	MaxBatch      uint32                 `protobuf:"varint,7,opt,name=max_batch,json=maxBatch,proto3" json:"max_batch,omitempty"` // elements in one FromAgent
-	Features      uint64                 `protobuf:"varint,8,opt,name=features,proto3" json:"features,omitempty"`                 // bit 0: it answers offers; unknown bits are ignored
+	Features      uint64                 `protobuf:"varint,8,opt,name=features,proto3" json:"features,omitempty"`                 // bit 0: it answers offers; bit 1: it grants leases to those whose sources are slow; unknown bits are ignored
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -958,7 +958,10 @@ type Want struct {
 	Seq     uint32                 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`         // of the agent's choosing, echoed in verdicts: which Want they answer
 	// Every source that the agent knows has failed it; these are they, at most 32: it
 	// cannot reach them, or they bring nothing.
-	Lost          []string `protobuf:"bytes,5,rep,name=lost,proto3" json:"lost,omitempty"`
+	Lost []string `protobuf:"bytes,5,rep,name=lost,proto3" json:"lost,omitempty"`
+	// What the sources bring is so slow that the client would be done sooner with what upstream
+	// gives it alone.
+	Slow          bool `protobuf:"varint,6,opt,name=slow,proto3" json:"slow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1026,6 +1029,13 @@ func (x *Want) GetLost() []string {
 		return x.Lost
 	}
 	return nil
+}
+
+func (x *Want) GetSlow() bool {
+	if x != nil {
+		return x.Slow
+	}
+	return false
 }
 
 type LeaseProgress struct {
@@ -1975,13 +1985,14 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"sumsHashes\"1\n" +
 	"\x05Offer\x12\x14\n" +
 	"\x05blobs\x18\x01 \x03(\x06R\x05blobs\x12\x12\n" +
-	"\x04sums\x18\x02 \x03(\x06R\x04sums\"\x8a\x01\n" +
+	"\x04sums\x18\x02 \x03(\x06R\x04sums\"\x9e\x01\n" +
 	"\x04Want\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\bR\awaiting\x12\x14\n" +
 	"\x05grant\x18\x03 \x01(\bR\x05grant\x12\x10\n" +
 	"\x03seq\x18\x04 \x01(\rR\x03seq\x12\x12\n" +
-	"\x04lost\x18\x05 \x03(\tR\x04lost\"S\n" +
+	"\x04lost\x18\x05 \x03(\tR\x04lost\x12\x12\n" +
+	"\x04slow\x18\x06 \x01(\bR\x04slow\"S\n" +
 	"\rLeaseProgress\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\x86\x01\n" +

@@ -129,6 +129,8 @@ type (
 		ID      piece.ID
 		Ask     uint64
 		Verdict tracker.VerdictKind
+		Paced   bool // who grants leases gives them to those whose sources are slow, in turn,
+		Heard   bool // and has answered
 	}
 	// EvPeersFound: the trackers named peers of a blob (more, not instead).
 	EvPeersFound struct {
@@ -155,6 +157,8 @@ type (
 
 	// EvConnected: there is a swarm, and there are trackers, or are not; not known before.
 	EvConnected struct{ Swarm, Trackers bool }
+	// EvLimit: how much this node takes from the swarm, in bytes per second; 0: no limit.
+	EvLimit struct{ Rate int64 }
 	// EvDraining: every session that waits, now and from now on, is answered with what there is.
 	EvDraining struct{}
 	// EvStopping: everything ends. No event but EvTick counts afterwards.
@@ -214,6 +218,7 @@ type (
 		Waiting bool // a client waits, and would take a lease
 		Ask     uint64
 		Lost    []string // every source that the swarm knows, if all of them have failed
+		Slow    bool     // what the sources bring is slow: see tracker.Want
 	}
 	ActUnwant struct{ ID piece.ID }
 	// ActAnnounce: tell the trackers that there is something of the blob (StatePartial) or
@@ -275,6 +280,7 @@ func (e EvPrefetch) blob() piece.ID       { return e.ID }
 func (e EvProlong) blob() piece.ID        { return e.ID }
 func (e EvAbandon) blob() piece.ID        { return e.ID }
 func (EvConnected) blob() (none piece.ID) { return }
+func (EvLimit) blob() (none piece.ID)     { return }
 func (EvDraining) blob() (none piece.ID)  { return }
 func (EvStopping) blob() (none piece.ID)  { return }
 

@@ -47,8 +47,11 @@ type fetch struct {
 	ahead    ahead
 	disk     disk
 	swarm    part
+	pace     pace
 	question question
 	lease    lease
+	hurries  bool      // a session waits whose sources are slow
+	busy     bool      // a session waits or writes
 	due      time.Time // when time alone changes something; zero: never
 }
 
@@ -57,10 +60,12 @@ type session struct {
 	id         SessionID
 	authorized bool
 	state      sessionState
-	since      time.Time // waiting: since when
-	offset     int64     // writing: from where
-	brought    int64     // writing: how many bytes
-	lease      bool      // writing: for the whole cluster
+	since      time.Time     // waiting, writing: since when
+	graced     bool          // waiting: grace is over
+	shared     time.Duration // waiting: the Machine's when it was
+	offset     int64         // writing: from where
+	brought    int64         // writing: how many bytes
+	lease      bool          // writing: for the whole cluster
 
 	registry string // where it downloads from; empty: not known
 	asking   bool   // that will be said
@@ -122,8 +127,12 @@ type question struct {
 	ask     uint64 // of the last Want; only answers to that count
 	asked   time.Time
 	verdict tracker.VerdictKind
-	usedUp  bool // the verdict is: ask again
-	partial bool // what there is was announced
+	usedUp  bool      // the verdict is: ask again
+	slow    bool      // they were told that the sources are
+	slowAt  time.Time // when that changed last
+	paced   bool      // one grants leases in turn to those whose sources are slow,
+	heard   bool      // and has answered the last Want
+	partial bool      // what there is was announced
 }
 
 type want uint8
@@ -179,11 +188,11 @@ func (m *Machine) take(f *fetch, ev Event) {
 		}
 	case EvSessionWaits:
 		if s := f.session(ev.Session); s != nil && s.state == idle {
-			s.state, s.since = waiting, m.now
+			s.state, s.since, s.graced = waiting, m.now, false
 		}
 	case EvSessionWrites:
 		if s := f.session(ev.Session); s != nil && s.state == idle {
-			s.writes(Answer{})
+			s.writes(m.now, Answer{})
 		}
 	case EvSessionWrote:
 		m.wrote(f, ev)
@@ -218,6 +227,7 @@ func (m *Machine) take(f *fetch, ev Event) {
 			return
 		}
 		f.question.verdict, f.swarm.stale = ev.Verdict, true
+		f.question.heard, f.question.paced = ev.Heard, ev.Paced
 		switch { // it moves on if it was not taken
 		case f.lease == leaseNone && ev.Verdict == tracker.Lease:
 			f.lease = leaseGranted
@@ -241,7 +251,8 @@ func (m *Machine) take(f *fetch, ev Event) {
 }
 
 // writes makes a session one that writes.
-func (s *session) writes(a Answer) {
+func (s *session) writes(now time.Time, a Answer) {
+	s.since = now
 	s.state, s.offset, s.brought, s.lease, s.download = writing, a.Offset, 0, a.Lease, registries.Download{}
 }
 

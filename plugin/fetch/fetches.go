@@ -281,7 +281,7 @@ func (fs *Fetches) perform(ctx context.Context, a Action) {
 			fs.tell(EvSwarmStatus{ID: a.ID, Opening: h.opening, Status: st})
 		})
 	case ActWant:
-		finder.Want(a.ID, tracker.Want{Waiting: a.Waiting, Tag: a.Ask, Lost: a.Lost})
+		finder.Want(a.ID, tracker.Want{Waiting: a.Waiting, Tag: a.Ask, Lost: a.Lost, Slow: a.Slow})
 	case ActUnwant:
 		finder.Unwant(a.ID)
 	case ActAnnounce:
@@ -408,10 +408,14 @@ func (fs *Fetches) GiveUp(ctx context.Context) {
 // whom it waits for, a piece for which there is no room.
 const closeWithin = 250 * time.Millisecond
 
-// Verdict tells what the trackers found out for the Want that had this tag.
-func (fs *Fetches) Verdict(id piece.ID, tag uint64, v tracker.VerdictKind) {
-	fs.tell(EvVerdict{ID: id, Ask: tag, Verdict: v})
+// Verdict tells what the trackers found out for the Want that had its tag.
+func (fs *Fetches) Verdict(id piece.ID, v tracker.Verdict) {
+	fs.tell(EvVerdict{ID: id, Ask: v.Tag, Verdict: v.Kind, Paced: v.Paced, Heard: v.Heard})
 }
+
+// SetLimit tells how much this node takes from the swarm, in bytes per second; 0: no limit. A
+// swarm that is as fast as that is not slow.
+func (fs *Fetches) SetLimit(rate int64) { fs.tell(EvLimit{rate}) }
 
 // PeersFound tells of peers that the trackers named.
 func (fs *Fetches) PeersFound(id piece.ID, p []swarm.PeerInfo) {

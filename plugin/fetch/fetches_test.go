@@ -214,7 +214,7 @@ func TestFetchAnswersCross(t *testing.T) {
 		old := w.Finder.Tag(w.ID)
 		ch := w.Wait(w.Context())
 		synctest.Wait()
-		w.Fetches.Verdict(w.ID, old, tracker.Nobody)
+		w.Fetches.Verdict(w.ID, tracker.Verdict{Kind: tracker.Nobody, Tag: old})
 		synctest.Wait()
 		w.Finder.Tell(w.ID, tracker.Sources)
 		time.Sleep(time.Second)

@@ -21,6 +21,9 @@ type Rules struct {
 	Stall         time.Duration // without a verified byte
 	Prefetch      time.Duration // how long a blob that nobody opened is fetched on
 	MaxPrefetch   int           // blobs fetched that nobody opened yet
+	// Registry is how many bytes a second a registry gives of which nothing is known; 0:
+	// registries.Unknown.
+	Registry float64
 }
 
 // remembered is of how many blobs a Machine remembers what went wrong.
@@ -39,6 +42,12 @@ type Machine struct {
 	openings Opening // so far
 	asks     uint64  // Wants so far, of all fetches
 	joins    uint64  // ActJoins so far, of all fetches
+
+	// shared is how long one of the blobs that sessions wait for or write would have had
+	// for itself what is shared by all of them, such as a registry.
+	shared time.Duration
+	busy   int     // how many these are now
+	limit  float64 // what is taken from the swarm at most, in bytes per second; 0: no limit
 
 	connected bool // the next two are known
 	swarm     bool
@@ -85,6 +94,9 @@ func NewMachine(r Rules) *Machine {
 // never goes back: an earlier now counts as the last one.
 func (m *Machine) Step(now time.Time, ev Event) []Action {
 	if now.After(m.now) {
+		if m.busy > 0 {
+			m.shared += now.Sub(m.now) / time.Duration(m.busy)
+		}
 		m.now = now
 	}
 	clear(m.actions)
@@ -95,6 +107,8 @@ func (m *Machine) Step(now time.Time, ev Event) []Action {
 	case EvConnected:
 		m.connected, m.swarm, m.trackers = true, ev.Swarm, ev.Trackers
 		m.settleAll(all)
+	case EvLimit:
+		m.limit = float64(ev.Rate)
 	case EvDraining:
 		m.draining = true
 		m.settleAll(all)

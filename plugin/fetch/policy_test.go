@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"testing"
 	"time"
 
@@ -14,6 +15,21 @@ func TestDecide(t *testing.T) {
 	const ms, s = time.Millisecond, time.Second
 	wait := func(d time.Duration) decision { return decision{wait: d} }
 	answer := func(off int64, why Outcome) decision { return decision{answer: true, offset: off, why: why} }
+
+	// slow is one whose sources are slow, and the registry is not.
+	slow := func(st situation) situation {
+		st.verdict, st.peers = cmp.Or(st.verdict, tracker.Sources), true
+		st.upstream, st.sharing, st.find = cmp.Or(st.upstream, 4e6), cmp.Or(st.sharing, 1), cmp.Or(st.find, 200*ms)
+		st.rate, st.mean = cmp.Or(st.rate, 1e6), cmp.Or(st.mean, 2e6)
+		if st.began.IsZero() {
+			st.began = t0
+		}
+		return st
+	}
+	silent := func(st situation) situation {
+		st.verdict = tracker.Unknown
+		return st
+	}
 
 	for _, tt := range []struct {
 		name string
@@ -57,6 +73,34 @@ func TestDecide(t *testing.T) {
 			decision{answer: true, lease: true, why: OutcomeLease}},
 		{"lease, and pieces are missing", situation{lease: true, verdict: tracker.Lease, peers: true, now: at(9 * s), progress: at(9 * s)},
 			decision{answer: true, lease: true, why: OutcomeLease}},
+		// With 4 MB/s the blob takes 2.6 s, and may take 5.1: 0.5 s more than that, and 1.5, from the beginning on.
+		{"slow, but not for how long", slow(situation{now: at(2*s - ms), used: 499 * ms}), wait(26288 * time.Microsecond)},
+		{"slow", slow(situation{now: at(2100 * ms), used: 600 * ms}), answer(0, OutcomeSlow)},
+		{"slow, and the registry is not known", slow(situation{now: at(2100 * ms), used: 600 * ms, upstream: -1}), wait(2900 * ms)},
+		{"slow, with a prefix that is worth 1 s", slow(situation{now: at(2100 * ms), used: 600 * ms, prefix: 4e6}), wait(250 * ms)},
+		{"slow, with a prefix, after that", slow(situation{now: at(3100 * ms), used: 1600 * ms, prefix: 4e6}), answer(4e6, OutcomeSlow)},
+		{"slow, with a prefix that is of no use", slow(situation{now: at(2100 * ms), used: 600 * ms, prefix: 4e6, noRange: true}),
+			answer(0, OutcomeSlow)},
+		{"slow, but others share the registry", slow(situation{now: at(2100 * ms), used: 300 * ms, sharing: 2}), wait(250 * ms)},
+		{"fast enough", slow(situation{now: at(2100 * ms), used: 600 * ms, rate: 4e6}), wait(250 * ms)},
+		{"hopeless", slow(situation{now: at(s), mean: 4e5}), answer(0, OutcomeSlow)},
+		{"not hopeless", slow(situation{now: at(s), mean: 2e6}), wait(250 * ms)},
+		{"hopeless, but it has just begun", slow(situation{now: at(s), began: at(600 * ms), mean: 4e5}), wait(250 * ms)},
+		{"slow, and trackers are silent", silent(slow(situation{now: at(2100 * ms), used: 600 * ms, find: 3 * s})),
+			wait(250 * ms)},
+		{"slow, and a tracker is young", slow(situation{now: at(2100 * ms), used: 600 * ms, verdict: tracker.Wait}), wait(250 * ms)},
+		{"slow, and leases are given in turn", slow(situation{now: at(2100 * ms), used: 600 * ms, paced: true}),
+			decision{wait: 250 * ms, slow: true}},
+		{"the same, not answered yet", slow(situation{now: at(2100 * ms), used: 600 * ms, paced: true, ignored: at(2 * s)}),
+			decision{wait: 200 * ms, slow: true}},
+		{"the same, not answered", slow(situation{now: at(2300 * ms), used: 800 * ms, paced: true, ignored: at(2 * s)}),
+			answer(0, OutcomeSlow)},
+		{"the same, and a session of this node is what is slow",
+			slow(situation{now: at(2100 * ms), used: 600 * ms, paced: true, writing: true, wrote: at(-s)}), answer(0, OutcomeSlow)},
+		{"one that has just begun", slow(situation{now: at(2100 * ms), used: 600 * ms, writing: true, wrote: at(s)}), wait(250 * ms)},
+		{"slow, with the lease, though the swarm gets on",
+			slow(situation{now: at(2100 * ms), used: 600 * ms, paced: true, lease: true, spread: true, progress: at(2 * s)}),
+			decision{answer: true, lease: true, why: OutcomeLease}},
 		{"lease without ranges", situation{lease: true, noRange: true, prefix: 3}, decision{answer: true, lease: true, why: OutcomeLease}},
 		{"prefix without ranges", situation{verdict: tracker.Nobody, noRange: true, prefix: 3}, answer(0, OutcomeNobody)},
 		{"prefix beyond the tail", situation{verdict: tracker.Nobody, authorizeBlob: true, prefix: 10*mib - 5},
@@ -70,7 +114,7 @@ func TestDecide(t *testing.T) {
 		if st.now.IsZero() {
 			st.now = t0
 		}
-		st.since, st.find, st.stall = t0, 200*ms, 5*s
+		st.since, st.find, st.stall = t0, cmp.Or(st.find, 200*ms), 5*s
 		if got := decide(st); got != tt.want {
 			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
 		}

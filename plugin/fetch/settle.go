@@ -1,9 +1,11 @@
 package fetch
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/plugin/registries"
 	"github.com/capelin-io/capelin/swarm"
 )
 
@@ -15,6 +17,7 @@ func (m *Machine) settle(f *fetch) {
 		m.end(f)
 		return
 	}
+	m.measure(f)
 	if f.disk.open || f.disk.failed != nil {
 		m.complete(f)
 		for again := true; again; {
@@ -24,6 +27,9 @@ func (m *Machine) settle(f *fetch) {
 			m.look(f)
 			again = m.answer(f) // what is wanted has changed then
 		}
+	}
+	if busy := f.count(waiting)+f.count(writing) > 0; busy != f.busy {
+		m.counts(f, busy)
 	}
 	f.due = m.nextDue(f)
 }
@@ -85,7 +91,9 @@ func (m *Machine) ask(f *fetch, take bool) {
 	}
 	q := &f.question
 	plead := take && f.swarm.pleads(q.verdict) && f.count(waiting) > 0
-	now, again := wantNothing, q.usedUp || plead
+	slow := f.hurries && take && f.count(waiting) > 0
+	hurry := slow != q.slow && f.lease != leaseTaken && (slow || m.now.Sub(q.slowAt) >= slowLasts)
+	now, again := wantNothing, q.usedUp || plead || hurry
 	q.usedUp = false
 	switch {
 	case take && f.count(waiting) > 0:
@@ -101,14 +109,17 @@ func (m *Machine) ask(f *fetch, take bool) {
 		m.act(ActUnwant{f.id})
 	default:
 		m.asks++
-		q.ask, q.asked = m.asks, m.now
+		q.ask, q.asked, q.heard = m.asks, m.now, false
+		if slow != q.slow {
+			q.slow, q.slowAt = slow, m.now
+		}
 		// What was said to somebody who was not waiting may change: a waiting
 		// one can be granted a lease.
 		if q.verdict != tracker.Sources || plead {
 			q.verdict, f.swarm.stale = tracker.Unknown, true
 		}
 		f.swarm.pleaded = len(f.swarm.lost) > 0
-		m.act(ActWant{ID: f.id, Waiting: now == wantWaiting, Ask: q.ask, Lost: f.swarm.lost})
+		m.act(ActWant{ID: f.id, Waiting: now == wantWaiting, Ask: q.ask, Lost: f.swarm.lost, Slow: q.slow})
 	}
 	q.want = now
 	if f.disk.have.Verified > 0 && !q.partial && f.swarm.joined && !f.settled() {
@@ -186,6 +197,12 @@ func (m *Machine) situation(f *fetch) situation {
 		verdict: f.question.verdict, draining: m.draining,
 		noRange: distrusted || m.noRange.Contains(f.id),
 		find:    m.rules.Find, stall: m.rules.Stall,
+		verified: f.disk.have.Verified, began: f.pace.began, rate: f.pace.rate(m.now, f.disk.have.Verified),
+		mean:    f.pace.mean(m.now, f.disk.have.Verified),
+		sharing: max(m.busy, 1), paced: f.question.paced,
+	}
+	if f.question.slow && !f.question.heard {
+		s.ignored = f.question.asked
 	}
 	switch {
 	case m.connected && !m.trackers:
@@ -205,10 +222,21 @@ func (m *Machine) situation(f *fetch) situation {
 
 // decide decides about one session that waits.
 func (m *Machine) decide(f *fetch, ses *session, s situation) decision {
-	s.since, s.writing = ses.since, f.count(writing) > 0
+	s.since = ses.since
+	for _, other := range f.sessions {
+		if other.state == writing {
+			s.writing, s.wrote = true, later(s.wrote, other.since)
+		}
+	}
 	s.authorizeBlob = m.rules.AuthorizeBlob && !ses.authorized
 	s.lease = f.lease == leaseGranted
 	s.asking = ses.asking
+	if s.upstream = cmp.Or(m.registries.Rate(ses.registry), m.rules.Registry, registries.Unknown); m.limit > 0 {
+		s.upstream = min(s.upstream, m.limit)
+	}
+	if ses.graced {
+		s.used = m.shared - ses.shared
+	}
 	s.noRange = s.noRange || !m.registries.Continues(ses.registry, m.now)
 	return decide(s)
 }
@@ -216,7 +244,7 @@ func (m *Machine) decide(f *fetch, ses *session, s situation) decision {
 // answer answers the sessions whose waiting is over, gives back a lease that nobody
 // takes, and reports whether it did anything.
 func (m *Machine) answer(f *fetch) (did bool) {
-	s := m.situation(f)
+	s, hurries := m.situation(f), false
 	for _, ses := range f.sessions {
 		if ses.state != waiting {
 			continue
@@ -228,6 +256,7 @@ func (m *Machine) answer(f *fetch) (did bool) {
 		} else {
 			d := m.decide(f, ses, s)
 			if !d.answer {
+				hurries = hurries || d.slow
 				continue
 			}
 			a.Answer, a.Why = Answer{Offset: d.offset, Lease: d.lease}, d.why
@@ -235,7 +264,7 @@ func (m *Machine) answer(f *fetch) (did bool) {
 				f.lease = leaseTaken
 			}
 			if d.offset < f.id.Size {
-				ses.writes(a.Answer)
+				ses.writes(m.now, a.Answer)
 			} else {
 				ses.state = idle
 				m.trust(f.id)
@@ -243,6 +272,9 @@ func (m *Machine) answer(f *fetch) (did bool) {
 		}
 		m.act(a)
 		did = true
+	}
+	if hurries != f.hurries {
+		f.hurries, did = hurries, true
 	}
 	if f.lease == leaseGranted && f.count(waiting) == 0 {
 		var err error
@@ -291,6 +323,9 @@ func (m *Machine) nextDue(f *fetch) (due time.Time) {
 // end ends the fetch. A blob that is whole is seeded on.
 func (m *Machine) end(f *fetch) {
 	delete(m.live, f.id)
+	if f.busy {
+		m.counts(f, false)
+	}
 	for _, s := range f.sessions { // only when all ends
 		if s.state == waiting {
 			m.ended(f, s, ErrStopped)

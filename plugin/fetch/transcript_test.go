@@ -21,7 +21,8 @@ import (
 // its expected output is what the Machine says then. Regenerate with -rewrite, then read the
 // diff.
 //
-//	rules [authorize-blob] [find=d]   a Machine, with a swarm and trackers (200 ms, 5 s)
+//	rules [authorize-blob] [find=d] [registry=n]   a Machine, with a swarm and trackers (200 ms, 5 s); pieces that a
+//	                                  registry gives a second (one in ten hours: the swarm is never slow)
 //	connect [no-trackers]
 //	disk [verified=n] [prefix=n] [full] [whole] [slow]   pieces that there are from now on, of 10
 //	disk fails=full|lost [full]       it cannot open, or complete, the blob
@@ -37,7 +38,8 @@ import (
 //	end s=n [err=mismatch|given-up|not-written]
 //	close s=n
 //	full                              a session says that the disk is
-//	verdict is=… [ask=n]              to the last Want, or another one
+//	verdict is=… [ask=n] [paced]      to the last Want, or another one; by a tracker that heeds who has slow sources
+//	limit is=n                        pieces a second from the swarm
 //	peers names=…
 //	share is=n
 //	prefetch [priority=n]
@@ -152,7 +154,7 @@ func (p *play) command(d *datadriven.TestData) {
 		}
 		p.m = NewMachine(Rules{
 			AuthorizeBlob: d.HasArg("authorize-blob"), Find: dur("find", 200*time.Millisecond), Stall: 5 * time.Second,
-			Prefetch: time.Minute, MaxPrefetch: 2,
+			Prefetch: time.Minute, MaxPrefetch: 2, Registry: cmp.Or(float64(num("registry"))*(1<<16), 1),
 		})
 		p.step(EvConnected{Swarm: true, Trackers: true})
 		return
@@ -218,7 +220,9 @@ func (p *play) command(d *datadriven.TestData) {
 				d.Fatalf(p.T, "no verdict is called %q", str("is"))
 			}
 		}
-		p.step(EvVerdict{ID: id, Ask: ask, Verdict: v})
+		p.step(EvVerdict{ID: id, Ask: ask, Verdict: v, Paced: d.HasArg("paced"), Heard: d.HasArg("paced")})
+	case "limit":
+		p.step(EvLimit{int64(num("is")) << 16})
 	case "peers":
 		p.step(EvPeersFound{ID: id, Peers: []swarm.PeerInfo{{Node: str("names")}}})
 	case "share":
@@ -345,6 +349,9 @@ func (p *play) perform(a Action) []Event {
 		p.ask[a.ID] = a.Ask
 		if p.note("wants it (%d), waiting %t", a.Ask, a.Waiting); len(a.Lost) > 0 {
 			p.note("which %v fail to deliver", a.Lost)
+		}
+		if a.Slow {
+			p.note("which comes too slowly")
 		}
 	case ActUnwant:
 		p.note("wants it no more")

@@ -7,8 +7,8 @@ import (
 )
 
 const (
-	// Unknown is the rate of a registry from which nothing was downloaded yet, in bytes per
-	// second.
+	// Unknown is what a registry is taken to give as long as its rate is not known, in bytes
+	// per second.
 	Unknown = 4e6
 
 	maxHosts = 256 // the least recently used is forgotten
@@ -51,12 +51,12 @@ func (m *Memory) host(name string) *host {
 func (m *Memory) Len() int { return m.hosts.Len() }
 
 // Rate returns how many bytes a second all downloads of this node from a registry bring
-// together, as the last ones did.
+// together, as the last ones did; 0: not known.
 func (m *Memory) Rate(name string) float64 {
-	if h, ok := m.hosts.Get(name); ok && h.rate > 0 {
+	if h, ok := m.hosts.Get(name); ok {
 		return h.rate
 	}
-	return Unknown
+	return 0
 }
 
 // Download is one download from a registry. Its zero value has not begun.

@@ -27,11 +27,11 @@ func TestRate(t *testing.T) {
 			t.Errorf("%s: %.0f bytes a second, want %.0f", what, got, want)
 		}
 	}
-	near("nothing known", Unknown)
+	near("nothing known", 0)
 	var small, first, second, third, open Download
 	bring(m, "r", 0, 100*time.Millisecond, 1e6, &small)
 	m.Over("r", &small)
-	near("a small one says nothing", Unknown)
+	near("a small one says nothing", 0)
 	bring(m, "r", time.Hour, time.Hour+2*time.Second, 10e6, &first)
 	m.Over("r", &first)
 	near("the first one", 10e6)
@@ -40,8 +40,8 @@ func TestRate(t *testing.T) {
 	m.Over("r", &second)
 	m.Over("r", &third)
 	near("two at once", (10e6+5e6)/4+5e6/2)
-	if got := m.Rate("another"); got != Unknown {
-		t.Errorf("another registry has %v, want %v", got, Unknown)
+	if got := m.Rate("another"); got != 0 {
+		t.Errorf("another registry has %v", got)
 	}
 	m.Over("r", &open)
 	near("one that brought nothing", 6.25e6)

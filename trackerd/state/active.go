@@ -21,7 +21,12 @@ type active struct {
 	look    lookup
 	avail   availability
 	pleas   []*want      // those of wants whose agents were failed by every source they know
+	slow    []*want      // those of wants whose agents get too little from theirs
 	rescue  availability // while there are sources: what is said to those that none of them delivers to
+
+	lastGrant int64 // when a lease was granted last; 0: none was
+	pause     int64 // how long after that no other is granted beside sources that are slow
+	slowAt    int64 // when one may be; 0: nobody waits for that
 
 	failed       []failed // nodes, since upstream last brought anything: fewer than MaxFailures
 	backoffUntil int64    // no lease is granted before
@@ -50,6 +55,7 @@ type want struct {
 	waiting   bool
 	grant     bool
 	lost      []string // sources that have failed the agent, which knows no other
+	slow      bool     // what they bring is less than upstream would give it
 	answered  bool     // had a lease since it last asked, so its STAT is answered
 	tries     int      // leases it had
 	kind      trackerpb.Verdict_Kind
@@ -113,6 +119,7 @@ func (t *Tracker) want(a *agent, id piece.ID, m *trackerpb.Want) {
 	}
 	w.waiting, w.grant, w.seq = m.Waiting, m.Grant, m.Seq
 	s.a.plead(w, m.Lost)
+	s.a.hurry(w, m.Slow)
 	if m.Waiting && s.a.leaseOf(a) < 0 {
 		w.answered = false
 	}
@@ -141,6 +148,7 @@ func (t *Tracker) dropWant(s *swarm, a *agent) {
 	}
 	t.pass(s, w)
 	s.a.plead(w, nil)
+	s.a.hurry(w, false)
 	last := len(s.a.wants) - 1
 	s.a.wants[w.pos] = s.a.wants[last]
 	s.a.wants[w.pos].pos = w.pos

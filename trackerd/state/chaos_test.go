@@ -74,6 +74,7 @@ func chaos(t *testing.T, seed uint64) string {
 						want.Lost = append(want.Lost, fmt.Sprintf("n%d", rng.IntN(12)))
 					}
 				}
+				want.Slow = rng.IntN(3) == 0
 				b.Wants = append(b.Wants, want)
 			case 13:
 				b.Unwants = append(b.Unwants, blob)

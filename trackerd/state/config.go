@@ -44,8 +44,12 @@ type Config struct {
 	AddBelow int64
 	// AddWindow: default 10 s.
 	AddWindow time.Duration
+	// SlowPause is how long after a lease was granted one is granted to an agent that says that
+	// what the sources bring is slow: until then it may come faster. Four times as long each time.
+	// Default 1 s.
+	SlowPause time.Duration
 	// MaxHolders is how many leases there are of one blob at once, those of
-	// AddBelow included. Default 4.
+	// AddBelow included, those of SlowPause not. Default 4.
 	MaxHolders int
 	// Backoff is the pause after upstream failed a holder; doubled with each
 	// further failure of this node, or of another one in a row. Default 500 ms.
@@ -107,6 +111,7 @@ func (c Config) WithDefaults() Config {
 		c.AddBelow = 128 << 10
 	}
 	dur(&c.AddWindow, 10*time.Second)
+	dur(&c.SlowPause, time.Second)
 	num(&c.MaxHolders, 4)
 	dur(&c.Backoff, 500*time.Millisecond)
 	num(&c.MaxFailures, 3)

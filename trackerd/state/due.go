@@ -56,6 +56,7 @@ func (t *Tracker) schedule(s *swarm) {
 	}
 	at(a.avail.until)
 	at(a.rescue.until)
+	at(a.slowAt)
 	if len(a.look.asked) > 0 {
 		at(a.look.until)
 	}

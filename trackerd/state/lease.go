@@ -120,6 +120,7 @@ func (t *Tracker) done(a *agent, id piece.ID, m *trackerpb.LeaseDone) {
 		t.endLease(s, i, "given up by its holder")
 	case trackerpb.Outcome_OUTCOME_FAILED:
 		t.stats.LeasesFailed++
+		s.a.lastGrant = 0 // it is Backoff that counts
 		t.report(ReportFailed, a.hello.Node, id, m.Error)
 		t.endLease(s, i, "")
 		switch f, nodes := s.a.fail(a.hello.Node); {
@@ -207,6 +208,7 @@ func (t *Tracker) grant(s *swarm, w *want) {
 	t.report(ReportGranted, w.agent.hello.Node, s.id, "")
 	w.tries++
 	w.agent.unstarted++
+	s.a.lastGrant = t.now
 	s.a.leases = append(s.a.leases, lease{agent: w.agent, since: t.now})
 	s.a.changed = true
 	t.setFlags(w.agent, s, fLease, 0)
@@ -267,6 +269,7 @@ func (t *Tracker) decide(s *swarm) {
 	if m.kind == trackerpb.Verdict_KIND_SOURCES {
 		t.rescue(s)
 	}
+	t.relieve(s)
 }
 
 // endStale ends the leases whose clocks have run out.

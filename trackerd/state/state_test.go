@@ -398,6 +398,10 @@ func parse(t *testing.T, b *trackerpb.FromAgent, f []string) {
 		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Waiting: true, Grant: true})
 	case "want-lost": // and these have failed it
 		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Waiting: true, Grant: true, Lost: f[2:]})
+	case "want-slow": // and what comes is slow
+		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Waiting: true, Grant: true, Slow: true})
+	case "want-second-slow":
+		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Waiting: true, Slow: true})
 	case "want-second": // waits, but this is the second tracker
 		b.Wants = append(b.Wants, &trackerpb.Want{Blob: blob, Waiting: true})
 	case "want-early": // does not wait yet

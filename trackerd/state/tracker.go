@@ -298,7 +298,7 @@ func (t *Tracker) open(ev EvOpen) {
 		PingMs:   uint32(t.cfg.PingInterval.Milliseconds()),
 		MaxBlobs: uint32(t.cfg.MaxBlobs),
 		MaxBatch: trackerpb.MaxBatch,
-		Features: trackerpb.FeatureOffers,
+		Features: trackerpb.FeatureOffers | trackerpb.FeatureSlow,
 	}
 }
 

@@ -146,9 +146,12 @@ func (c *client) answered(a fetch.ActAnswer) {
 }
 
 func (c *client) done() {
-	if c.n.client(c.session) == c {
+	if w := c.n.w; c.n.client(c.session) == c {
+		if w.cfg.Slow == 0 || c.n.index > 0 {
+			w.res.Took = append(w.res.Took, w.now.Sub(c.since))
+		}
 		c.ends(nil)
-		c.n.w.pulls--
+		w.pulls--
 	}
 }
 
@@ -190,7 +193,7 @@ func (w *world) tick() {
 	for _, n := range w.nodes {
 		for _, c := range slices.Clone(n.clients) {
 			if c.writes && !n.down {
-				c.download(w.cfg.Registry * dt / float64(writers))
+				c.download(w.upstream(n, writers) * dt)
 			}
 		}
 		for _, id := range w.blobs {
@@ -198,6 +201,17 @@ func (w *world) tick() {
 		}
 	}
 	w.after(tickEvery, w.tick)
+}
+
+// upstream is what the registry gives a download of a node, of so many at once.
+func (w *world) upstream(n *node, writers int) float64 {
+	switch {
+	case w.cfg.Slow > 0 && n.index == 0:
+		return w.cfg.Slow
+	case w.cfg.Each:
+		return w.cfg.Registry
+	}
+	return w.cfg.Registry / float64(writers)
 }
 
 // download brings bytes of the registry.
@@ -236,11 +250,16 @@ func (n *node) receive(id piece.ID, most float64) {
 	if n.down || !p.joined || !p.as.Want || p.have == id.Size {
 		return
 	}
-	best := p.have
+	best, trickles := p.have, p.have
 	for _, o := range n.sources(id) {
 		if !o.frozen {
 			best = max(best, o.part(id).have)
+		} else if n.w.cfg.Trickle > 0 {
+			trickles = max(trickles, o.part(id).have)
 		}
+	}
+	if best == p.have && trickles > best {
+		best, most = trickles, n.w.cfg.Trickle*tickEvery.Seconds()
 	}
 	if p.moved += most; best == p.have {
 		p.moved = 0

@@ -37,6 +37,10 @@ type Config struct {
 	Silent   bool          // trackers answer nobody
 	Full     int           // nodes, the last ones, that have everything
 	Frozen   int           // nodes that have everything, and give nothing
+	Trickle  float64       // or so many bytes per second to each who takes it from nobody else
+	Known    float64       // bytes per second that nodes take a registry for; 0: 4 MB/s
+	Each     bool          // Registry is for each download by itself
+	Slow     float64       // bytes per second that the first node gets, which asks 100 ms before the others; 0: as the others
 	Dead     int           // more nodes that have everything, and that nobody reaches,
 	FoundOut time.Duration // which takes so long the first time
 	Trace    func(at time.Duration, node int, what string, ev any)
@@ -46,8 +50,9 @@ type Config struct {
 type Result struct {
 	Registry int64 // bytes that left it
 	Waited   []time.Duration
-	Leases   int // answers with one
-	Alone    int // answers other than complete and with a lease
+	Took     []time.Duration // whole pulls, the slow one excepted
+	Leases   int             // answers with one
+	Alone    int             // answers other than complete and with a lease
 	Broken   []string
 }
 
@@ -90,6 +95,9 @@ func Run(cfg Config) Result {
 				continue
 			}
 			at := time.Second + time.Duration(w.rng.Int64N(int64(cfg.Spread)+1))
+			if cfg.Slow > 0 && n.index == 0 {
+				at = 900 * time.Millisecond
+			}
 			if w.rng.Float64() < cfg.Prefetch {
 				w.after(at-time.Duration(w.rng.Int64N(int64(min(at, cfg.Spread))+1)), func() { n.fetch(fetch.EvPrefetch{ID: id}) })
 			}
@@ -286,7 +294,7 @@ func (n *node) start() {
 	w := n.w
 	n.down, n.named, n.links, n.clients, n.failed = false, map[piece.ID]map[string]bool{}, map[string]*link{}, nil, map[string]bool{}
 	n.due, n.dueC = time.Time{}, time.Time{}
-	n.m = fetch.NewMachine(fetch.Rules{Find: find, Stall: stall, Prefetch: time.Minute, MaxPrefetch: 32})
+	n.m = fetch.NewMachine(fetch.Rules{Find: find, Stall: stall, Prefetch: time.Minute, MaxPrefetch: 32, Registry: w.cfg.Known})
 	n.c = tracker.NewMachine(n.name)
 	var names []string
 	for _, t := range w.trackers {
@@ -316,7 +324,7 @@ func (n *node) connect(t *trackerd) {
 	l := &link{stream: w.streams, up: &way{}, down: &way{}}
 	n.links[t.name] = l
 	t.streams[l.stream] = n
-	welcome := &trackerpb.Welcome{Version: trackerpb.Version, Cluster: "sim", MaxBatch: trackerpb.MaxBatch}
+	welcome := &trackerpb.Welcome{Version: trackerpb.Version, Cluster: "sim", MaxBatch: trackerpb.MaxBatch, Features: trackerpb.FeatureSlow}
 	n.track(tracker.EvConnected{Tracker: t.name, Welcome: welcome})
 	l.up.send(w, func() {
 		w.track(t, state.EvOpen{Stream: l.stream, Hello: &trackerpb.Hello{
@@ -398,7 +406,9 @@ func (n *node) track(ev tracker.Event) {
 		case tracker.ActPeers:
 			handled(func() { n.fetch(fetch.EvPeersFound{ID: a.ID, Peers: a.Peers}) })
 		case tracker.ActVerdict:
-			handled(func() { n.fetch(fetch.EvVerdict{ID: a.ID, Ask: a.Verdict.Tag, Verdict: a.Verdict.Kind}) })
+			handled(func() {
+				n.fetch(fetch.EvVerdict{ID: a.ID, Ask: a.Verdict.Tag, Verdict: a.Verdict.Kind, Paced: a.Verdict.Paced, Heard: a.Verdict.Heard})
+			})
 		case tracker.ActShare:
 			handled(func() { n.fetch(fetch.EvShareTold{ID: a.ID, Share: a.Share}) })
 		default:
@@ -483,7 +493,7 @@ func (n *node) perform(a fetch.Action) []fetch.Event {
 			}
 		})
 	case fetch.ActWant:
-		n.track(tracker.EvWant{ID: a.ID, Want: tracker.Want{Waiting: a.Waiting, Tag: a.Ask, Lost: a.Lost}})
+		n.track(tracker.EvWant{ID: a.ID, Want: tracker.Want{Waiting: a.Waiting, Tag: a.Ask, Lost: a.Lost, Slow: a.Slow}})
 	case fetch.ActUnwant:
 		n.track(tracker.EvUnwant{ID: a.ID})
 	case fetch.ActAnnounce:

@@ -11,11 +11,12 @@ import (
 
 const mib = 1 << 20
 
-// cluster is a pull of one image by all nodes, as it should be.
+// cluster is a pull of one image by all nodes, as it should be. No swarm is slow beside its
+// registry: see TestSlowSources.
 func cluster(seed uint64) Config {
 	return Config{
 		Seed: seed, Nodes: 8, Blobs: 3, Size: 10 * mib, Registry: 5 * mib, Rate: 20 * mib, Trackers: 2,
-		Spread: 500 * time.Millisecond, Latency: 20 * time.Millisecond,
+		Spread: 500 * time.Millisecond, Latency: 20 * time.Millisecond, Known: 1,
 	}
 }
 
@@ -95,5 +96,65 @@ func TestDeterministic(t *testing.T) {
 	}
 	if logs[0] != logs[1] {
 		t.Errorf("two runs of the same Config differ:\n%s\n%s", logs[0], logs[1])
+	}
+}
+
+// TestSlowSources: with a registry of R bytes a second, a pull of S takes at most 1.2 × S/R + 2 s, whatever
+// the sources do; where these are as fast as that, nothing is downloaded twice; and where it is the
+// registry that has become slow, few nodes go there, one after the other.
+func TestSlowSources(t *testing.T) {
+	const rate, size = 10 * mib, 30 * mib
+	base := func(seed uint64) Config {
+		return Config{
+			Seed: seed, Nodes: 2, Blobs: 1, Size: size, Registry: rate, Each: true, Known: rate, Rate: 20 * mib, Trackers: 2,
+			Spread: 100 * time.Millisecond, Latency: 20 * time.Millisecond,
+		}
+	}
+	bound := func(size, rate float64) time.Duration { return time.Duration((1.2*size/rate + 2) * 1e9) }
+	for _, tt := range []struct {
+		name   string
+		change func(*Config)
+		within time.Duration // 0: not looked at
+		copies float64       // from the registry, beyond what the slow one takes
+	}{
+		{"the holder's registry is slow", func(c *Config) { c.Slow = 450e3 }, bound(size, rate), 1},
+		{"and many wait for it", func(c *Config) { c.Slow, c.Nodes = 450e3, 16 }, bound(size, rate) + 500*time.Millisecond, 2},
+		{"the holder's is as fast", func(c *Config) { c.Slow, c.Nodes = rate, 16 }, bound(size, rate), 0},
+		{"the seeder is slow", func(c *Config) { c.Frozen, c.Trickle = 1, 60e3 }, bound(size, rate), 1},
+		{"and many wait for it", func(c *Config) { c.Frozen, c.Trickle, c.Nodes = 1, 60e3, 16 }, bound(size, rate) + 500*time.Millisecond, 2},
+		{"a piece now and then", func(c *Config) { c.Frozen, c.Trickle = 1, 32e3 }, bound(size, rate), 1},
+		{"the seeder is nearly as fast as the registry", func(c *Config) { c.Frozen, c.Trickle = 1, 0.95*rate }, bound(size, rate), 0},
+		{"no tracker gives leases in turn", func(c *Config) { c.Trackers, c.Slow = 0, 0 }, bound(size, rate), 2},
+		{"what was known of the registry is no more", func(c *Config) { c.Nodes, c.Registry, c.Each = 12, rate/10, false }, 0, 5},
+		{"and all the rest", func(c *Config) {
+			c.Nodes, c.Blobs, c.Slow, c.Spread = 8, 2, 450e3, time.Second
+			c.Breaks, c.Prefetch, c.GiveUp, c.Crashes, c.Refused, c.Latency = 0.1, 0.5, 0.3, 2, 1, 40*time.Millisecond
+		}, 0, 16},
+		{"nothing is known of the registry", func(c *Config) { c.Known, c.Slow = 0, 450e3 }, bound(size, rate), 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for seed := range uint64(3) {
+				cfg := with(base(seed), tt.change)
+				if seed > 0 && cfg.Nodes > 8 {
+					break // they take long
+				}
+				r := Run(cfg)
+				for _, b := range r.Broken {
+					t.Errorf("seed %d: %s", seed, b)
+				}
+				copies := float64(r.Registry) / size
+				if cfg.Slow > 0 {
+					copies--
+				}
+				if copies > tt.copies+0.01 {
+					t.Errorf("seed %d: %.2f copies left the registry, want at most %.1f (%d leases, %d alone)", seed, copies, tt.copies, r.Leases, r.Alone)
+				}
+				if longest := slices.Max(r.Took); tt.within > 0 && longest > tt.within {
+					t.Errorf("seed %d: a pull took %v, want at most %v", seed, longest, tt.within)
+				} else {
+					t.Logf("seed %d: %v of %v, %.2f copies, %d leases, %d alone", seed, longest, tt.within, copies, r.Leases, r.Alone)
+				}
+			}
+		})
 	}
 }

@@ -177,7 +177,9 @@ func (f *Finder) Tag(id piece.ID) uint64 {
 }
 
 // Tell answers the last Want once more.
-func (f *Finder) Tell(id piece.ID, v tracker.VerdictKind) { f.fs.Verdict(id, f.Tag(id), v) }
+func (f *Finder) Tell(id piece.ID, v tracker.VerdictKind) {
+	f.fs.Verdict(id, tracker.Verdict{Kind: v, Tag: f.Tag(id)})
+}
 
 // Want implements fetch.Finder, like the methods after it.
 func (f *Finder) Want(id piece.ID, w tracker.Want) {
@@ -187,7 +189,7 @@ func (f *Finder) Want(id piece.ID, w tracker.Want) {
 	f.tags[id] = w.Tag
 	f.mu.Unlock()
 	if ok && w.Waiting {
-		f.fs.Verdict(id, w.Tag, v)
+		f.fs.Verdict(id, tracker.Verdict{Kind: v, Tag: w.Tag})
 	}
 }
 

@@ -36,7 +36,7 @@ func Bubble(t *testing.T, change func(*fetch.Config), f func(w *World)) {
 		ctx, cancel := context.WithCancel(t.Context())
 		w := &World{T: t, Blobs: NewBlobs(), Peers: NewPeers(), Start: time.Now(), Stop: cancel}
 		cfg := fetch.Config{
-			Rules: fetch.Rules{Find: 200 * time.Millisecond, Stall: 5 * time.Second, Prefetch: time.Minute, MaxPrefetch: 4},
+			Rules: fetch.Rules{Find: 200 * time.Millisecond, Stall: 5 * time.Second, Prefetch: time.Minute, MaxPrefetch: 4, Registry: 1},
 			OnAnswer: func(o fetch.Outcome, _ time.Duration) {
 				w.mu.Lock()
 				defer w.mu.Unlock()
