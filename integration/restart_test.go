@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -120,18 +119,31 @@ func (r *restarts) sys(args ...string) error {
 	return err
 }
 
-func (r *restarts) report(what string, rounds int) {
-	r.t.Logf("%d %s: %d pulls failed, %d of %d starts; the agent was there again after %v at most",
-		rounds, what, r.pullsCut, r.startsCut, r.starts, r.slowest.Round(time.Millisecond))
+// begin begins to count anew.
+func (r *restarts) begin(t *testing.T) {
+	r.t, r.starts, r.startsCut, r.pullsCut, r.slowest = t, 0, 0, 0, 0
+}
+
+func (r *restarts) report(what string) {
+	r.t.Logf("%s: %d pulls failed, and %d of %d starts; the agent was there again after %v at most",
+		what, r.pullsCut, r.startsCut, r.starts, r.slowest.Round(time.Millisecond))
 }
 
 // rounds is how often an agent is ended.
 const rounds = 30
 
-// The agent is killed while images are pulled and containers are started. What fails is what had a
-// call under way at that instant, and it succeeds when it is tried again.
-func TestKilledUnderSystemd(t *testing.T) {
+// An agent that systemd looks after is ended while images are pulled and containers are started.
+func TestRestarts(t *testing.T) {
 	r := newRestarts(t)
+	t.Run("killed", r.killed)
+	t.Run("restarted", r.restarted)
+	t.Run("restarted while it unpacks", r.unpacking)
+}
+
+// What fails of a kill is what had a call under way at that instant, and it succeeds when it
+// is tried again.
+func (r *restarts) killed(t *testing.T) {
+	r.begin(t)
 	for i := range rounds {
 		pull, starts, calls := r.round(i, r.m.KillAgent)
 		cut := 0
@@ -157,13 +169,12 @@ func TestKilledUnderSystemd(t *testing.T) {
 		}
 		r.check(t, r.m.Node, r.pulls[i%2], r.images[i%2])
 	}
-	r.report("kills", rounds)
+	r.report("kills")
 }
 
-// The agent is restarted, half of the times with another program in its place, while images are
-// pulled and containers are started. Nothing fails.
-func TestRestartedUnderSystemd(t *testing.T) {
-	r := newRestarts(t)
+// Nothing fails of a restart, half of the times with another program in the old one's place.
+func (r *restarts) restarted(t *testing.T) {
+	r.begin(t)
 	for i := range rounds {
 		pull, starts, calls := r.round(i, func() error {
 			if i%2 == 1 {
@@ -182,18 +193,22 @@ func TestRestartedUnderSystemd(t *testing.T) {
 		r.startsCut += len(starts)
 		if pull != nil {
 			r.pullsCut++
-			must(t, r.m.PullCRI(r.ctx, r.pulls[i%2], nil))
+			if err := r.m.PullCRI(r.ctx, r.pulls[i%2], nil); err != nil {
+				t.Errorf("round %d: the pull failed a second time: %v", i, err)
+			}
 		}
 		r.check(t, r.m.Node, r.pulls[i%2], r.images[i%2])
 	}
-	r.report("restarts", rounds)
+	r.report("restarts")
 }
 
-// A layer of many files is unpacked when the agent is told to stop: it is unpacked to its end,
-// and containers start all the while.
-func TestStoppedWhileUnpacking(t *testing.T) {
-	r := newRestarts(t)
+// A layer of many files is unpacked to its end, for longer than the unit gives an agent that
+// does not ask for time, and containers start all the while.
+func (r *restarts) unpacking(t *testing.T) {
+	r.begin(t)
 	r.reg.Limit(0)
+	must(t, r.m.Put("/etc/systemd/system/capelin-agent.service.d/short.conf", "[Service]\nTimeoutStopSec=200ms\n"))
+	must(t, r.sys("daemon-reload"))
 	_, ref := r.image(t, "files", harness.ImageOptions{Layers: 1, LayerBytes: 20 << 20, Files: 20_000})
 	r.tap.Reset()
 	pulled := do(func() error { return r.m.PullCRI(r.ctx, ref, nil) })
@@ -206,21 +221,26 @@ func TestStoppedWhileUnpacking(t *testing.T) {
 		return false
 	})
 	began := time.Now()
-	restarted := do(func() error { return r.sys("restart", "capelin-agent.service") })
-	ctx, over := context.WithCancel(r.ctx)
-	var restartErr error
-	go func() {
-		restartErr = restarted()
-		over()
-	}()
-	for n := 0; ctx.Err() == nil; n++ {
-		say := fmt.Sprint(n)
-		if out, err := r.m.Run(r.ctx, r.run, "hello", say); err != nil || out != say {
-			t.Errorf("start %d, %v after the restart began: %q, %v", n, time.Since(began), out, err)
+	over := make(chan struct{})
+	restarted := do(func() error {
+		defer close(over)
+		return r.sys("restart", "capelin-agent.service")
+	})
+	for running := true; running; r.starts++ {
+		if out, err := r.m.Run(r.ctx, r.run, "hello", "there"); err != nil || out != "there" {
+			r.startsCut++
+			t.Errorf("a start %v after the restart began: %q, %v", time.Since(began), out, err)
+		}
+		select {
+		case <-over:
+			running = false
+		default:
 		}
 	}
-	must(t, restartErr)
+	must(t, restarted())
+	r.slowest = time.Since(began)
 	if err := pulled(); err != nil {
+		r.pullsCut++
 		t.Errorf("the pull: %v", err)
 	}
 	for _, c := range r.tap.Calls() {
@@ -228,5 +248,5 @@ func TestStoppedWhileUnpacking(t *testing.T) {
 			t.Errorf("%s failed after %v: %v", c.Method, c.Took, c.Err)
 		}
 	}
-	t.Logf("the restart took %v", time.Since(began).Round(time.Millisecond))
+	r.report("restarts in mid-unpack")
 }

@@ -166,6 +166,7 @@ func (d *door) shut(ctx context.Context, patience time.Duration) error {
 		select {
 		case <-gone:
 		case err := <-d.failures:
+			old.Stop()
 			return err
 		case <-over.C:
 			log.G(ctx).Warn("calls still run, ending them")

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"net"
 	"path/filepath"
 	"sync/atomic"
@@ -111,6 +112,7 @@ func TestDoorNeverOpens(t *testing.T) {
 	for s := conn.GetState(); s != connectivity.Ready; s = conn.GetState() {
 		conn.WaitForStateChange(t.Context(), s)
 	}
+	ln.Close() // there is no next one
 	d.close()
 	if err := <-answered; err == nil {
 		t.Error("answered by nobody")
@@ -150,18 +152,24 @@ func TestDoorShuts(t *testing.T) {
 			}
 		}()
 	}
-	for n := r.infos.Load(); r.infos.Load() < n+100; {
-		time.Sleep(time.Millisecond)
+	answers := func(r *room) { // a hundred more
+		t.Helper()
+		for n := r.infos.Load(); r.infos.Load() < n+100; {
+			select {
+			case err := <-calling:
+				t.Fatalf("a call failed: %v", err)
+			case <-time.After(time.Millisecond):
+			}
+		}
 	}
+	answers(r)
 	go apply() // one more, on a later turn
 	<-r.inside
 	r.release <- struct{}{}
 	if err := <-applied; err != nil {
 		t.Error(err)
 	}
-	for n := r.infos.Load(); r.infos.Load() < n+100; {
-		time.Sleep(time.Millisecond)
-	}
+	answers(r)
 	select {
 	case err := <-shut:
 		t.Fatalf("shut while a call runs: %v", err)
@@ -179,9 +187,7 @@ func TestDoorShuts(t *testing.T) {
 	next, r2 := doorOn(t, ln), newRoom()
 	defer next.close()
 	next.open(r2, r2)
-	for r2.infos.Load() < 100 {
-		time.Sleep(time.Millisecond)
-	}
+	answers(r2)
 	close(enough)
 	for range cap(calling) {
 		if err := <-calling; err != nil {
@@ -208,5 +214,41 @@ func TestDoorLosesPatience(t *testing.T) {
 	}
 	if err := <-applied; err == nil {
 		t.Error("a call ended well that nobody let go on")
+	}
+}
+
+// A connection that was accepted is looked at before its turn ends: the server would drop it, and
+// with it calls that the next door would answer.
+func TestTurnHolds(t *testing.T) {
+	t.Parallel()
+	ln, conn := street(t)
+	turn := &turn{ln: ln.(unixListener), parked: make(chan struct{}), ended: make(chan struct{}), closed: make(chan struct{})}
+	conn.Connect()
+	fresh, err := turn.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := make(chan error, 1)
+	go func() {
+		_, err := turn.Accept()
+		last <- err
+	}()
+	held := make(chan struct{})
+	go func() {
+		turn.hold()
+		close(held)
+	}()
+	select {
+	case <-held:
+		t.Error("the turn could end before its connection was looked at")
+	case <-time.After(50 * time.Millisecond):
+	}
+	if _, err := fresh.Read(make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+	<-held
+	turn.Close()
+	if err := <-last; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a turn that has ended accepts: %v", err)
 	}
 }
