@@ -34,6 +34,7 @@ type options struct {
 	against string // another binary of capelin; "": none
 	capped  time.Duration
 	json    string
+	logs    int // lines of each daemon's log that are printed after each measurement
 	out     io.Writer
 }
 
@@ -45,6 +46,7 @@ func main() {
 	flag.StringVar(&o.against, "against", "", "another binary of capelin, such as one of an older commit, measured in turn with the tree's")
 	flag.DurationVar(&o.capped, "cap", time.Minute, "a pull that takes longer is given up")
 	flag.StringVar(&o.json, "json", "", "file for all results")
+	flag.IntVar(&o.logs, "logs", 0, "how many of the last lines of each daemon's log are printed after each measurement")
 	flag.Parse()
 	err := func() (err error) {
 		if o.only, err = regexp.Compile(*only); err != nil {
@@ -172,8 +174,8 @@ func measure(ctx context.Context, o options, s scenario, who string, pics *image
 		return nil, err
 	}
 	defer func() {
-		if err != nil && ctx.Err() == nil {
-			fmt.Fprintln(os.Stderr, c.Logs(8))
+		if lines := max(o.logs, 8); ctx.Err() == nil && (err != nil || o.logs > 0) {
+			fmt.Fprintln(os.Stderr, c.Logs(lines))
 		}
 		err = errors.Join(err, c.Close())
 	}()
