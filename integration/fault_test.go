@@ -517,12 +517,12 @@ func TestOwnSocket(t *testing.T) {
 	e.check(t, n, ref, img)
 }
 
-// What cannot work is said at once, naming what is taken.
+// What is taken is named at once. Without a store or a socket an agent ends; without a port it runs.
 func TestTaken(t *testing.T) {
 	e := newEnv(t)
 	a := e.node(t, "a", harness.NodeOptions{})
 	bin := get(harness.Built("capelin"))(t)
-	run := func(t *testing.T, change map[string]string, want ...string) {
+	configured := func(t *testing.T, change map[string]string) (file string) {
 		t.Helper()
 		b, err := os.ReadFile(a.AgentConfig())
 		must(t, err)
@@ -536,7 +536,11 @@ func TestTaken(t *testing.T) {
 		}
 		config := filepath.Join(a.Dir, "second.toml")
 		must(t, os.WriteFile(config, []byte(strings.Join(lines, "")), 0o644))
-		out, err := a.Command(e.ctx, nil, bin, "agent", "--config", config)
+		return config
+	}
+	run := func(t *testing.T, change map[string]string, want ...string) {
+		t.Helper()
+		out, err := a.Command(e.ctx, nil, bin, "agent", "--config", configured(t, change))
 		if err == nil || e.ctx.Err() != nil {
 			t.Fatalf("a second agent did not give up (%v):\n%s", err, out)
 		}
@@ -545,6 +549,18 @@ func TestTaken(t *testing.T) {
 				t.Errorf("the message does not name %s:\n%s", w, out)
 			}
 		}
+	}
+	runOn := func(t *testing.T, change map[string]string, want string) {
+		t.Helper()
+		p := get(a.Host.Start("second-"+want[1:], nil, nil, bin, "agent", "--config", configured(t, change)))(t)
+		e.poll(t, "a second agent is up, and says what it has not", func() bool {
+			said := p.Tail(100)
+			return !p.Running() || strings.Contains(said, "agent is up") && strings.Contains(said, want)
+		})
+		if !p.Running() {
+			t.Fatalf("a second agent ended:\n%s", p.Tail(100))
+		}
+		must(t, p.Stop())
 	}
 	other := map[string]string{
 		"root": quote(a.Dir + "/second"), "socket": quote(a.Dir + "/second.sock"), "admin": quote(a.Dir + "/second-admin.sock"),
@@ -561,8 +577,8 @@ func TestTaken(t *testing.T) {
 		return m
 	}
 	t.Run("store", func(t *testing.T) { run(t, with("root"), a.ContentDir()) })
-	t.Run("swarm port", func(t *testing.T) { run(t, with("listen"), ":7401") })
-	t.Run("metrics port", func(t *testing.T) { run(t, with("metrics"), ":7403") })
+	t.Run("swarm port", func(t *testing.T) { runOn(t, with("listen"), ":7401") })
+	t.Run("metrics port", func(t *testing.T) { runOn(t, with("metrics"), ":7403") })
 	t.Run("socket", func(t *testing.T) { run(t, with("socket"), a.AgentSocket()) })
 	t.Run("admin socket", func(t *testing.T) { run(t, with("admin"), a.AdminSocket()) })
 	t.Run("unknown key", func(t *testing.T) {
