@@ -283,10 +283,11 @@ func TestFetchJoinsAsSwarmFails(t *testing.T) {
 		w.Fetches.Prefetch(w.ID, 1)
 		synctest.Wait()
 		joins := 0
-		w.Peers.OnJoin(func(id piece.ID) {
+		w.Peers.OnJoin(func(id piece.ID) error {
 			if joins++; joins == 1 {
 				w.Peers.Fail(id, errors.New("sums disproved"))
 			}
+			return nil
 		})
 		ctx, cancel := context.WithCancel(w.Context())
 		ch := w.Wait(ctx)
@@ -313,6 +314,34 @@ func TestFetchJoinsAsSwarmFails(t *testing.T) {
 }
 
 // The end of a blob that is joined anew is heard.
+// A blob that cannot be joined anew is left: nobody would hear of its part any more. Where there is no
+// room for it the session fails: what containerd downloads would have no room either.
+func TestFetchCannotJoin(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want error
+	}{{errors.New("too late"), nil}, {fetchtest.ErrFull, errdefs.ErrResourceExhausted}} {
+		fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
+			w.Finder.Answer(w.ID, tracker.Sources)
+			w.Fetches.Prefetch(w.ID, 1)
+			synctest.Wait()
+			if _, ok := w.Peers.As(w.ID); !ok {
+				t.Fatal("the blob is not joined")
+			}
+			w.Peers.OnJoin(func(piece.ID) error { return tt.err })
+			g := <-w.Wait(w.Context())
+			if !errors.Is(g.Err, tt.want) {
+				t.Errorf("%v: %+v", tt.err, g)
+			}
+			if _, ok := w.Peers.As(w.ID); ok {
+				t.Errorf("%v: the part that was joined before is not left", tt.err)
+			}
+			g.Session.End(fetch.ErrNotWritten)
+			g.Session.Close()
+		})
+	}
+}
+
 func TestFetchSwarmFailsAfterJoins(t *testing.T) {
 	fetchtest.Bubble(t, nil, func(w *fetchtest.World) {
 		w.Finder.Answer(w.ID, tracker.Sources)

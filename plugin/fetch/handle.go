@@ -139,6 +139,9 @@ func (h *handle) complete(ctx context.Context) {
 func (h *handle) joins(ctx context.Context, p Peers, a ActJoin) {
 	h.join = a.Join
 	if err := p.Join(ctx, h.id, a.As); err != nil {
+		if h.done != nil { // what was joined before is not wanted any more
+			h.leave(p)
+		}
 		h.swarmDone(ctx, err)
 		return
 	}

@@ -21,7 +21,7 @@ type Peers struct {
 	named  map[piece.ID][]swarm.PeerInfo
 	shares map[piece.ID]uint16
 	proven map[piece.ID]bool
-	onJoin func(id piece.ID) // see OnJoin
+	onJoin func(id piece.ID) error // see OnJoin
 }
 
 // NewPeers returns a swarm that nobody has joined.
@@ -38,7 +38,9 @@ func (p *Peers) Join(_ context.Context, id piece.ID, as swarm.JoinOptions) error
 	f := p.onJoin
 	p.mu.Unlock()
 	if f != nil {
-		f(id)
+		if err := f(id); err != nil {
+			return err
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -84,8 +86,8 @@ func (p *Peers) Status(id piece.ID) (swarm.BlobStatus, bool) {
 	return p.status[id], ok
 }
 
-// OnJoin has f called at each Join, before the blob is joined.
-func (p *Peers) OnJoin(f func(id piece.ID)) {
+// OnJoin has f called at each Join, before the blob is joined, unless that fails.
+func (p *Peers) OnJoin(f func(id piece.ID) error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.onJoin = f
