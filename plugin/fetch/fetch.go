@@ -351,6 +351,10 @@ func (m *Machine) diskSays(f *fetch, ev Event) {
 		}
 		if d.open && p.Verified > d.have.Verified {
 			d.progress = m.now
+			if f.count(writing) == 0 {
+				m.received += p.Verified - d.have.Verified
+				m.taken.note(m.now, m.received)
+			}
 		}
 		d.open, d.have = true, p
 	case EvOpenFailed:

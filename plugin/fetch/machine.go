@@ -46,8 +46,11 @@ type Machine struct {
 	// shared is how long one of the blobs that sessions wait for or write would have had
 	// for itself what is shared by all of them, such as a registry.
 	shared time.Duration
-	busy   int     // how many these are now
-	limit  float64 // what is taken from the swarm at most, in bytes per second; 0: no limit
+	busy   int // how many these are now
+	// received is how many bytes have come from the swarm, of all blobs, and taken how fast.
+	received int64
+	taken    pace
+	limit    float64 // what is taken from the swarm at most, in bytes per second; 0: no limit
 
 	connected bool // the next two are known
 	swarm     bool

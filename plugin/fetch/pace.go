@@ -48,7 +48,14 @@ func (p *pace) rate(now time.Time, verified int64) float64 {
 	if len(p.marks) == 0 {
 		return 0
 	}
-	window := min(max(now.Sub(p.start.at)/4, leastWindow), mostWindow)
+	return p.over(now, verified, min(max(now.Sub(p.start.at)/4, leastWindow), mostWindow))
+}
+
+// over returns how many bytes a second there were for so long, or a little longer.
+func (p *pace) over(now time.Time, verified int64, window time.Duration) float64 {
+	if len(p.marks) == 0 {
+		return 0
+	}
 	from := p.marks[0]
 	for _, m := range p.marks[1:] {
 		if now.Sub(m.at) < window {

@@ -37,6 +37,8 @@ type situation struct {
 	began    time.Time     // when the first of them came since somebody waits; zero: none has
 	rate     float64       // bytes per second of late, from the swarm
 	mean     float64       // bytes per second since somebody waits
+	inAll    float64       // bytes per second of late from the swarm, of all blobs
+	asksTurn bool          // the swarm has not said yet whether this one waits for its turn
 	upstream float64       // bytes per second that the registry gives this node in all
 	sharing  int           // blobs that sessions of this node wait for or write, this one included
 	used     time.Duration // how long the session would have had the registry for itself by now, see grace
@@ -211,17 +213,34 @@ func (s situation) lastMoment() time.Time {
 	return later(s.now, s.since.Add(grace)).Add(left * time.Duration(max(s.sharing, 1)))
 }
 
+// turnLasts is how long a source that gave others something, or was busy, is believed to
+// come to this blob as well.
+const turnLasts = 2 * time.Second
+
+// rates returns at which rate the blob comes, of late and since somebody waits. One that
+// waits for its turn at a source loses nothing by that, if what the others get meanwhile is as
+// much as the registry would give all of them.
+func (s situation) rates() (late, mean float64) {
+	late, mean = s.rate, s.mean
+	if s.asksTurn || s.now.Sub(s.turn) < turnLasts {
+		share := s.inAll / float64(max(s.sharing, 1))
+		late, mean = max(late, share), max(mean, share)
+	}
+	return late, mean
+}
+
 // slow reports whether the registry is what keeps the session's time.
 func (s situation) slow() bool {
+	late, mean := s.rates()
 	switch {
 	case s.upstream <= 0 || s.verdict == tracker.Wait, s.verdict == tracker.Unknown && s.now.Before(later(s.since, s.asked).Add(s.find)):
 		return false // who knows more has not spoken
 	case s.now.Before(s.since.Add(seenAfter)):
 		return false
-	case !s.began.IsZero() && s.now.Sub(s.began) >= seenForWhile && !s.inTime(s.mean, hopeless):
+	case !s.began.IsZero() && s.now.Sub(s.began) >= seenForWhile && !s.inTime(mean, hopeless):
 		return true
 	}
-	return !s.now.Before(s.lastMoment()) && !s.inTime(s.rate, 1)
+	return !s.now.Before(s.lastMoment()) && !s.inTime(late, 1)
 }
 
 // hurry decides about a session whose sources are slow. Many nodes find that at the same

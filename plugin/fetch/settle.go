@@ -199,8 +199,9 @@ func (m *Machine) situation(f *fetch) situation {
 		find:    m.rules.Find, stall: m.rules.Stall,
 		verified: f.disk.have.Verified, began: f.pace.began, rate: f.pace.rate(m.now, f.disk.have.Verified),
 		mean:    f.pace.mean(m.now, f.disk.have.Verified),
-		sharing: max(m.busy, 1), paced: f.question.paced,
+		sharing: max(m.busy, 1), paced: f.question.paced, inAll: m.taken.over(m.now, m.received, leastWindow),
 	}
+	s.asksTurn = !m.matters(f) || w.lookedAt.IsZero()
 	if f.question.slow && !f.question.heard {
 		s.ignored = f.question.asked
 	}
