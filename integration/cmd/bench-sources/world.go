@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/capelin-io/capelin/integration/harness"
 )
 
@@ -216,7 +219,8 @@ func (w *world) measure(ctx context.Context, f func(context.Context) error) (v v
 	defer cancel()
 	err = f(timed)
 	v = value{Wall: time.Since(start).Seconds(), Registry: w.fromRegistries() - before}
-	if err != nil && ctx.Err() == nil && timed.Err() != nil {
+	// Of a deadline that goes along, the other side may tell before it is seen here.
+	if err != nil && ctx.Err() == nil && (timed.Err() != nil || status.Code(err) == codes.DeadlineExceeded) {
 		v.Capped, err = true, nil
 	}
 	return v, err
