@@ -163,11 +163,16 @@ func oneOfThree(ctx context.Context, w *world) ([]value, error) {
 	if err != nil {
 		return nil, err
 	}
-	seeders := make([]*harness.Node, 3)
-	for i := range seeders {
-		if seeders[i], err = w.seeder(ctx, fmt.Sprintf("seeder-%d", i), nil, imgs...); err != nil {
+	var seeders []*harness.Node
+	for !w.stock() && len(seeders) < 3 {
+		s, err := w.node(ctx, fmt.Sprintf("seeder-%d", len(seeders)), nil)
+		if err == nil {
+			err = w.pulledBy(ctx, s, imgs...)
+		}
+		if err != nil {
 			return nil, err
 		}
+		seeders = append(seeders, s)
 	}
 	vs := make([]value, len(imgs))
 	for i, img := range imgs {
@@ -219,7 +224,7 @@ func beside(six bool) func(context.Context, *world) ([]value, error) {
 // address of IPv6, if six.
 func (w *world) seederBeside(ctx context.Context, six bool, imgs []image) error {
 	s, err := w.NewNode("seeder", harness.NodeOptions{
-		Trackers: []string{"localhost:7470"}, Agent: keys{"listen": quote(":7401")},
+		Registries: []string{w.registry.Addr}, Trackers: []string{"localhost:7470"}, Agent: keys{"listen": quote(":7401")},
 	})
 	if err != nil {
 		return err
@@ -235,5 +240,8 @@ func (w *world) seederBeside(ctx context.Context, six bool, imgs []image) error 
 	if w.tracker, err = harness.NewTrackerOn(ctx, s.Host, map[string]string{"listen": quote(":7470")}); err != nil {
 		return err
 	}
-	return w.seed(ctx, s, imgs...)
+	if err := w.start(ctx, s); err != nil {
+		return err
+	}
+	return w.pulledBy(ctx, s, imgs...)
 }

@@ -167,6 +167,21 @@ func (w *world) seed(ctx context.Context, n *harness.Node, imgs ...image) error 
 	return nil
 }
 
+// pulledBy has a node that was started pull images, and waits until the tracker knows that
+// it has them. Unlike one that was given files, it knows their sums from then on, which
+// others need not wait for.
+func (w *world) pulledBy(ctx context.Context, n *harness.Node, imgs ...image) error {
+	for _, img := range imgs {
+		if err := n.PullCRI(ctx, img.ref, nil); err != nil {
+			return err
+		}
+		if err := w.tracker.AwaitHolder(ctx, n.Name, img.Image); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // liar starts a liar that says that it has the layers of images, and waits until the tracker
 // knows; not in a stock world.
 func (w *world) liar(ctx context.Context, lie harness.Lie, imgs ...image) error {
