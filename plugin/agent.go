@@ -21,6 +21,7 @@ import (
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/plugin/fetch"
+	"github.com/capelin-io/capelin/plugin/shim"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
@@ -47,6 +48,7 @@ type agent struct {
 
 	listeners listeners
 	door      *door
+	mirror    atomic.Pointer[shim.Mirror] // nil: the shim is not up
 	sessions  *sessions
 	stopping  atomic.Bool
 }
@@ -151,13 +153,14 @@ func (a *agent) assemble(ctx context.Context) {
 // parts are what runs. Containers start from what the content service answers, so
 // systemd starts containerd as soon as that serves, before there is a swarm.
 func (a *agent) parts(ctx context.Context) daemon.Parts {
-	shim := make(chan struct{}) // closed when it has ended
+	shimServing, stopShim := context.WithCancel(a.daemon.Work)
 	p := daemon.Parts{
 		Servers: []daemon.Part{{Name: "content service", Run: func(serving context.Context) error {
+			defer stopShim()
 			if err := a.door.serve(serving); err != nil {
 				return err
 			}
-			return a.shut(ctx, shim)
+			return a.shut(ctx)
 		}}},
 		Work: []daemon.Part{
 			{Name: "content directory", Run: a.disk.Run},
@@ -185,11 +188,8 @@ func (a *agent) parts(ctx context.Context) daemon.Parts {
 	if a.cfg.Shim.Listen != "" {
 		a.missing.Add(1)
 		p.Servers = append(p.Servers, daemon.Part{Name: "registry shim", Run: func(ctx context.Context) error {
-			defer close(shim)
-			return a.serveShim(ctx)
+			return a.serveShim(ctx, shimServing)
 		}})
-	} else {
-		close(shim)
 	}
 	if a.listeners.admin != nil {
 		p.Work = append(p.Work, daemon.HTTP("admin socket", a.listeners.admin,
@@ -210,8 +210,9 @@ func (a *agent) up() {
 const drainAtMost = 5 * time.Minute
 
 // shut closes containerd's door when what is under way has come to its end: nothing of it can be handed to
-// the next agent. ctx is done if the agent was told to end, and not if it has failed.
-func (a *agent) shut(ctx context.Context, shim <-chan struct{}) error {
+// the next agent. The shim serves until then, as well. ctx is done if the agent was told to end,
+// and not if it has failed.
+func (a *agent) shut(ctx context.Context) error {
 	patience, wait := drainAtMost, a.cfg.Wait.Stop.D()
 	if ctx.Err() == nil {
 		patience, wait = wait, 0
@@ -223,7 +224,11 @@ func (a *agent) shut(ctx context.Context, shim <-chan struct{}) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { extend(ctx, enough) })
 	defer func() { close(enough); wg.Wait() }()
-	<-shim // the door closes last: containers may be started until then
+	if m := a.mirror.Load(); m != nil {
+		quiet, cancel := context.WithTimeout(a.daemon.Work, a.cfg.Wait.Stop.D())
+		m.Quiet(quiet)
+		cancel()
+	}
 	return a.door.shut(a.daemon.Work, patience)
 }
 

@@ -85,8 +85,8 @@ func (a *agent) awaitNetwork(ctx context.Context) (l net.Listener, id *identity.
 	return l, id, err
 }
 
-// serveShim serves the registry shim, as soon as it can.
-func (a *agent) serveShim(ctx context.Context) error {
+// serveShim serves the registry shim, as soon as it can before ctx is done, until serving is.
+func (a *agent) serveShim(ctx, serving context.Context) error {
 	const without = "the registry shim"
 	mc := a.cfg.Shim
 	if mc.CA == "" {
@@ -114,8 +114,10 @@ func (a *agent) serveShim(ctx context.Context) error {
 		}
 		a.shimAddr.Store(l.Addr().String())
 	}
+	a.mirror.Store(m)
 	a.up()
-	return m.Serve(ctx, l, a.cfg.Wait.Stop.D()) // requests have the time that calls have
+	// Requests have had their time. This is what containerd's calls wait for the next agent.
+	return m.Serve(serving, l, 100*time.Millisecond)
 }
 
 func (l *listeners) close() {

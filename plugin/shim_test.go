@@ -22,11 +22,16 @@ import (
 	"cuelabs.dev/go/oci/ociregistry/ociclient"
 	"cuelabs.dev/go/oci/ociregistry/ocimem"
 	"cuelabs.dev/go/oci/ociregistry/ociserver"
+	"github.com/containerd/containerd/v2/core/content/proxy"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/plugin/fetch/fetchtest"
 )
 
 // bearerRegistry is a registry that wants bearer tokens, and gives them to "me".
@@ -390,6 +395,44 @@ func TestShimStops(t *testing.T) {
 	if n, err := io.Copy(io.Discard, body); err == nil {
 		t.Errorf("%d bytes more, and no error", n)
 	}
+}
+
+// As long as containerd downloads, an agent that is told to stop answers everybody, the shim's
+// clients included; and the download ends well.
+func TestStoppingAgentServes(t *testing.T) {
+	t.Parallel()
+	s := &blobServer{data: random(1 << 20)}
+	newBlobServer(t, s)
+	cfg := testConfig(t)
+	cfg.Shim.Listen, cfg.Shim.Upstream = "127.0.0.1:0", s.URL
+	cfg.Wait.Stop = config.Duration(time.Millisecond)
+	a := start(t, cfg)
+	id, data := fetchtest.Random(t, 3<<16, 59)
+	slow := &slowFetcher{data: data, started: make(chan struct{}), release: make(chan struct{})}
+	ctx := namespaces.WithNamespace(t.Context(), "ns")
+	db := a.db(t).ContentStore()
+	fetched := make(chan error, 1)
+	go func() { fetched <- remotes.Fetch(ctx, db, slow, layer(id)) }()
+	<-slow.started
+	a.stop()
+	a.until(t, func(st Status) bool { return st.Stopping })
+	for range 3 {
+		body := getBlob(t, a, digest.FromBytes(s.data))
+		got, err := io.ReadAll(body)
+		body.Close()
+		if err != nil || !bytes.Equal(got, s.data) {
+			t.Errorf("the shim of an agent that stops: %d bytes, %v", len(got), err)
+		}
+		if _, err := proxy.NewContentStore(a.conn).Info(ctx, digest.FromString("none")); !errdefs.IsNotFound(err) {
+			t.Errorf("a content store that stops: %v", err)
+		}
+		time.Sleep(60 * time.Millisecond) // into another turn of its door
+	}
+	close(slow.release)
+	if err := <-fetched; err != nil {
+		t.Errorf("what containerd downloaded: %v", err)
+	}
+	a.end(t)
 }
 
 // Whoever has identity trusts the cluster's CA for the gateway's certificate.

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"cuelabs.dev/go/oci/ociregistry"
@@ -158,6 +159,7 @@ type Mirror struct {
 	client   *http.Client
 	proxy    *httputil.ReverseProxy
 	requests *prometheus.CounterVec // by kind
+	underway atomic.Int64           // requests
 }
 
 var (
@@ -221,6 +223,19 @@ func (m *Mirror) Serve(ctx context.Context, l net.Listener, stop time.Duration) 
 		Handler:        ociapi.Patient(running), // a blob takes as long as its client does
 		MaxHeaderBytes: maxHeader,
 	}, stop)
+}
+
+// Quiet waits until no request is under way, or ctx is done.
+func (m *Mirror) Quiet(ctx context.Context) {
+	t := time.NewTicker(20 * time.Millisecond)
+	defer t.Stop()
+	for m.underway.Load() > 0 {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // running counts the requests under way.
@@ -305,6 +320,8 @@ func (m *Mirror) count(kind string) { m.requests.WithLabelValues(kind).Inc() }
 
 // ServeHTTP implements http.Handler.
 func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	m.underway.Add(1)
+	defer m.underway.Add(-1)
 	req, err := m.parse(r)
 	if err != nil {
 		m.count(kindRefused)
