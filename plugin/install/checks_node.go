@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/plugin"
 )
@@ -56,58 +55,21 @@ func checkRoot(_ context.Context, p *patient, add report) {
 	add(OK, root+", on one file system", "", "")
 }
 
-// kubeletThreshold is kubelet's default for imagefs.available.
-const kubeletThreshold = 0.15
-
-// imagefs returns the fraction of the image file system at which kubelet begins
-// to evict, as its configuration has it.
-func imagefs(h Host, size int64) float64 {
-	data, err := read(h, "/var/lib/kubelet/config.yaml")
-	if err != nil {
-		return kubeletThreshold
-	}
-	for line := range strings.Lines(string(data)) {
-		value, ok := strings.CutPrefix(strings.TrimSpace(line), "imagefs.available:")
-		if !ok {
-			continue
-		}
-		value = strings.Trim(strings.TrimSpace(value), `"'`)
-		if percent, ok := strings.CutSuffix(value, "%"); ok {
-			if f, err := strconv.ParseFloat(percent, 64); err == nil {
-				return f / 100
-			}
-			continue
-		}
-		// Kubernetes' quantities: 10Gi is our 10GiB.
-		var n config.Bytes
-		if n.UnmarshalText([]byte(strings.TrimSuffix(value, "i")+suffix(value))) == nil && size > 0 {
-			return float64(n) / float64(size)
-		}
-	}
-	return kubeletThreshold
-}
-
-func suffix(quantity string) string {
-	if strings.HasSuffix(quantity, "i") {
-		return "iB"
-	}
-	return ""
-}
-
 // checkDisk looks at free space.
 func checkDisk(_ context.Context, p *patient, add report) {
 	d, err := p.Disk(p.agent.Root)
 	if err != nil || d.Size == 0 {
 		return // checkRoot says so
 	}
-	free, floor, evict := float64(d.Free)/float64(d.Size), p.agent.Cache.FreeFloor, imagefs(p, d.Size)
+	pods, err := p.Disk(kubeletDir)
+	want, kubelet := demands(p, d.Size, err == nil && pods.Device == d.Device)
+	free, floor := float64(d.Free)/float64(d.Size), p.agent.Cache.FreeFloor
 	space := fmt.Sprintf("%.0f%% of %.0f GiB are free", 100*free, float64(d.Size)/(1<<30))
 	switch {
 	case free < 0.02:
 		add(Fail, space, "Pulls fail when the disk is full.", "Remove images or enlarge the disk.")
-	case free < evict:
-		add(Warn, fmt.Sprintf("%s, and kubelet evicts below %.0f%%", space, 100*evict),
-			"kubelet removes images and evicts pods.", "Remove images or enlarge the disk.")
+	case kubelet && free < want.free:
+		add(Warn, fmt.Sprintf("%s, and kubelet %s", space, want.does), want.costs, "Remove images or enlarge the disk.")
 	case free < floor:
 		add(Warn, fmt.Sprintf("%s, less than cache.free_floor (%.0f%%)", space, 100*floor),
 			"The cache is kept empty: what containerd deletes is not seeded any more.",
@@ -115,10 +77,10 @@ func checkDisk(_ context.Context, p *patient, add report) {
 	default:
 		add(OK, space, "", "")
 	}
-	if size := int64(p.agent.Cache.Size); size > 0 && floor <= evict {
-		add(Warn, fmt.Sprintf("cache.free_floor is %.0f%%, and kubelet evicts below %.0f%%", 100*floor, 100*evict),
+	if size := int64(p.agent.Cache.Size); kubelet && size > 0 && floor <= want.free {
+		add(Warn, fmt.Sprintf("cache.free_floor is %.0f%%, and kubelet %s (%s)", 100*max(floor, 0), want.does, want.setting),
 			"The cache may fill the disk up to where kubelet begins to remove images and pods.",
-			fmt.Sprintf("Set cache.free_floor above %.2f in %s.", evict, p.agent.file()))
+			fmt.Sprintf("Set cache.free_floor above %.2f in %s.", want.free, p.agent.file()))
 	}
 }
 

@@ -236,6 +236,16 @@ func TestDoctorFinds(t *testing.T) {
 		{"kubelet evicts at a size", func(t *testing.T, h *fakeHost, a *Agent) {
 			h.put(t, "/var/lib/kubelet/config.yaml", "evictionHard:\n  imagefs.available: 40Gi\n")
 		}, "disk", Warn, "kubelet evicts below 40%"},
+		{"kubelet reclaims more", func(t *testing.T, h *fakeHost, a *Agent) {
+			h.put(t, "/var/lib/kubelet/config.yaml",
+				"evictionHard: {imagefs.available: 15%}\nevictionMinimumReclaim: {imagefs.available: 10%}\n")
+		}, "disk", Warn, "free_floor is 20%, and kubelet evicts below 15% until 25% are free"},
+		{"kubelet removes images earlier", func(t *testing.T, h *fakeHost, a *Agent) {
+			h.put(t, "/var/lib/kubelet/config.yaml", "imageGCHighThresholdPercent: 70\n")
+		}, "disk", Warn, "free_floor is 20%, and kubelet removes images below 30% (imageGCHighThresholdPercent)"},
+		{"pods are on the same disk", func(t *testing.T, h *fakeHost, a *Agent) {
+			h.put(t, "/var/lib/kubelet/config.yaml", "evictionSoft:\n  nodefs.available: 25%\n")
+		}, "disk", Warn, "evicts below 25% (evictionSoft, nodefs.available)"},
 		{"below the floor", func(_ *testing.T, h *fakeHost, _ *Agent) { h.disk = diskOf(17) }, "disk", Warn, "free_floor (20%)"},
 		{"the floor is low", func(_ *testing.T, _ *fakeHost, a *Agent) { a.Cache.FreeFloor = 0.1 }, "disk", Warn, "cache.free_floor is 10%"},
 		{"an old kernel", func(_ *testing.T, h *fakeHost, _ *Agent) { h.kernel = "5.4.0-100-generic" }, "kernel", Warn, "5.4.0"},
