@@ -91,6 +91,7 @@ type state struct {
 	onDisk   *piece.Bits           // pieces that a map on disk may cover
 	synced   *piece.Bits           // pieces whose data were synced
 	room     bool                  // space was looked for, and allocated if possible
+	full     time.Time             // until when it waits for room, or did; zero: there is some
 	added    []addition            // for the observer
 	telling  bool                  // somebody is telling it
 }

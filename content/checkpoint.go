@@ -161,6 +161,9 @@ func (s *Store) writeMaps(all bool) {
 				err = st.trim()
 			}
 		}
+		if isNoSpace(err) && s.giveUp(st) {
+			continue
+		}
 		if err != nil {
 			s.report(err)
 			continue // and try again
@@ -177,6 +180,22 @@ func (s *Store) writeMaps(all bool) {
 			s.settle(st)
 		}
 	}
+}
+
+// giveUp drops a partial blob that nobody uses and for whose map there is no room, and
+// reports whether it did.
+func (s *Store) giveUp(st *state) bool {
+	st.ck <- struct{}{}
+	s.mu.Lock()
+	p := s.parts[st.id]
+	if p == nil || p.open != st || st.refs > 0 {
+		s.mu.Unlock()
+		<-st.ck
+		return false
+	}
+	s.unkeep(p)
+	s.mu.Unlock()
+	return s.evictPartial(p, st) > 0
 }
 
 // trim gives the space back that was allocated for pieces that are not there.

@@ -190,6 +190,7 @@ func (b *Blob) Drop() error {
 	s.unkeep(p)
 	delete(s.parts, st.id)
 	delete(s.dirty, st)
+	s.dropped[st] = struct{}{}
 	s.mu.Unlock()
 	st.mu.Lock()
 	st.gone = ErrDropped

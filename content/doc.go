@@ -7,7 +7,8 @@
 //     the stock store's behaviour and format, so that a stock containerd can take
 //     the directory over and give it back. What containerd calls under its own
 //     locks (Info, Delete, Abort, Walk, ListStatuses) answers from memory, plus
-//     at most a rename and a directory fsync.
+//     at most a rename and a directory fsync; only while too little is free Delete
+//     unlinks, as the stock store does.
 //   - the swarm's disk. [Store.Blob] opens one digest for random access: peers'
 //     pieces ([Blob.WritePiece]) and containerd's sequential downloads
 //     ([Blob.Append]) share one state, so that the work of several pulls is done
@@ -25,7 +26,15 @@
 // Open starts no goroutine; [Store.Run]
 // does the work that nobody waits for: unlinking, eviction, checkpoints of
 // have-maps, learning sizes. Without Run everything still works, but nothing is
-// evicted except when the disk is full.
+// evicted except when the disk is full, or by a Delete below the free floor.
+//
+// # Room
+//
+// The cache and unfinished blobs may be evicted, unless somebody has them open with
+// [Store.Blob]. Who opened a whole blob with [Store.Lend], to seed it, closes it when asked.
+// They go when more is kept than [Config] says, when less is free, and on a full disk in the
+// call that finds it full: first what nobody has open, the least recently used before
+// others, then what is lent, and then what was fetched ahead.
 //
 // # What it does not do
 //

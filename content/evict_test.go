@@ -753,10 +753,12 @@ func TestFullDiskIsWaitedFor(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		small, smallData := testBlob(t, piece.SHA256, 1_000_000, 2)
-		b := mustBlob(t, s, small, true)
-		defer b.Close()
+		seed := byte(2)
 		write := func() error {
+			seed++
+			small, smallData := testBlob(t, piece.SHA256, 1_000_000, seed)
+			b := mustBlob(t, s, small, true)
+			defer b.Close()
 			return b.WritePiece(piece.NewClaim(sumsOf(t, small, smallData), 0, pieceOf(small, smallData, 0)))
 		}
 		before := time.Now()
@@ -775,4 +777,30 @@ func TestFullDiskIsWaitedFor(t *testing.T) {
 			t.Errorf("when the other was dropped: %v", err)
 		}
 	})
+}
+
+// A part for whose map there is no room, and that nobody uses, is given up: its map could
+// not be written again and again, while it took the room.
+func TestNoRoomForTheMap(t *testing.T) {
+	root := smallDisk(t, 4<<20)
+	s := openStore(t, Config{Root: root, FreeFloor: -1})
+	id, data := testBlob(t, piece.SHA256, 1_000_000, 1)
+	b := mustBlob(t, s, id, true)
+	if err := b.WritePiece(piece.NewClaim(sumsOf(t, id, data), 3, pieceOf(id, data, 3))); err != nil {
+		t.Fatal(err)
+	}
+	fill := filepath.Join(root, "fill")
+	if err := os.WriteFile(fill, make([]byte, 8<<20), 0o600); !isNoSpace(err) {
+		t.Fatal(err)
+	}
+	s.writeMaps(true)
+	if s.Presence(id) != Partial {
+		t.Error("it was given up although it is in use")
+	}
+	b.Close()
+	s.writeMaps(true)
+	s.sweep(t.Context())
+	if got := places(t, root, id); s.Presence(id) != Absent || len(got) != 0 || len(s.dirty) != 0 {
+		t.Errorf("%v, in %v, and %d maps are due", s.Presence(id), got, len(s.dirty))
+	}
 }

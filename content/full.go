@@ -76,7 +76,7 @@ func (s *Store) makeRoom(ctx context.Context, need int64) (freed int64) {
 }
 
 // withRoom does what needs so much space at most, and does it again if the disk was
-// full and something could be evicted. No digest is locked.
+// full and there is room then. No digest is locked.
 func (s *Store) withRoom(ctx context.Context, need int64, do func() error) error {
 	err := do()
 	if isNoSpace(err) && s.makeRoom(ctx, need) > 0 {
@@ -128,29 +128,51 @@ func (st *state) reserve() error {
 	if s.cfg.GiveUp != nil {
 		s.cfg.GiveUp(context.Background())
 	}
-	if !st.await(enough) {
+	if !s.await(st, enough) {
 		return fmt.Errorf("storing %s: %w", st.dgst, st.noSpace(unix.ENOSPC))
 	}
 	return nil
 }
 
-// await waits for a while until there is enough, as long as others have partial blobs
-// open: they may have no room either, and be about to end.
-func (st *state) await(enough func() bool) bool {
-	for end := time.Now().Add(patience); !enough(); time.Sleep(lookAgain) {
-		if !st.s.othersOpen(st) || time.Now().After(end) {
+// await waits for a while until there is enough, as long as partial blobs other than st's
+// are open: they may have no room either, and be about to end. st, which may be nil, waits
+// once, not with each of its pieces, and not when nobody wants it any more.
+func (s *Store) await(st *state, enough func() bool) bool {
+	end := time.Now().Add(patience)
+	if st != nil {
+		st.mu.Lock()
+		if st.full.IsZero() {
+			st.full = end
+		}
+		end = st.full
+		st.mu.Unlock()
+	}
+	for !enough() {
+		if !s.othersOpen(st) || !time.Now().Before(end) || st != nil && st.isGone() {
 			return false
 		}
+		time.Sleep(lookAgain)
+	}
+	if st != nil {
+		st.mu.Lock()
+		st.full = time.Time{}
+		st.mu.Unlock()
 	}
 	return true
 }
 
-// othersOpen reports whether partial blobs other than st's are open, or something is being
-// unlinked.
+func (st *state) isGone() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.gone != nil
+}
+
+// othersOpen reports whether partial blobs other than st's take space and are open, or
+// something is being unlinked.
 func (s *Store) othersOpen(st *state) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.trash) > 0 || len(s.unlinking) > 0 {
+	if len(s.trash) > 0 || len(s.unlinking) > 0 || len(s.dropped) > 0 {
 		return true
 	}
 	for _, p := range s.parts {

@@ -175,10 +175,14 @@ func (s *Store) Writer(ctx context.Context, opts ...ctrdcontent.WriterOpt) (ctrd
 		return nil, err
 	}
 	var w ctrdcontent.Writer
-	err := s.withRoom(ctx, 1<<20, func() (err error) { // for its directory
+	var err error
+	open := func() bool {
 		w, err = s.stock.Writer(ctx, opts...)
-		return err
-	})
+		return !isNoSpace(err) || s.makeRoom(ctx, 1<<20) > 0 && ctx.Err() == nil
+	}
+	if s.await(nil, open) && isNoSpace(err) {
+		w, err = s.stock.Writer(ctx, opts...)
+	}
 	if err != nil {
 		s.refs.release(o.Ref)
 		return nil, err
@@ -194,6 +198,7 @@ type seqWriter struct {
 	s      *Store
 	ref    string
 	closed bool
+	room   int64 // bytes to write before free space is looked at again
 }
 
 // note remembers the status for those who ask without a writer.
@@ -203,12 +208,20 @@ func (w *seqWriter) note() {
 	}
 }
 
-func (w *seqWriter) Write(p []byte) (n int, err error) {
-	err = w.s.withRoom(context.Background(), 16<<20, func() error {
-		m, err := w.Writer.Write(p[n:])
-		n += m
-		return err
-	})
+// roomStep is after how many bytes a sequential writer looks at free space again: what
+// the stock store's could not write, it cannot write again.
+const roomStep = 16 << 20
+
+func (w *seqWriter) Write(p []byte) (int, error) {
+	if w.room -= int64(len(p)); w.room < 0 {
+		w.room = roomStep
+		w.s.await(nil, func() bool {
+			free, total, err := w.s.space()
+			low := min(roomLow, total/20)
+			return err != nil || free >= low || w.s.makeRoom(context.Background(), low-free) > 0
+		})
+	}
+	n, err := w.Writer.Write(p)
 	w.note()
 	if isNoSpace(err) {
 		err = fmt.Errorf("writing ref %q: %w: %w", w.ref, ErrNoSpace, err)

@@ -335,6 +335,7 @@ func (s *Store) settle(st *state) {
 		return
 	}
 	delete(s.dirty, st)
+	delete(s.dropped, st)
 	remove := false
 	if e := s.index[st.dgst]; e != nil && e.open == st {
 		e.open = nil

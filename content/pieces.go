@@ -161,7 +161,7 @@ func (st *state) write(i int, data [][]byte) error {
 			}
 			need := max(int64(st.id.PieceSize(i)), 16<<20)
 			some := func() bool { return st.s.makeRoom(context.Background(), need) > 0 }
-			if try > 10 || !st.await(some) {
+			if try > 10 || !st.s.await(st, some) {
 				return st.noSpace(err)
 			}
 			d, off = d[n:], off+int64(n)

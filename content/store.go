@@ -149,8 +149,9 @@ type Store struct {
 	lent      list.List // of *entry that only borrowers have open, in the order in which that began
 	kept      int64     // bytes in evictable and lent
 	dirty     map[*state]struct{}
-	trash     []string // paths to unlink
-	junk      []string // small files that are of no more use; unlinked like trash
+	dropped   map[*state]struct{} // partials that are gone, and still open
+	trash     []string            // paths to unlink
+	junk      []string            // small files that are of no more use; unlinked like trash
 	unsized   []digest.Digest
 }
 
@@ -207,7 +208,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 		ckick: make(chan struct{}, 1), unlinking: make(chan struct{}, 1),
 		index: make(map[digest.Digest]*entry),
 		parts: make(map[piece.ID]*partial),
-		dirty: make(map[*state]struct{}),
+		dirty: make(map[*state]struct{}), dropped: make(map[*state]struct{}),
 	}
 	if err := durable.MkdirAll(cfg.Root, dirMode); err != nil {
 		return nil, err
@@ -246,6 +247,9 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	}
 	return s, nil
 }
+
+// Root returns the directory that the store was opened in.
+func (s *Store) Root() string { return s.cfg.Root }
 
 func (s *Store) acquire() error {
 	p := s.path("swarm/lock")

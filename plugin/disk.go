@@ -4,6 +4,7 @@ import (
 	"context"
 
 	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/plugin/fetch"
@@ -51,6 +52,19 @@ func (b diskBlob) Append(off int64) (fetch.Appender, error) {
 	}
 	return a, nil
 }
+
+// roomFor frees some space for who finds the file system of an open file full, and reports
+// false if it is another one than the store's, or there is nothing to give up.
+func (d *disk) roomFor(ctx context.Context, fd int) bool {
+	var theirs, ours unix.Stat_t
+	if unix.Fstat(fd, &theirs) != nil || unix.Stat(d.Root(), &ours) != nil || theirs.Dev != ours.Dev {
+		return false
+	}
+	return d.MakeRoom(ctx, roomAtOnce) > 0
+}
+
+// roomAtOnce is how much is freed at once for who unpacks.
+const roomAtOnce = 16 << 20
 
 // hidden reports whether a blob is only ours, not containerd's.
 func (d *disk) hidden(dgst digest.Digest) bool { return d.PresenceOf(dgst) == content.Cached }

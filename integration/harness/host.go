@@ -219,6 +219,26 @@ func (h *Host) MountTmpfs(dir string, size int64) error {
 	})
 }
 
+// MountExt4 gives the host a disk of its own at dir, which is a file beside its others.
+func (h *Host) MountExt4(ctx context.Context, dir string, size int64) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	image := filepath.Join(h.Dir, "disk.ext4")
+	f, err := os.Create(image)
+	if err == nil {
+		err = errors.Join(f.Truncate(size), f.Close())
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := h.Command(ctx, nil, "mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0", image); err != nil {
+		return err
+	}
+	_, err = h.Command(ctx, nil, "mount", "-o", "loop", image, dir) // it lets go of the device when it is unmounted
+	return err
+}
+
 // Command runs a program in the host to its end and returns its output.
 func (h *Host) Command(ctx context.Context, env []string, path string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, path, args...)

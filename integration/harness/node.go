@@ -30,7 +30,8 @@ type NodeOptions struct {
 	DiscardLayers  bool     // CRI's discard_unpacked_layers
 	SharingPolicy  string   // content_sharing_policy of containerd's metadata; "" is shared
 	ContainerdTOML string   // appended to containerd's configuration
-	Disk           int64    // if not 0, containerd's root is a file system of this size
+	Disk           int64    // if not 0, containerd's root is a file system of this size, in memory
+	Ext4           bool     // that is an ext4 on a loop device instead
 	Debug          bool     // containerd logs what it does
 	Env            []string // of containerd and agent
 
@@ -91,7 +92,11 @@ func (c *Cluster) newNode(h *Host, o NodeOptions) (*Node, error) {
 		}
 	}
 	if o.Disk != 0 {
-		if err := h.MountTmpfs(n.Root, o.Disk); err != nil {
+		mount := func() error { return h.MountTmpfs(n.Root, o.Disk) }
+		if o.Ext4 {
+			mount = func() error { return h.MountExt4(context.Background(), n.Root, o.Disk) }
+		}
+		if err := mount(); err != nil {
 			return nil, fmt.Errorf("mounting a small disk: %w", err)
 		}
 	}

@@ -84,6 +84,29 @@ func (n *Node) RemoveCRI(ctx context.Context, ref string) error {
 	return img.RemoveImage(ctx, &runtimeapi.ImageSpec{Image: ref})
 }
 
+// Space is what statfs says of the file system of containerd's root: the bytes that
+// containers may use, and all.
+func (n *Node) Space() (free, total int64, err error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(n.Path(n.Root), &st); err != nil {
+		return 0, 0, fmt.Errorf("free space of %s: %w", n.Root, err)
+	}
+	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
+}
+
+// Fill writes a file on the file system of containerd's root until so much is free.
+func (n *Node) Fill(name string, free int64) error {
+	now, _, err := n.Space()
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(n.Path(filepath.Join(n.Root, name)))
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, now-free), f.Close())
+}
+
 func (n *Node) resolver(ctx context.Context, auth *Auth) remotes.Resolver {
 	o := config.HostOptions{HostDir: config.HostDirFromRoot(n.CertsDir())}
 	// The resolver runs in this process: it reaches the registry through the node's network.

@@ -51,6 +51,10 @@ type Options struct {
 	// dies, that layer fails with ErrTooLarge. nil: so do all such layers.
 	Child []string
 
+	// Room, if not nil, is called when the file system of the open file fd is full. It
+	// reports whether it has freed some of it; then what failed is done again.
+	Room func(fd int) bool
+
 	hook func(stage string) // tests only: called at the stages of guard
 }
 

@@ -230,7 +230,7 @@ func (t *tree) file(d *dir, base, path string, hdr *tar.Header, m meta) error {
 		return nil
 	}
 
-	fd, err := createFile(d, base, m.mode)
+	fd, err := t.opts.createFile(d, base, m.mode)
 	if err != nil {
 		return err
 	}
@@ -255,7 +255,7 @@ func (t *tree) writeLarge(fd int, path string, size int64) error {
 		if err != nil {
 			return fmt.Errorf("reading the archive: %w", err)
 		}
-		err = writeAll(fd, b, path)
+		err = t.opts.writeAll(fd, b, path)
 		c.release()
 		if err != nil {
 			return err
@@ -273,7 +273,7 @@ func (t *tree) writeSparse(fd int, path string) error {
 			return context.Cause(t.ctx)
 		}
 		n, err := t.tr.Read(buf)
-		if werr := writeAll(fd, buf[:n], path); werr != nil {
+		if werr := t.opts.writeAll(fd, buf[:n], path); werr != nil {
 			return werr
 		}
 		if err == io.EOF {
