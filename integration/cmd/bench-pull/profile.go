@@ -45,7 +45,7 @@ func startProfiles(ctx context.Context, n *harness.Node, to string) (stop func()
 }
 
 // profile is of more seconds than a pull of the big image takes.
-const profile = "/debug/pprof/profile?seconds=90"
+const profile = "/debug/pprof/profile?seconds=20"
 
 func get(ctx context.Context, c *http.Client, url, path string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
