@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -75,12 +76,14 @@ func alone(firewall func(context.Context, *harness.Node) error) func(context.Con
 		if err != nil {
 			return nil, err
 		}
-		s, err := w.seeder(ctx, "seeder", nil, imgs...)
-		if err == nil && s != nil {
-			err = firewall(ctx, s)
-		}
-		if err != nil {
-			return nil, err
+		if !w.stock() {
+			s, err := w.node(ctx, "seeder", nil)
+			if err == nil {
+				err = errors.Join(w.pulledBy(ctx, s, imgs...), firewall(ctx, s))
+			}
+			if err != nil {
+				return nil, err
+			}
 		}
 		n, err := w.node(ctx, "node", nil)
 		if err != nil {
