@@ -38,8 +38,9 @@
 //   - idle: it was opened and has not asked, or it was told that all is there, or its writing
 //     has ended;
 //   - waiting: it asked, and has no answer. An answer is final: the offset from which it
-//     writes, or the blob's size. It waits while somebody could deliver and bytes keep
-//     coming (see policy.go), never without a deadline;
+//     writes, or the blob's size. It waits while somebody could deliver, bytes keep
+//     coming, and the registry would not be done sooner (see policy.go), never without a
+//     deadline;
 //   - writing: it was told an offset below the size, and maybe that it has the lease, and
 //     has not ended.
 //
