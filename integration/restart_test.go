@@ -41,7 +41,7 @@ func newRestarts(t *testing.T) *restarts {
 	// One image is nowhere but in the registry, the other is another node's. What the machine
 	// has had of them is gone when they are removed.
 	for _, from := range []string{"registry", "swarm"} {
-		img, ref := e.image(t, from, harness.ImageOptions{Layers: 2, LayerBytes: 4 << 20, Incompress: true})
+		img, ref := e.image(t, from, harness.ImageOptions{Layers: 2, LayerBytes: 3 << 20, Incompress: true})
 		r.pulls, r.images = append(r.pulls, ref), append(r.images, img)
 	}
 	seed := e.node(t, "seed", harness.NodeOptions{Agent: map[string]string{"limits.upload": `"8MB/s"`}})
@@ -153,6 +153,10 @@ func TestRestarts(t *testing.T) {
 // is tried again.
 func (r *restarts) killed(t *testing.T) {
 	r.begin(t)
+	// The tap may be more patient than containerd, which waits for a second.
+	if p := get(r.m.Show(r.ctx, "capelin-agent.service", "RestartUSec"))(t); p["RestartUSec"] != "100ms" {
+		t.Errorf("systemd lets it wait: %v", p)
+	}
 	for i := range rounds {
 		pull, starts, calls := r.round(i, r.m.KillAgent)
 		cut := 0
