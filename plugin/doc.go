@@ -16,5 +16,13 @@
 // first WRITE or COMMIT, and its answer is final. Refs that do not belong to the
 // swarm ([parseRef]) are served by containerd's own contentserver.
 //
+// # The beginning and the end
+//
+// containerd gives a connection a second to stand, and fails calls at once when it does not. So
+// the socket is answered first (door.go), before the store is open, and calls wait for
+// that; and it is answered until nothing is under way that takes long, since neither a download nor an
+// unpacking can be handed to the next agent. A restart fails no call, and a kill only those that
+// it cut off.
+//
 // Everything runs below [Run], which returns when all of it has ended.
 package plugin
