@@ -148,7 +148,7 @@ type Want struct {
 
 // TrackerStatus is the state of the stream to one tracker.
 type TrackerStatus struct {
-	Addr      string
+	Addr      string // or dns+host:port, of a name without an address
 	Connected bool
 	Since     time.Time     // connected, or not connected, since
 	Age       time.Duration // the tracker's, when the stream began

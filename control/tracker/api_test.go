@@ -67,7 +67,7 @@ func TestConfigCheck(t *testing.T) {
 // more: the name may have come back with another stream.
 func TestCancelledStreamIsSilent(t *testing.T) {
 	c := New(Config{}, nil)
-	c.setTrackers([]string{"t1:1"})
+	c.setTrackers([]string{"t1:1"}, nil)
 	c.open(t.Context(), "t1:1", &trackerpb.Welcome{})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

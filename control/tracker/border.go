@@ -19,7 +19,11 @@ type (
 
 	// EvTrackers: the trackers are these from now on; names are distinct. Streams to
 	// others have ended before, without an event, and nothing of theirs follows.
-	EvTrackers struct{ Names []string }
+	EvTrackers struct {
+		Names []string
+		// Unresolved are names (dns+host:port) of which no address is known, and why.
+		Unresolved map[string]error
+	}
 	// EvConnected: a stream to a tracker began; its first message has this Welcome.
 	EvConnected struct {
 		Tracker string

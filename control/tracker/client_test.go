@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -289,9 +290,26 @@ func TestNames(t *testing.T) {
 			}
 		}
 		const soon, later = 2 * time.Second, 30 * time.Second
+		unresolved := func(what, want string) {
+			t.Helper()
+			got := ""
+			for _, s := range n.c.Status() {
+				if strings.HasPrefix(s.Addr, "dns+") {
+					got = fmt.Sprintf("%s: %v", s.Addr, s.Err)
+				}
+			}
+			if got != want {
+				t.Errorf("%s: the name's status is %q, want %q", what, got, want)
+			}
+		}
 		check("no answer", soon, "fixed:7")
+		unresolved("no answer", "dns+trackers.example:7: SERVFAIL")
+		set(nil)
+		check("no address", soon, "fixed:7")
+		unresolved("no address", "dns+trackers.example:7: the name has no address")
 		set(nil, "10.0.0.1")
 		check("one", soon, "10.0.0.1:7", "fixed:7")
+		unresolved("one", "")
 		set(nil, "10.0.0.3", "10.0.0.2", "10.0.0.1")
 		check("too early", later-time.Second, "10.0.0.1:7", "fixed:7")
 		check("three", time.Second, "10.0.0.1:7", "10.0.0.2:7", "10.0.0.3:7", "fixed:7")
@@ -303,6 +321,29 @@ func TestNames(t *testing.T) {
 		check("nothing", later, "10.0.0.2:7", "10.0.0.3:7", "fixed:7")
 		set(nil, "10.0.0.1", "10.0.0.2")
 		check("one back", later, "10.0.0.1:7", "10.0.0.2:7", "fixed:7")
+	})
+}
+
+// What answers and is no tracker is told apart from one that does not answer.
+func TestAnotherPort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := trackertest.NewNet()
+		ln := net.Listen("origin:7")
+		srv := &http.Server{Handler: http.NotFoundHandler()} //nolint:gosec // nobody is slow here
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = srv.Serve(ln)
+		}()
+		n := startNode(t, tracker.Config{Trackers: []string{"origin:7"}, Dial: net.Dial})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if st := n.c.Status(); len(st) != 1 || !strings.Contains(fmt.Sprint(st[0].Err), "something answers there that is no tracker") {
+			t.Errorf("%+v", st)
+		}
+		n.stop()
+		_ = srv.Close()
+		<-done
 	})
 }
 

@@ -1,12 +1,32 @@
 package tracker
 
 import (
+	"maps"
 	"slices"
 	"time"
 
 	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
+
+// setUnresolved remembers and tells which names have no address.
+func (m *Machine) setUnresolved(names map[string]error) {
+	for _, name := range slices.Sorted(maps.Keys(m.unresolved)) {
+		if names[name] == nil {
+			delete(m.unresolved, name)
+			m.calls.add(ActStatus{Status: TrackerStatus{Addr: name, Since: m.now}}, 0)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		was, known := m.unresolved[name]
+		is := TrackerStatus{Addr: name, Since: was.Since, Err: names[name]}
+		if !known {
+			is.Since = m.now
+			m.calls.add(ActStatus{Status: is}, 0)
+		}
+		m.unresolved[name] = is
+	}
+}
 
 // setTrackers changes the ring, and moves what belongs to other trackers now.
 func (m *Machine) setTrackers(names []string) {

@@ -44,12 +44,14 @@ type Machine struct {
 	node string
 	now  time.Time
 
-	names  []string // of all links, ordered
-	links  map[string]*link
-	blobs  map[piece.ID]*blob
-	active map[piece.ID]*active // those of blobs which are
-	due    schedule             // of active
-	seq    uint32               // numbers what is wanted, and what trackers are asked
+	names []string // of all links, ordered
+	// unresolved are names of trackers without an address.
+	unresolved map[string]TrackerStatus
+	links      map[string]*link
+	blobs      map[piece.ID]*blob
+	active     map[piece.ID]*active // those of blobs which are
+	due        schedule             // of active
+	seq        uint32               // numbers what is wanted, and what trackers are asked
 
 	commands commands
 	calls    calls
@@ -93,7 +95,7 @@ type download struct {
 // NewMachine returns a machine of the node with this name, which knows no tracker yet.
 func NewMachine(node string) *Machine {
 	return &Machine{
-		node:     node,
+		node: node, unresolved: map[string]TrackerStatus{},
 		links:    map[string]*link{},
 		blobs:    map[piece.ID]*blob{},
 		active:   map[piece.ID]*active{},
@@ -128,6 +130,7 @@ func (m *Machine) take(ev Event) {
 	case EvTick:
 	case EvTrackers:
 		m.setTrackers(ev.Names)
+		m.setUnresolved(ev.Unresolved)
 	case EvConnected:
 		m.connected(m.links[ev.Tracker], ev.Welcome)
 	case EvDisconnected:
@@ -187,11 +190,15 @@ func (m *Machine) Announceable(tracker string) (n uint32) {
 	return n
 }
 
-// Status returns the state of each stream, ordered by address.
+// Status returns the state of each stream, ordered by address, and of names that have
+// none.
 func (m *Machine) Status() []TrackerStatus {
-	all := make([]TrackerStatus, 0, len(m.names))
+	all := make([]TrackerStatus, 0, len(m.names)+len(m.unresolved))
 	for _, name := range m.names {
 		all = append(all, m.links[name].status)
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.unresolved)) {
+		all = append(all, m.unresolved[name])
 	}
 	return all
 }

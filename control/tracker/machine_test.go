@@ -244,7 +244,15 @@ func (w *world) do(line string) {
 	}
 	switch f[0] {
 	case "trackers":
-		w.step(EvTrackers{Names: f[1:]})
+		ev := EvTrackers{Unresolved: map[string]error{}}
+		for _, name := range f[1:] { // NAME, or dns+NAME=WHY
+			if dns, why, ok := strings.Cut(name, "="); ok {
+				ev.Unresolved[dns] = errors.New(why)
+			} else {
+				ev.Names = append(ev.Names, name)
+			}
+		}
+		w.step(ev)
 	case "up": // up t1 [offers]
 		wel := &trackerpb.Welcome{Version: 1, Software: "test"}
 		if flag("offers") {

@@ -47,14 +47,14 @@ func (c *Client) runTrackers(ctx context.Context) {
 	}()
 	found := map[string][]string{} // by dns+ name: what the last look-up that succeeded gave
 	for {
-		names, again := c.lookUp(ctx, found)
+		names, unresolved, again := c.lookUp(ctx, found)
 		for name, cancel := range cancels {
 			if !slices.Contains(names, name) {
 				cancel()
 				delete(cancels, name)
 			}
 		}
-		c.setTrackers(names)
+		c.setTrackers(names, unresolved)
 		for _, name := range names {
 			if cancels[name] == nil {
 				sctx, cancel := context.WithCancel(ctx)
@@ -76,26 +76,35 @@ func (c *Client) runTrackers(ctx context.Context) {
 
 // setTrackers makes the trackers known to the machine. Streams to others have been
 // cancelled.
-func (c *Client) setTrackers(names []string) {
+func (c *Client) setTrackers(names []string, unresolved map[string]error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.perform(EvTrackers{Names: names})
+	c.perform(EvTrackers{Names: names, Unresolved: unresolved})
 	maps.DeleteFunc(c.streams, func(name string, _ chan *trackerpb.FromAgent) bool { return !slices.Contains(names, name) })
 }
 
-// lookUp returns the names of all trackers, and when to look again; 0: never.
-func (c *Client) lookUp(ctx context.Context, found map[string][]string) (names []string, again time.Duration) {
+// lookUp returns the names of all trackers, why dns+ names stand for none, and when to look
+// again; 0: never.
+func (c *Client) lookUp(ctx context.Context, found map[string][]string) (names []string, unresolved map[string]error, again time.Duration) {
 	for _, t := range c.cfg.Trackers {
 		name, ok := strings.CutPrefix(t, "dns+")
 		if !ok {
 			names = append(names, t)
 			continue
 		}
-		if addrs, err := lookupTracker(ctx, name, c.cfg.LookupHost); err == nil && len(addrs) > 0 {
+		addrs, err := lookupTracker(ctx, name, c.cfg.LookupHost)
+		if err == nil && len(addrs) > 0 {
 			found[t] = addrs
 		}
 		switch {
 		case len(found[t]) == 0:
+			if err == nil {
+				err = errors.New("the name has no address")
+			}
+			if unresolved == nil {
+				unresolved = map[string]error{}
+			}
+			unresolved[t] = err
 			again = missingInterval
 		case again == 0:
 			again = resolveInterval
@@ -103,7 +112,7 @@ func (c *Client) lookUp(ctx context.Context, found map[string][]string) (names [
 		names = append(names, found[t]...)
 	}
 	slices.Sort(names)
-	return slices.Compact(names), again
+	return slices.Compact(names), unresolved, again
 }
 
 // runStream keeps a stream to a tracker up until ctx is done.
@@ -232,7 +241,8 @@ func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", addr)
 }
 
-// explain says what gRPC does not: that one end speaks TLS, and the other does not. secure
+// explain says what gRPC does not: that one end speaks TLS, and the other does not, or that
+// there is no tracker. secure
 // is this end; without is what there is to do if the other one wants TLS.
 func explain(err error, secure bool, without string) error {
 	said := status.Convert(err)
@@ -242,6 +252,8 @@ func explain(err error, secure bool, without string) error {
 	switch {
 	case !secure && plain:
 		return status.Error(said.Code(), "it ends plain connections, as one does that speaks TLS: "+without)
+	case strings.Contains(said.Message(), "error reading server preface: http2:"), said.Code() == codes.Unimplemented:
+		return status.Error(said.Code(), "something answers there that is no tracker: this is another port, such as an origin's")
 	case secure && strings.Contains(said.Message(), "first record does not look like a TLS handshake"):
 		return status.Error(said.Code(), "it does not speak TLS, and this side does: it has no [identity], or this is another port")
 	}

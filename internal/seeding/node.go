@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/log"
 
@@ -50,7 +51,14 @@ func Trackers(ctx context.Context, addrs []string, nc swarm.NodeConfig, id *iden
 		},
 		OnStatus: func(st tracker.TrackerStatus) {
 			l := log.G(ctx).WithField("tracker", st.Addr)
+			_, isName := strings.CutPrefix(st.Addr, "dns+")
 			switch {
+			case isName && st.Err == nil:
+				l.Info("the trackers' name has addresses")
+				delete(away, st.Addr)
+				return
+			case isName:
+				l.WithError(st.Err).Warn("the trackers' name has no address: as long as that is so, nobody is asked")
 			case st.Connected:
 				l.WithField("software", st.Software).Info("tracker connected")
 			case ctx.Err() == nil && !away[st.Addr]: // once, not at each attempt
