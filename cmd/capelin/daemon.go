@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -91,10 +92,17 @@ what needs a restart.`,
 		Args:        cobra.NoArgs,
 		Annotations: map[string]string{reloads: "true"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			tries := &attempts{}
+			if r.survive != nil {
+				tries = beginAttempt(os.Getenv("RUNTIME_DIRECTORY"), time.Now())
+			}
+			if err := tries.before(time.Now()); err != nil {
+				return err
+			}
 			b, err := begin[C, P](r, s)
 			if err != nil {
 				b.ended(cmd.Context(), err)
-				return err
+				return tries.after(err, time.Now())
 			}
 			cfg := b.cfg
 			if err := daemon.SetLog(P(&cfg)); err != nil {
@@ -116,7 +124,11 @@ what needs a restart.`,
 				r.reload(&cfg, live)
 			}
 			if r.watch != nil {
-				r.watch(&cfg, b.up, func() { b.worked(cmd.Context()) })
+				up := func() {
+					b.up()
+					tries.up()
+				}
+				r.watch(&cfg, up, func() { b.worked(cmd.Context()) })
 			}
 			daemon.Track(P(&cfg), b.file)
 			ctx, cancel := context.WithCancel(cmd.Context())
@@ -148,7 +160,7 @@ what needs a restart.`,
 			<-reloaded
 			b.ended(cmd.Context(), err)
 			if err != nil {
-				err = failed{err}
+				err = failed{tries.after(err, time.Now())}
 			}
 			return err
 		},

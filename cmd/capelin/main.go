@@ -53,7 +53,7 @@ type failed struct{ error }
 func (f failed) Unwrap() error { return f.error }
 
 // exit returns what the process says in the end, "" for nothing, and its status: 2 for a
-// command line that means nothing, 128 and its number for a signal that kept a command
+// command line that means nothing, gaveUp for a daemon that is of no use, 128 and its number for a signal that kept a command
 // from doing its work. A daemon that ends because it was told to has done all of it.
 func exit(err, cause error) (text string, code int) {
 	var use usage
@@ -63,6 +63,8 @@ func exit(err, cause error) (text string, code int) {
 		return "", 0
 	case errors.As(err, &use):
 		return err.Error(), 2
+	case errors.As(err, new(hopeless)):
+		return err.Error(), gaveUp
 	case errors.As(cause, &signal) && !errors.As(err, new(failed)):
 		text = "interrupted"
 		if signal.by != os.Interrupt {

@@ -16,9 +16,12 @@
 // unit, which runs [Fallback]: the drop-in is moved aside, a marker is written,
 // and containerd is restarted on its stock store, which has the same blobs. While
 // the marker is there the units refuse to start (their conditions name it), so
-// that restarting containerd cannot begin it all again, and an agent never runs
-// beside a stock containerd on one directory. Nothing but [Undo], by a person,
-// ends that.
+// that restarting containerd cannot begin it all again, and an agent does not run
+// beside a stock containerd on one directory for longer than it is tried.
+//
+// [Return], which systemd runs as long as there is a marker, tries the agent and ends
+// the fallback when it works; [Undo] is the same for people. A fallback and a return
+// restart containerd once each, and a node returns by itself once a day at most.
 //
 // # Hosts
 //

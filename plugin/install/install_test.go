@@ -374,7 +374,7 @@ func TestStart(t *testing.T) {
 		if err := Start(t.Context(), h, "containerd.service", restart); err != nil {
 			t.Fatal(err)
 		}
-		want := "daemon-reload|enable capelin-agent.socket capelin-agent.service|start capelin-agent.socket"
+		want := "daemon-reload|enable capelin-agent.socket capelin-agent.service capelin-agent-return.service|start capelin-agent.socket"
 		if restart {
 			want += "|restart capelin-agent.service containerd.service"
 		}

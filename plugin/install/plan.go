@@ -392,7 +392,7 @@ func (p *Plan) Startable(h Host) error {
 func Start(ctx context.Context, h Host, unit string, restart bool) error {
 	cmds := [][]string{
 		{"daemon-reload"},
-		{"enable", socketUnit, agentUnit},
+		{"enable", socketUnit, agentUnit, returnUnit},
 		{"start", socketUnit},
 	}
 	if restart {
@@ -409,10 +409,10 @@ func Start(ctx context.Context, h Host, unit string, restart bool) error {
 // NextSteps returns the commands that remain to be done.
 func (p *Plan) NextSteps(h Host, started, restarted bool) (steps []string) {
 	if !h.Live() {
-		return []string{"systemctl --root=" + h.Path("/") + " enable " + socketUnit + " " + agentUnit}
+		return []string{"systemctl --root=" + h.Path("/") + " enable " + socketUnit + " " + agentUnit + " " + returnUnit}
 	}
 	if !started {
-		steps = append(steps, "systemctl daemon-reload", "systemctl enable "+socketUnit+" "+agentUnit)
+		steps = append(steps, "systemctl daemon-reload", "systemctl enable "+socketUnit+" "+agentUnit+" "+returnUnit)
 	}
 	if p.Fallen {
 		return append(steps, "capelin agent fallback --undo", "capelin agent doctor")

@@ -52,7 +52,7 @@ func NewRemoval(h Host, force bool) (*Removal, error) {
 			}
 		}
 	}
-	links, err := filepath.Glob(h.Path(UnitDir + "/*.wants/capelin-agent.*"))
+	links, err := filepath.Glob(h.Path(UnitDir + "/*.wants/capelin-agent*"))
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +143,7 @@ func (r *Removal) Apply(ctx context.Context, h Host, restart bool) error {
 	if err := r.apply(h, r.Changes[r.early:]); err != nil {
 		return err
 	}
-	for _, path := range slices.Concat(r.Links, keptState.Files(), []string{MarkerPath, receipt}) {
+	for _, path := range slices.Concat(r.Links, keptState.Files(), []string{MarkerPath, returnedPath, receipt}) {
 		if err := remove(h, path); err != nil {
 			return err
 		}

@@ -18,7 +18,15 @@ const (
 	StateDir   = "/var/lib/capelin"
 	MarkerPath = StateDir + "/fallback"     // exists: containerd is on its stock store
 	receipt    = StateDir + "/install.json" // what was written
-	kept       = "capelin/agent"            // below /var/lib: what the agent keeps between its starts
+	// When the node came back by itself last.
+	returnedPath = StateDir + "/returned"
+	kept         = "capelin/agent" // below /var/lib: what the agent keeps between its starts
+
+	// In memory: they do not outlive the machine.
+	runDir       = "/run/capelin-fallback"
+	trialPath    = runDir + "/trial"                // exists: the units start although there is a marker
+	lockPath     = runDir + "/lock"                 // held by who falls back or comes back
+	attemptsPath = "/run/capelin-agent/starts.json" // how often the agent did not come up
 )
 
 // Names of the units.
@@ -26,6 +34,7 @@ const (
 	agentUnit    = "capelin-agent.service"
 	socketUnit   = "capelin-agent.socket"
 	fallbackUnit = "capelin-agent-fallback.service"
+	returnUnit   = "capelin-agent-return.service"
 	unpackConf   = agentUnit + ".d/unpack.conf"
 )
 
@@ -44,8 +53,12 @@ type unitValues struct {
 	Unit             string // that runs containerd
 	DropIn           string
 	Marker, StateDir string
-	Kept             string
+	Kept, Trial      string
+	GaveUp           int // the agent's status if there is no use in starting it again
 }
+
+// GaveUp is the status of an agent that is not to be started again.
+const GaveUp = 78
 
 // Units returns the units of an agent and the drop-in of its unit, by their paths
 // below systemd's directory. unit runs containerd, which finds the agent by the
@@ -53,10 +66,10 @@ type unitValues struct {
 func Units(cfg plugin.Config, binary, config, unit, dropIn string) map[string]string {
 	v := unitValues{
 		Binary: binary, Config: config, Socket: cfg.Socket, Admin: cfg.Admin,
-		Unit: unit, DropIn: dropIn, Marker: MarkerPath, StateDir: StateDir, Kept: kept,
+		Unit: unit, DropIn: dropIn, Marker: MarkerPath, StateDir: StateDir, Kept: kept, Trial: trialPath, GaveUp: GaveUp,
 	}
 	files := map[string]string{}
-	names := map[string]string{agentUnit: agentUnit, socketUnit: socketUnit, fallbackUnit: fallbackUnit}
+	names := map[string]string{agentUnit: agentUnit, socketUnit: socketUnit, fallbackUnit: fallbackUnit, returnUnit: returnUnit}
 	if cfg.Unpack {
 		names["capelin-agent-unpack.conf"] = unpackConf
 	}
