@@ -41,7 +41,9 @@ type Status struct {
 	Bytes    BytesStatus     `json:"bytes"`
 	Trackers []TrackerStatus `json:"trackers"`
 	Peers    []PeerStatus    `json:"peers"`
-	Blobs    []BlobStatus    `json:"blobs"` // in flight, and swarms taken part in
+	// Unreachable are peers that were named as sources, and deliver nothing.
+	Unreachable []UnreachableStatus `json:"unreachable,omitempty"`
+	Blobs       []BlobStatus        `json:"blobs"` // in flight, and swarms taken part in
 }
 
 // ConfigurationStatus says whether the agent runs with its file as that is now.
@@ -90,10 +92,22 @@ type PeerStatus struct {
 	Node     string    `json:"node"`
 	Zone     string    `json:"zone,omitempty"`
 	Address  string    `json:"address"`
+	Accepts  string    `json:"accepts,omitempty"` // where it takes connections
 	Inbound  bool      `json:"inbound"`
 	Since    time.Time `json:"since"`
 	BytesIn  int64     `json:"bytes_in"`
 	BytesOut int64     `json:"bytes_out"`
+}
+
+// UnreachableStatus is a peer that has failed as a source.
+type UnreachableStatus struct {
+	Node    string    `json:"node"`
+	Address string    `json:"address"`
+	Reason  string    `json:"reason"` // refused, no_route, timeout, closed, handshake, silent, other
+	Error   string    `json:"error,omitempty"`
+	Since   time.Time `json:"since"`
+	Next    time.Time `json:"next"` // it is not tried again before
+	Fails   int       `json:"fails"`
 }
 
 // BlobStatus is one blob in flight or in a swarm.
@@ -139,9 +153,18 @@ func (a *agent) status() Status {
 	}
 	for _, c := range n.Conns {
 		st.Peers = append(st.Peers, PeerStatus{
-			Node: c.Peer.Node, Zone: c.Peer.Zone, Address: c.Remote, Inbound: c.Inbound,
+			Node: c.Peer.Node, Zone: c.Peer.Zone, Address: c.Remote, Accepts: c.Peer.Addr, Inbound: c.Inbound,
 			Since: c.Since, BytesIn: c.BytesIn, BytesOut: c.BytesOut,
 		})
+	}
+	if net := a.network.Load(); net != nil {
+		for _, u := range net.node.Unreachable() {
+			is := UnreachableStatus{Node: u.Node, Address: u.Addr, Reason: string(u.Reason), Since: u.Since, Next: u.Next, Fails: u.Fails}
+			if u.Err != nil {
+				is.Error = u.Err.Error()
+			}
+			st.Unreachable = append(st.Unreachable, is)
+		}
 	}
 	inFlight := map[string]bool{}
 	for _, f := range a.fetches.Status() {

@@ -25,7 +25,7 @@ func agentDoctorCommand(s *source) *cobra.Command {
 			path, cerr := s.file()
 			cfg := plugin.DefaultConfig()
 			if cerr == nil {
-				cfg, cerr = agentConfig(s)
+				cfg, cerr = agentConfig(s) // of a file that is refused, what can be read
 			}
 			findings := install.Doctor(ctx, install.Local{}, install.Agent{Config: cfg, Path: path, Err: cerr}, where)
 			if asJSON {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -121,6 +122,16 @@ func printStatus(w io.Writer, st plugin.Status, now time.Time) error {
 		fmt.Fprintln(t, "PEER\tADDRESS\tRECEIVED\tSENT\tFOR")
 		for _, p := range st.Peers {
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", p.Node, p.Address, size(p.BytesIn), size(p.BytesOut), now.Sub(p.Since).Round(time.Second))
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+	}
+	if len(st.Unreachable) > 0 {
+		fmt.Fprintln(w)
+		fmt.Fprintln(t, "UNREACHABLE\tADDRESS\tFOR\tTIMES\tWHY")
+		for _, u := range st.Unreachable {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\n", u.Node, u.Address, now.Sub(u.Since).Round(time.Second), u.Fails, cmp.Or(u.Error, u.Reason))
 		}
 		if err := t.Flush(); err != nil {
 			return err

@@ -13,18 +13,58 @@ import (
 	"github.com/capelin-io/capelin/plugin"
 )
 
-// checkConfiguration tells whether agent.toml can be read.
+// checkConfiguration tells whether agent.toml can be used, and is.
 func checkConfiguration(_ context.Context, p *patient, add report) {
+	var runs plugin.ConfigurationStatus
+	if p.running != nil {
+		runs = p.running.Configuration
+	}
 	switch {
-	case p.agent.Err != nil:
-		add(Fail, p.agent.Err.Error(),
-			"The agent does not start with it.",
-			"Correct it; \"capelin agent config\" prints every key. What follows is about the defaults.")
+	case p.agent.Err != nil || len(runs.Refused) > 0:
+		text, why := errText(p.agent.Err), "The agent does not start with it."
+		if text == "" {
+			text = strings.Join(runs.Refused, "\n")
+		}
+		switch {
+		case runs.RegistryOnly != "":
+			why = fmt.Sprintf("The agent runs with %s, and takes no part in the swarm: %s.", runs.Instead, runs.RegistryOnly)
+		case runs.Instead != "":
+			why = fmt.Sprintf("The agent runs with %s.", runs.Instead)
+		}
+		add(Fail, text, why, "Correct it, and try it with \"capelin agent check\"; \"capelin agent config\" prints every key. "+
+			"What follows is about what of it can be read.")
+	case len(runs.Restart) > 0:
+		add(Warn, fmt.Sprintf("%s has changed: %s", p.agent.file(), strings.Join(runs.Restart, ", ")),
+			"The agent still runs with what it was started with.", "systemctl restart "+agentUnit)
 	case p.agent.Path == "":
 		add(Warn, "there is no "+ConfigPath+", and the agent runs on defaults",
 			"The defaults name no tracker and listen on loopback.", "capelin agent install, or capelin agent config > "+ConfigPath)
 	default:
 		add(OK, p.agent.Path, "", "")
+	}
+}
+
+// checkObstacles tells what the running agent does without.
+func checkObstacles(_ context.Context, p *patient, add report) {
+	if p.running == nil {
+		return // checkSocket tells of one that does not answer
+	}
+	for _, o := range p.running.Obstacles {
+		why, do := "Without it this part of the agent does not run.", "Correct it. The agent tries again by itself."
+		switch o.Key {
+		case "configuration": // as checkConfiguration says
+			continue
+		case "listen", "identity":
+			why = "Without it the node takes no part in the swarm, and pulls from the registry."
+		case "metrics":
+			why = "Nobody sees the agent's metrics and health."
+		case "shim", "shim.listen":
+			why = "Clients that pull through the registry shim, such as Docker, cannot."
+		}
+		if o.Key == "listen" || o.Key == "metrics" || o.Key == "shim.listen" {
+			do = "See who has the port with \"ss -ltnp\", or set " + o.Key + " in " + p.agent.file() + " to another. The agent tries again by itself."
+		}
+		add(Fail, o.Key+": "+o.Error, why, do)
 	}
 }
 
@@ -35,9 +75,13 @@ func checkFallback(_ context.Context, p *patient, add report) {
 		add(OK, "this node has not fallen back", "", "")
 		return
 	}
-	add(Fail, "this node fell back to containerd's own content store: "+m,
+	do := "When the agent works again the node comes back by itself, and \"capelin agent fallback --undo\" tries it at once."
+	if strings.HasSuffix(m, stays) {
+		do = "Mend that, then \"capelin agent fallback --undo\"."
+	}
+	add(Fail, "this node fell back to containerd's own content store: "+strings.ReplaceAll(m, "\n", "; "),
 		"Images are there and containers start, but pulls come from the registry.",
-		fmt.Sprintf("Find out why with \"journalctl -u %s\", then \"capelin agent fallback --undo\".", agentUnit))
+		fmt.Sprintf("\"journalctl -u %s\" says more. %s", agentUnit, do))
 }
 
 // checkContainerd looks at what runs.
@@ -183,7 +227,7 @@ func checkUnits(ctx context.Context, p *patient, add report) {
 	}
 	fallen := Marker(p) != ""
 	bad := false
-	for _, unit := range []string{socketUnit, agentUnit, fallbackUnit} {
+	for _, unit := range []string{socketUnit, agentUnit, fallbackUnit, returnUnit} {
 		st, err := unitState(ctx, p, unit)
 		switch {
 		case err != nil:
@@ -193,10 +237,14 @@ func checkUnits(ctx context.Context, p *patient, add report) {
 			bad = true
 			add(Warn, unit+" is not installed",
 				"If the agent cannot run, no container starts until somebody comes.", "capelin agent install --start")
+		case st["LoadState"] != "loaded" && unit == returnUnit:
+			bad = true
+			add(Warn, unit+" is not installed",
+				"If the node falls back, it does not come back by itself.", "capelin agent install --start")
 		case st["LoadState"] != "loaded":
 			bad = true
 			add(Fail, unit+" is not installed", "The agent does not run when the node starts.", "capelin agent install --start")
-		case unit == fallbackUnit:
+		case unit == fallbackUnit || unit == returnUnit:
 		case st["UnitFileState"] != "enabled":
 			bad = true
 			add(Fail, unit+" is not enabled",

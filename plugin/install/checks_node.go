@@ -1,6 +1,7 @@
 package install
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -233,8 +234,13 @@ func nodeName(h Host, c *plugin.Config) (string, error) {
 	return strings.TrimSpace(string(name)), err
 }
 
-// checkTrackers connects to each tracker.
+// checkTrackers asks the running agent about its trackers, or if there is none, connects to
+// each: whether it is a tracker, and of this cluster, only a tracker's client can tell.
 func checkTrackers(ctx context.Context, p *patient, add report) {
+	if p.running != nil && len(p.running.Trackers) > 0 {
+		askedTrackers(p, add)
+		return
+	}
 	if len(p.agent.Trackers) == 0 {
 		add(Warn, "none are configured",
 			"Nodes do not find each other: each pulls from the registry by itself.",
@@ -251,8 +257,32 @@ func checkTrackers(ctx context.Context, p *patient, add report) {
 		}
 	}
 	if up > 0 {
-		add(OK, fmt.Sprintf("%d of %d can be connected to", up, len(p.agent.Trackers)), "", "")
+		add(OK, fmt.Sprintf("%d of %d can be connected to; the agent, which could say more, is not connected to any", up, len(p.agent.Trackers)), "", "")
 	}
+	downTrackers(up, down, add)
+}
+
+// askedTrackers tells what the running agent knows.
+func askedTrackers(p *patient, add report) {
+	up := 0
+	var down []string
+	for _, t := range p.running.Trackers {
+		switch {
+		case t.Connected:
+			up++
+		case strings.HasPrefix(t.Error, "tracker "+t.Address):
+			down = append(down, t.Error)
+		default:
+			down = append(down, t.Address+": "+cmp.Or(t.Error, "not connected yet"))
+		}
+	}
+	if up > 0 {
+		add(OK, fmt.Sprintf("the agent is connected to %d of %d", up, len(p.running.Trackers)), "", "")
+	}
+	downTrackers(up, down, add)
+}
+
+func downTrackers(up int, down []string, add report) {
 	if len(down) == 0 {
 		return
 	}
@@ -261,8 +291,69 @@ func checkTrackers(ctx context.Context, p *patient, add report) {
 		s, why = Fail, "Nodes do not find each other: each pulls from the registry by itself."
 	}
 	add(s, strings.Join(down, "; "), why,
-		"Check that capelin trackerd runs there, listens on more than loopback, that no firewall is between, "+
-			"and that both have certificates of one CA, or none.")
+		"Check that it is the address of a tracker (port 7470), that capelin trackerd or server runs there, listens on more than loopback, "+
+			"that no firewall is between, and that both have certificates of one CA and one cluster, or none.")
+}
+
+// checkPeers dials two of the peers that the running agent knows, those first that it
+// could not reach.
+func checkPeers(ctx context.Context, p *patient, add report) {
+	if p.running == nil {
+		return
+	}
+	const dialled = 2
+	type peer struct{ name, addr, failed string }
+	var some []peer
+	for _, u := range p.running.Unreachable {
+		some = append(some, peer{u.Node, u.Address, cmp.Or(u.Error, u.Reason)})
+	}
+	for _, c := range p.running.Peers {
+		if c.Accepts != "" {
+			some = append(some, peer{c.Node, c.Accepts, ""})
+		}
+	}
+	if len(some) == 0 {
+		add(OK, "none are known: nothing was pulled from others, or by them, lately", "", "")
+		return
+	}
+	reached := 0
+	var down, mended []string
+	for _, c := range some[:min(len(some), dialled)] {
+		err := dialPeer(ctx, p, c.addr)
+		switch {
+		case err != nil:
+			down = append(down, fmt.Sprintf("cannot reach %s at %s: %v", c.name, c.addr, err))
+		case c.failed != "":
+			mended = append(mended, fmt.Sprintf("%s at %s can be connected to, but failed as a source: %s", c.name, c.addr, c.failed))
+		default:
+			reached++
+		}
+	}
+	if reached > 0 {
+		add(OK, fmt.Sprintf("%d can be connected to", reached), "", "")
+	}
+	const do = "Check there that listen and advertise of agent.toml (an origin's swarm.listen) name an address that this node reaches, and that " +
+		"firewalls let TCP to it through, both ways and with packets of full size (MTU)."
+	if len(down) > 0 {
+		s, why := Warn, "What it has comes from others, or from the registry."
+		if len(p.running.Peers) == 0 {
+			s, why = Fail, "This node is connected to nobody: it pulls from the registry, after trying."
+		}
+		add(s, strings.Join(down, "; "), why, do)
+	}
+	if len(mended) > 0 {
+		add(Warn, strings.Join(mended, "; "), "The agent tries it again from time to time.", do)
+	}
+}
+
+func dialPeer(ctx context.Context, p *patient, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	conn, err := p.Dial(ctx, "tcp", addr)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 // reach connects to one address of a tracker.

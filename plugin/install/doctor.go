@@ -35,7 +35,7 @@ type Finding struct {
 type Agent struct {
 	plugin.Config
 	Path string // the file that it is from; "": the defaults
-	Err  error  // why it cannot be read; Config then is the defaults
+	Err  error  // why it is refused; Config then is what could be read of it
 }
 
 // patient is what checks look at.
@@ -45,6 +45,8 @@ type patient struct {
 	survey  *Survey // nil: containerd's configuration cannot be read
 	err     error   // why
 	receipt *Receipt
+	// running is what the agent says of itself; nil: it does not answer, or has no admin socket.
+	running *plugin.Status
 	// identity is nil if none is configured, or if it cannot be used.
 	identity *identity.Source
 }
@@ -61,6 +63,7 @@ type report func(s Severity, text, why, do string)
 // checks, in the order of what depends on what.
 var checks = []check{
 	{"configuration", checkConfiguration},
+	{"agent", checkObstacles},
 	{"fallback", checkFallback},
 	{"containerd", checkContainerd},
 	{"drop-in", checkDropIn},
@@ -75,6 +78,7 @@ var checks = []check{
 	{"clock", checkClock},
 	{"identity", checkIdentity},
 	{"trackers", checkTrackers},
+	{"peers", checkPeers},
 	{"advertise", checkAdvertise},
 	{"layers", checkLayers},
 	{"authorize", checkAuthorize},
@@ -97,6 +101,11 @@ func Doctor(ctx context.Context, h Host, agent Agent, where Where) []Finding {
 	p.survey, p.err = Look(ctx, h, where)
 	if c := onHost(p, p.agent.Identity); c.Enabled() {
 		p.identity, _ = identity.Load(c, agent.Cluster) // checkIdentity tells why not
+	}
+	if Marker(h) == "" && agent.Admin != "" {
+		if st, err := h.Agent(ctx, agent.Admin); err == nil {
+			p.running = &st
+		}
 	}
 	findings := []Finding{}
 	for _, c := range checks {

@@ -20,6 +20,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/capelin-io/capelin/plugin"
 )
 
 // Host is the machine that is looked at and changed.
@@ -40,6 +42,8 @@ type Host interface {
 	Containerd(ctx context.Context, socket string) (Containerd, error)
 	// Healthy asks a gRPC server on a Unix socket whether it serves.
 	Healthy(ctx context.Context, socket string) error
+	// Agent asks the agent behind an admin socket how it is.
+	Agent(ctx context.Context, admin string) (plugin.Status, error)
 	// Disk tells about the file system that a path is on.
 	Disk(path string) (Disk, error)
 	// Kernel returns the kernel's release, such as "6.1.0-28-amd64".
@@ -195,6 +199,14 @@ func (l Local) Healthy(ctx context.Context, socket string) error {
 		return fmt.Errorf("it is %v", resp.Status)
 	}
 	return nil
+}
+
+// Agent asks for its status.
+func (l Local) Agent(ctx context.Context, admin string) (plugin.Status, error) {
+	if !l.Live() {
+		return plugin.Status{}, ErrNotLive
+	}
+	return plugin.FetchStatus(ctx, admin)
 }
 
 // Disk asks the kernel.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/capelin-io/capelin/plugin"
 )
 
 // fakeHost is a machine of files below a directory, whose commands, sockets,
@@ -23,6 +25,7 @@ type fakeHost struct {
 	names    map[string][]string                    // resolver
 	running  map[string]Containerd                  // by socket
 	healthy  map[string]error                       // by socket
+	agent    map[string]plugin.Status               // by admin socket
 	disk     func(path string) (Disk, error)        // nil: a big empty one
 	kernel   string
 	clock    time.Time
@@ -110,6 +113,13 @@ func (h *fakeHost) Healthy(_ context.Context, socket string) error {
 		return err
 	}
 	return fmt.Errorf("nobody answers on %s", socket)
+}
+
+func (h *fakeHost) Agent(_ context.Context, admin string) (plugin.Status, error) {
+	if st, ok := h.agent[admin]; ok {
+		return st, nil
+	}
+	return plugin.Status{}, fmt.Errorf("nobody answers on %s", admin)
 }
 
 func (h *fakeHost) Disk(path string) (Disk, error) {

@@ -1,0 +1,123 @@
+package install
+
+import (
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/capelin-io/capelin/plugin"
+)
+
+// The running agent knows what nobody else can tell: which configuration it runs with, what
+// it does without, whether its trackers are trackers, and whom it cannot reach.
+func TestDoctorAsksTheAgent(t *testing.T) {
+	type status = plugin.Status
+	refused := func(st *status, alone string) {
+		st.Configuration = plugin.ConfigurationStatus{Refused: []string{"F:1:1: nonsense: no such key"}, Since: time.Now(),
+			Instead: "the configuration that worked last, of then", RegistryOnly: alone}
+		if alone != "" {
+			st.Obstacles = append(st.Obstacles, plugin.ObstacleStatus{Key: "configuration", Error: alone})
+		}
+	}
+	peer := func(name, addr string) plugin.PeerStatus { return plugin.PeerStatus{Node: name, Accepts: addr} }
+	away := func(name, addr, why string) plugin.UnreachableStatus {
+		return plugin.UnreachableStatus{Node: name, Address: addr, Reason: "refused", Error: why}
+	}
+	for _, tt := range []struct {
+		name  string
+		set   func(*status)
+		check string
+		want  []string // severity and a part of text, why or do; of each finding of the check
+	}{
+		{"all is well", func(*status) {}, "trackers", []string{"ok: the agent is connected to 2 of 2"}},
+		{"a tracker that is none", func(st *status) {
+			st.Trackers[1] = plugin.TrackerStatus{Address: "10.0.0.1:7480", Error: "tracker 10.0.0.1:7480: it is no tracker"}
+		}, "trackers", []string{"ok: the agent is connected to 1 of 2", "warn: tracker 10.0.0.1:7480: it is no tracker|The others|port 7470"}},
+		{"no tracker", func(st *status) {
+			st.Trackers = []plugin.TrackerStatus{{Address: "dns+t:7470", Error: "lookup t: no such host"}}
+		}, "trackers", []string{"fail: dns+t:7470: lookup t: no such host|Nodes do not find each other"}},
+		{"refused", func(st *status) { refused(st, "") }, "configuration",
+			[]string{"fail: F:1:1: nonsense: no such key|The agent runs with the configuration that worked last, of then.|capelin agent check"}},
+		{"alone", func(st *status) { refused(st, "authorize has changed") }, "configuration",
+			[]string{"fail: F:1:1: nonsense: no such key|takes no part in the swarm: authorize has changed.|capelin agent check"}},
+		{"alone is told once", func(st *status) { refused(st, "authorize has changed") }, "agent", nil},
+		{"changed", func(st *status) { st.Configuration.Restart = []string{"zone", "listen"} }, "configuration",
+			[]string{"warn: " + ConfigPath + " has changed: zone, listen||systemctl restart"}},
+		{"a port is taken", func(st *status) {
+			st.Obstacles = []plugin.ObstacleStatus{{Key: "listen", Error: "another process has it"}, {Key: "metrics", Error: "it, too"}}
+		}, "agent", []string{"fail: listen: another process has it|takes no part in the swarm|ss -ltnp", "fail: metrics: it, too|health|ss -ltnp"}},
+		{"nobody is known", func(*status) {}, "peers", []string{"ok: none are known"}},
+		{"two peers of many", func(st *status) {
+			st.Peers = []plugin.PeerStatus{peer("in", ""), peer("a", "good:1"), peer("b", "good:2"), peer("c", "bad:3")}
+		}, "peers", []string{"ok: 2 can be connected to"}},
+		{"one that cannot be reached", func(st *status) {
+			st.Peers = []plugin.PeerStatus{peer("a", "good:1")}
+			st.Unreachable = []plugin.UnreachableStatus{away("b", "bad:1", "cannot reach")}
+		}, "peers", []string{"ok: 1 can be connected to", "warn: cannot reach b at bad:1: connection refused|from others|firewalls"}},
+		{"nobody can be reached", func(st *status) {
+			st.Unreachable = []plugin.UnreachableStatus{away("b", "bad:1", "x"), away("c", "bad:2", "x"), away("d", "bad:3", "x")}
+		}, "peers", []string{"fail: cannot reach b at bad:1: connection refused; cannot reach c at bad:2: connection refused|connected to nobody"}},
+		{"one that can be reached again", func(st *status) {
+			st.Unreachable = []plugin.UnreachableStatus{away("b", "good:1", "connected, and no answer")}
+		}, "peers", []string{"warn: b at good:1 can be connected to, but failed as a source: connected, and no answer|tries it again"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h, a := well(t)
+			h.dial = func(addr string) (net.Conn, error) {
+				if !strings.HasPrefix(addr, "good:") {
+					return nil, errors.New("connection refused")
+				}
+				c, other := net.Pipe()
+				other.Close()
+				return c, nil
+			}
+			st := status{Trackers: []plugin.TrackerStatus{{Address: "t1:7470", Connected: true}, {Address: "10.0.0.1:7470", Connected: true}}}
+			tt.set(&st)
+			h.agent = map[string]plugin.Status{a.Admin: st}
+			var got []Finding
+			for _, f := range Doctor(t.Context(), h, *a, Where{}) {
+				if f.Check == tt.check {
+					got = append(got, f)
+				}
+			}
+			if len(got) != len(tt.want) {
+				t.Fatalf("findings %+v, want %q", got, tt.want)
+			}
+			for i, f := range got {
+				parts := append(strings.Split(tt.want[i], "|"), "", "")
+				if !strings.HasPrefix(string(f.Severity)+": "+f.Text, parts[0]) || !strings.Contains(f.Why, parts[1]) || !strings.Contains(f.Do, parts[2]) {
+					t.Errorf("%+v, want %q", f, tt.want[i])
+				}
+			}
+		})
+	}
+}
+
+// On a node that fell back nobody asks the agent; why it fell, and what there is to do, is
+// said.
+func TestDoctorFallen(t *testing.T) {
+	for text, do := range map[string]string{
+		"since then, because the agent failed 10 times (exit-code): agent: no room\n": "comes back by itself",
+		"since then, because it was asked for\n" + stays + "\n":                       "Mend that, then",
+	} {
+		h, a := well(t)
+		h.put(t, MarkerPath, text)
+		h.agent = map[string]plugin.Status{a.Admin: {Configuration: plugin.ConfigurationStatus{Refused: []string{"not to be asked"}}}}
+		found := false
+		for _, f := range Doctor(t.Context(), h, *a, Where{}) {
+			switch f.Check {
+			case "fallback":
+				found = strings.Contains(f.Text, strings.Split(text, "\n")[0]) && strings.Contains(f.Do, do)
+			case "configuration":
+				if f.Severity != OK {
+					t.Errorf("%+v", f)
+				}
+			}
+		}
+		if !found {
+			t.Errorf("%q is not told", text)
+		}
+	}
+}
