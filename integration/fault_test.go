@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -131,7 +132,44 @@ func TestPeersAway(t *testing.T) {
 			sent := e.upstream(img)
 			t.Logf("ended %.1f s after the loss; the registry sent %d of %d bytes: %v", time.Since(gone).Seconds(), sent, img.Bytes(),
 				e.reg.Blobs(img.Layers...))
+			// A third had come when it was lost, but for what was under way, and nearly all of it in order.
+			if sent > img.Bytes()*3/4 {
+				t.Errorf("the registry sent %d of %d bytes, a third of which had come", sent, img.Bytes())
+			}
 		})
+	}
+}
+
+// One seeder with a limit, and an image of three layers: each takes longer than a session waits for a
+// byte, and none stands still. A machine that is too busy may find the swarm slow, and
+// go to the registry for that; but nothing stalls.
+func TestLimited(t *testing.T) {
+	e := newEnv(t)
+	img, ref := e.image(t, "limited", harness.ImageOptions{Layers: 3, LayerBytes: 42 << 20, Files: 4, Incompress: true})
+	seed := e.node(t, "seed", harness.NodeOptions{Agent: map[string]string{"limits.upload": `"8MB/s"`}})
+	must(t, seed.PullCRI(e.ctx, ref, nil))
+	e.reg.Reset()
+	a, b := e.node(t, "a", harness.NodeOptions{}), e.node(t, "b", harness.NodeOptions{})
+	wait := do(func() error { return a.PullCRI(e.ctx, ref, nil) })
+	must(t, b.PullCRI(e.ctx, ref, nil))
+	must(t, wait())
+	slow := false
+	for _, n := range []*harness.Node{a, b} {
+		e.check(t, n, ref, img)
+		text := get(n.HTTP(e.ctx, "http://"+n.Addr+":7403/metrics"))(t)
+		ended := func(outcome string) bool {
+			return regexp.MustCompile(`(?m)^capelin_agent_sessions_total{outcome="` + outcome + `"} [1-9]`).MatchString(text)
+		}
+		if ended("stalled") || !ended("complete") {
+			t.Errorf("%s: a layer stood still", n.Name)
+		}
+		slow = slow || ended("slow")
+	}
+	if sent := e.upstream(img); sent > 0 {
+		t.Logf("the registry sent %d of %d bytes", sent, img.Bytes())
+		if !slow {
+			t.Errorf("that were from a swarm that was not slow: %v", e.reg.Blobs(img.Layers...))
+		}
 	}
 }
 
