@@ -274,6 +274,24 @@ func (st *state) disprove(i int, list *piece.Sums) error {
 // wipe empties a partial blob whose chain was found false, on disk too, unless
 // that was done, or the chain proven, meanwhile.
 func (st *state) wipe(list *piece.Sums) error {
+	return st.empty(func() bool { return st.sums.Agrees(list, st.id.Pieces()-1) })
+}
+
+// Empty forgets what there is of a partial blob, on disk too, unless all of it is here:
+// somebody has found out that it may be false. It waits for pieces that are being written.
+func (b *Blob) Empty() error {
+	b.st.mu.Lock()
+	err := b.usable()
+	b.st.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	defer b.st.tell()
+	return b.st.empty(func() bool { return true })
+}
+
+// empty forgets all pieces and sums, if still says so, which is called with st.mu held.
+func (st *state) empty(still func() bool) error {
 	st.ck <- struct{}{}
 	defer func() { <-st.ck }()
 	done := st.holdAnew()
@@ -281,11 +299,12 @@ func (st *state) wipe(list *piece.Sums) error {
 		done()
 		st.mu.Unlock()
 	}()
-	if st.proven || st.complete || st.have.Full() || !st.sums.Agrees(list, st.id.Pieces()-1) {
+	if st.proven || st.complete || st.gone != nil || st.have.Full() || !still() {
 		return nil // a claim that was under way has proven the chain
 	}
 	st.have, st.sums = piece.NewBits(st.id.Pieces()), piece.NewSums(st.id)
-	st.dirty, st.room = 0, false
+	st.dirty, st.room, st.added = 0, false, nil
+	st.notify()
 	st.mu.Unlock()
 	err := durable.Remove(st.s.partialPath(st.id, ".map"))
 	if err == nil {

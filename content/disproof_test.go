@@ -308,3 +308,46 @@ func TestProvenListStays(t *testing.T) {
 		t.Error("the proven list was replaced")
 	}
 }
+
+// What somebody found to be in doubt is forgotten, on disk too; what is whole stays.
+func TestEmpty(t *testing.T) {
+	s := openStore(t, Config{Root: t.TempDir()})
+	id, data := testBlob(t, piece.SHA256, 700_000, 1)
+	wrong := bytes.Clone(data)
+	wrong[100] ^= 1
+	b := mustBlob(t, s, id, true)
+	defer b.Close()
+	write := func(data []byte) error {
+		a, err := b.Append(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		if _, err = a.Write(data); err == nil && len(data) == int(id.Size) {
+			err = a.Finish(t.Context())
+		}
+		return err
+	}
+	if err := write(wrong[:650_000]); err != nil {
+		t.Fatal(err)
+	}
+	s.writeMaps(true)
+	changed := b.Changed()
+	if err := b.Empty(); err != nil || b.Have().Count() != 0 || stored(t, b) != 0 {
+		t.Errorf("%d pieces, %d bytes survive (%v)", b.Have().Count(), stored(t, b), err)
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("nobody was told")
+	}
+	if _, err := os.Stat(s.partialPath(id, ".map")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the map survives: %v", err)
+	}
+	if err := write(data); err != nil {
+		t.Errorf("what was false is still compared: %v", err)
+	}
+	if err := b.Empty(); err != nil || !b.Have().Full() {
+		t.Errorf("a whole blob has %d pieces left (%v)", b.Have().Count(), err)
+	}
+}

@@ -279,7 +279,7 @@ func (a *agent) runNetwork(ctx context.Context) error {
 	nc := swarm.NodeConfig{
 		Cluster: cfg.Cluster, Node: a.name, Zone: cfg.Zone, Role: wire.RoleAgent,
 		Advertise: n.advertise, Listener: l, Store: seeding.Store{Store: a.disk.Store}, Workers: cfg.Workers,
-		OnReport: a.report(ctx), OnWanted: a.seeder.Wanted, OnNoSource: a.fetches.NoSource,
+		OnReport: a.report(ctx), OnWanted: a.seeder.Wanted, OnNoSource: a.fetches.NoSource, OnDoubt: a.fetches.Doubt,
 	}
 	if n.node, err = seeding.NewNode(nc, id); err != nil {
 		return err

@@ -28,7 +28,7 @@ type suspect struct {
 }
 
 const (
-	retrySame   = 2 * time.Second // then a piece is asked again from whoever sent it wrong, if nobody else has sent it
+	retrySame   = 150 * time.Millisecond // then a piece is asked again from whoever sent it wrong, if nobody else has sent it
 	maxSuspects = 8               // of one piece that are remembered
 	maxSlips    = 3               // as often one node may send a piece wrong, against all others
 )

@@ -81,7 +81,7 @@ func TestAvoided(t *testing.T) {
 		}
 	}
 	m.mismatch(3, "x", [32]byte{1}, 10*time.Second, false, nil)
-	if !m.avoided(3, "x", 11*time.Second) {
+	if !m.avoided(3, "x", 10*time.Second+retrySame-1) {
 		t.Error("x is asked again right after its second slip")
 	}
 }

@@ -326,6 +326,8 @@ func (e *end) perform(a Action) {
 			ago = 0
 		}
 		e.inbox = append(e.inbox, EvHeard{a.Conn, ago})
+	case ActDoubt:
+		l.note("%s: what is stored is in doubt: %v", e.name, a.On)
 	case ActNoSource:
 		l.note("%s: no source is left", e.name)
 	case ActInvite:

@@ -215,6 +215,13 @@ type (
 	// ActNoSource: of a blob that is wanted, the last source that was known has failed:
 	// BlobStatus.DeadEnd is true. It may not be any more when others are named.
 	ActNoSource struct{ ID piece.ID }
+	// ActDoubt: what is stored of a blob that is wanted may be false, since somebody has sent
+	// a piece that does not verify, and nobody has sent it right yet, or the list that it was
+	// verified against has fallen; or that is no longer so. Whoever goes on elsewhere cannot rely on it.
+	ActDoubt struct {
+		ID piece.ID
+		On bool
+	}
 	// ActReport: something that an operator should see once.
 	ActReport struct{ Report Report }
 )
@@ -299,4 +306,5 @@ func (ActComplete) action()    {}
 func (ActFail) action()        {}
 func (ActListen) action()      {}
 func (ActNoSource) action()    {}
+func (ActDoubt) action()       {}
 func (ActReport) action()      {}

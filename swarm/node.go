@@ -63,6 +63,10 @@ type NodeConfig struct {
 	// tells.
 	OnNoSource func(id piece.ID)
 
+	// OnDoubt is told that what is stored of a wanted blob may be false, or is no longer in
+	// doubt (ActDoubt). It is called from one goroutine and must not block. Nil: nobody is told.
+	OnDoubt func(id piece.ID, on bool)
+
 	// MaxInbound bounds the connections that others made, those in their
 	// handshake included. Default 256.
 	MaxInbound int

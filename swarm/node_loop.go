@@ -211,6 +211,10 @@ func (n *Node) perform(actions []Action) {
 			if n.cfg.OnNoSource != nil {
 				n.cfg.OnNoSource(a.ID)
 			}
+		case ActDoubt:
+			if n.cfg.OnDoubt != nil {
+				n.cfg.OnDoubt(a.ID, a.On)
+			}
 		case ActReport:
 			n.report(a.Report)
 		default:

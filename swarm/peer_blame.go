@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -14,6 +15,9 @@ func (p *Peer) suspected(b *blob, i int, n *node) bool { return b.blame.avoided(
 // verified convicts those who sent a piece wrong that now came right, from
 // somebody else.
 func (p *Peer) verified(b *blob, i int, from *node) {
+	if last := b.sums.supplierOf(i); !b.sums.vouched() && last.name == from.name && last.trust < trustSource {
+		return // its bytes are those of its own list, which proves nothing against those who contradict it
+	}
 	for _, s := range p.clearSuspects(b, i) {
 		if s.name != from.name { // else it was a slip
 			p.convict(p.node(s.name), b, i, errBytes)
@@ -24,6 +28,7 @@ func (p *Peer) verified(b *blob, i int, from *node) {
 // clearSuspects forgets who sent piece i wrong, and returns them.
 func (p *Peer) clearSuspects(b *blob, i int) []suspect {
 	all := b.blame.cleared(i)
+	p.doubtful = p.doubtful || len(all) > 0
 	for _, s := range all {
 		if n := p.nodes[s.name]; n != nil && n.doubt > 0 {
 			n.doubt--
@@ -48,6 +53,7 @@ func (p *Peer) mismatch(b *blob, a *attempt, ev EvStored) {
 	if !a.l.c.closed && a.l.opened && a.l.blob == b {
 		p.tell(a.l.c, &wire.Bad{Blob: a.l.local, Piece: uint32(i)})
 	}
+	p.doubtful = true
 	verdict, agree, added := b.blame.mismatch(i, a.node.name, ev.Hash, p.now, b.sums.vouched(), func() bool { return b.untried(i) })
 	if added {
 		p.node(a.node.name).doubt++
@@ -80,7 +86,28 @@ func (p *Peer) convict(n *node, b *blob, i int, why error) {
 	p.banned = append(p.banned, n)
 	p.arm(&p.chores, p.now+choreEvery)
 	p.act(ActReport{Report{Kind: ReportConvicted, Node: n.name, ID: b.id, Piece: i, Err: why}})
+	p.doubtful = true
 	if n.conn != nil {
 		p.close(n.conn, wire.CodeConvicted, why.Error())
 	}
+	if !errors.Is(why, errBytes) { // else somebody else's bytes agree with the list
+		p.distrustSums(b)
+	}
+}
+
+// distrustSums drops a provisional list of which nothing is left but what nodes that are cut off
+// have supplied.
+func (p *Peer) distrustSums(b *blob) {
+	s := &b.sums
+	if p.blobs[b.id] != b || !b.want || s.vouched() || s.list.Len() == 0 || len(s.suppliers) == 0 {
+		return
+	}
+	for _, x := range s.suppliers {
+		if n := p.nodes[x.name]; n == nil || n.banned <= p.now {
+			return
+		}
+	}
+	p.setSums(b, piece.NewSums(b.id), true)
+	s.fallen = true
+	p.askAllSums(b)
 }

@@ -3,6 +3,7 @@ package swarm
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -171,4 +172,56 @@ func TestResumeWithWrongSums(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A source that is alone and lies is cut off within a second, and what it has brought is in doubt
+// until somebody else has sent what is missing.
+func TestDoubt(t *testing.T) {
+	l := newLab(t)
+	id := l.blob(20 * piece.MinLength)
+	a, x := l.add("a", PeerConfig{}), l.add("x", PeerConfig{})
+	x.seed(id)
+	x.slow = true
+	a.want(id)
+	a.named(id, "x*")
+	l.run()
+	x.slow, x.corrupt = false, 1
+	for _, e := range []*end{a, x} { // what was sent before is right
+		e.inbox, e.held = append(e.inbox, e.held...), nil
+	}
+	l.run()
+	start := l.now
+	for len(reportsOf(a, ReportConvicted)) == 0 {
+		if l.pass(50 * time.Millisecond); l.now.Sub(start) > time.Second {
+			t.Fatalf("nobody was convicted within a second\n%s", l.log.String())
+		}
+	}
+	if a.have[id].Count() == 0 || !strings.HasSuffix(doubts(l), "true\n") || !strings.Contains(l.log.String(), "no source is left") {
+		t.Errorf("%d pieces are here, doubts %q", a.have[id].Count(), doubts(l))
+	}
+	l.add("y", PeerConfig{}).seed(id)
+	a.named(id, "y")
+	l.pass(time.Second)
+	if a.complete != 1 || !strings.HasSuffix(doubts(l), "false\n") {
+		t.Errorf("complete %d, doubts %q", a.complete, doubts(l))
+	}
+}
+
+// doubts returns what was said of doubts.
+func doubts(l *lab) (s string) {
+	for line := range strings.Lines(l.log.String()) {
+		if _, of, ok := strings.Cut(line, "in doubt: "); ok {
+			s += of
+		}
+	}
+	return s
+}
+
+func reportsOf(e *end, kind ReportKind) (all []Report) {
+	for _, r := range e.reports {
+		if r.Kind == kind {
+			all = append(all, r)
+		}
+	}
+	return all
 }

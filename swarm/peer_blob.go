@@ -20,6 +20,7 @@ type blob struct {
 
 	named   time.Duration // when a source was named last, or the blob began to be wanted
 	deadEnd bool          // as the driver was told
+	doubt   bool          // the same
 
 	have     *piece.Bits
 	complete bool // ActComplete was returned
@@ -67,6 +68,11 @@ type traffic struct{ in, out, redundant int64 }
 
 // downloading reports whether pieces are still to come.
 func (b *blob) downloading() bool { return b.want && !b.have.Full() }
+
+// doubtful reports whether what is stored may be false.
+func (b *blob) doubtful() bool {
+	return b.downloading() && !b.sums.proven && b.have.Count() > 0 && (!b.blame.none() || b.sums.fallen)
+}
 
 // useful reports whether the peer may give us something we lack, now or later.
 func (b *blob) useful(l *link) bool {

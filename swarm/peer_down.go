@@ -52,6 +52,9 @@ func (p *Peer) pump() {
 				return
 			}
 		}
+		if !b.blame.none() {
+			p.arm(&p.pumpAt, p.now+retrySame)
+		}
 	}
 }
 

@@ -168,8 +168,13 @@ func (p *Peer) owes(c *conn) (since time.Duration, mute bool) {
 	return min(since, opening), false
 }
 
-// weigh tells the driver when the last source of a download has failed.
+// weigh tells the driver when the last source of a download has failed, and whether what it
+// has brought is in doubt.
 func (p *Peer) weigh(b *blob) {
+	if doubt := b.doubtful(); doubt != b.doubt {
+		b.doubt = doubt
+		p.act(ActDoubt{b.id, doubt})
+	}
 	dead, _ := p.deadEnd(b)
 	if dead && !b.deadEnd {
 		p.act(ActNoSource{b.id})
@@ -234,7 +239,13 @@ func (p *Peer) mayDeliver(b *blob, k *knownPeer) bool {
 		return false
 	case n.conn != nil:
 		l := n.conn.swarms.byID[b.id]
-		return l != nil && (l.open || hope(max(l.since, n.conn.since)+sourceWithin))
+		switch {
+		case l == nil:
+			return false
+		case l.open:
+			return l.complete || l.source || l.want || l.useful > 0 || b.flight.active > 0 || len(b.flight.storing) > 0
+		}
+		return hope(max(l.since, n.conn.since) + sourceWithin)
 	case n.addr == "":
 		return false
 	case n.dialing || n.retry > p.now: // judge looks after the first; the second is there, and full

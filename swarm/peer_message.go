@@ -213,6 +213,7 @@ func (p *Peer) onLostMessage(c *conn, m *wire.Lost) {
 		return
 	}
 	l.lose(i)
+	p.doubtful = true // it may be the last that had it
 	if b.flight.attempts != nil {
 		if a := b.flight.attempts[i].from(l); a != nil {
 			p.abort(a, false)

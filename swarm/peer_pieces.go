@@ -133,6 +133,7 @@ func (p *Peer) onStored(ev EvStored) {
 	}
 	a := b.flight.storing[ev.Piece]
 	delete(b.flight.storing, ev.Piece)
+	p.doubtful = p.doubtful || b.flight.active == 0 && len(b.flight.storing) == 0
 	p.down.memory -= int64(b.id.PieceSize(ev.Piece))
 	stale := !a.sums.Agrees(b.sums.list, ev.Piece) // the list was replaced meanwhile
 	switch {

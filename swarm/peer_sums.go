@@ -239,6 +239,7 @@ func (p *Peer) disproved(b *blob, i int) {
 	b.sums.refuse(i)
 	p.act(ActReport{Report{Kind: ReportSumsReplaced, Node: last.name, ID: b.id, Piece: i, Err: errSums}})
 	p.setSums(b, piece.NewSums(b.id), true)
+	b.sums.fallen = true
 	if last.name == "" {
 		return
 	}

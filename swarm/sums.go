@@ -32,6 +32,7 @@ type sumList struct {
 	before    *piece.Sums // while list is empty: the one before it, against which the stored pieces count
 	refused   []refusal   // of lists that were disproved
 	computing bool        // ActComputeSums was returned
+	fallen    bool        // a list that pieces were verified against was false, or a liar's, and there is no other yet
 }
 
 // supplier is who supplied the states from a number on.
@@ -165,6 +166,7 @@ func (s *sumList) replace(list *piece.Sums, own bool) (c change) {
 	if list.Len() == 0 && list.MaxLen() > 0 {
 		return c
 	}
+	s.fallen = false
 	c.stale, s.before = s.before, nil
 	c.tell = !own || !c.grown
 	return c
@@ -280,11 +282,14 @@ func (a *sumsAllowance) take(n int, now time.Duration) bool {
 	return true
 }
 
+// trustSource is the trust of whom the tracker names as a source, or an origin.
+const trustSource = 2
+
 // trust ranks a link as a supplier of provisional sums.
 func (l *link) trust(proven bool) int {
 	switch {
 	case l.origin():
-		return 2
+		return trustSource
 	case proven:
 		return 1
 	}

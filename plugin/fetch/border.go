@@ -117,6 +117,17 @@ type (
 	// EvNoSource: the last source that the swarm knew of the blob has failed. ActSwarmStatus
 	// may follow, to hear more.
 	EvNoSource struct{ ID piece.ID }
+	// EvDoubt: what the swarm has stored of the blob may be false, or is no longer in doubt.
+	EvDoubt struct {
+		ID piece.ID
+		On bool
+	}
+	// EvEmptied: an ActEmpty is over. If it succeeded, EvProgress said so before.
+	EvEmptied struct {
+		ID      piece.ID
+		Opening Opening
+		Err     error
+	}
 	// EvSwarmStatus answers ActSwarmStatus. It is zero if the blob is not joined.
 	EvSwarmStatus struct {
 		ID      piece.ID
@@ -178,6 +189,9 @@ type (
 	}
 	// ActComplete: every piece is there. Make it durable; EvCompleted follows.
 	ActComplete struct{ ID piece.ID }
+	// ActEmpty: what there is of the blob may be false. Forget it, after the ActLeave before;
+	// EvEmptied follows.
+	ActEmpty struct{ ID piece.ID }
 	// ActClose: the fetch is over. Close the blob, and if Drop, give back what there is of it in
 	// part. Err says why it failed, if it did.
 	ActClose struct {
@@ -272,6 +286,8 @@ func (e EvOpenFailed) blob() piece.ID     { return e.ID }
 func (e EvCompleted) blob() piece.ID      { return e.ID }
 func (e EvSwarmDone) blob() piece.ID      { return e.ID }
 func (e EvNoSource) blob() piece.ID       { return e.ID }
+func (e EvDoubt) blob() piece.ID          { return e.ID }
+func (e EvEmptied) blob() piece.ID        { return e.ID }
 func (e EvSwarmStatus) blob() piece.ID    { return e.ID }
 func (e EvVerdict) blob() piece.ID        { return e.ID }
 func (e EvPeersFound) blob() piece.ID     { return e.ID }
@@ -286,6 +302,7 @@ func (EvStopping) blob() (none piece.ID)  { return }
 
 func (ActOpen) action()          {}
 func (ActComplete) action()      {}
+func (ActEmpty) action()         {}
 func (ActClose) action()         {}
 func (ActJoin) action()          {}
 func (ActLeave) action()         {}

@@ -47,6 +47,13 @@
 // Ending ends waiting or writing, whichever it is by then: an answer and its client's
 // going away may cross. Closing ends it as well.
 //
+// # Doubt
+//
+// While somebody has sent a piece that does not verify, and nobody has sent it right, what
+// the swarm has stored may be false. It is of use as long as the swarm goes on. A session that
+// would have to continue behind it is answered when it is forgotten (ActEmpty): containerd reads
+// what it stores only when the whole blob is there, so the pull would fail at its end.
+//
 // # Answers to other questions
 //
 // What comes back names what it answers. Each Want has a number, and only a verdict with the

@@ -94,6 +94,7 @@ type disk struct {
 	written    int64     // bytes that sessions wrote
 	failed     error     // the disk cannot take the blob
 	completing bool
+	emptying   bool      // ActEmpty is under way: nobody is answered
 	retry      time.Time // when completing may be tried again
 }
 
@@ -119,6 +120,8 @@ type part struct {
 	doubt    bool      // its last source may have failed: what it says matters though trackers know sources
 	lost     []string  // then: its sources, all of which have failed; none: it has one
 	pleaded  bool      // the trackers were told so
+
+	doubtful bool // what it has stored may be false
 }
 
 // question is what the trackers were told and answered.
@@ -215,6 +218,12 @@ func (m *Machine) take(f *fetch, ev Event) {
 		}
 	case EvNoSource:
 		f.swarm.doubt, f.swarm.stale = true, true
+	case EvDoubt:
+		f.swarm.doubtful = ev.On
+	case EvEmptied:
+		if ev.Opening == f.opening {
+			m.emptied(f)
+		}
 	case EvSwarmStatus:
 		if ev.Opening == f.opening {
 			m.looked(f, ev.Status)
@@ -383,5 +392,27 @@ func (f *fetch) swarmDone(err error) {
 	case errors.Is(err, swarm.ErrLeft): // it may be joined anew
 	default:
 		f.swarm.gaveUp = true
+		f.swarm.doubtful = f.swarm.doubtful || errors.Is(err, piece.ErrMismatch)
 	}
+}
+
+// empties reports whether what is stored is in doubt and has to go before a session can write.
+func (f *fetch) empties() bool {
+	return f.swarm.doubtful && !f.disk.have.Whole && f.disk.have.Verified > 0 && f.count(writing) == 0
+}
+
+// empty has it forgotten.
+func (m *Machine) empty(f *fetch) {
+	f.disk.emptying = true
+	if f.swarm.joined {
+		f.swarm.joined, f.swarm.asked = false, false
+		m.act(ActLeave{f.id})
+	}
+	m.act(ActEmpty{f.id})
+}
+
+// emptied goes on with nothing: the swarm has lied, so the registry alone is believed.
+func (m *Machine) emptied(f *fetch) {
+	f.disk.emptying, f.swarm.doubtful = false, false
+	m.distrusted.Add(f.id, struct{}{})
 }

@@ -33,6 +33,8 @@ type Blob interface {
 	// ReadAt reads bytes of pieces that Have has.
 	ReadAt(p []byte, off int64) (int, error)
 	Complete(context.Context) error
+	// Empty forgets what there is, unless all of it is here, and proven.
+	Empty() error
 	Append(off int64) (Appender, error)
 	Publish(context.Context) error
 	Drop() error
@@ -261,6 +263,8 @@ func (fs *Fetches) perform(ctx context.Context, a Action) {
 		fs.opens(ctx, a)
 	case ActComplete:
 		fs.handle(a.ID).do(func(h *handle) { h.complete(ctx) })
+	case ActEmpty:
+		fs.handle(a.ID).do(func(h *handle) { h.empty(ctx) })
 	case ActClose:
 		fs.closes(a)
 	case ActJoin:
@@ -426,6 +430,13 @@ func (fs *Fetches) PeersFound(id piece.ID, p []swarm.PeerInfo) {
 func (fs *Fetches) NoSource(id piece.ID) {
 	if fs.Has(id) {
 		fs.tell(EvNoSource{ID: id})
+	}
+}
+
+// Doubt tells that what the swarm has stored of a blob may be false, or is no longer in doubt.
+func (fs *Fetches) Doubt(id piece.ID, on bool) {
+	if fs.Has(id) {
+		fs.tell(EvDoubt{ID: id, On: on})
 	}
 }
 

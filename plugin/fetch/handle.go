@@ -136,6 +136,16 @@ func (h *handle) complete(ctx context.Context) {
 	h.fs.tell(EvCompleted{ID: h.id, Opening: h.opening, Err: err})
 }
 
+// empty forgets what there is of the blob. If that fails, its client will find it false.
+func (h *handle) empty(ctx context.Context) {
+	err := h.blob.Empty()
+	if err != nil && ctx.Err() == nil {
+		h.log(ctx).WithError(err).Warn("cannot forget what was false of a blob")
+	}
+	h.changed()
+	h.fs.tell(EvEmptied{ID: h.id, Opening: h.opening, Err: err})
+}
+
 func (h *handle) joins(ctx context.Context, p Peers, a ActJoin) {
 	h.join = a.Join
 	if err := p.Join(ctx, h.id, a.As); err != nil {

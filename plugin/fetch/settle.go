@@ -57,7 +57,7 @@ func (m *Machine) join(f *fetch, take bool) {
 	if f.count(waiting) == 0 {
 		as.Priority += behind
 	}
-	useful := take || f.count(writing) > 0 && !f.settled()
+	useful := (take || f.count(writing) > 0 && !f.settled()) && !f.disk.emptying
 	if m.swarm && f.disk.open && useful && (!w.joined || as != w.as) {
 		if !w.joined {
 			w.stale, w.shareDue = true, w.shareDue || w.share != 0
@@ -100,7 +100,7 @@ func (m *Machine) ask(f *fetch, take bool) {
 		now = wantWaiting
 	case take:
 		now = wantSome
-	case f.lease == leaseTaken:
+	case f.lease == leaseTaken, f.lease == leaseGranted && m.distrusted.Contains(f.id):
 		now = q.want // a holder that takes back its want would lose the lease
 	}
 	switch {
@@ -260,6 +260,13 @@ func (m *Machine) answer(f *fetch) (did bool) {
 				hurries = hurries || d.slow
 				continue
 			}
+			if f.disk.emptying {
+				continue
+			}
+			if f.empties() {
+				m.empty(f)
+				return did
+			}
 			a.Answer, a.Why = Answer{Offset: d.offset, Lease: d.lease}, d.why
 			if d.lease {
 				f.lease = leaseTaken
@@ -306,7 +313,7 @@ func (m *Machine) nextDue(f *fetch) (due time.Time) {
 	}
 	s := m.situation(f)
 	for _, ses := range f.sessions {
-		if ses.state == waiting {
+		if ses.state == waiting && !f.disk.emptying {
 			at(m.now.Add(m.decide(f, ses, s).wait))
 		}
 	}

@@ -29,6 +29,7 @@ import (
 //	swarm [useful=n] [known=n] [missing=n] [reach=n] [lost=name] [turn] [slow]   what it says when it is asked; turn: who has
 //	                                  something of it gives something of other blobs, then
 //	no-source                         it says that its last source has failed
+//	doubt [off]                       it says that what it has stored may be false
 //	done [err=full|left|disproved] [join=n]              what it says when it has ended its work, of the last join or another one
 //	open s=n [authorized] [registry=name] [asking]   a session; what is said of it: wait, writes, close
 //	named s=n [registry=name]         where it would download from
@@ -185,6 +186,8 @@ func (p *play) command(d *datadriven.TestData) {
 			p.status.DeadEnd, p.status.Lost = true, []string{s}
 		}
 		p.slow = d.HasArg("slow")
+	case "doubt":
+		p.step(EvDoubt{ID: id, On: !d.HasArg("off")})
 	case "no-source":
 		p.step(EvNoSource{id})
 	case "done":
@@ -318,6 +321,11 @@ func (p *play) perform(a Action) []Event {
 				later(p.diskSlow, EvCompleted{a.ID, p.opening[a.ID], nil})...)
 		}
 		return later(p.diskSlow, EvCompleted{a.ID, p.opening[a.ID], p.diskErr})
+	case ActEmpty:
+		p.note("forgets what there is")
+		p.disk = Progress{}
+		return append(later(p.diskSlow, EvProgress{a.ID, p.opening[a.ID], p.disk}),
+			later(p.diskSlow, EvEmptied{a.ID, p.opening[a.ID], nil})...)
 	case ActClose:
 		text := "closes " + p.names[a.ID]
 		if a.Drop {

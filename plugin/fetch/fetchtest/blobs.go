@@ -209,6 +209,16 @@ func (b *blob) Complete(context.Context) error {
 	return nil
 }
 
+func (b *blob) Empty() error {
+	b.f.mu.Lock()
+	defer b.f.mu.Unlock()
+	if !b.Done {
+		b.have = piece.NewBits(b.id.Pieces())
+		b.notify()
+	}
+	return nil
+}
+
 func (b *blob) Publish(context.Context) error {
 	b.f.mu.Lock()
 	defer b.f.mu.Unlock()
