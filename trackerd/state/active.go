@@ -54,7 +54,7 @@ type want struct {
 	seq       uint32
 	waiting   bool
 	grant     bool
-	lost      []string // sources that have failed the agent, which knows no other
+	lost      []*agent // sources that have failed the agent, which knows no other
 	slow      bool     // what they bring is less than upstream would give it
 	answered  bool     // had a lease since it last asked, so its STAT is answered
 	tries     int      // leases it had
@@ -118,7 +118,7 @@ func (t *Tracker) want(a *agent, id piece.ID, m *trackerpb.Want) {
 		act.joined = true
 	}
 	w.waiting, w.grant, w.seq = m.Waiting, m.Grant, m.Seq
-	s.a.plead(w, m.Lost)
+	s.a.plead(w, t.named(m.Lost))
 	s.a.hurry(w, m.Slow)
 	if m.Waiting && s.a.leaseOf(a) < 0 {
 		w.answered = false

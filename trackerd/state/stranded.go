@@ -11,7 +11,7 @@ import (
 // unlists nobody.
 
 // plead notes which sources have failed w's agent, which knows no other.
-func (a *active) plead(w *want, lost []string) {
+func (a *active) plead(w *want, lost []*agent) {
 	switch {
 	case len(lost) > 0 && len(w.lost) == 0:
 		a.pleas = append(a.pleas, w)
@@ -21,9 +21,19 @@ func (a *active) plead(w *want, lost []string) {
 	w.lost = lost
 }
 
+// named returns the connected agents of these names: others are no sources.
+func (t *Tracker) named(nodes []string) (all []*agent) {
+	for _, n := range nodes {
+		if a := t.byNode[n]; a != nil {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
 // reaches reports whether a can deliver to w, as far as w has told.
 func (w *want) reaches(a *agent) bool {
-	return a != w.agent && a.reachable(w.agent) && (len(w.lost) == 0 || !slices.Contains(w.lost, a.hello.Node))
+	return a != w.agent && a.reachable(w.agent) && (len(w.lost) == 0 || !slices.Contains(w.lost, a))
 }
 
 // delivers reports whether a source of the blob is one that may says can deliver.
