@@ -93,8 +93,12 @@ func LogReport(ctx context.Context, r swarm.Report) {
 		l = l.WithError(r.Err)
 	}
 	switch {
-	case r.Kind == swarm.ReportUnreachable && !r.Repeated:
-		log.G(ctx).WithField("peer", r.Node).Warn(r.Err.Error()) // it says all
+	case r.Kind == swarm.ReportUnreachable: // its text says all
+		if l := log.G(ctx).WithField("peer", r.Node); r.Repeated {
+			l.Debug(r.Err.Error())
+		} else {
+			l.Warn(r.Err.Error())
+		}
 	case r.Kind == swarm.ReportConvicted, r.Kind == swarm.ReportSumsReplaced:
 		l.Warn("swarm: " + kind)
 	default:
