@@ -32,20 +32,7 @@ func Reload[C any, P interface {
 	Config
 }](ctx context.Context, signals <-chan os.Signal, running C, load func() (C, error), live chan<- C, f *File) {
 	var seen stamp
-	for {
-		var look <-chan time.Time
-		if f.refused() {
-			look = time.After(fileEvery)
-		}
-		select {
-		case <-signals:
-		case <-look:
-			if !f.changed(&seen) {
-				continue
-			}
-		case <-ctx.Done():
-			return
-		}
+	for awaitReload(ctx, signals, f, &seen) {
 		f.Mark()
 		next, err := load()
 		if err != nil {
@@ -82,6 +69,26 @@ func Reload[C any, P interface {
 			l.Info("the configuration was read again, and nothing has changed")
 		default:
 			l.Info("the configuration was read again")
+		}
+	}
+}
+
+// awaitReload waits for a reason to read the file again; false: ctx is done.
+func awaitReload(ctx context.Context, signals <-chan os.Signal, f *File, seen *stamp) bool {
+	for {
+		var look <-chan time.Time
+		if f.refused() {
+			look = time.After(fileEvery)
+		}
+		select {
+		case <-signals:
+			return true
+		case <-look:
+			if f.changed(seen) {
+				return true
+			}
+		case <-ctx.Done():
+			return false
 		}
 	}
 }
