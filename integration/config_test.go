@@ -178,6 +178,39 @@ func TestFallbackAndReturn(t *testing.T) {
 	}
 }
 
+// What a person does by hand: falling back stays until it is undone, and uninstalling leaves
+// containerd with its own store.
+func TestFallbackByHand(t *testing.T) {
+	r := newRollout(t)
+	capelin := func(args ...string) {
+		t.Helper()
+		if out, err := r.Command(r.e.ctx, nil, harness.MachineCapelin, append([]string{"agent"}, args...)...); err != nil {
+			t.Errorf("%v: %v: %s", args, err, out)
+		}
+	}
+	capelin("fallback", "--now")
+	if store := r.store(); store != "content" {
+		t.Errorf("after --now the store is %q", store)
+	}
+	_, _ = r.Systemctl(r.e.ctx, "start", "capelin-agent.service", "capelin-agent-return.service")
+	for _, unit := range []string{"capelin-agent.service", "capelin-agent-return.service"} {
+		if p := get(r.Show(r.e.ctx, unit, "ActiveState"))(t); p["ActiveState"] == "active" {
+			t.Errorf("%s runs although the fallback was asked for", unit)
+		}
+	}
+	r.pulls(t, "by-hand")
+	capelin("fallback", "--undo")
+	if store := r.store(); store != "capelin" || r.has("/var/lib/capelin/fallback") {
+		t.Errorf("after --undo the store is %q", store)
+	}
+	r.pulls(t, "undone")
+	capelin("uninstall", "--restart-containerd")
+	left := get(r.Sh(r.e.ctx, "find /etc/systemd/system /etc/containerd /etc/capelin /var/lib/capelin -name '*capelin*' ! -type d 2> /dev/null; true"))(t)
+	if store := r.store(); store != "content" || strings.TrimSpace(left) != "" {
+		t.Errorf("uninstalled, the store is %q, and there are %s", store, left)
+	}
+}
+
 func breakFile(r *rollout) error {
 	if err := os.RemoveAll(r.Path("/var/lib/capelin/agent")); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
@@ -29,7 +30,7 @@ func TestSurvive(t *testing.T) {
 		{"identity is another", secure, "zoen = 1\nauthorize = \"blob\"\n[identity]\nca = \"/ca2\"\ncert = \"/cert\"\nkey = \"/key\"\n",
 			"identity has changed in the configuration that is refused"},
 		{"identity is incomplete", secure, "authorize = \"blob\"\n[identity]\nca = \"/ca\"\n", "identity.cert is among what is refused"},
-		{"identity names what is not there", secure, "authorize = \"blob\"\n[identity]\nca = \"${CAPELIN_NONE}\"\ncert = \"/cert\"\nkey = \"/key\"\n",
+		{"identity names what is not there", secure, strings.Replace(secure, "/ca", "${CAPELIN_NONE}", 1),
 			"identity.ca is among what is refused"},
 		{"identity in a table that nobody knows", open, "[identty]\nca = \"/ca\"\ncert = \"/cert\"\nkey = \"/key\"\n" + "",
 			"nobody knows identty, which may mean a key of the identity, or of who may have what"},

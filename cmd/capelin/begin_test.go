@@ -26,7 +26,8 @@ func newAgentNode(t *testing.T) *agentNode {
 
 func (n *agentNode) write(t *testing.T, text string) {
 	t.Helper()
-	text = fmt.Sprintf("root = %q\nsocket = %q\nadmin = %q\nlisten = \"127.0.0.1:0\"\nunpack = false\nnode = \"n\"\nmetrics = \"127.0.0.1:0\"\n%s",
+	text = fmt.Sprintf("root = %q\nsocket = %q\nadmin = %q\nlisten = \"127.0.0.1:0\"\nunpack = false\nnode = \"n\"\n"+
+		"metrics = \"127.0.0.1:0\"\n%s",
 		n.dir+"/c", n.dir+"/c.sock", n.dir+"/a.sock", text)
 	if err := os.WriteFile(n.dir+"/agent.toml", []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -94,8 +95,8 @@ func TestAgentRunsOn(t *testing.T) {
 	// At a start.
 	run = n.start(t, hangups)
 	st = n.status(t)
-	if st.Zone != "a" || len(st.Configuration.Refused) != 1 || !strings.HasPrefix(st.Configuration.Instead, "the configuration that worked last, of 2") ||
-		st.Configuration.RegistryOnly != "" || st.Advertise == "" && !n.swarmComes(t) {
+	if st.Zone != "a" || len(st.Configuration.Refused) != 1 ||
+		!strings.HasPrefix(st.Configuration.Instead, "the configuration that worked last, of 2") || st.Configuration.RegistryOnly != "" || st.Advertise == "" && !n.swarmComes(t) {
 		t.Errorf("after a start: %+v", st)
 	}
 	out, _, err := execute(t, "status", "--config", n.dir+"/agent.toml")

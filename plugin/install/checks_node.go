@@ -257,7 +257,8 @@ func checkTrackers(ctx context.Context, p *patient, add report) {
 		}
 	}
 	if up > 0 {
-		add(OK, fmt.Sprintf("%d of %d can be connected to; the agent, which could say more, is not connected to any", up, len(p.agent.Trackers)), "", "")
+		add(OK, fmt.Sprintf("%d of %d can be connected to; the agent, which could say more, is not connected to any", up,
+			len(p.agent.Trackers)), "", "")
 	}
 	downTrackers(up, down, add)
 }

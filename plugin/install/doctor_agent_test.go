@@ -87,7 +87,8 @@ func TestDoctorAsksTheAgent(t *testing.T) {
 			}
 			for i, f := range got {
 				parts := append(strings.Split(tt.want[i], "|"), "", "")
-				if !strings.HasPrefix(string(f.Severity)+": "+f.Text, parts[0]) || !strings.Contains(f.Why, parts[1]) || !strings.Contains(f.Do, parts[2]) {
+				text := string(f.Severity) + ": " + f.Text
+				if !strings.HasPrefix(text, parts[0]) || !strings.Contains(f.Why, parts[1]) || !strings.Contains(f.Do, parts[2]) {
 					t.Errorf("%+v, want %q", f, tt.want[i])
 				}
 			}
