@@ -255,6 +255,28 @@ func TestTurns(t *testing.T) {
 	}
 }
 
+// However many blobs wait behind the first, their turns are a fifth of what comes.
+func TestTurnsAreFew(t *testing.T) {
+	l := newLab(t)
+	a, o := l.add("a", PeerConfig{}), l.add("o", PeerConfig{})
+	o.step(EvLimits{Up: 4 * piece.MinLength})
+	var first piece.ID
+	for k := range 20 {
+		id := l.blob(20 * piece.MinLength)
+		if k == 0 {
+			first = id
+		}
+		o.seed(id)
+		a.have[id] = piece.NewBits(20)
+		a.step(EvJoin{ID: id, Want: true, Priority: k, Have: piece.NewBits(20)})
+		a.named(id, "o")
+	}
+	l.pass(8 * time.Second) // 32 pieces
+	if s, _ := a.peer.Status(first); s.Have != 20 {
+		t.Errorf("the first has %d of its 20 pieces", s.Have)
+	}
+}
+
 // What a download says of itself: how far it and its peers reach without a gap, and when whoever
 // has something of it last gave something of any blob.
 func TestReachAndWaits(t *testing.T) {
