@@ -159,7 +159,7 @@ type Store struct {
 type entry struct {
 	dgst     digest.Digest
 	place    Presence      // Cached or Committed
-	sums     bool          // there is a sums file
+	sums     bool          // there is a sums file, or was none to write: its one piece was verified
 	bad      bool          // quarantined
 	unsynced bool          // its name in blobs/ may not survive a power cut
 	spent    bool          // containerd had it, and has deleted it

@@ -125,8 +125,11 @@ func (st *state) quarantine() error {
 	return err
 }
 
-// writeSums makes a complete blob's sums durable. The digest is locked.
+// writeSums makes a complete blob's sums durable. The digest is locked. One piece has none.
 func (s *Store) writeSums(sums *piece.Sums) error {
+	if sums.MaxLen() == 0 {
+		return nil
+	}
 	r := record{kind: kindSums, proven: true, sums: sums}
 	return durable.WriteFile(s.sumsPath(digest.Digest(sums.ID().Digest())), r.encode(), 0o600)
 }
@@ -221,6 +224,9 @@ func (s *Store) StoredSums(id piece.ID) (*piece.Sums, error) {
 	s.mu.Unlock()
 	if !stored {
 		return nil, nil
+	}
+	if id.Pieces() == 1 {
+		return piece.NewSums(id), nil
 	}
 	r, err := readRecord(s.sumsPath(d), kindSums, id)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errRecord) {

@@ -3,7 +3,6 @@ package main
 import (
 	"os"
 	"runtime"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -31,9 +30,7 @@ func agentCommand(hangups chan os.Signal) *cobra.Command {
 			c.DecodeZstd = []string{"/proc/self/exe", "agent", decodeZstd} // the same program, whatever it was replaced by
 			relaxTimers()
 			if os.Getenv("GOGC") == "" {
-				// Most of the memory is buffers of blocks, which are cheap to look through:
-				// four blobs of 8 GiB at once take 109 MiB instead of 153.
-				debug.SetGCPercent(50)
+				relaxCollector()
 			}
 		},
 	}, hangups)
