@@ -37,6 +37,7 @@ type situation struct {
 	began    time.Time     // when the first of them came since somebody waits; zero: none has
 	rate     float64       // bytes per second of late, from the swarm
 	mean     float64       // bytes per second since somebody waits
+	lately   float64       // bytes per second in the last half second
 	inAll    float64       // bytes per second of late from the swarm, of all blobs
 	asksTurn bool          // the swarm has not said yet whether this one waits for its turn
 	upstream float64       // bytes per second that the registry gives this node in all
@@ -176,8 +177,10 @@ const (
 	reserve = 500 * time.Millisecond  // the rest: until the registry sends something, and for the end
 
 	// A rate is hopeless if the pull would take so many times what it may, as is seen
-	// when bytes have come for a while.
+	// when bytes have come for a while: at the rate of late, for a swarm may be slow to begin, and
+	// at that since the beginning, for it may pause.
 	hopeless     = 3
+	unlikely     = 2
 	seenAfter    = time.Second
 	seenForWhile = 500 * time.Millisecond
 
@@ -217,27 +220,27 @@ func (s situation) lastMoment() time.Time {
 // come to this blob as well.
 const turnLasts = 2 * time.Second
 
-// rates returns at which rate the blob comes, of late and since somebody waits. One that
+// rates returns at which rate the blob comes, of late, lately and since somebody waits. One that
 // waits for its turn at a source loses nothing by that, if what the others get meanwhile is as
 // much as the registry would give all of them.
-func (s situation) rates() (late, mean float64) {
-	late, mean = s.rate, s.mean
+func (s situation) rates() (late, lately, mean float64) {
+	late, lately, mean = s.rate, s.lately, s.mean
 	if s.asksTurn || s.now.Sub(s.turn) < turnLasts {
 		share := s.inAll / float64(max(s.sharing, 1))
-		late, mean = max(late, share), max(mean, share)
+		late, lately, mean = max(late, share), max(lately, share), max(mean, share)
 	}
-	return late, mean
+	return late, lately, mean
 }
 
 // slow reports whether the registry is what keeps the session's time.
 func (s situation) slow() bool {
-	late, mean := s.rates()
+	late, lately, mean := s.rates()
 	switch {
 	case s.upstream <= 0 || s.verdict == tracker.Wait, s.verdict == tracker.Unknown && s.now.Before(later(s.since, s.asked).Add(s.find)):
 		return false // who knows more has not spoken
 	case s.now.Before(s.since.Add(seenAfter)):
 		return false
-	case !s.began.IsZero() && s.now.Sub(s.began) >= seenForWhile && !s.inTime(mean, hopeless):
+	case !s.began.IsZero() && s.now.Sub(s.began) >= seenForWhile && !s.inTime(lately, hopeless) && !s.inTime(mean, unlikely):
 		return true
 	}
 	return !s.now.Before(s.lastMoment()) && !s.inTime(late, 1)

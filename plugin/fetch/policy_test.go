@@ -20,7 +20,7 @@ func TestDecide(t *testing.T) {
 	slow := func(st situation) situation {
 		st.verdict, st.peers = cmp.Or(st.verdict, tracker.Sources), true
 		st.upstream, st.sharing, st.find = cmp.Or(st.upstream, 4e6), cmp.Or(st.sharing, 1), cmp.Or(st.find, 200*ms)
-		st.rate, st.mean = cmp.Or(st.rate, 1e6), cmp.Or(st.mean, 2e6)
+		st.rate, st.mean, st.lately = cmp.Or(st.rate, 1e6), cmp.Or(st.mean, 2e6), cmp.Or(st.lately, 2e6)
 		if st.began.IsZero() {
 			st.began = t0
 		}
@@ -89,9 +89,10 @@ func TestDecide(t *testing.T) {
 			answer(0, OutcomeSlow)},
 		{"slow, it waits for its turn, and the others get little",
 			slow(situation{now: at(2100 * ms), used: 600 * ms, sharing: 2, turn: at(s), inAll: 2e6}), answer(0, OutcomeSlow)},
-		{"hopeless", slow(situation{now: at(s), mean: 4e5}), answer(0, OutcomeSlow)},
-		{"not hopeless", slow(situation{now: at(s), mean: 2e6}), wait(250 * ms)},
-		{"hopeless, but it has just begun", slow(situation{now: at(s), began: at(600 * ms), mean: 4e5}), wait(250 * ms)},
+		{"hopeless", slow(situation{now: at(s), mean: 1e6, lately: 4e5}), answer(0, OutcomeSlow)},
+		{"not hopeless", slow(situation{now: at(s), mean: 2e6, lately: 1e3}), wait(250 * ms)},
+		{"hopeless, but it has just begun", slow(situation{now: at(s), began: at(600 * ms), mean: 4e5, lately: 4e5}), wait(250 * ms)},
+		{"hopeless, but it was slow to begin", slow(situation{now: at(s), mean: 4e5, lately: 2e6}), wait(250 * ms)},
 		{"slow, and trackers are silent", silent(slow(situation{now: at(2100 * ms), used: 600 * ms, find: 3 * s})),
 			wait(250 * ms)},
 		{"slow, and a tracker is young", slow(situation{now: at(2100 * ms), used: 600 * ms, verdict: tracker.Wait}), wait(250 * ms)},

@@ -199,6 +199,7 @@ func (m *Machine) situation(f *fetch) situation {
 		find:    m.rules.Find, stall: m.rules.Stall,
 		verified: f.disk.have.Verified, began: f.pace.began, rate: f.pace.rate(m.now, f.disk.have.Verified),
 		mean:    f.pace.mean(m.now, f.disk.have.Verified),
+		lately:  f.pace.over(m.now, f.disk.have.Verified, seenForWhile),
 		sharing: max(m.busy, 1), paced: f.question.paced, inAll: m.taken.over(m.now, m.received, leastWindow),
 	}
 	s.asksTurn = !m.matters(f) || w.lookedAt.IsZero()
