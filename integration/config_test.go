@@ -205,7 +205,8 @@ func TestFallbackByHand(t *testing.T) {
 	}
 	r.pulls(t, "undone")
 	capelin("uninstall", "--restart-containerd")
-	left := get(r.Sh(r.e.ctx, "find /etc/systemd/system /etc/containerd /etc/capelin /var/lib/capelin -name '*capelin*' ! -type d 2> /dev/null; true"))(t)
+	left := get(r.Sh(r.e.ctx, "find /etc/systemd/system /etc/containerd /etc/capelin /var/lib/capelin "+
+		"-name '*capelin*' ! -type d 2> /dev/null; true"))(t)
 	if store := r.store(); store != "content" || strings.TrimSpace(left) != "" {
 		t.Errorf("uninstalled, the store is %q, and there are %s", store, left)
 	}

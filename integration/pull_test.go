@@ -194,7 +194,9 @@ func TestAuthorizeBlobWithoutRanges(t *testing.T) {
 		{"403 of the store behind", func(blob string) harness.Fault {
 			return harness.Fault{Status: http.StatusTemporaryRedirect, Location: "/v2/store/blobs/" + blob}
 		}},
-		{"HTML", func(string) harness.Fault { return harness.Fault{Status: http.StatusOK, HTML: "<html>Sign in, please.</html>"} }},
+		{"HTML", func(string) harness.Fault {
+			return harness.Fault{Status: http.StatusOK, HTML: "<html>Sign in, please.</html>"}
+		}},
 	} {
 		for _, named := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, name known %t", kind.name, named), func(t *testing.T) {
@@ -218,8 +220,9 @@ func TestAuthorizeBlobWithoutRanges(t *testing.T) {
 						return f
 					})
 					failed := 0
-					for err := error(nil); ; failed++ {
-						if err = n.PullCRI(e.ctx, ref, nil); err == nil {
+					for ; ; failed++ {
+						err := n.PullCRI(e.ctx, ref, nil)
+						if err == nil {
 							break
 						}
 						if t.Logf("attempt %d: %v", failed+1, err); failed == 12 {

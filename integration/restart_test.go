@@ -64,8 +64,8 @@ func failed(c harness.Call) bool {
 }
 
 // round pulls an image and starts containers, calls end in the middle of it, and returns what
-// failed: the pull, one error for each start, and calls.
-func (r *restarts) round(i int, end func() error) (pull error, starts []error, calls []harness.Call) {
+// failed: one error for each start, calls, and the pull.
+func (r *restarts) round(i int, end func() error) (starts []error, calls []harness.Call, pull error) {
 	t, ctx := r.t, r.ctx
 	t.Helper()
 	ref, img := r.pulls[i%2], r.images[i%2]
@@ -120,7 +120,7 @@ func (r *restarts) round(i int, end func() error) (pull error, starts []error, c
 		}
 	}
 	must(t, r.sys("reset-failed", "capelin-agent.service")) // it is not ended that often
-	return pull, starts, calls
+	return starts, calls, pull
 }
 
 func (r *restarts) sys(args ...string) error {
@@ -158,7 +158,7 @@ func (r *restarts) killed(t *testing.T) {
 		t.Errorf("systemd lets it wait: %v", p)
 	}
 	for i := range rounds {
-		pull, starts, calls := r.round(i, r.m.KillAgent)
+		starts, calls, pull := r.round(i, r.m.KillAgent)
 		cut := 0
 		for _, c := range calls {
 			if c.Standing {
@@ -189,7 +189,7 @@ func (r *restarts) killed(t *testing.T) {
 func (r *restarts) restarted(t *testing.T) {
 	r.begin(t)
 	for i := range rounds {
-		pull, starts, calls := r.round(i, func() error {
+		starts, calls, pull := r.round(i, func() error {
 			if i%2 == 1 {
 				if err := r.m.PutProgram(r.binary, harness.MachineCapelin, make([]byte, i)...); err != nil {
 					return err

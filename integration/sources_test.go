@@ -99,4 +99,3 @@ func TestSeederBesideTracker(t *testing.T) {
 	e.check(t, n, ref, img)
 	e.noBlobs(t, n, img)
 }
-

@@ -76,7 +76,7 @@ func TestStrangersRegistry(t *testing.T) {
 	must(t, err)
 	keys := map[string]string{"shim.plain_http": "[" + quote(evil) + ", " + quote(e.reg.Addr) + "]"}
 	theirs, node := e.node(t, "theirs", harness.NodeOptions{Agent: keys}), e.node(t, "node", harness.NodeOptions{Agent: keys})
-	go e.shimGet(t, theirs, evil, "evil", img.Layers[0]) //nolint:errcheck // it cannot end well
+	go e.shimGet(t, theirs, evil, "evil", img.Layers[0]) // it cannot end well
 	e.poll(t, "the registry lies", func() bool { return lies.Load() > 0 })
 	status, got, err := e.shimGet(t, node, e.reg.Addr, "app", img.Layers[0])
 	if err != nil || status != http.StatusOK || !bytes.Equal(got, truth) {

@@ -272,7 +272,7 @@ func (a *agent) runNetwork(ctx context.Context) error {
 	}
 	l, id, err := a.awaitNetwork(ctx)
 	if err != nil {
-		return nil // the agent ends
+		return nil //nolint:nilerr // the agent ends
 	}
 	ways := advertised(ctx, cfg, l.Addr())
 	n := &network{advertise: ways[0]}

@@ -69,7 +69,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, func() float64 { return 1 }),
 	)
 	for _, o := range []fetch.Outcome{
-		fetch.OutcomeComplete, fetch.OutcomeLease, fetch.OutcomeNobody, fetch.OutcomeStalled, fetch.OutcomeSlow, fetch.OutcomeAlone, fetch.OutcomeStopping,
+		fetch.OutcomeComplete, fetch.OutcomeLease, fetch.OutcomeNobody, fetch.OutcomeStalled, fetch.OutcomeSlow, fetch.OutcomeAlone,
+		fetch.OutcomeStopping,
 		fetch.OutcomeSmall, fetch.OutcomeGone, fetch.OutcomeFailed,
 	} {
 		m.sessions.WithLabelValues(string(o))

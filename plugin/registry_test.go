@@ -64,7 +64,7 @@ func TestRegistryNames(t *testing.T) {
 	}
 	g := grpc.NewServer()
 	api.RegisterContentServer(g, srv)
-	go g.Serve(l) //nolint:errcheck // ends with Stop
+	go g.Serve(l) // ends with Stop
 	defer g.Stop()
 	names, err := newRegistryNames(im, socket)
 	if err != nil {

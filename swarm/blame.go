@@ -29,8 +29,8 @@ type suspect struct {
 
 const (
 	retrySame   = 150 * time.Millisecond // then a piece is asked again from whoever sent it wrong, if nobody else has sent it
-	maxSuspects = 8               // of one piece that are remembered
-	maxSlips    = 3               // as often one node may send a piece wrong, against all others
+	maxSuspects = 8                      // of one piece that are remembered
+	maxSlips    = 3                      // as often one node may send a piece wrong, against all others
 )
 
 var (

@@ -18,7 +18,8 @@
 // sendCounts, arrivals and rechecks; a conn of pipe (what is asked of its peer), outbox (what it
 // is sent), swarms (handles), keepalive and sumsAllowance; a link has news, sumsQuery and
 // sumsFeed. What all share is in downlink (windows, memory, patience), uplink (admission,
-// order) and failures (which nodes have failed as sources, beyond blobs and connections). The comment on each type says to whom it belongs and who changes it.
+// order) and failures (which nodes have failed as sources, beyond blobs and
+// connections). The comment on each type says to whom it belongs and who changes it.
 //
 // testdata/*.txt are conversations between Peers, to be read. The Node's files are node*.go,
 // handshake.go, sender*.go, receiver*.go and sockets*.go.

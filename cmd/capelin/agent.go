@@ -34,7 +34,8 @@ func agentCommand(hangups chan os.Signal) *cobra.Command {
 			}
 		},
 	}, hangups)
-	cmd.AddCommand(containerdConfigCommand(s), agentInstallCommand(s), agentUninstallCommand(), agentFallbackCommand(s), agentDoctorCommand(s), decodeZstdCommand())
+	cmd.AddCommand(containerdConfigCommand(s), agentInstallCommand(s), agentUninstallCommand(), agentFallbackCommand(s), agentDoctorCommand(s),
+		decodeZstdCommand())
 	return cmd
 }
 

@@ -96,7 +96,8 @@ func TestAgentRunsOn(t *testing.T) {
 	run = n.start(t, hangups)
 	st = n.status(t)
 	if st.Zone != "a" || len(st.Configuration.Refused) != 1 ||
-		!strings.HasPrefix(st.Configuration.Instead, "the configuration that worked last, of 2") || st.Configuration.RegistryOnly != "" || st.Advertise == "" && !n.swarmComes(t) {
+		!strings.HasPrefix(st.Configuration.Instead, "the configuration that worked last, of 2") ||
+		st.Configuration.RegistryOnly != "" || st.Advertise == "" && !n.swarmComes(t) {
 		t.Errorf("after a start: %+v", st)
 	}
 	out, _, err := execute(t, "status", "--config", n.dir+"/agent.toml")

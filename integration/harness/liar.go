@@ -74,8 +74,7 @@ func (c *Cluster) NewLiar(ctx context.Context, name, trackerAddr string, rate in
 	go func() { ended <- l.client.Run(running) }()
 	c.onClose(func() {
 		cancel()
-		<-ended
-		<-ended
+		_, _ = <-ended, <-ended // it was told to
 	})
 	t := time.NewTicker(5 * time.Millisecond)
 	defer t.Stop()

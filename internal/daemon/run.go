@@ -285,7 +285,7 @@ func (d *Daemon) lateMetrics() Part {
 	return Part{"metrics", func(ctx context.Context) error {
 		ln, err := d.Patiently(ctx, "metrics", "metrics and health checks", d.cfg.Metrics)
 		if err != nil {
-			return nil // it ends
+			return nil //nolint:nilerr // it ends
 		}
 		d.page.Store(ln.Addr().String())
 		return d.Page.Serve(ctx, ln, d.cfg.Pprof)
@@ -324,7 +324,8 @@ func (d *Daemon) show(ready func() bool, ln net.Listener, p *Parts) (addr net.Ad
 }
 
 func (d *Daemon) log(ctx context.Context, state string, fields log.Fields, metrics net.Addr) {
-	l := log.G(ctx).WithFields(log.Fields{"cluster": d.cfg.Cluster, "version": version.Version(), "tls": d.cfg.Identity.Enabled()}).WithFields(fields)
+	own := log.Fields{"cluster": d.cfg.Cluster, "version": version.Version(), "tls": d.cfg.Identity.Enabled()}
+	l := log.G(ctx).WithFields(own).WithFields(fields)
 	if metrics != nil {
 		l = l.WithField("metrics", metrics.String())
 	}

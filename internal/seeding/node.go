@@ -92,14 +92,14 @@ func LogReport(ctx context.Context, r swarm.Report) {
 	if r.Err != nil {
 		l = l.WithError(r.Err)
 	}
-	switch {
-	case r.Kind == swarm.ReportUnreachable: // its text says all
+	switch r.Kind {
+	case swarm.ReportUnreachable: // its text says all
 		if l := log.G(ctx).WithField("peer", r.Node); r.Repeated {
 			l.Debug(r.Err.Error())
 		} else {
 			l.Warn(r.Err.Error())
 		}
-	case r.Kind == swarm.ReportConvicted, r.Kind == swarm.ReportSumsReplaced:
+	case swarm.ReportConvicted, swarm.ReportSumsReplaced:
 		l.Warn("swarm: " + kind)
 	default:
 		l.Debug("swarm: " + kind)

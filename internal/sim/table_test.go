@@ -323,7 +323,8 @@ func TestLost(t *testing.T) {
 			}
 			for k, h := range r.Hosts[1:] {
 				if x := float64(all-h.Parts[0].Prefix) / float64(all-r.Blobs[0].Have); x > c.most {
-					t.Errorf("host %d begins at piece %d, of %d all hosts have %d: %.3f times what is missing", k, h.Parts[0].Prefix, all, r.Blobs[0].Have, x)
+					t.Errorf("host %d begins at piece %d, of %d all hosts have %d: %.3f times what is missing",
+						k, h.Parts[0].Prefix, all, r.Blobs[0].Have, x)
 				}
 			}
 		})

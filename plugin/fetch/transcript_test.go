@@ -180,7 +180,8 @@ func (p *play) command(d *datadriven.TestData) {
 		}
 	case "swarm":
 		waits := p.status.Waits
-		p.status = swarm.BlobStatus{Waits: waits, Useful: num("useful"), Known: num("known"), Missing: num("missing"), Reach: int64(num("reach")) << 16}
+		p.status = swarm.BlobStatus{Waits: waits, Useful: num("useful"), Known: num("known"),
+			Missing: num("missing"), Reach: int64(num("reach")) << 16}
 		p.turn = d.HasArg("turn")
 		if s := str("lost"); s != "" {
 			p.status.DeadEnd, p.status.Lost = true, []string{s}

@@ -62,7 +62,8 @@ func checkObstacles(_ context.Context, p *patient, add report) {
 			why = "Clients that pull through the registry shim, such as Docker, cannot."
 		}
 		if o.Key == "listen" || o.Key == "metrics" || o.Key == "shim.listen" {
-			do = "See who has the port with \"ss -ltnp\", or set " + o.Key + " in " + p.agent.file() + " to another. The agent tries again by itself."
+			do = "See who has the port with \"ss -ltnp\", or set " + o.Key + " in " + p.agent.file() + " to another. " +
+				"The agent tries again by itself."
 		}
 		add(Fail, o.Key+": "+o.Error, why, do)
 	}

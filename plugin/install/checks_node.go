@@ -333,7 +333,8 @@ func checkPeers(ctx context.Context, p *patient, add report) {
 	if reached > 0 {
 		add(OK, fmt.Sprintf("%d can be connected to", reached), "", "")
 	}
-	const do = "Check there that listen and advertise of agent.toml (an origin's swarm.listen) name an address that this node reaches, and that " +
+	const do = "Check there that listen and advertise of agent.toml (an origin's swarm.listen) name an address that this node " +
+		"reaches, and that " +
 		"firewalls let TCP to it through, both ways and with packets of full size (MTU)."
 	if len(down) > 0 {
 		s, why := Warn, "What it has comes from others, or from the registry."

@@ -47,7 +47,8 @@ func TestDoctorAsksTheAgent(t *testing.T) {
 			[]string{"warn: " + ConfigPath + " has changed: zone, listen||systemctl restart"}},
 		{"a port is taken", func(st *status) {
 			st.Obstacles = []plugin.ObstacleStatus{{Key: "listen", Error: "another process has it"}, {Key: "metrics", Error: "it, too"}}
-		}, "agent", []string{"fail: listen: another process has it|takes no part in the swarm|ss -ltnp", "fail: metrics: it, too|health|ss -ltnp"}},
+		}, "agent", []string{"fail: listen: another process has it|takes no part in the swarm|ss -ltnp",
+			"fail: metrics: it, too|health|ss -ltnp"}},
 		{"nobody is known", func(*status) {}, "peers", []string{"ok: none are known"}},
 		{"two peers of many", func(st *status) {
 			st.Peers = []plugin.PeerStatus{peer("in", ""), peer("a", "good:1"), peer("b", "good:2"), peer("c", "bad:3")}
@@ -58,7 +59,8 @@ func TestDoctorAsksTheAgent(t *testing.T) {
 		}, "peers", []string{"ok: 1 can be connected to", "warn: cannot reach b at bad:1: connection refused|from others|firewalls"}},
 		{"nobody can be reached", func(st *status) {
 			st.Unreachable = []plugin.UnreachableStatus{away("b", "bad:1", "x"), away("c", "bad:2", "x"), away("d", "bad:3", "x")}
-		}, "peers", []string{"fail: cannot reach b at bad:1: connection refused; cannot reach c at bad:2: connection refused|connected to nobody"}},
+		}, "peers", []string{"fail: cannot reach b at bad:1: connection refused; " +
+			"cannot reach c at bad:2: connection refused|connected to nobody"}},
 		{"one that can be reached again", func(st *status) {
 			st.Unreachable = []plugin.UnreachableStatus{away("b", "good:1", "connected, and no answer")}
 		}, "peers", []string{"warn: b at good:1 can be connected to, but failed as a source: connected, and no answer|tries it again"}},

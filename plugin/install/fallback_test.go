@@ -116,7 +116,8 @@ func TestUndo(t *testing.T) {
 		ran     string
 		old     bool // units of an earlier version
 	}{
-		{name: "works, with units of an earlier version", undone: true, ran: try + "|restart capelin-agent.service containerd.service", old: true},
+		{name: "works, with units of an earlier version", undone: true, old: true,
+			ran: try + "|restart capelin-agent.service containerd.service"},
 		{name: "does not start, with units of an earlier version", failing: "start capelin-agent.socket",
 			ran: try + "|stop capelin-agent.socket capelin-agent.service", old: true},
 		{name: "works", undone: true, ran: try + "|restart capelin-agent.service containerd.service"},

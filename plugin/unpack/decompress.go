@@ -82,7 +82,7 @@ func decompress(ctx context.Context, ra io.ReaderAt, size int64, detect bool, op
 // A retrying reader goes on with another decoder of the same blob where the first one fails.
 type retrying struct {
 	r     io.Reader
-	read  int64 // bytes
+	read  int64                                 // bytes
 	retry func(failed error) (io.Reader, error) // nil: not again
 }
 

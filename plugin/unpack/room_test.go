@@ -18,7 +18,7 @@ func TestRoom(t *testing.T) {
 	if err := unix.Mount("capelin-test", dir, "tmpfs", 0, "size=4m"); err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Unmount(dir, unix.MNT_DETACH) //nolint:errcheck // it goes with the test
+	defer unix.Unmount(dir, unix.MNT_DETACH)
 	var es []entry
 	for i := range 20 {
 		es = append(es, reg(fmt.Sprint("small", i), strings.Repeat("x", 50_000)))

@@ -58,12 +58,15 @@ func behindAnother(rate int64, download func(context.Context, *harness.Node, *ha
 			return nil, err
 		}
 		away, cancel := context.WithCancel(ctx)
-		ended := make(chan error, 1)
+		ended := make(chan struct{})
 		defer func() {
 			cancel()
-			<-ended // what it ended with is not measured: most are cancelled
+			<-ended
 		}()
-		go func() { ended <- download(away, holder, other, theirs) }()
+		go func() {
+			defer close(ended)
+			_ = download(away, holder, other, theirs) // most are cancelled
+		}()
 		if err := other.WaitFor(ctx, "the lease holder", func(rs []harness.Request) bool {
 			return sent(rs, img.Layers[0]) > 0
 		}); err != nil {
