@@ -51,6 +51,13 @@ func (e *env) node(t *testing.T, name string, o harness.NodeOptions) *harness.No
 // stopped is a node that was not started.
 func (e *env) stopped(t *testing.T, name string, o harness.NodeOptions) *harness.Node {
 	t.Helper()
+	n := get(e.c.NewNode(name, e.options(o)))(t)
+	e.leaves(t, n)
+	return n
+}
+
+// options are o with the registry and the tracker of e, if it names none.
+func (e *env) options(o harness.NodeOptions) harness.NodeOptions {
 	if o.Registries == nil {
 		o.Registries = []string{e.reg.Addr}
 	}
@@ -58,13 +65,16 @@ func (e *env) stopped(t *testing.T, name string, o harness.NodeOptions) *harness
 		o.Trackers = []string{e.tracker.Listen}
 	}
 	o.Agent = maps.Clone(o.Agent)
-	n := get(e.c.NewNode(name, o))(t)
+	return o
+}
+
+// leaves removes a node when the test or subtest has ended well.
+func (e *env) leaves(t *testing.T, n *harness.Node) {
 	t.Cleanup(func() {
 		if !t.Failed() {
 			must(t, e.c.Remove(n))
 		}
 	})
-	return n
 }
 
 // machine boots a machine and installs the agent on it. It goes like a node.
@@ -78,19 +88,8 @@ func (e *env) machine(t *testing.T, name string, o harness.NodeOptions) *harness
 // booted is a machine on which neither containerd nor the agent was started.
 func (e *env) booted(t *testing.T, name string, o harness.NodeOptions) *harness.Machine {
 	t.Helper()
-	if o.Registries == nil {
-		o.Registries = []string{e.reg.Addr}
-	}
-	if o.Trackers == nil {
-		o.Trackers = []string{e.tracker.Listen}
-	}
-	o.Agent = maps.Clone(o.Agent)
-	m := get(e.c.NewMachine(e.ctx, name, o))(t)
-	t.Cleanup(func() {
-		if !t.Failed() {
-			must(t, e.c.Remove(m.Node))
-		}
-	})
+	m := get(e.c.NewMachine(e.ctx, name, e.options(o)))(t)
+	e.leaves(t, m.Node)
 	return m
 }
 
@@ -137,13 +136,16 @@ func (e *env) poll(t *testing.T, what string, f func() bool) {
 	must(t, e.await(what, f))
 }
 
-func (e *env) await(what string, f func() bool) error {
+func (e *env) await(what string, f func() bool) error { return await(e.ctx, what, f) }
+
+// await waits until f reports true or ctx ends.
+func await(ctx context.Context, what string, f func() bool) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !f() {
 		select {
 		case <-tick.C:
-		case <-e.ctx.Done():
+		case <-ctx.Done():
 			return fmt.Errorf("%s: never", what)
 		}
 	}

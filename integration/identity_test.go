@@ -15,6 +15,7 @@ import (
 
 	"github.com/capelin-io/capelin/integration/harness"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/plugin"
 )
 
 // Who may connect where: every port of a server and a node, for every role, and
@@ -138,21 +139,17 @@ func TestWrongName(t *testing.T) {
 	keys := get(s.pki.Issue(s.ctx, "somebody", "node"))(t)
 	n := get(s.c.NewNode("node", harness.NodeOptions{Trackers: []string{s.server.Tracker}, Agent: keys}))(t)
 	must(t, n.StartAgent(s.ctx)) // containers start without a swarm
-	for {
-		st, err := n.Status(s.ctx)
-		must(t, err)
-		if len(st.Obstacles) == 0 {
-			time.Sleep(10 * time.Millisecond) // until s.ctx ends
-			continue
+	var st plugin.Status
+	must(t, await(s.ctx, "the agent says what is wrong", func() bool {
+		st = get(n.Status(s.ctx))(t)
+		return len(st.Obstacles) > 0
+	}))
+	if o := st.Obstacles[0]; o.Key != "identity" || !strings.Contains(o.Error, "somebody") || !strings.Contains(o.Error, "node") {
+		t.Errorf("the agent with another's certificate says %+v", st.Obstacles)
+	}
+	for _, tr := range st.Trackers {
+		if tr.Connected {
+			t.Errorf("it is connected to %+v", tr)
 		}
-		if o := st.Obstacles[0]; o.Key != "identity" || !strings.Contains(o.Error, "somebody") || !strings.Contains(o.Error, "node") {
-			t.Errorf("the agent with another's certificate says %+v", st.Obstacles)
-		}
-		for _, tr := range st.Trackers {
-			if tr.Connected {
-				t.Errorf("it is connected to %+v", tr)
-			}
-		}
-		break
 	}
 }

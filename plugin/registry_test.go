@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
-	"time"
+	"testing/synctest"
 
 	api "github.com/containerd/containerd/api/services/content/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -99,11 +99,20 @@ func TestRegistryNames(t *testing.T) {
 	}
 
 	// containerd opens a layer before its manifest was read here.
-	late := make(chan string)
-	go func() { late <- of(5, "k8s.io") }()
-	time.Sleep(time.Millisecond)
-	learn(5, layer(5))
-	if got := <-late; got != "late.example" {
+	synctest.Test(t, func(t *testing.T) {
+		im.news = make(chan struct{}) // the bubble's
+		late := make(chan string)
+		go func() {
+			d, _ := im.manifest(t.Context(), layer(5))
+			late <- d.String()
+		}()
+		synctest.Wait()
+		want := learn(5, layer(5))
+		if got := <-late; got != want {
+			t.Errorf("the manifest that comes late is %q, want %q", got, want)
+		}
+	})
+	if got := of(5, "k8s.io"); got != "late.example" {
 		t.Errorf("a layer whose manifest comes late is from %q", got)
 	}
 

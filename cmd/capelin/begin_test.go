@@ -58,12 +58,12 @@ func (n *agentNode) status(t *testing.T) (st plugin.Status) {
 // kept waits until a text is kept that has a part.
 func (n *agentNode) kept(t *testing.T, part string) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) { // for hangs only
-		if text, err := os.ReadFile(n.dir + "/state/agent.toml"); err == nil && strings.Contains(string(text), part) {
-			return
-		}
+	if !comes(func() bool {
+		text, err := os.ReadFile(n.dir + "/state/agent.toml")
+		return err == nil && strings.Contains(string(text), part)
+	}) {
+		t.Fatalf("no text with %q is kept", part)
 	}
-	t.Fatalf("no text with %q is kept", part)
 }
 
 // An agent whose file is refused runs on with what worked last, and everybody can see it;
@@ -134,8 +134,13 @@ func TestAgentRunsOn(t *testing.T) {
 }
 
 func (n *agentNode) swarmComes(t *testing.T) bool {
+	return comes(func() bool { return n.status(t).Advertise != "" })
+}
+
+// comes reports whether something comes about that only a file or the agent's own word shows.
+func comes(f func() bool) bool {
 	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) { // for hangs only
-		if n.status(t).Advertise != "" {
+		if f() {
 			return true
 		}
 	}

@@ -355,6 +355,19 @@ var errEnded = errors.New("exit status 0")
 // await polls ready, every few milliseconds, until it reports nil, the process
 // ends, or ctx does. The daemons here say "ready" by a socket that answers.
 func (p *Process) await(ctx context.Context, ready func(context.Context) error) error {
+	over, err := await(ctx, p.done, ready)
+	switch {
+	case err == nil:
+		return nil
+	case over:
+		return fmt.Errorf("%s ended before it was ready: %w\n%s", p.Name, cmp.Or(p.err, errEnded), p.Tail(20))
+	}
+	return fmt.Errorf("%s is not ready: %w\n%s", p.Name, err, p.Tail(20))
+}
+
+// await polls ready, every few milliseconds, until it reports nil, ctx ends, or ended is
+// closed, which it reports as over. The error is ready's last one.
+func await(ctx context.Context, ended <-chan struct{}, ready func(context.Context) error) (over bool, err error) {
 	t := time.NewTicker(5 * time.Millisecond)
 	defer t.Stop()
 	for {
@@ -362,13 +375,13 @@ func (p *Process) await(ctx context.Context, ready func(context.Context) error) 
 		err := ready(one)
 		cancel()
 		if err == nil {
-			return nil
+			return false, nil
 		}
 		select {
-		case <-p.done:
-			return fmt.Errorf("%s ended before it was ready: %w\n%s", p.Name, cmp.Or(p.err, errEnded), p.Tail(20))
+		case <-ended:
+			return true, err
 		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready: %w\n%s", p.Name, err, p.Tail(20))
+			return false, err
 		case <-t.C:
 		}
 	}

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -408,19 +407,8 @@ func (m *Machine) AwaitAgent(ctx context.Context) error {
 
 // await polls ready until it reports nil or ctx ends.
 func (m *Machine) await(ctx context.Context, ready func(context.Context) error) error {
-	t := time.NewTicker(10 * time.Millisecond)
-	defer t.Stop()
-	for {
-		one, cancel := context.WithTimeout(ctx, 10*time.Second)
-		err := ready(one)
-		cancel()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready: %w", m.Name, err)
-		case <-t.C:
-		}
+	if _, err := await(ctx, nil, ready); err != nil {
+		return fmt.Errorf("%s is not ready: %w", m.Name, err)
 	}
+	return nil
 }

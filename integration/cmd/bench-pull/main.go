@@ -310,66 +310,19 @@ func (b *bench) node(ctx context.Context, who string) (*harness.Node, error) {
 	return n, n.AwaitTrackers(ctx)
 }
 
-// pull measures one on a fresh node. With profile, the daemons' profiles are written to
-// files that begin with it.
-func (b *bench) pull(ctx context.Context, who string, img *harness.Image, ref, profile string, warm func() error) (p *pull, err error) {
-	n, err := b.node(ctx, who)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, b.c.Remove(n)) }()
-	if err := warm(); err != nil {
-		return nil, err
-	}
-	profiled := func() error { return nil }
-	if profile != "" {
-		if profiled, err = startProfiles(ctx, n, profile); err != nil {
-			return nil, err
+// pull measures one on a fresh node, and fails if not all of it came from the swarm.
+func (b *bench) pull(ctx context.Context, who string, img *harness.Image, ref, profile string, warm func() error) (*pull, error) {
+	return b.pullAll(ctx, who, []string{ref}, profile, warm, func(n *harness.Node) error {
+		if n.Options.Stock {
+			return nil
 		}
-	}
-	before, err := n.CPU()
-	if err != nil {
-		return nil, err
-	}
-	idle, err := benchkit.Now()
-	if err != nil {
-		return nil, err
-	}
-	start := time.Now()
-	if err := n.PullCRI(ctx, ref, nil); err != nil {
-		return nil, err
-	}
-	p = &pull{Wall: time.Since(start).Seconds()}
-	after, err := n.CPU()
-	if err != nil {
-		return nil, err
-	}
-	now, err := benchkit.Now()
-	if err != nil {
-		return nil, err
-	}
-	p.CPU, p.Busy = (after - before).Seconds(), now.Busy(idle)
-	if err := profiled(); err != nil {
-		return nil, err
-	}
-	if p.Containerd, err = n.Containerd().PeakRSS(); err != nil {
-		return nil, err
-	}
-	if n.Options.Stock {
-		return p, nil
-	}
-	if p.Agent, err = n.Agent().PeakRSS(); err != nil {
-		return nil, err
-	}
-	st, err := n.Status(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if st.Bytes.FromPeers < img.Bytes() {
-		return nil, fmt.Errorf("not from the swarm: %d of %d bytes came from it, %d from the registry",
-			st.Bytes.FromPeers, img.Bytes(), st.Bytes.FromRegistry)
-	}
-	return p, nil
+		st, err := n.Status(ctx)
+		if err == nil && st.Bytes.FromPeers < img.Bytes() {
+			err = fmt.Errorf("not from the swarm: %d of %d bytes came from it, %d from the registry",
+				st.Bytes.FromPeers, img.Bytes(), st.Bytes.FromRegistry)
+		}
+		return err
+	})
 }
 
 // floors measures the parts of a pull alone: the layers' bytes by HTTP from the registry

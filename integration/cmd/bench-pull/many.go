@@ -52,7 +52,7 @@ func (b *bench) many(ctx context.Context, rounds int) (*caseResult, error) {
 			if b.profile != "" && round < 0 {
 				profile = filepath.Join(b.profile, "many-"+w)
 			}
-			p, err := b.pullAll(ctx, w, refs, profile, func() error { return b.cold(blobs) })
+			p, err := b.pullAll(ctx, w, refs, profile, func() error { return b.cold(blobs) }, func(*harness.Node) error { return nil })
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", w, err)
 			}
@@ -65,8 +65,11 @@ func (b *bench) many(ctx context.Context, rounds int) (*caseResult, error) {
 	return r, nil
 }
 
-// pullAll measures the pulls of images, all at once, on a fresh node.
-func (b *bench) pullAll(ctx context.Context, who string, refs []string, profile string, warm func() error) (p *pull, err error) {
+// pullAll measures the pulls of images, all at once, on a fresh node, which check looks at in the
+// end. With profile, the daemons' profiles are written to files that begin with it.
+func (b *bench) pullAll(
+	ctx context.Context, who string, refs []string, profile string, warm func() error, check func(*harness.Node) error,
+) (p *pull, err error) {
 	n, err := b.node(ctx, who)
 	if err != nil {
 		return nil, err
@@ -113,5 +116,8 @@ func (b *bench) pullAll(ctx context.Context, who string, refs []string, profile 
 	if p.Containerd, err = n.Containerd().PeakRSS(); err == nil && !n.Options.Stock {
 		p.Agent, err = n.Agent().PeakRSS()
 	}
-	return p, err
+	if err != nil {
+		return nil, err
+	}
+	return p, check(n)
 }

@@ -151,16 +151,10 @@ func strangerLies(ctx context.Context, w *world) ([]value, error) {
 	if err != nil {
 		return nil, err
 	}
-	away, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	defer func() {
-		cancel()
-		<-ended
-	}()
-	go func() {
-		defer close(ended)
-		_, _ = get(away, theirs, evil.addr, "evil/blob", img.Layers[0]) // it cannot end well
-	}()
+	ended, stop := background(ctx, func(ctx context.Context) {
+		_, _ = get(ctx, theirs, evil.addr, "evil/blob", img.Layers[0]) // it cannot end well
+	})
+	defer stop()
 	if err := until(ctx, ended, func() (bool, error) { return evil.sent.Load() > 1<<20, nil }); err != nil {
 		return nil, err
 	}

@@ -57,16 +57,10 @@ func behindAnother(rate int64, download func(context.Context, *harness.Node, *ha
 		if err != nil {
 			return nil, err
 		}
-		away, cancel := context.WithCancel(ctx)
-		ended := make(chan struct{})
-		defer func() {
-			cancel()
-			<-ended
-		}()
-		go func() {
-			defer close(ended)
-			_ = download(away, holder, other, theirs) // most are cancelled
-		}()
+		_, stop := background(ctx, func(ctx context.Context) {
+			_ = download(ctx, holder, other, theirs) // most are cancelled
+		})
+		defer stop()
 		if err := other.WaitFor(ctx, "the lease holder", func(rs []harness.Request) bool {
 			return sent(rs, img.Layers[0]) > 0
 		}); err != nil {

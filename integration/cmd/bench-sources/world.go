@@ -259,6 +259,20 @@ func until(ctx context.Context, over <-chan struct{}, f func() (bool, error)) er
 	}
 }
 
+// background runs f in the background. stop cancels its context and waits for its end.
+func background(ctx context.Context, f func(context.Context)) (ended <-chan struct{}, stop func()) {
+	away, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f(away)
+	}()
+	return done, func() {
+		cancel()
+		<-done
+	}
+}
+
 // images are made once.
 type images struct {
 	dir  string
