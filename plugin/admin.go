@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/log"
 
+	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/internal/daemon/version"
 	"github.com/capelin-io/capelin/swarm"
 )
@@ -36,6 +37,8 @@ type Status struct {
 	// Obstacles keep parts of the agent from running: until they are gone, which the agent
 	// looks for by itself, the rest runs without.
 	Obstacles []ObstacleStatus `json:"obstacles,omitempty"`
+	// Namesake is where another machine is that has this node's name.
+	Namesake tracker.Namesake `json:"namesake,omitempty"`
 
 	Store    StoreStatus     `json:"store"`
 	Bytes    BytesStatus     `json:"bytes"`
@@ -143,9 +146,9 @@ func (a *agent) status() Status {
 			FromPeers: n.Total.Stored, FromRegistry: a.registryBytes.Load(), ToPeers: n.Total.BytesOut,
 			FromOtherZones: n.Total.FarIn, ToOtherZones: n.Total.FarOut,
 		},
-		Trackers: a.trackerStatus(),
-		Peers:    []PeerStatus{}, Blobs: []BlobStatus{},
+		Peers: []PeerStatus{}, Blobs: []BlobStatus{},
 	}
+	st.Trackers, st.Namesake = a.trackerStatus()
 	st.Configuration = a.configuration()
 	st.Shim, _ = a.shimAddr.Load().(string)
 	for _, o := range a.daemon.Obstacles() {

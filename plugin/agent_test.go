@@ -258,6 +258,18 @@ func fetchAnnounced(t *testing.T, ctx context.Context, a *testAgent, id piece.ID
 	}
 }
 
+// Two agents of one name, as of two machines, say so.
+func TestAgentNamesake(t *testing.T) {
+	t.Parallel()
+	cfg, cfg2 := testConfig(t), testConfig(t)
+	cfg.Trackers = []string{startTracker(t)}
+	cfg2.Trackers, cfg2.Node = cfg.Trackers, cfg.Node
+	a, b := start(t, cfg), start(t, cfg2)
+	for _, x := range []*testAgent{a, b} {
+		x.until(t, func(st Status) bool { return st.Namesake != "" })
+	}
+}
+
 // What stock containerd pulled has no sums; they are computed when a peer wants
 // it.
 func TestAgentSeedsOldBlobs(t *testing.T) {

@@ -141,6 +141,7 @@ var (
 	blobsDesc   = agentDesc("blobs", "Complete blobs on disk.", "place")
 	cacheDesc   = agentDesc("cache_bytes", "Bytes kept beyond what containerd holds.")
 	trackerDesc = agentDesc("tracker_connected", "Whether the tracker's stream is up.", "tracker")
+	sharedDesc  = agentDesc("name_shared", "1 while another machine has this node's name: the log and the status say where it is.")
 )
 
 func agentDesc(name, help string, labels ...string) *prometheus.Desc {
@@ -148,7 +149,7 @@ func agentDesc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 func (c *swarmCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{bytesDesc, peerBytesDesc, connsDesc, joinedDesc, badDesc, blobsDesc, cacheDesc, trackerDesc} {
+	for _, d := range []*prometheus.Desc{bytesDesc, peerBytesDesc, connsDesc, joinedDesc, badDesc, blobsDesc, cacheDesc, trackerDesc, sharedDesc} {
 		ch <- d
 	}
 }
@@ -174,11 +175,17 @@ func (c *swarmCollector) Collect(ch chan<- prometheus.Metric) {
 	put(blobsDesc, prometheus.GaugeValue, float64(u.Committed), "containerd")
 	put(blobsDesc, prometheus.GaugeValue, float64(u.Cached), "cache")
 	put(cacheDesc, prometheus.GaugeValue, float64(u.CacheBytes))
-	for _, t := range c.a.trackerStatus() {
-		up := 0.0
-		if t.Connected {
-			up = 1
-		}
-		put(trackerDesc, prometheus.GaugeValue, up, t.Address)
+	trackers, namesake := c.a.trackerStatus()
+	for _, t := range trackers {
+		put(trackerDesc, prometheus.GaugeValue, truth(t.Connected), t.Address)
 	}
+	put(sharedDesc, prometheus.GaugeValue, truth(namesake != ""))
+}
+
+// truth is a claim as a metric.
+func truth(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }

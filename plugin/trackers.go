@@ -1,6 +1,8 @@
 package plugin
 
 import (
+	"cmp"
+
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/capelin-io/capelin/control/tracker"
@@ -67,11 +69,13 @@ func (t *trackers) Lookup(id piece.ID) { t.client.NotHere(id) }
 // Command does what a tracker asks for.
 func (t *trackers) Command(cmd *trackerpb.Command) { t.commands.add(cmd) }
 
-func (a *agent) trackerStatus() []TrackerStatus {
-	out := []TrackerStatus{}
+// trackerStatus returns what is known of each tracker, and what one of them says of a machine
+// with this node's name.
+func (a *agent) trackerStatus() (out []TrackerStatus, namesake tracker.Namesake) {
+	out = []TrackerStatus{}
 	n := a.network.Load()
 	if n == nil || n.trackers == nil {
-		return out
+		return out, ""
 	}
 	for _, st := range n.trackers.client.Status() {
 		s := TrackerStatus{Address: st.Addr, Connected: st.Connected}
@@ -79,6 +83,7 @@ func (a *agent) trackerStatus() []TrackerStatus {
 			s.Error = st.Err.Error()
 		}
 		out = append(out, s)
+		namesake = cmp.Or(namesake, st.Namesake)
 	}
-	return out
+	return out, namesake
 }

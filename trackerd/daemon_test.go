@@ -261,7 +261,8 @@ func TestSplit(t *testing.T) {
 	}
 }
 
-// Two nodes of one name: each replaces the other, slowly, and both are told.
+// Two nodes of one name: each replaces the other, slowly, and both are told. A node that is
+// restarted is alone.
 func TestSameName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNet()
@@ -276,8 +277,20 @@ func TestSameName(t *testing.T) {
 		if st.Streams != 1 || st.Replaced < 20 || st.Replaced > 61 {
 			t.Errorf("%d streams, %d replaced in a minute", st.Streams, st.Replaced)
 		}
+		for _, x := range []*agent{a, b} {
+			if got := x.c.Status()[0].Namesake; got != "10.0.0.1" {
+				t.Errorf("a node is told of a namesake at %q", got)
+			}
+		}
 		a.stop()
 		b.stop()
+		c := n.agent(t, "same", "t1:1")
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if got := c.c.Status()[0]; !got.Connected || got.Namesake != "" {
+			t.Errorf("a node that is alone again: %+v", got)
+		}
+		c.stop()
 	})
 }
 

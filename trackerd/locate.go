@@ -2,6 +2,7 @@ package trackerd
 
 import (
 	"context"
+	"net"
 	"net/netip"
 
 	"google.golang.org/grpc/peer"
@@ -17,6 +18,7 @@ func (st *stream) locate(ctx context.Context, h *trackerpb.Hello) {
 	if p == nil {
 		return
 	}
+	defer func() { st.from = whence(hostaddr.Of(p.Addr), h.Addr) }()
 	remote, local := hostaddr.Of(p.Addr), hostaddr.Of(p.LocalAddr)
 	if !remote.IsValid() {
 		return
@@ -31,4 +33,16 @@ func (st *stream) locate(ctx context.Context, h *trackerpb.Hello) {
 	if len(public) > 0 {
 		h.Addr, h.Addrs = public[0], public[1:]
 	}
+}
+
+// whence says where a machine is of which a stream comes from remote, and which others are
+// told to reach at addr.
+func whence(remote netip.Addr, addr string) string {
+	if hostaddr.Global(remote) {
+		return remote.String()
+	}
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		return host
+	}
+	return "an unknown address"
 }

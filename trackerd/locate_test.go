@@ -19,15 +19,19 @@ func TestLocate(t *testing.T) {
 		remote, local string
 		says          []string
 		told, near    []string
-		machine       string
+		machine, from string
 	}{
 		{"all is well", "10.77.0.11", "10.77.0.1", []string{"10.77.0.11:7401", "[fd00::11]:7401"},
-			[]string{"10.77.0.11:7401", "[fd00::11]:7401"}, nil, "10.77.0.11"},
+			[]string{"10.77.0.11:7401", "[fd00::11]:7401"}, nil, "10.77.0.11", "10.77.0.11"},
+		{"what it says was copied from another", "10.77.0.12", "10.77.0.1", []string{"10.77.0.11:7401"},
+			[]string{"10.77.0.11:7401"}, nil, "10.77.0.12", "10.77.0.12"},
 		{"loopback", "10.77.0.11", "10.77.0.1", []string{"127.0.0.1:7401"}, []string{"10.77.0.11:7401"},
-			[]string{"127.0.0.1:7401", "10.77.0.11:7401"}, "10.77.0.11"},
+			[]string{"127.0.0.1:7401", "10.77.0.11:7401"}, "10.77.0.11", "10.77.0.11"},
 		{"on this machine, by its address", "10.77.0.1", "10.77.0.1", []string{"127.0.0.1:7401"}, []string{"10.77.0.1:7401"},
-			[]string{"127.0.0.1:7401", "10.77.0.1:7401"}, "here"},
-		{"nothing", "127.0.0.1", "127.0.0.1", nil, nil, nil, "here"},
+			[]string{"127.0.0.1:7401", "10.77.0.1:7401"}, "here", "10.77.0.1"},
+		{"on this machine, by loopback", "127.0.0.1", "127.0.0.1", []string{"10.77.0.1:7401"}, []string{"10.77.0.1:7401"},
+			nil, "here", "10.77.0.1"},
+		{"nothing", "127.0.0.1", "127.0.0.1", nil, nil, nil, "here", "an unknown address"},
 	} {
 		h := &trackerpb.Hello{}
 		if len(tt.says) > 0 {
@@ -39,9 +43,9 @@ func TestLocate(t *testing.T) {
 		if h.Addr != "" {
 			told = append([]string{h.Addr}, h.Addrs...)
 		}
-		if !slices.Equal(told, tt.told) || !slices.Equal(st.near, tt.near) || st.machine != tt.machine {
-			t.Errorf("%s: others are told %v, those near %v on %q; want %v, %v, %q", tt.name,
-				told, st.near, st.machine, tt.told, tt.near, tt.machine)
+		if !slices.Equal(told, tt.told) || !slices.Equal(st.near, tt.near) || st.machine != tt.machine || st.from != tt.from {
+			t.Errorf("%s: others are told %v, those near %v on %q, from %q; want %v, %v, %q, %q", tt.name,
+				told, st.near, st.machine, st.from, tt.told, tt.near, tt.machine, tt.from)
 		}
 	}
 }

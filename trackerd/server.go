@@ -71,6 +71,7 @@ type stream struct {
 	// As seen from here; see state.EvOpen.
 	machine string
 	near    []string
+	from    string
 	wake    chan struct{} // 1-buffered: queue or end changed
 
 	// Guarded by server.mu.
@@ -452,7 +453,7 @@ func (s *server) take(st *stream, m *trackerpb.FromAgent, h *trackerpb.Hello, fi
 		st.node = h.Node
 		st.left = int(h.Blobs)
 		s.streams[st.id] = st
-		s.step(state.EvOpen{Stream: st.id, Hello: h, Machine: st.machine, Near: st.near})
+		s.step(state.EvOpen{Stream: st.id, Hello: h, Machine: st.machine, Near: st.near, From: st.from})
 		s.control.connected(h.Node, st.id)
 	}
 	st.left -= m.Announced()

@@ -93,6 +93,9 @@ func printStatus(w io.Writer, st plugin.Status, now time.Time) error {
 		fmt.Fprint(t, ", stopping")
 	}
 	fmt.Fprintln(t)
+	if st.Namesake != "" {
+		fmt.Fprintf(t, "SHARED\t%v\n", st.Namesake)
+	}
 	for _, o := range st.Obstacles {
 		fmt.Fprintf(t, "MISSING\t%s: %s (since %s)\n", o.Key, o.Error, o.Since.Local().Format(time.DateTime))
 	}

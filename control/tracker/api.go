@@ -154,7 +154,14 @@ type TrackerStatus struct {
 	Age       time.Duration // the tracker's, when the stream began
 	Software  string        // the tracker's
 	Err       error         // why the last attempt or stream ended; nil if connected
+	Namesake  Namesake      // as it was told when the stream began, for a minute
 }
+
+// Namesake is where another machine is that has this node's name; empty: none is known.
+// Each of the two takes the other's stream, so that neither is found.
+type Namesake string
+
+func (n Namesake) String() string { return "another machine at " + string(n) + " has this name" }
 
 // Check reports what is wrong with a configuration: no name, an address that is
 // not host:port.

@@ -2,6 +2,7 @@ package tracker
 
 import (
 	"context"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"time"
@@ -16,6 +17,8 @@ type Client struct {
 	cfg   Config
 	h     Handler
 	calls chan Action // 1-buffered: the next call of the Handler
+	// instance tells this process from another one that has the node's name.
+	instance uint64
 
 	// mu makes Steps one after the other, whoever calls. Nothing blocks while it is held:
 	// the channels have room for what the machine hands out, which is one of each until
@@ -36,12 +39,13 @@ func New(cfg Config, h Handler) *Client {
 		cfg.LookupHost = net.DefaultResolver.LookupHost
 	}
 	c := &Client{
-		cfg:     cfg,
-		h:       h,
-		calls:   make(chan Action, 1),
-		machine: NewMachine(cfg.Hello.Node),
-		timer:   time.NewTimer(0),
-		streams: map[string]chan *trackerpb.FromAgent{},
+		cfg:      cfg,
+		h:        h,
+		calls:    make(chan Action, 1),
+		instance: max(rand.Uint64(), 1),
+		machine:  NewMachine(cfg.Hello.Node),
+		timer:    time.NewTimer(0),
+		streams:  map[string]chan *trackerpb.FromAgent{},
 	}
 	c.timer.Stop()
 	return c

@@ -114,6 +114,7 @@ func (m *Machine) connected(l *link, w *trackerpb.Welcome) {
 	l.status = TrackerStatus{
 		Addr: l.name, Connected: true, Since: m.now,
 		Age: time.Duration(w.GetAgeMs()) * time.Millisecond, Software: w.GetSoftware(),
+		Namesake: Namesake(printable(w.GetNamesake(), trackerpb.MaxAddr)),
 	}
 	var bulk []piece.ID
 	for id, b := range m.blobs {
@@ -145,12 +146,20 @@ func (m *Machine) connected(l *link, w *trackerpb.Welcome) {
 	m.calls.add(ActStatus{Status: l.status}, 0)
 }
 
+// forget forgets a namesake that has not shown itself for long.
+func (l *link) forget(now time.Time) {
+	if now.Sub(l.status.Since) > namesakeFor {
+		l.status.Namesake = ""
+	}
+}
+
 // disconnected forgets what a tracker said of the node itself, if it was connected.
 func (m *Machine) disconnected(l *link, err error) {
 	if l == nil {
 		return
 	}
 	was := l.up
+	l.forget(m.now)
 	l.up, l.ready = false, false
 	l.status.Err = err
 	if was {

@@ -22,6 +22,10 @@ const (
 	busyTimeout      = 5 * time.Second        // for one of a tracker that is connected, if no other has anything better to say
 	secondTimeout    = 40 * time.Millisecond  // for the second tracker, asked again because the first gave none
 	progressInterval = time.Second
+
+	// namesakeFor is how long a machine is said to have the node's name that does not show itself: it
+	// would come back sooner.
+	namesakeFor = time.Minute
 )
 
 // Machine is what a node says to its trackers and makes of what they say, as a value:
@@ -195,6 +199,7 @@ func (m *Machine) Announceable(tracker string) (n uint32) {
 func (m *Machine) Status() []TrackerStatus {
 	all := make([]TrackerStatus, 0, len(m.names)+len(m.unresolved))
 	for _, name := range m.names {
+		m.links[name].forget(m.now)
 		all = append(all, m.links[name].status)
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.unresolved)) {

@@ -210,6 +210,9 @@ func (w *world) call(act Action) string {
 		if act.Status.Connected {
 			return fmt.Sprintf("status %s: connected", act.Status.Addr)
 		}
+		if act.Status.Namesake != "" {
+			return fmt.Sprintf("status %s: %v; %v", act.Status.Addr, act.Status.Err, act.Status.Namesake)
+		}
 		return fmt.Sprintf("status %s: %v", act.Status.Addr, act.Status.Err)
 	}
 	return fmt.Sprintf("%T", act)
@@ -253,8 +256,8 @@ func (w *world) do(line string) {
 			}
 		}
 		w.step(ev)
-	case "up": // up t1 [offers]
-		wel := &trackerpb.Welcome{Version: 1, Software: "test"}
+	case "up": // up t1 [offers] [namesake=10.0.0.7]
+		wel := &trackerpb.Welcome{Version: 1, Software: "test", Namesake: value("namesake")}
 		if flag("offers") {
 			wel.Features = trackerpb.FeatureOffers
 		}
@@ -336,7 +339,11 @@ func (w *world) do(line string) {
 		w.print("%d blobs", w.m.Announceable(f[1]))
 	case "status":
 		for _, s := range w.m.Status() {
-			w.print("%s connected=%v for %v, %q, %v", s.Addr, s.Connected, w.now.Sub(s.Since), s.Software, s.Err)
+			shared := ""
+			if s.Namesake != "" {
+				shared = fmt.Sprintf("; %v", s.Namesake)
+			}
+			w.print("%s connected=%v for %v, %q, %v%s", s.Addr, s.Connected, w.now.Sub(s.Since), s.Software, s.Err, shared)
 		}
 	default:
 		w.t.Fatalf("unknown command %q", line)

@@ -230,6 +230,7 @@ func (c *Client) open(ctx context.Context, tracker string, w *trackerpb.Welcome)
 
 func (c *Client) hello(tracker string) *trackerpb.Hello {
 	h := c.cfg.hello()
+	h.Instance = c.instance
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	h.Blobs = c.machine.Announceable(tracker)

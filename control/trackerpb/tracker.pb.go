@@ -573,10 +573,11 @@ type Hello struct {
 	Zone          string                 `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`        // 0..64 bytes
 	Addr          string                 `protobuf:"bytes,5,opt,name=addr,proto3" json:"addr,omitempty"`        // host:port of the swarm listener, at most 261 bytes; empty: cannot be dialled
 	Role          Role                   `protobuf:"varint,6,opt,name=role,proto3,enum=capelin.tracker.v1.Role" json:"role,omitempty"`
-	Features      uint64                 `protobuf:"varint,7,opt,name=features,proto3" json:"features,omitempty"` // bit set; unknown bits are ignored
-	Software      string                 `protobuf:"bytes,8,opt,name=software,proto3" json:"software,omitempty"`  // name/version for people, at most 64 bytes
-	Blobs         uint32                 `protobuf:"varint,9,opt,name=blobs,proto3" json:"blobs,omitempty"`       // about how many it is going to announce at once
-	Addrs         []string               `protobuf:"bytes,10,rep,name=addrs,proto3" json:"addrs,omitempty"`       // other ways to the listener than addr, such as one of the other address family; at most 7
+	Features      uint64                 `protobuf:"varint,7,opt,name=features,proto3" json:"features,omitempty"`   // bit set; unknown bits are ignored
+	Software      string                 `protobuf:"bytes,8,opt,name=software,proto3" json:"software,omitempty"`    // name/version for people, at most 64 bytes
+	Blobs         uint32                 `protobuf:"varint,9,opt,name=blobs,proto3" json:"blobs,omitempty"`         // about how many it is going to announce at once
+	Addrs         []string               `protobuf:"bytes,10,rep,name=addrs,proto3" json:"addrs,omitempty"`         // other ways to the listener than addr, such as one of the other address family; at most 7
+	Instance      uint64                 `protobuf:"fixed64,11,opt,name=instance,proto3" json:"instance,omitempty"` // random, the same as long as the process lives; 0: not told
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -681,6 +682,13 @@ func (x *Hello) GetAddrs() []string {
 	return nil
 }
 
+func (x *Hello) GetInstance() uint64 {
+	if x != nil {
+		return x.Instance
+	}
+	return 0
+}
+
 type Welcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // the version spoken on this stream
@@ -691,6 +699,7 @@ type Welcome struct {
 	MaxBlobs      uint32                 `protobuf:"varint,6,opt,name=max_blobs,json=maxBlobs,proto3" json:"max_blobs,omitempty"` // announces and wants that it keeps for one stream
 	MaxBatch      uint32                 `protobuf:"varint,7,opt,name=max_batch,json=maxBatch,proto3" json:"max_batch,omitempty"` // elements in one FromAgent
 	Features      uint64                 `protobuf:"varint,8,opt,name=features,proto3" json:"features,omitempty"`                 // bit 0: it answers offers; bit 1: it grants leases to those whose sources are slow; unknown bits are ignored
+	Namesake      string                 `protobuf:"bytes,9,opt,name=namesake,proto3" json:"namesake,omitempty"`                  // where another machine is that has the node's name, for people, at most 261 bytes; empty: none is known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -779,6 +788,13 @@ func (x *Welcome) GetFeatures() uint64 {
 		return x.Features
 	}
 	return 0
+}
+
+func (x *Welcome) GetNamesake() string {
+	if x != nil {
+		return x.Namesake
+	}
+	return ""
 }
 
 type Announce struct {
@@ -1953,7 +1969,7 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\"7\n" +
 	"\x05Blobs\x12\x18\n" +
 	"\adigests\x18\x01 \x01(\fR\adigests\x12\x14\n" +
-	"\x05sizes\x18\x02 \x03(\x03R\x05sizes\"\x89\x02\n" +
+	"\x05sizes\x18\x02 \x03(\x03R\x05sizes\"\xa5\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
@@ -1965,7 +1981,8 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\bsoftware\x18\b \x01(\tR\bsoftware\x12\x14\n" +
 	"\x05blobs\x18\t \x01(\rR\x05blobs\x12\x14\n" +
 	"\x05addrs\x18\n" +
-	" \x03(\tR\x05addrs\"\xdf\x01\n" +
+	" \x03(\tR\x05addrs\x12\x1a\n" +
+	"\binstance\x18\v \x01(\x06R\binstance\"\xfb\x01\n" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1a\n" +
 	"\bsoftware\x18\x02 \x01(\tR\bsoftware\x12\x18\n" +
@@ -1974,7 +1991,8 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\aping_ms\x18\x05 \x01(\rR\x06pingMs\x12\x1b\n" +
 	"\tmax_blobs\x18\x06 \x01(\rR\bmaxBlobs\x12\x1b\n" +
 	"\tmax_batch\x18\a \x01(\rR\bmaxBatch\x12\x1a\n" +
-	"\bfeatures\x18\b \x01(\x04R\bfeatures\"\x86\x01\n" +
+	"\bfeatures\x18\b \x01(\x04R\bfeatures\x12\x1a\n" +
+	"\bnamesake\x18\t \x01(\tR\bnamesake\"\x86\x01\n" +
 	"\bAnnounce\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12/\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.capelin.tracker.v1.StateR\x05state\x12\x1b\n" +

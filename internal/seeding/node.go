@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/containerd/log"
 
@@ -44,6 +45,7 @@ func Trackers(ctx context.Context, addrs []string, nc swarm.NodeConfig, id *iden
 		secure = id.ClientTLS(identity.RoleTracker)
 	}
 	away := map[string]bool{} // OnStatus is called by one goroutine
+	var warned time.Time      // of a namesake
 	return tracker.Config{
 		Trackers: addrs, TLS: secure,
 		Hello: tracker.Hello{
@@ -51,6 +53,14 @@ func Trackers(ctx context.Context, addrs []string, nc swarm.NodeConfig, id *iden
 		},
 		OnStatus: func(st tracker.TrackerStatus) {
 			l := log.G(ctx).WithField("tracker", st.Addr)
+			if st.Namesake != "" {
+				// Because of it the tracker comes and goes.
+				if time.Since(warned) >= time.Hour {
+					warned = time.Now()
+					l.Warn(st.Namesake.String())
+				}
+				return
+			}
 			_, isName := strings.CutPrefix(st.Addr, "dns+")
 			switch {
 			case isName && st.Err == nil:

@@ -69,6 +69,15 @@ func checkObstacles(_ context.Context, p *patient, add report) {
 	}
 }
 
+// checkName tells what the running agent knows of its name.
+func checkName(_ context.Context, p *patient, add report) {
+	if p.running != nil && p.running.Namesake != "" {
+		add(Fail, fmt.Sprintf("%s: %v", p.running.Node, p.running.Namesake),
+			"Each of the two takes the other's place at the trackers, again and again: neither is found, and neither finds others for long.",
+			"Set node in "+p.agent.file()+" of one of them, or give it a hostname, and with an identity a certificate, of its own.")
+	}
+}
+
 // checkFallback looks for the marker.
 func checkFallback(_ context.Context, p *patient, add report) {
 	m := Marker(p)

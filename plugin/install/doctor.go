@@ -64,6 +64,7 @@ type report func(s Severity, text, why, do string)
 var checks = []check{
 	{"configuration", checkConfiguration},
 	{"agent", checkObstacles},
+	{"name", checkName},
 	{"fallback", checkFallback},
 	{"containerd", checkContainerd},
 	{"drop-in", checkDropIn},

@@ -49,6 +49,9 @@ func TestDoctorAsksTheAgent(t *testing.T) {
 			st.Obstacles = []plugin.ObstacleStatus{{Key: "listen", Error: "another process has it"}, {Key: "metrics", Error: "it, too"}}
 		}, "agent", []string{"fail: listen: another process has it|takes no part in the swarm|ss -ltnp",
 			"fail: metrics: it, too|health|ss -ltnp"}},
+		{"a namesake", func(st *status) { st.Node, st.Namesake = "node-1", "10.0.0.7" }, "name",
+			[]string{"fail: node-1: another machine at 10.0.0.7 has this name|neither is found|Set node in"}},
+		{"no namesake", func(*status) {}, "name", nil},
 		{"nobody is known", func(*status) {}, "peers", []string{"ok: none are known"}},
 		{"two peers of many", func(st *status) {
 			st.Peers = []plugin.PeerStatus{peer("in", ""), peer("a", "good:1"), peer("b", "good:2"), peer("c", "bad:3")}

@@ -21,12 +21,14 @@ type (
 	// version, cluster). An older stream of the same node is closed.
 	//
 	// Its addresses are those that anybody is told. Machine names the machine that the
-	// stream comes from; those on the same one are told Near instead, if there are any.
+	// stream comes from; those on the same one are told Near instead, if there are any. From says
+	// to people elsewhere where that is.
 	EvOpen struct {
 		Stream  Stream
 		Hello   *trackerpb.Hello
 		Machine string
 		Near    []string
+		From    string
 	}
 	// EvClosed: a stream ended. After ActClose it is not needed, and ignored.
 	EvClosed struct{ Stream Stream }
@@ -80,6 +82,7 @@ const (
 	ReportNobody                             // upstream failed too often on ID: Node, or every node if it is empty, is on its own for a while
 	ReportHashConflict                       // Node claims other sums for ID than those pinned
 	ReportHashReplaced                       // Node disproved the sums pinned for ID
+	ReportNamesake                           // two machines have the name Node: Text says where; reported once an hour
 	ReportFull                               // a limit (Text) was reached; reported once until it is no longer
 )
 
@@ -101,6 +104,8 @@ func (k ReportKind) String() string {
 		return "different sums claimed"
 	case ReportHashReplaced:
 		return "sums disproved"
+	case ReportNamesake:
+		return "two machines have one name"
 	case ReportFull:
 		return "limit reached"
 	}
@@ -122,6 +127,7 @@ type Stats struct {
 	HashConflicts uint64
 	HashReplaced  uint64
 	Replaced      uint64 // streams replaced by a newer one of the same node
+	Namesakes     uint64 // of those, by one whose place that had taken before: two machines have one name
 	PeersTold     uint64
 
 	Lookups       uint64 // blobs that origins were asked for

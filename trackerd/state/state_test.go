@@ -77,7 +77,11 @@ func (w *world) print(a Action) {
 		to := w.nodes[a.Stream]
 		m := a.Message
 		if m.Welcome != nil {
-			p("%s < welcome age=%dms", to, m.Welcome.AgeMs)
+			s := ""
+			if m.Welcome.Namesake != "" {
+				s = " namesake=" + m.Welcome.Namesake
+			}
+			p("%s < welcome age=%dms%s", to, m.Welcome.AgeMs, s)
 		}
 		for _, s := range m.Sums {
 			p("%s < sums %s %x", to, blobName(s.Blob), s.Hash[:min(1, len(s.Hash))])
@@ -307,7 +311,7 @@ func TestTranscripts(t *testing.T) {
 				}
 				w = newWorld(t, cfg)
 				streams = map[string]Stream{}
-			case "open": // open a zone=z role=origin undialable machine=m near=(a,b) more=(c)
+			case "open": // open a zone=z role=origin undialable machine=m near=(a,b) more=(c) instance=1 from=ip
 				next++
 				role, zone := trackerpb.Role_ROLE_AGENT, ""
 				for _, arg := range d.CmdArgs[1:] {
@@ -334,6 +338,10 @@ func TestTranscripts(t *testing.T) {
 						open.Near = arg.Vals
 					case "more":
 						h.Addrs = arg.Vals
+					case "instance":
+						h.Instance, _ = strconv.ParseUint(arg.Vals[0], 10, 64)
+					case "from":
+						open.From = arg.Vals[0]
 					}
 				}
 				w.step(open)

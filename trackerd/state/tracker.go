@@ -74,6 +74,9 @@ type agent struct {
 	wants     int
 	unstarted int // leases held and not started
 	machine   string
+	from      string
+	ousted    uint64                // the instance whose stream this one replaced; 0: none, or not known
+	warned    int64                 // when a namesake was reported last; 0: never
 	near      []string              // where those on the same machine reach it; none: as others
 	pb        [2][4]*trackerpb.Peer // for others and those near, by peer flags; made when first needed, then shared by all messages
 }
@@ -267,15 +270,13 @@ const (
 
 func (t *Tracker) open(ev EvOpen) {
 	t.busy = t.now
-	if old := t.byNode[ev.Hello.Node]; old != nil {
-		t.stats.Replaced++
-		t.report(ReportReplaced, old.hello.Node, piece.ID{}, old.hello.Addr)
-		t.actions = append(t.actions, ActClose{old.stream})
-		t.close(old)
-	}
 	a := &agent{
 		zone: zoneKey(ev.Hello.Zone), dialable: ev.Hello.Addr != "" || len(ev.Near) > 0, machine: ev.Machine, near: ev.Near,
-		stream: ev.Stream, hello: ev.Hello, since: t.now, entries: map[uint32]uint32{},
+		stream: ev.Stream, hello: ev.Hello, since: t.now, entries: map[uint32]uint32{}, from: ev.From,
+	}
+	namesake := ""
+	if old := t.byNode[a.hello.Node]; old != nil {
+		namesake = t.replace(old, a)
 	}
 	if n := len(t.freeAgent); n > 0 {
 		a.slot = t.freeAgent[n-1]
@@ -299,7 +300,34 @@ func (t *Tracker) open(ev EvOpen) {
 		MaxBlobs: uint32(t.cfg.MaxBlobs),
 		MaxBatch: trackerpb.MaxBatch,
 		Features: trackerpb.FeatureOffers | trackerpb.FeatureSlow,
+		Namesake: namesake,
 	}
+}
+
+// namesakeAgain is how often it is reported that two machines have one name.
+const namesakeAgain = int64(time.Hour)
+
+// replace ends the older stream of a's node. It returns where a namesake is, if there is one:
+// a process that is back after another one took its place, which lives as well. A node that connects anew,
+// by another way or after a restart, is none.
+func (t *Tracker) replace(old, a *agent) (namesake string) {
+	t.stats.Replaced++
+	is, was := a.hello.Instance, old.hello.Instance
+	a.ousted, a.warned = was, old.warned
+	switch {
+	case is == 0 || is == was || is != old.ousted:
+		t.report(ReportReplaced, a.hello.Node, piece.ID{}, old.hello.Addr)
+	default:
+		namesake = old.from
+		t.stats.Namesakes++
+		if a.warned == 0 || t.now-a.warned >= namesakeAgain {
+			a.warned = t.now
+			t.report(ReportNamesake, a.hello.Node, piece.ID{}, a.from+" and "+old.from)
+		}
+	}
+	t.actions = append(t.actions, ActClose{old.stream})
+	t.close(old)
+	return namesake
 }
 
 func (t *Tracker) close(a *agent) {
