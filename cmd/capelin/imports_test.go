@@ -36,6 +36,7 @@ var rooms = []room{
 	{"control", []string{"internal/daemon", "internal/errclass", "internal/httpclient", "fetcher", "swarm/piece", "swarm/wire"},
 		"APIs and their clients, no daemon"},
 	{"trackerd/state", []string{"control", "swarm/piece"}, "a value: no socket, no clock"},
+	{"origind/ringstate", []string{"control"}, "values: no socket, no disk, no clock"},
 	{"internal/seeding", []string{"content", "control", "internal/daemon", "swarm", "swarm/piece", "swarm/wire"},
 		"what agent and origin seed alike"},
 	{"internal/image", []string{"control", "internal/daemon", "swarm/piece"}, "the client side of images"},
@@ -67,11 +68,12 @@ var rooms = []room{
 // strangers are the modules beyond the standard library that some rooms may use;
 // rooms that are not named use what go.mod has.
 var strangers = map[string][]string{
-	"internal/sha256x2": {"golang.org/x/sys"},
-	"swarm/piece":       {"golang.org/x/sys"},
-	"swarm/wire":        {"golang.org/x/sys"},
-	"swarm":             {"golang.org/x/sys", "github.com/hashicorp/golang-lru"},
-	"trackerd/state":    {"google.golang.org/grpc", "google.golang.org/protobuf", "golang.org/x", "google.golang.org/genproto"},
+	"internal/sha256x2":        {"golang.org/x/sys"},
+	"swarm/piece":              {"golang.org/x/sys"},
+	"swarm/wire":               {"golang.org/x/sys"},
+	"swarm":                    {"golang.org/x/sys", "github.com/hashicorp/golang-lru"},
+	"origind/ringstate/mirror": {"github.com/opencontainers/go-digest"},
+	"trackerd/state":           {"google.golang.org/grpc", "google.golang.org/protobuf", "golang.org/x", "google.golang.org/genproto"},
 }
 
 // Imports point down: a room that imports one above it, or one that it has no
