@@ -71,7 +71,9 @@ func (p *Peer) flushSums(b *blob) {
 		if !l.opened || !l.open || !l.feed.wanted || l.complete {
 			continue
 		}
-		for from := l.feed.sent; from < b.sums.list.Len(); from = l.feed.sent {
+		for l.feed.sent < b.sums.list.Len() {
+			// The last state that it has shows what this continues: nobody believes what he did not ask for.
+			from := max(0, l.feed.sent-1)
 			states := b.sums.list.Range(from, wire.MaxSums)
 			p.tell(l.c, &wire.Sums{Blob: l.local, From: uint32(from), Proven: b.sums.proven, States: states})
 			l.feed.served(from, len(states)/b.id.Alg.Size())
