@@ -34,9 +34,11 @@ type (
 		Size   int64
 		Broken bool
 	}
-	// EvVerified answers ActVerify: Done, WrongDigest, or what failed.
+	// EvVerified answers ActVerify: Done, WrongDigest, Unknown (it became a blob, which was
+	// removed since) or Unavailable.
 	EvVerified struct{ Result }
-	// EvCommitted answers ActCommit: Done, or what failed.
+	// EvCommitted answers ActCommit: Done, Unavailable, or Unknown: the file is lost, as one
+	// is that could not be synced.
 	EvCommitted struct{ Result }
 	// EvMoved: the mirror took some bytes of what is sent to it just now.
 	EvMoved struct{ Feeder uint64 }
@@ -94,6 +96,8 @@ type Answer struct {
 	Offset int64  // where the upload stands
 	Term   Term   // that the answering member obeys, or leads by
 	Text   string // for people, when it failed
+	// Mirrors have confirmed a client's Put that is Done, beside this member.
+	Mirrors []string
 }
 
 // Result is how something ended that was asked of the own disk.

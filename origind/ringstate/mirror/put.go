@@ -42,7 +42,11 @@ func (u *Upload) beginPut(r Request) {
 
 // endPut answers one that waits.
 func (u *Upload) endPut(p *put, code Code, text string) {
-	u.reply(&p.Request, code, text)
+	a := Answer{Code: code, Offset: u.size, Term: u.term, Text: text}
+	if code == Done {
+		a.Mirrors = u.mirrored(p)
+	}
+	u.act(ActReply{p.ID, a})
 	u.puts = slices.DeleteFunc(u.puts, func(o *put) bool { return o == p })
 }
 
@@ -61,7 +65,7 @@ func (u *Upload) work() {
 	if u.working != "" || len(u.puts) == 0 || u.own >= u.round {
 		return
 	}
-	u.working, u.workRound = u.puts[0].Digest, u.round
+	u.working = u.puts[0].Digest
 	u.act(ActVerify{u.working})
 }
 
@@ -75,7 +79,7 @@ func (u *Upload) verified(r Result) {
 	}
 	u.working = ""
 	if r.Code != WrongDigest {
-		u.endPuts(Unavailable, r.Text)
+		u.endPuts(r.Code, r.Text)
 	}
 	for len(u.puts) > 0 {
 		switch p := u.puts[0]; {
@@ -93,11 +97,15 @@ func (u *Upload) verified(r Result) {
 func (u *Upload) commitEnded(r Result) {
 	u.working = ""
 	u.used = u.now
-	if r.Code != Done {
-		u.endPuts(Unavailable, r.Text)
+	switch {
+	case r.Code == Unknown:
+		u.forget(r.Text, Unavailable)
+		return
+	case r.Code != Done:
+		u.endPuts(r.Code, r.Text)
 		return
 	}
-	u.committed, u.own = r.Digest, u.workRound
+	u.committed, u.own = r.Digest, u.round
 }
 
 // judge answers commits that are done, or have taken too long.
@@ -120,16 +128,21 @@ func (u *Upload) judge() {
 
 // copies returns how many members have confirmed p.
 func (u *Upload) copies(p *put) int {
-	n := 0
+	n := len(u.mirrored(p))
 	if u.own >= p.round {
 		n++
 	}
+	return n
+}
+
+// mirrored returns the mirrors that have confirmed p.
+func (u *Upload) mirrored(p *put) (names []string) {
 	for _, f := range u.feeders {
 		if f.confirmed >= p.round {
-			n++
+			names = append(names, f.member)
 		}
 	}
-	return n
+	return names
 }
 
 // moving reports whether the mirrors are all there and at it, so that it is worth while to
@@ -175,9 +188,8 @@ func (u *Upload) clean() {
 type commits struct {
 	puts      []*put        // in the order in which they came, of one digest
 	round     uint64        // of the latest
-	own       uint64        // the latest that the own disk has confirmed
+	own       uint64        // the latest when the own disk confirmed
 	working   digest.Digest // what the disk verifies and commits; "": nothing
-	workRound uint64        // the latest when it began
 	proved    digest.Digest // what the bytes are
 	committed digest.Digest // what they became
 }

@@ -265,8 +265,10 @@ func (u *Upload) begin(r Request) {
 	switch {
 	case r.Kind == Put:
 		u.beginPut(r)
-	case u.committed != "" || u.working != "":
-		u.reply(&r, Conflict, "the upload is being committed, or was")
+	case u.committed != "":
+		u.reply(&r, Unknown, "the upload became a blob")
+	case u.working != "":
+		u.reply(&r, Conflict, "the upload is being committed")
 	case r.Off != u.size:
 		u.reply(&r, OutOfRange, "")
 	default:

@@ -78,7 +78,7 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 	case "moved":
 		s.step(EvMoved{uint64(n)})
 	case "answer":
-		s.step(EvAnswer{uint64(n), Answer{code(d), num(d, "at", 0), req.Term, arg(d, "text")}})
+		s.step(EvAnswer{uint64(n), Answer{Code: code(d), Offset: num(d, "at", 0), Term: req.Term, Text: arg(d, "text")}})
 	case "stands":
 		st := Stands{d.HasArg("known"), num(d, "at", 0), req.Term, d.HasArg("leads"), d.HasArg("feeds"), digest.Digest(arg(d, "committed"))}
 		s.step(EvStands{first, st})
@@ -161,7 +161,7 @@ func actionText(a Action) string {
 	to := func(c Call) string { return fmt.Sprintf("to %s (feeder %d, term %d)", c.Member, c.Feeder, c.Term) }
 	switch a := a.(type) {
 	case ActReply:
-		return strings.TrimSpace(fmt.Sprintf("answer request %d: %s, at %d, term %d %s", a.ID, codes[a.Code], a.Offset, a.Term, a.Text))
+		return strings.TrimSpace(fmt.Sprintf("answer request %d: %s, at %d, term %d %s", a.ID, codes[a.Code], a.Offset, a.Term, a.Text+strings.Join(a.Mirrors, ",")))
 	case ActAccept:
 		return fmt.Sprintf("write the body of request %d", a.ID)
 	case ActStop:

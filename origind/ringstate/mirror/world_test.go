@@ -692,10 +692,14 @@ func (n *node) verify(l *local, d digest.Digest) Result {
 }
 
 func (n *node) commit(l *local, d digest.Digest) Result {
-	if n.w.rng.Float64() < n.w.broken {
-		return Result{d, Unavailable, "fsync: input/output error"}
-	}
 	b := n.bytes(l)
+	switch {
+	case l.blob == "" && n.w.rng.Float64() < n.w.broken:
+		delete(n.files, l.id)
+		return Result{d, Unknown, "fsync: input/output error"}
+	case n.w.rng.Float64() < n.w.broken:
+		return Result{d, Unavailable, "no space"}
+	}
 	if !bytes.Equal(b, n.w.want[d]) {
 		n.w.fail("%s makes visible what is not whole: %d of %d bytes", n.Name, len(b), len(n.w.want[d]))
 	}
