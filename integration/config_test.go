@@ -194,9 +194,9 @@ func TestFallbackByHand(t *testing.T) {
 	}
 	_, _ = r.Systemctl(r.e.ctx, "start", "capelin-agent.service", "capelin-agent-return.service")
 	for _, unit := range []string{"capelin-agent.service", "capelin-agent-return.service"} {
-		if p := get(r.Show(r.e.ctx, unit, "ActiveState"))(t); p["ActiveState"] == "active" {
-			t.Errorf("%s runs although the fallback was asked for", unit)
-		}
+		r.e.poll(t, unit+" ends, as the fallback was asked for", func() bool { // the latter once it has read that
+			return get(r.Show(r.e.ctx, unit, "ActiveState"))(t)["ActiveState"] == "inactive"
+		})
 	}
 	r.pulls(t, "by-hand")
 	capelin("fallback", "--undo")

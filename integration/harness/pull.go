@@ -375,8 +375,13 @@ func criLog(b []byte) string {
 	return strings.TrimSpace(s.String())
 }
 
+// ErrRegistry is the error of [Node.FetchBlob] when the agent would have the rest of the
+// blob from the registry.
+var ErrRegistry = errors.New("the swarm does not deliver all of it")
+
 // FetchBlob has the node's agent get a blob from the swarm, as containerd does when it
-// opens a layer, and commits it. It fails if the swarm does not deliver all of it.
+// opens a layer, and commits it. It fails if the swarm does not deliver all of it, with
+// [ErrRegistry] if the agent says so.
 func (n *Node) FetchBlob(ctx context.Context, digest string, size int64) error {
 	conn, err := n.AgentConn()
 	if err != nil {
@@ -404,8 +409,11 @@ func (n *Node) FetchBlob(ctx context.Context, digest string, size int64) error {
 		return err
 	}
 	start := time.Now()
-	if at, err := ask(stat); err != nil || at != size { // waits for the swarm
-		return errors.Join(err, fmt.Errorf("%s: the swarm delivered %d of %d bytes of %s in %v", n.Name, at, size, digest, time.Since(start)))
+	switch at, err := ask(stat); { // waits for the swarm
+	case err != nil:
+		return fmt.Errorf("after %v: %w", time.Since(start), err)
+	case at != size:
+		return fmt.Errorf("%s: %w: %d of %d bytes of %s in %v", n.Name, ErrRegistry, at, size, digest, time.Since(start))
 	}
 	_, err = ask(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_COMMIT, Total: size, Expected: digest})
 	return err
