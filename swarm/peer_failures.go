@@ -141,7 +141,14 @@ func (p *Peer) onHeard(ev EvHeard) {
 		return
 	}
 	c.silent = true
-	p.failed(c.node, ReasonSilent, errSilent).mute = mute
+	f := p.failed(c.node, ReasonSilent, errSilent)
+	f.mute = mute
+	c.pipe.snub(f.next)
+	for _, l := range c.swarms.links {
+		if l.blob != nil {
+			p.askAllSums(l.blob)
+		}
+	}
 }
 
 // owes returns since when the peer of c owes us an answer, or never; mute says that it is

@@ -1,12 +1,15 @@
 package swarm
 
 import (
+	"slices"
+
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
 
 // askSums asks the peer of l for states that we lack, unless another was asked
-// already and it is no better than that one.
+// already and it is no better than that one. One that brings nothing is nobody to wait for,
+// and is asked only if there is nobody else.
 func (p *Peer) askSums(l *link) {
 	b := l.blob
 	if b == nil || !b.downloading() || b.sums.list.Complete() || !l.open || !l.opened || l.c.closed || !l.sums.ready(p.now) {
@@ -17,10 +20,13 @@ func (p *Peer) askSums(l *link) {
 	}
 	if !l.origin() {
 		for _, o := range b.links {
-			if o.sums.pending(p.now) {
+			if o.sums.pending(p.now) && !o.c.silent {
 				return
 			}
 		}
+	}
+	if l.c.silent && slices.ContainsFunc(b.links, func(o *link) bool { return o.open && !o.c.silent && (o.complete || o.useful > 0) }) {
+		return
 	}
 	from := l.sums.ask(b.sums.list.Len(), p.now)
 	p.asks(l.c)

@@ -30,7 +30,7 @@ type pipe struct {
 	claimed     uint64        // the round of pump in which a blob could use more of it,
 	claimant    *blob         // and which; those after it stay away
 	busy        time.Duration // not asked before
-	snubbed     time.Duration // until then it is asked nothing; 0: it is not
+	snubbed     time.Duration // until then it is asked nothing, unless it answers; 0: it is not
 
 	queue     int           // the last reported load, when, without our own
 	queueAt   time.Duration //
@@ -117,8 +117,11 @@ func (q *pipe) overdue(now, limit time.Duration) bool {
 func (q *pipe) stalled(now time.Duration) {
 	q.stalls++
 	q.depth = 1
-	q.snubbed = now + snubFor
+	q.snub(now + snubFor)
 }
+
+// snub leaves the peer alone until then, or until it answers.
+func (q *pipe) snub(until time.Duration) { q.snubbed = max(q.snubbed, until) }
 
 // hopeless reports whether a peer that has stalled, and from which nothing was heard for
 // silence since, is to be given up.
