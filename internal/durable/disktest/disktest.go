@@ -2,8 +2,10 @@ package disktest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"hash/crc64"
+	"io"
 	"io/fs"
 	"maps"
 	"math/rand/v2"
@@ -185,7 +187,7 @@ func (d *Disk) Do(op disk.Op, do func(int) error) error {
 		}
 	case disk.OpSync, disk.OpDatasync:
 		if d.failAt >= 0 {
-			d.look()
+			d.lookAt(op.File)
 		}
 		n := d.of(op.File)
 		if n == nil {
@@ -259,59 +261,106 @@ func (d *Disk) snap(op string) {
 
 // look finds what has changed since the last look.
 func (d *Disk) look() {
-	type moved struct {
-		dir  *node
-		name string
-	}
-	gone, come := map[*node][]moved{}, map[*node][]moved{}
+	m := moves{gone: map[*node][]place{}, come: map[*node][]place{}}
 	var walk func(path string, dir *node)
 	walk = func(path string, dir *node) {
-		entries, err := os.ReadDir(path)
-		if err != nil {
-			d.t.Errorf("watching: %v", err)
-		}
-		names := map[string]*node{}
-		for _, e := range entries {
-			fi, err := e.Info()
-			if err != nil || !fi.Mode().IsRegular() && !fi.IsDir() {
-				continue
-			}
-			p := filepath.Join(path, e.Name())
-			n := d.meet(p, fi)
-			if n == nil {
-				continue
-			}
-			names[e.Name()] = n
+		for name, n := range d.names(path, dir, &m) {
+			p := filepath.Join(path, name)
 			if n.dir {
 				walk(p, n)
 			} else if b, err := os.ReadFile(p); err != nil {
 				d.t.Errorf("watching: %v", err)
-			} else if n.now == nil || !bytes.Equal(b, n.now) {
-				n.now = b
+			} else {
+				n.read(b)
 			}
 		}
-		for name, n := range dir.names {
-			if names[name] != n {
-				gone[n] = append(gone[n], moved{dir, name})
-			}
-		}
-		for name, n := range names {
-			if dir.names[name] != n {
-				come[n] = append(come[n], moved{dir, name})
-			}
-		}
-		dir.names = names
 	}
 	walk(d.dir, d.root)
-	for _, n := range slices.SortedFunc(maps.Keys(come), func(a, b *node) int { return a.n - b.n }) {
-		for _, at := range come[n] {
+	m.note()
+}
+
+// lookAt finds what has changed of a file, or of a directory's names. If one is gone, it may
+// be anywhere.
+func (d *Disk) lookAt(f *os.File) {
+	fi, err := f.Stat()
+	if err != nil {
+		d.t.Errorf("watching: %v", err)
+		return
+	}
+	n := d.meet(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), fi)
+	if n == nil {
+		return
+	}
+	if !n.dir {
+		b := make([]byte, fi.Size())
+		if _, err := n.hold.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
+			d.t.Errorf("watching: %v", err)
+		}
+		n.read(b)
+		return
+	}
+	was := n.names
+	m := moves{gone: map[*node][]place{}, come: map[*node][]place{}}
+	now := d.names(f.Name(), n, &m)
+	for name := range was {
+		if now[name] == nil {
+			n.names = was
+			d.look()
+			return
+		}
+	}
+	m.note()
+}
+
+// names reads the names of a directory, and notes in m which are others than before.
+func (d *Disk) names(path string, dir *node, m *moves) map[string]*node {
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		d.t.Errorf("watching: %v", err)
+	}
+	names := map[string]*node{}
+	for _, e := range entries {
+		fi, err := e.Info()
+		if err != nil || !fi.Mode().IsRegular() && !fi.IsDir() {
+			continue
+		}
+		if n := d.meet(filepath.Join(path, e.Name()), fi); n != nil {
+			names[e.Name()] = n
+		}
+	}
+	for name, n := range dir.names {
+		if names[name] != n {
+			m.gone[n] = append(m.gone[n], place{dir, name})
+		}
+	}
+	for name, n := range names {
+		if dir.names[name] != n {
+			m.come[n] = append(m.come[n], place{dir, name})
+		}
+	}
+	dir.names = names
+	return names
+}
+
+// moves are the names that nodes have lost and got.
+type moves struct{ gone, come map[*node][]place }
+
+type place struct {
+	dir  *node
+	name string
+}
+
+// note adds what has moved to the changes that the directories' next syncs make durable.
+func (m *moves) note() {
+	for _, n := range slices.SortedFunc(maps.Keys(m.come), func(a, b *node) int { return a.n - b.n }) {
+		for _, at := range m.come[n] {
 			c := &change{of: at.dir, edits: []edit{{at.name, n}}}
 			at.dir.pending = append(at.dir.pending, c)
-			if len(gone[n]) == 0 {
+			if len(m.gone[n]) == 0 {
 				continue
 			}
-			from := gone[n][0]
-			gone[n] = gone[n][1:]
+			from := m.gone[n][0]
+			m.gone[n] = m.gone[n][1:]
 			if from.dir.names[from.name] != nil {
 				continue // its old name is another's by now
 			}
@@ -322,12 +371,19 @@ func (d *Disk) look() {
 			}
 		}
 	}
-	for _, n := range slices.SortedFunc(maps.Keys(gone), func(a, b *node) int { return a.n - b.n }) {
-		for _, from := range gone[n] {
+	for _, n := range slices.SortedFunc(maps.Keys(m.gone), func(a, b *node) int { return a.n - b.n }) {
+		for _, from := range m.gone[n] {
 			if from.dir.names[from.name] == nil {
 				from.dir.pending = append(from.dir.pending, &change{of: from.dir, edits: []edit{{from.name, nil}}})
 			}
 		}
+	}
+}
+
+// read notes what is in a file.
+func (n *node) read(b []byte) {
+	if n.now == nil || !bytes.Equal(b, n.now) {
+		n.now = b
 	}
 }
 

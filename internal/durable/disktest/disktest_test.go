@@ -2,7 +2,9 @@ package disktest
 
 import (
 	"errors"
+	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -104,28 +106,46 @@ func TestWhatMustSurvive(t *testing.T) {
 			ok(t, durable.MkdirAll(at("e/f"), 0o700))
 			ok(t, durable.WriteFile(at("e/f/a"), []byte("1"), 0o600))
 		}, "d/ e/ e/f/ e/f/a=1 old=0"},
+		{"renamed into another directory, and both are synced", func(t *testing.T, at func(string) string) {
+			ok(t, disk.Rename(at("old"), at("d/new")))
+			ok(t, durable.SyncDir(at("d")))
+			ok(t, durable.SyncDir(at("")))
+		}, "d/ d/new=0"},
+		{"renamed and renamed over while it is open", func(t *testing.T, at func(string) string) {
+			f := create(t, at("a"), "1")
+			ok(t, disk.Rename(at("a"), at("d/new")))
+			create(t, at("a"), "2")
+			ok(t, disk.Sync(f))
+			ok(t, durable.SyncDir(at("d")))
+			ok(t, durable.SyncDir(at("")))
+		}, "a d/ d/new=1 old=0"},
 		{"behind its back", func(t *testing.T, at func(string) string) {
 			ok(t, os.WriteFile(at("a"), []byte("1"), 0o600))
 		}, "d/ old=0"},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "x")
-			ok(t, os.MkdirAll(filepath.Join(dir, "d"), 0o700))
-			ok(t, os.WriteFile(filepath.Join(dir, "old"), []byte("0"), 0o600))
-			d := Watch(t, dir)
-			tt.do(t, func(name string) string { return filepath.Join(dir, name) })
-			now := tree(t, dir)
-			d.LastCut([]Survival{Nothing}, func(t testing.TB, dir string, _ map[string]string) {
-				if got := tree(t, dir); got != tt.want {
-					t.Errorf("left is %q, want %q", got, tt.want)
+		for _, failing := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/failing=%t", tt.name, failing), func(t *testing.T) {
+				dir := filepath.Join(t.TempDir(), "x")
+				ok(t, os.MkdirAll(filepath.Join(dir, "d"), 0o700))
+				ok(t, os.WriteFile(filepath.Join(dir, "old"), []byte("0"), 0o600))
+				d := Watch(t, dir)
+				if failing {
+					d.FailAt(math.MaxInt, syscall.EIO)
 				}
+				tt.do(t, func(name string) string { return filepath.Join(dir, name) })
+				now := tree(t, dir)
+				d.LastCut([]Survival{Nothing}, func(t testing.TB, dir string, _ map[string]string) {
+					if got := tree(t, dir); got != tt.want {
+						t.Errorf("left is %q, want %q", got, tt.want)
+					}
+				})
+				d.LastCut([]Survival{Everything}, func(t testing.TB, dir string, _ map[string]string) {
+					if got := tree(t, dir); got != now {
+						t.Errorf("left is %q, want all, %q", got, now)
+					}
+				})
 			})
-			d.LastCut([]Survival{Everything}, func(t testing.TB, dir string, _ map[string]string) {
-				if got := tree(t, dir); got != now {
-					t.Errorf("left is %q, want all, %q", got, now)
-				}
-			})
-		})
+		}
 	}
 }
 
