@@ -111,13 +111,23 @@ func Fallback(ctx context.Context, h Host, now bool, say func(format string, arg
 	if err := write(h, MarkerPath, []byte(text), 0o644); err != nil {
 		return err
 	}
-	if _, err = h.Run(ctx, "systemctl", "stop", socketUnit, agentUnit); err != nil || last != "" {
+	if err := stopAgent(ctx, h); err != nil || last != "" {
 		return err
 	}
 	// Which an installation of an earlier version has not.
 	if _, err := h.Run(ctx, "systemctl", "start", returnUnit); err != nil {
 		say("nobody looks whether the agent works again, \"capelin agent install --start\" changes that: %v", err)
 	}
+	return nil
+}
+
+// stopAgent stops the agent and its sockets. That the sockets failed as well says nothing that
+// the agent's own state, which stays, does not.
+func stopAgent(ctx context.Context, h Host) error {
+	if _, err := h.Run(ctx, "systemctl", "stop", socketUnit, agentUnit); err != nil {
+		return err
+	}
+	_, _ = h.Run(ctx, "systemctl", "reset-failed", socketUnit) // it is an error if they did not
 	return nil
 }
 
@@ -202,10 +212,7 @@ func comeBack(ctx context.Context, h Host, socket string, wait, settle time.Dura
 		// Back to what was, also when ctx is over.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
-		err = errors.Join(err, end(false))
-		if _, serr := h.Run(ctx, "systemctl", "stop", socketUnit, agentUnit); serr != nil {
-			err = errors.Join(err, serr)
-		}
+		err = errors.Join(err, end(false), stopAgent(ctx, h))
 	}()
 	say("starting the agent, to see whether it can")
 	// Units that did not fail cannot be reset, and need not be.

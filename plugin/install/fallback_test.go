@@ -31,8 +31,11 @@ func systemd(active, sub, result string, failing string) func(string) (string, e
 
 func quiet(string, ...any) {}
 
+// stopped is what ends the agent.
+const stopped = "stop capelin-agent.socket capelin-agent.service|reset-failed capelin-agent.socket"
+
 func TestFallback(t *testing.T) {
-	const back = "restart containerd.service|stop capelin-agent.socket capelin-agent.service"
+	const back = "restart containerd.service|" + stopped
 	const returns = "|start capelin-agent-return.service"
 	for _, tt := range []struct {
 		name                string
@@ -119,10 +122,10 @@ func TestUndo(t *testing.T) {
 		{name: "works, with units of an earlier version", undone: true, old: true,
 			ran: try + "|restart capelin-agent.service containerd.service"},
 		{name: "does not start, with units of an earlier version", failing: "start capelin-agent.socket",
-			ran: try + "|stop capelin-agent.socket capelin-agent.service", old: true},
+			ran: try + "|" + stopped, old: true},
 		{name: "works", undone: true, ran: try + "|restart capelin-agent.service containerd.service"},
-		{name: "does not start", failing: "start capelin-agent.socket", ran: try + "|stop capelin-agent.socket capelin-agent.service"},
-		{name: "does not answer", healthy: errors.New("not serving"), ran: try + "|stop capelin-agent.socket capelin-agent.service"},
+		{name: "does not start", failing: "start capelin-agent.socket", ran: try + "|" + stopped},
+		{name: "does not answer", healthy: errors.New("not serving"), ran: try + "|" + stopped},
 		{name: "containerd does not restart", failing: "restart", undone: true, ran: try + "|restart capelin-agent.service containerd.service"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -449,7 +449,7 @@ func TestUninstallOrder(t *testing.T) {
 	if err := r.Apply(t.Context(), h, true); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(h.ran, "|"); got != "restart containerd.service|stop capelin-agent.socket capelin-agent.service|daemon-reload" {
+	if got := strings.Join(h.ran, "|"); got != "restart containerd.service|"+stopped+"|daemon-reload" {
 		t.Errorf("ran %s", got)
 	}
 }

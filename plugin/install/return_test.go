@@ -83,7 +83,7 @@ func TestReturn(t *testing.T) {
 					t.Errorf("back: %t, marker %q", is, Marker(h))
 				}
 				if !back {
-					if !strings.HasSuffix(ran, "stop capelin-agent.socket capelin-agent.service") || exists(h, trialPath) {
+					if !strings.HasSuffix(ran, stopped) || exists(h, trialPath) {
 						t.Errorf("the agent runs on: %s", ran)
 					}
 					return

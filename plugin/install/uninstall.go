@@ -136,7 +136,7 @@ func (r *Removal) Apply(ctx context.Context, h Host, restart bool) error {
 		if _, err := h.Run(ctx, "systemctl", "restart", r.Receipt.Unit); err != nil {
 			return err
 		}
-		if _, err := h.Run(ctx, "systemctl", "stop", socketUnit, agentUnit); err != nil {
+		if err := stopAgent(ctx, h); err != nil {
 			return err
 		}
 	}
