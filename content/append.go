@@ -31,16 +31,23 @@ type Appender struct {
 	buf     []byte // the beginning of a piece that does not count yet
 	err     error  // sticky
 	inPlace bool   // the bytes are in the data file already (AdoptIngest)
+
+	waits context.Context // ends with that of Append, or when nobody wants the blob
+	over  func()          // lets go of it
 }
 
 // Append returns a writer of the bytes from off on, which must be at most
-// Prefix, and need not be a piece's boundary.
-func (b *Blob) Append(off int64) (*Appender, error) {
+// Prefix, and need not be a piece's boundary. When ctx is done its writes do not wait for
+// room on a full disk any more; nothing else depends on it.
+func (b *Blob) Append(ctx context.Context, off int64) (*Appender, error) {
 	st := b.st
 	st.s.mu.Lock()
 	st.refs++
 	st.s.mu.Unlock()
 	a := &Appender{b: &Blob{st: st}, off: off}
+	waits, cancel := context.WithCancel(st.whileWanted())
+	stop := context.AfterFunc(ctx, cancel)
+	a.waits, a.over = waits, func() { stop(); cancel() }
 	st.mu.Lock()
 	err := b.usable()
 	st.mu.Unlock()
@@ -156,7 +163,7 @@ func (a *Appender) compare(i int, p []byte) (n int, err error) {
 // store hashes a whole piece and writes it, unless somebody else did meanwhile.
 func (a *Appender) store(i int, data ...[]byte) error {
 	st := a.b.st
-	claimed, err := a.b.claim(i)
+	claimed, err := a.b.claim(a.waits, i)
 	if err != nil {
 		return err
 	}
@@ -174,7 +181,7 @@ func (a *Appender) store(i int, data ...[]byte) error {
 		return a.differs(i, list, data, err)
 	}
 	if err == nil && !a.inPlace {
-		err = st.write(i, data)
+		err = st.write(a.waits, i, data)
 	}
 	st.mu.Lock()
 	st.unclaim(i)
@@ -342,6 +349,7 @@ func (a *Appender) Close() error {
 		a.err = fmt.Errorf("appending to %s: %w", a.b.st.dgst, ErrClosed)
 	}
 	a.buf = nil
+	a.over()
 	return a.b.Close()
 }
 

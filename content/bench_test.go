@@ -240,7 +240,7 @@ func BenchmarkAppender(b *testing.B) {
 	id, data := testBlob(b, piece.SHA256, 512<<20, 1)
 	b.SetBytes(id.Size)
 	benchmarkIngest(b, id, func(bl *Blob) error {
-		a, err := bl.Append(0)
+		a, err := bl.Append(b.Context(), 0)
 		if err != nil {
 			return err
 		}

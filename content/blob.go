@@ -1,6 +1,7 @@
 package content
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"sync"
@@ -92,6 +93,8 @@ type state struct {
 	synced   *piece.Bits           // pieces whose data were synced
 	room     bool                  // space was looked for, and allocated if possible
 	full     time.Time             // until when it waits for room, or did; zero: there is some
+	wanted   context.Context       // done when nobody wants it any more: it waits for no room then
+	unwant   context.CancelFunc    // ends wanted
 	added    []addition            // for the observer
 	telling  bool                  // somebody is telling it
 }

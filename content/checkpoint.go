@@ -193,7 +193,7 @@ func (s *Store) giveUp(st *state) bool {
 		<-st.ck
 		return false
 	}
-	s.unkeep(p)
+	defer s.evicts(p)()
 	s.mu.Unlock()
 	return s.evictPartial(p, st) > 0
 }
@@ -272,10 +272,14 @@ func punch(f *os.File, id piece.ID, have *piece.Bits) error {
 	return nil
 }
 
-// writeMap replaces a map, durably, making room if it must. No digest is locked.
+// writeMap replaces a map, durably, making room if it must: it waits for nobody, as others may
+// wait for what is given up when there is no room for its map. No digest is locked.
 func (s *Store) writeMap(path string, r *record) error {
 	b := r.encode()
-	err := s.withRoom(context.Background(), max(int64(len(b)), 1<<20), func() error { return durable.WriteFile(path, b, 0o600) })
+	err := durable.WriteFile(path, b, 0o600)
+	if isNoSpace(err) && s.makeRoom(context.Background(), max(int64(len(b)), 1<<20)) > 0 {
+		err = durable.WriteFile(path, b, 0o600)
+	}
 	if isNoSpace(err) {
 		err = fmt.Errorf("%s: %d bytes: %w: %w", path, len(b), ErrNoSpace, err)
 	}

@@ -42,7 +42,13 @@ func (b *Blob) Complete(ctx context.Context) error {
 	case !full:
 		return fmt.Errorf("completing %s: %d of %d pieces: %w", st.dgst, n, st.id.Pieces(), ErrIncomplete)
 	}
-	err = st.s.withRoom(ctx, 1<<20, st.finish) // for the sums
+	err = st.s.withRoom(ctx, st, 1<<20, func() error { // for the sums
+		// Pieces that a failed sync has taken away are missing then: the first error says why.
+		if again := st.finish(); err == nil || !errors.Is(again, ErrIncomplete) {
+			err = again
+		}
+		return err
+	})
 	if isNoSpace(err) {
 		err = st.noSpace(err)
 	}
@@ -193,8 +199,7 @@ func (b *Blob) Drop() error {
 	s.dropped[st] = struct{}{}
 	s.mu.Unlock()
 	st.mu.Lock()
-	st.gone = ErrDropped
-	st.notify()
+	st.end(ErrDropped)
 	st.mu.Unlock()
 	if err := s.trashPartial(st.id); err != nil {
 		return fmt.Errorf("dropping %s: %w", st.id, err)

@@ -96,7 +96,7 @@ func crashChild() {
 						}
 						fmt.Println("piece", i, p)
 					}
-					a, err := b.Append(b.Prefix())
+					a, err := b.Append(ctx, b.Prefix())
 					fail(err)
 					for a.Offset() < id.Size && err == nil {
 						_, err = a.Write(data[a.Offset():][:min(id.Size-a.Offset(), 40_000)])

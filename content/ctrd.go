@@ -97,7 +97,7 @@ func (s *Store) Unpin(ctx context.Context, d digest.Digest) error { return s.Del
 func (s *Store) publish(d digest.Digest) (ctrdcontent.Info, error) {
 	var info ctrdcontent.Info
 	var gone int64
-	err := s.withRoom(context.Background(), 1<<20, func() (err error) { // for its name
+	err := s.withRoom(context.Background(), nil, 1<<20, func() (err error) { // for its name
 		defer s.places.Lock(d)()
 		info, gone, err = s.publishLocked(d)
 		return err

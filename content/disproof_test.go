@@ -34,7 +34,7 @@ func TestWrongDigest(t *testing.T) {
 	wrong[100_000] ^= 1
 	b := mustBlob(t, s, id, true)
 	defer b.Close()
-	a, err := b.Append(0)
+	a, err := b.Append(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestWrongDigest(t *testing.T) {
 		t.Errorf("the map survives: %v", err)
 	}
 	// The retry succeeds.
-	a2, err := b.Append(0)
+	a2, err := b.Append(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestContradiction(t *testing.T) {
 				}
 			}
 			b.st.checkpoint()
-			a, err := b.Append(0)
+			a, err := b.Append(t.Context(), 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -133,7 +133,7 @@ func TestContradiction(t *testing.T) {
 			// A retry from the prefix, with the right bytes, ends well, at the
 			// latest after the one that a false prefix costs.
 			for try := 0; ; try++ {
-				a, err := b.Append(b.Prefix())
+				a, err := b.Append(t.Context(), b.Prefix())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -251,7 +251,7 @@ func TestAdoptUnderAnAppender(t *testing.T) {
 	wrong := flip(data, 100_000) // piece 1
 	for _, at := range []int64{3 * 64 << 10, 3*64<<10 + 1000} {
 		b := mustBlob(t, s, id, true)
-		a, err := b.Append(0)
+		a, err := b.Append(t.Context(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -270,7 +270,7 @@ func TestAdoptUnderAnAppender(t *testing.T) {
 			t.Errorf("Finish with pieces dropped: %v", err)
 		}
 		checkTrue(t, b, data)
-		a2, err := b.Append(100)
+		a2, err := b.Append(t.Context(), 100)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -318,7 +318,7 @@ func TestEmpty(t *testing.T) {
 	b := mustBlob(t, s, id, true)
 	defer b.Close()
 	write := func(data []byte) error {
-		a, err := b.Append(0)
+		a, err := b.Append(t.Context(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -34,7 +34,9 @@
 // [Store.Blob]. Who opened a whole blob with [Store.Lend], to seed it, closes it when asked.
 // They go when more is kept than [Config] says, when less is free, and on a full disk in the
 // call that finds it full: first what nobody has open, the least recently used before
-// others, then what is lent, and then what was fetched ahead.
+// others, then what is lent, and then what was fetched ahead. If that is not enough, the call
+// waits for half a second while others have unfinished blobs open, and for some seconds while
+// something is being given up. For a blob that is ([Blob.GiveUp]) nobody waits.
 //
 // # What it does not do
 //

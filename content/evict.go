@@ -420,7 +420,7 @@ func (s *Store) evictOne(why reason) (int64, bool) {
 		}
 		switch v := el.Value.(type) {
 		case *entry:
-			s.unkeep(v)
+			defer s.evicts(v)()
 			s.mu.Unlock()
 			return s.evictEntry(v), true
 		case *partial:
@@ -432,13 +432,25 @@ func (s *Store) evictOne(why reason) (int64, bool) {
 					continue // which is being written
 				}
 			}
-			s.unkeep(v)
+			defer s.evicts(v)()
 			s.mu.Unlock()
 			return s.evictPartial(v, st), true
 		}
 	}
 	s.mu.Unlock()
 	return 0, false
+}
+
+// evicts takes an *entry or *partial that is evicted now out of what may be. Until the function
+// that it returns is called, without s.mu, others know that its space will come. s.mu is held.
+func (s *Store) evicts(v any) (done func()) {
+	s.unkeep(v)
+	s.evicting++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.evicting--
+	}
 }
 
 // evictEntry evicts a blob that was evictable, unless somebody has opened it since.

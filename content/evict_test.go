@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	ctrdcontent "github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -311,7 +312,7 @@ func TestDiskFull(t *testing.T) {
 	id, data := testBlob(t, piece.SHA256, 2_500_000, 9)
 	sums := sumsOf(t, id, data)
 	b = mustBlob(t, s, id, true)
-	a, err := b.Append(0)
+	a, err := b.Append(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,13 +339,13 @@ func TestDiskFull(t *testing.T) {
 	// and space comes back.
 	next, nextData := testBlob(t, piece.SHA256, 2_000_000, 10)
 	nb := mustBlob(t, s, next, true)
-	a, _ = nb.Append(0)
+	a, _ = nb.Append(t.Context(), 0)
 	if _, err := a.Write(nextData); !errors.Is(err, ErrNoSpace) {
 		t.Errorf("a full disk: %v", err)
 	}
 	a.Close()
 	s.Delete(ctx, digest.Digest(id.Digest()))
-	a, _ = nb.Append(nb.Prefix())
+	a, _ = nb.Append(t.Context(), nb.Prefix())
 	if _, err := a.Write(nextData[a.Offset():]); err != nil {
 		t.Errorf("after a Delete: %v", err)
 	}
@@ -444,7 +445,7 @@ func TestObserverMayCall(t *testing.T) {
 	o.s = s
 	id, data := testBlob(t, piece.SHA256, 100_000, 1)
 	b := mustBlob(t, s, id, true)
-	a, err := b.Append(0)
+	a, err := b.Append(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -739,43 +740,200 @@ func TestUnsavedPartMakesRoom(t *testing.T) {
 	b.Close()
 }
 
+// crowd is a full disk, most of which one blob has that is open.
+type crowd struct {
+	*testing.T
+	s      *Store
+	other  *Blob
+	gaveUp int // how often others were asked to give something up
+	seed   byte
+}
+
+func crowded(t *testing.T) *crowd {
+	c := &crowd{T: t}
+	c.s = openStore(t, Config{Root: smallDisk(t, 4<<20), FreeFloor: -1, GiveUp: func(context.Context) { c.gaveUp++ }})
+	id, data := testBlob(t, piece.SHA256, 3_500_000, 1)
+	c.other = mustBlob(t, c.s, id, true)
+	sums := sumsOf(t, id, data)
+	for i := range id.Pieces() - 1 {
+		must(t, c.other.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))))
+	}
+	return c
+}
+
+// blob returns a new one for which there is no room beside the other.
+func (c *crowd) blob() (*Blob, []byte) {
+	c.seed++
+	id, data := testBlob(c.T, piece.SHA256, 1_000_000, c.seed+1)
+	return mustBlob(c.T, c.s, id, true), data
+}
+
+func (c *crowd) write(b *Blob, data []byte) error { return c.piece(b, data, 0) }
+
+func (c *crowd) piece(b *Blob, data []byte, i int) error {
+	return b.WritePiece(piece.NewClaim(sumsOf(c.T, b.ID(), data), i, pieceOf(b.ID(), data, i)))
+}
+
+// fill leaves nothing free.
+func (c *crowd) fill() {
+	c.Helper()
+	file := filepath.Join(c.s.Root(), "pods")
+	if err := os.WriteFile(file, make([]byte, 4<<20), 0o600); !isNoSpace(err) {
+		c.Fatal(err)
+	}
+	c.Cleanup(func() { os.Remove(file) }) // before the store is closed, which writes maps
+}
+
+// unpack is what others write.
+func (c *crowd) unpack() error {
+	file := filepath.Join(c.s.Root(), "unpacked")
+	return c.s.WithRoom(c.Context(), 1<<20, func() error { return os.WriteFile(file, make([]byte, 1_000_000), 0o600) })
+}
+
+// takes checks that f fails for want of room after so long, or does not fail then.
+func (c *crowd) takes(what string, want time.Duration, fails bool, f func() error) {
+	c.Helper()
+	before := time.Now()
+	err := f()
+	if errors.Is(err, ErrNoSpace) != fails || !fails && err != nil {
+		c.Errorf("%s: %v", what, err)
+	}
+	if took := time.Since(before); took < want || took > want+2*lookAgain {
+		c.Errorf("%s: that took %v, want %v", what, took, want)
+	}
+}
+
 // A pull that failed for want of space a moment ago has its other blobs open still: the
 // next one waits for them, and for what others are asked to give up, but not for ever.
 func TestFullDiskIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		gaveUp := 0
-		s := openStore(t, Config{Root: smallDisk(t, 4<<20), FreeFloor: -1, GiveUp: func(context.Context) { gaveUp++ }})
-		id, data := testBlob(t, piece.SHA256, 3_500_000, 1)
-		other := mustBlob(t, s, id, true)
-		sums := sumsOf(t, id, data)
-		for i := range id.Pieces() - 1 {
-			if err := other.WritePiece(piece.NewClaim(sums, i, pieceOf(id, data, i))); err != nil {
-				t.Fatal(err)
+		c := crowded(t)
+		b, data := c.blob()
+		defer b.Close()
+		c.takes("while the other is open", patience, true, func() error { return c.write(b, data) })
+		if c.gaveUp == 0 {
+			t.Error("nobody was asked to give something up")
+		}
+		c.takes("the same blob again", 0, true, func() error { return c.write(b, data) })
+		b, data = c.blob()
+		defer b.Close()
+		time.AfterFunc(patience/2, func() { c.other.Drop(); c.other.Close() })
+		c.takes("when the other was dropped", patience/2, false, func() error { return c.write(b, data) })
+		c.fill()
+		c.takes("there was room in between", patience, true, func() error { return c.piece(b, data, 1) })
+	})
+}
+
+// Of what is being given up the space is sure to come: it is waited for until whoever has the
+// blob open still has closed it, though its file be unlinked before.
+func TestGivenUpIsWaitedFor(t *testing.T) {
+	for name, giveUp := range map[string]func(*Blob){
+		"given up": (*Blob).GiveUp,
+		"dropped":  func(b *Blob) { b.Drop() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := crowded(t)
+				defer c.other.Close()
+				giveUp(c.other)
+				b, data := c.blob()
+				defer b.Close()
+				c.takes("while it is open", endsWithin, true, func() error { return c.write(b, data) })
+				b, data = c.blob()
+				defer b.Close()
+				time.AfterFunc(3*patience, func() { c.other.Close() })
+				c.takes("when it was closed", 3*patience, false, func() error { return c.write(b, data) })
+			})
+		})
+	}
+}
+
+// Everybody who finds the disk full waits for what others give up: who unpacks, and
+// containerd's own writers.
+func TestAllWaitForRoom(t *testing.T) {
+	for name, do := range map[string]func(*crowd) error{
+		"others": (*crowd).unpack,
+		"a writer is opened": func(c *crowd) error {
+			w, err := c.s.Writer(c.Context(), ctrdcontent.WithRef("r"))
+			if err == nil {
+				err = w.Close()
 			}
-		}
-		seed := byte(2)
-		write := func() error {
-			seed++
-			small, smallData := testBlob(t, piece.SHA256, 1_000_000, seed)
-			b := mustBlob(t, s, small, true)
-			defer b.Close()
-			return b.WritePiece(piece.NewClaim(sumsOf(t, small, smallData), 0, pieceOf(small, smallData, 0)))
-		}
-		before := time.Now()
-		if err := write(); !errors.Is(err, ErrNoSpace) {
-			t.Errorf("while the other is open: %v", err)
-		}
-		if took := time.Since(before); took < patience || took > 2*patience || gaveUp == 0 {
-			t.Errorf("that took %v, and others were asked %d times to give something up", took, gaveUp)
-		}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := crowded(t)
+				c.fill()
+				time.AfterFunc(patience/2, func() { c.other.Drop(); c.other.Close() })
+				c.takes(name, patience/2, false, func() error { return do(c) })
+			})
+		})
+	}
+}
+
+// Who waits for room for a blob that nobody wants any more ends at once, so that the blob can
+// be closed, and its own space given to others; and so does a session whose client has gone.
+func TestNobodyWaitsForWhatIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := crowded(t)
+		defer c.other.Close()
+		b, data := c.blob()
+		defer b.Close()
+		time.AfterFunc(patience/10, b.GiveUp)
+		c.takes("it is given up", patience/10, true, func() error { return c.write(b, data) })
+		again := mustBlob(t, c.s, b.ID(), false)
+		again.Close()
+		b.st.full = time.Time{} // as if there had been room meanwhile
+		c.takes("it is opened again", patience, true, func() error { return c.write(b, data) })
+
+		b, data = c.blob()
+		defer b.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), patience/10)
+		defer cancel()
+		a, err := b.Append(ctx, 0)
+		must(t, err)
+		defer a.Close()
+		c.takes("the client has gone", patience/10, true, func() error {
+			_, err := a.Write(data)
+			return err
+		})
+		a, err = b.Append(t.Context(), 0)
+		must(t, err)
+		defer a.Close()
+		b.st.full = time.Time{}
+		time.AfterFunc(patience/10, b.GiveUp)
+		c.takes("the blob that a client writes is given up", patience/10, true, func() error {
+			_, err := a.Write(data)
+			return err
+		})
+
+		id, data := testBlob(t, piece.SHA256, 300_000, 99)
+		b = mustBlob(t, c.s, id, true)
+		defer b.Close()
+		must(t, c.write(b, data)) // there is room for all of it, and then there is not
+		c.fill()
+		time.AfterFunc(patience/10, b.GiveUp)
+		c.takes("it is given up with some of it here", patience/10, true, func() error { return c.piece(b, data, 1) })
+	})
+}
+
+// What somebody else evicts is in no list for a moment, and its space comes.
+func TestEvictionIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &crowd{T: t, s: openStore(t, Config{Root: smallDisk(t, 4<<20), FreeFloor: -1})}
+		id, data := testBlob(t, piece.SHA256, 3_500_000, 1)
+		fetch(t, c.s, id, data).Close()
+		unlock := c.s.places.Lock(digest.Digest(id.Digest()))
+		evicted := make(chan struct{})
 		go func() {
-			time.Sleep(patience / 2)
-			other.Drop()
-			other.Close()
+			defer close(evicted)
+			c.s.makeRoom(t.Context(), 1)
 		}()
-		if err := write(); err != nil {
-			t.Errorf("when the other was dropped: %v", err)
-		}
+		synctest.Wait() // it has chosen, and waits for the digest
+		time.AfterFunc(2*patience, unlock)
+		c.takes("meanwhile", 2*patience, false, c.unpack)
+		<-evicted
 	})
 }
 

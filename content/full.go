@@ -12,10 +12,13 @@ const (
 	// roomLow, or a hundredth of the disk if that is less, is how little free space
 	// makes a disk one that is about to be full.
 	roomLow = 64 << 20
-	// patience is for how long a full disk is waited for while others give up what they
-	// had begun: a pull that failed a moment ago has its other blobs open still.
-	patience  = 500 * time.Millisecond
-	lookAgain = 25 * time.Millisecond
+	// patience is for how long a full disk is waited for while others have partial blobs
+	// open: a pull that failed a moment ago may have its other blobs open still.
+	patience = 500 * time.Millisecond
+	// endsWithin is for how long it is waited for what is being given up: that has to do
+	// with the disk only, which may be slow, and with nobody who may never come.
+	endsWithin = 5 * time.Second
+	lookAgain  = 25 * time.Millisecond
 )
 
 // space returns the free bytes that we may use, and the size of the file system.
@@ -63,6 +66,13 @@ func (s *Store) MakeRoom(ctx context.Context, need int64) (freed int64) {
 	return s.makeRoom(ctx, need)
 }
 
+// WithRoom does what takes so much space, at most, of the same file system, and when that is
+// full does it again and again: after evicting, and while others are about to give space up,
+// for some seconds at most. It returns do's last error.
+func (s *Store) WithRoom(ctx context.Context, need int64, do func() error) error {
+	return s.withRoom(ctx, nil, need, do)
+}
+
 // makeRoom evicts until need bytes are unlinked, or nothing is left to evict,
 // and returns how many it freed: 0 only if there is no more room than before. It is for
 // a disk that is full now. No digest is locked.
@@ -75,13 +85,19 @@ func (s *Store) makeRoom(ctx context.Context, need int64) (freed int64) {
 	return freed
 }
 
-// withRoom does what needs so much space at most, and does it again if the disk was
-// full and there is room then. No digest is locked.
-func (s *Store) withRoom(ctx context.Context, need int64, do func() error) error {
+// withRoom is WithRoom for what st needs, which may be nil. It is do that finds out whether
+// there is room: space comes back also when somebody closes a file. No digest is locked.
+func (s *Store) withRoom(ctx context.Context, st *state, need int64, do func() error) error {
 	err := do()
-	if isNoSpace(err) && s.makeRoom(ctx, need) > 0 {
-		err = do()
+	if !isNoSpace(err) {
+		return err
 	}
+	s.await(ctx, st, func() bool {
+		for freed := int64(1); freed > 0 && isNoSpace(err); err = do() {
+			freed = s.makeRoom(ctx, need)
+		}
+		return !isNoSpace(err)
+	})
 	return err
 }
 
@@ -104,7 +120,8 @@ func (st *state) noSpace(err error) error {
 // enough only after eviction, it leaves that to the writes, since a size is only
 // a claim until the blob is proven. If not even then, it says so now. In memory
 // nothing is allocated: tmpfs would clear all of it first, with the download waiting.
-func (st *state) reserve() error {
+// Room is waited for until ctx is done.
+func (st *state) reserve(ctx context.Context) error {
 	s := st.s
 	free, _, err := s.space()
 	if err != nil {
@@ -118,7 +135,7 @@ func (st *state) reserve() error {
 		}
 	}
 	enough := func() bool {
-		s.emptyTrash(context.Background())
+		s.emptyTrash(ctx)
 		free, _, err := s.space()
 		return err == nil && free+s.evictableBytes() >= need
 	}
@@ -126,19 +143,21 @@ func (st *state) reserve() error {
 		return nil
 	}
 	if s.cfg.GiveUp != nil {
-		s.cfg.GiveUp(context.Background())
+		s.cfg.GiveUp(ctx)
 	}
-	if !s.await(st, enough) {
+	if !s.await(ctx, st, enough) {
 		return fmt.Errorf("storing %s: %w", st.dgst, st.noSpace(unix.ENOSPC))
 	}
 	return nil
 }
 
-// await waits for a while until there is enough, as long as partial blobs other than st's
-// are open: they may have no room either, and be about to end. st, which may be nil, waits
-// once, not with each of its pieces, and not when nobody wants it any more.
-func (s *Store) await(st *state, enough func() bool) bool {
-	end := time.Now().Add(patience)
+// await waits until there is enough, or ctx is done: for a moment while partial blobs other
+// than st's are open, as they may have no room either and be about to end, and for
+// longer while something is being given up. st, which may be nil, waits for others once,
+// not with each of its pieces.
+func (s *Store) await(ctx context.Context, st *state, enough func() bool) bool {
+	began := time.Now()
+	end := began.Add(patience)
 	if st != nil {
 		st.mu.Lock()
 		if st.full.IsZero() {
@@ -147,11 +166,19 @@ func (s *Store) await(st *state, enough func() bool) bool {
 		end = st.full
 		st.mu.Unlock()
 	}
-	for !enough() {
-		if !s.othersOpen(st) || !time.Now().Before(end) || st != nil && st.isGone() {
+	for {
+		open, ending := s.others(st) // before looking: what ends meanwhile has given its space back
+		if enough() {
+			break
+		}
+		now := time.Now()
+		if ctx.Err() != nil || !(open && now.Before(end)) && !(ending && now.Before(began.Add(endsWithin))) {
 			return false
 		}
-		time.Sleep(lookAgain)
+		select {
+		case <-time.After(lookAgain):
+		case <-ctx.Done():
+		}
 	}
 	if st != nil {
 		st.mu.Lock()
@@ -161,24 +188,49 @@ func (s *Store) await(st *state, enough func() bool) bool {
 	return true
 }
 
-func (st *state) isGone() bool {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	return st.gone != nil
-}
-
-// othersOpen reports whether partial blobs other than st's take space and are open, or
-// something is being unlinked.
-func (s *Store) othersOpen(st *state) bool {
+// others reports whether partial blobs other than st's take space and are open, and whether
+// some are being given up, or something is being unlinked.
+func (s *Store) others(st *state) (open, ending bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.trash) > 0 || len(s.unlinking) > 0 || len(s.dropped) > 0 {
-		return true
-	}
+	ending = s.evicting > 0 || len(s.trash) > 0 || len(s.unlinking) > 0 || len(s.dropped) > 0
 	for _, p := range s.parts {
-		if p.open != nil && p.open != st {
-			return true
+		if p.open == nil || p.open == st {
+			continue
 		}
+		open = true
+		ending = ending || p.open.refs == 0 || p.open.whileWanted().Err() != nil
 	}
-	return false
+	return open, ending
+}
+
+// GiveUp says that nobody waits for the blob any more: what waits for room for it
+// fails now, so that it can be closed. Until it is opened again, that is so.
+func (b *Blob) GiveUp() {
+	b.st.mu.Lock()
+	defer b.st.mu.Unlock()
+	b.st.unwant()
+}
+
+// whileWanted returns a context that ends when nobody wants the blob any more.
+func (st *state) whileWanted() context.Context {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.wanted
+}
+
+// want says that somebody wants the blob, again if nobody did.
+func (st *state) want() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.gone == nil && st.wanted.Err() != nil {
+		st.wanted, st.unwant = context.WithCancel(context.Background())
+	}
+}
+
+// end makes every use of the blob fail from now on. st.mu is held.
+func (st *state) end(why error) {
+	st.gone = why
+	st.unwant()
+	st.notify()
 }

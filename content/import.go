@@ -32,7 +32,7 @@ func (s *Store) Import(ctx context.Context, path string, sums *piece.Sums) error
 	var added bool
 	err := s.checkImport(path, sums)
 	if err == nil {
-		err = s.withRoom(ctx, 1<<20, func() (err error) { // for the sums
+		err = s.withRoom(ctx, nil, 1<<20, func() (err error) { // for the sums
 			added, err = s.importFile(path, sums)
 			return err
 		})

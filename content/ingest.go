@@ -175,14 +175,10 @@ func (s *Store) Writer(ctx context.Context, opts ...ctrdcontent.WriterOpt) (ctrd
 		return nil, err
 	}
 	var w ctrdcontent.Writer
-	var err error
-	open := func() bool {
+	err := s.withRoom(ctx, nil, 1<<20, func() (err error) {
 		w, err = s.stock.Writer(ctx, opts...)
-		return !isNoSpace(err) || s.makeRoom(ctx, 1<<20) > 0 && ctx.Err() == nil
-	}
-	if s.await(nil, open) && isNoSpace(err) {
-		w, err = s.stock.Writer(ctx, opts...)
-	}
+		return err
+	})
 	if err != nil {
 		s.refs.release(o.Ref)
 		return nil, err
@@ -215,7 +211,7 @@ const roomStep = 16 << 20
 func (w *seqWriter) Write(p []byte) (int, error) {
 	if w.room -= int64(len(p)); w.room < 0 {
 		w.room = roomStep
-		w.s.await(nil, func() bool {
+		w.s.await(context.Background(), nil, func() bool {
 			free, total, err := w.s.space()
 			low := min(roomLow, total/20)
 			return err != nil || free >= low || w.s.makeRoom(context.Background(), low-free) > 0
@@ -369,7 +365,7 @@ func (b *Blob) adopt(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	a, err := b.Append(0)
+	a, err := b.Append(ctx, 0)
 	if err != nil {
 		return err
 	}

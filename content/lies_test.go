@@ -62,7 +62,7 @@ func TestLies(t *testing.T) {
 			case 4, 5, 6:
 				if a == nil {
 					from = contents[rnd.IntN(len(contents))]
-					if a, err = b.Append(rnd.Int64N(b.Prefix() + 1)); err != nil {
+					if a, err = b.Append(t.Context(), rnd.Int64N(b.Prefix()+1)); err != nil {
 						t.Fatal(err)
 					}
 				}

@@ -109,12 +109,13 @@ func (s *Store) open(ctx context.Context, id piece.ID, create, lend bool) (*Blob
 			}
 			return nil, fmt.Errorf("opening %s: %w", id, err)
 		}
+		st.want()
 		return &Blob{st: st, lent: lend}, nil
 	}
 }
 
 func newState(s *Store, id piece.ID) *state {
-	return &state{
+	st := &state{
 		s: s, id: id, dgst: digest.Digest(id.Digest()),
 		ready:   make(chan struct{}),
 		op:      make(chan struct{}, 1),
@@ -126,6 +127,8 @@ func newState(s *Store, id piece.ID) *state {
 		claims:  make(map[int]chan struct{}),
 		changed: make(chan struct{}),
 	}
+	st.wanted, st.unwant = context.WithCancel(context.Background())
+	return st
 }
 
 // load reads what is on disk; it runs before anybody else sees the state.
@@ -200,7 +203,7 @@ func (st *state) loadComplete() error {
 func (st *state) loadPartial(ctx context.Context) error {
 	s := st.s
 	var f *os.File
-	err := s.withRoom(ctx, 1<<20, func() (err error) { // for its name
+	err := s.withRoom(ctx, st, 1<<20, func() (err error) { // for its name
 		defer s.places.Lock(st.dgst)()
 		if f, err = disk.OpenFile(s.partialPath(st.id, ".data"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 			return err
@@ -339,7 +342,6 @@ func (s *Store) settle(st *state) {
 		return
 	}
 	delete(s.dirty, st)
-	delete(s.dropped, st)
 	remove := false
 	if e := s.index[st.dgst]; e != nil && e.open == st {
 		e.open = nil
@@ -365,6 +367,9 @@ func (s *Store) settle(st *state) {
 		_ = disk.Remove(s.partialPath(st.id, ".data"))
 	}
 	st.shut(ErrClosed)
+	s.mu.Lock()
+	delete(s.dropped, st) // not before its space is there
+	s.mu.Unlock()
 	if over {
 		s.wake()
 	}
@@ -375,9 +380,8 @@ func (st *state) shut(why error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.gone == nil {
-		st.gone = why
+		st.end(why)
 	}
-	st.notify()
 	if st.f != nil {
 		st.f.Close()
 	}

@@ -23,7 +23,8 @@ func (b *Blob) WritePiece(c *piece.Claim) error {
 	if err := c.Verify(); err != nil {
 		return err
 	}
-	ok, err := b.claim(i)
+	waits := st.whileWanted()
+	ok, err := b.claim(waits, i)
 	if err != nil {
 		return err
 	}
@@ -32,7 +33,7 @@ func (b *Blob) WritePiece(c *piece.Claim) error {
 		defer st.mu.Unlock()
 		return st.accept(i, sums)
 	}
-	err = st.write(i, c.Data())
+	err = st.write(waits, i, c.Data())
 	st.mu.Lock()
 	st.unclaim(i)
 	if err == nil {
@@ -83,8 +84,9 @@ func (st *state) count(i int) {
 }
 
 // claim waits until nobody else writes piece i, and reports whether the caller
-// must write it; if it counts already, it need not. A claim ends with unclaim.
-func (b *Blob) claim(i int) (bool, error) {
+// must write it; if it counts already, it need not. A claim ends with unclaim. ctx is for
+// the wait for room.
+func (b *Blob) claim(ctx context.Context, i int) (bool, error) {
 	st := b.st
 	st.mu.Lock()
 	for {
@@ -129,7 +131,7 @@ func (b *Blob) claim(i int) (bool, error) {
 	st.room = true
 	st.mu.Unlock()
 	if !room {
-		if err := st.reserve(); err != nil {
+		if err := st.reserve(ctx); err != nil {
 			st.mu.Lock()
 			st.room = false
 			st.unclaim(i)
@@ -146,25 +148,21 @@ func (st *state) unclaim(i int) {
 	delete(st.claims, i)
 }
 
-// write writes a claimed piece at its place, making room if the disk is full.
-func (st *state) write(i int, data [][]byte) error {
+// write writes a claimed piece at its place, making room if the disk is full, and waiting for
+// some until ctx is done.
+func (st *state) write(ctx context.Context, i int, data [][]byte) error {
 	off := st.id.Offset(i)
 	for _, d := range data {
-		for try := 0; ; try++ {
+		err := st.s.withRoom(ctx, st, max(int64(st.id.PieceSize(i)), 16<<20), func() error {
 			n, err := disk.WriteAt(st.f, d, off)
-			if err == nil {
-				off += int64(len(d))
-				break
-			}
-			if !isNoSpace(err) {
-				return err
-			}
-			need := max(int64(st.id.PieceSize(i)), 16<<20)
-			some := func() bool { return st.s.makeRoom(context.Background(), need) > 0 }
-			if try > 10 || !st.s.await(st, some) {
-				return st.noSpace(err)
-			}
 			d, off = d[n:], off+int64(n)
+			return err
+		})
+		if isNoSpace(err) {
+			err = st.noSpace(err)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil

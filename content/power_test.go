@@ -215,7 +215,7 @@ func powerStories() []powerStory {
 				return err
 			}
 			defer b.Close()
-			a, err := b.Append(0)
+			a, err := b.Append(ctx, 0)
 			if err != nil {
 				return err
 			}
@@ -356,7 +356,7 @@ func powerStories() []powerStory {
 				return err
 			}
 			defer b.Close()
-			a, err := b.Append(0)
+			a, err := b.Append(ctx, 0)
 			if err != nil {
 				return err
 			}

@@ -30,7 +30,7 @@ func TestEverybodyAtOnce(t *testing.T) {
 				rnd := rand.New(rand.NewPCG(uint64(round), uint64(n)))
 				b := mustBlob(t, s, id, true)
 				defer b.Close()
-				a, err := b.Append(b.Prefix())
+				a, err := b.Append(t.Context(), b.Prefix())
 				if err != nil {
 					t.Error(err)
 					return
@@ -92,7 +92,7 @@ func TestWipeUnderPieces(t *testing.T) {
 		sums := sumsOf(t, id, data)
 		wrong := flip(data, 5)
 		b := mustBlob(t, s, id, true)
-		a, err := b.Append(0)
+		a, err := b.Append(t.Context(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -176,7 +176,7 @@ func TestPowerCuts(t *testing.T) {
 			}
 			break
 		}
-		a, err := b.Append(b.Prefix())
+		a, err := b.Append(t.Context(), b.Prefix())
 		if err != nil {
 			t.Fatal(err)
 		}

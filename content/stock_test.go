@@ -301,7 +301,7 @@ func TestAdoptIngest(t *testing.T) {
 				t.Errorf("ingest holds %v", m)
 			}
 			// The pull goes on from there.
-			a, err := b2.Append(b2.Prefix())
+			a, err := b2.Append(t.Context(), b2.Prefix())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -420,7 +420,7 @@ func TestTwoSizes(t *testing.T) {
 	defer lb.Close()
 	b := fetch(t, s, id, data) // the right one is not disturbed
 	defer b.Close()
-	a, err := lb.Append(0)
+	a, err := lb.Append(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -150,6 +150,7 @@ type Store struct {
 	kept      int64     // bytes in evictable and lent
 	dirty     map[*state]struct{}
 	dropped   map[*state]struct{} // partials that are gone, and still open
+	evicting  int                 // things that are neither in evictable any more nor in trash yet
 	trash     []string            // paths to unlink
 	junk      []string            // small files that are of no more use; unlinked like trash
 	unsized   []digest.Digest

@@ -230,7 +230,7 @@ func TestAppendAndSwarmShareTheWork(t *testing.T) {
 	if err := b.WritePiece(piece.NewClaim(sums, 5, pieceOf(id, data, 5))); err != nil {
 		t.Fatal(err)
 	}
-	a, err := b.Append(0)
+	a, err := b.Append(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,11 +243,11 @@ func TestAppendAndSwarmShareTheWork(t *testing.T) {
 	if a.Offset() != 500_000 || b.Prefix() != want {
 		t.Errorf("offset %d, prefix %d; want 500000, %d", a.Offset(), b.Prefix(), want)
 	}
-	if _, err := b.Append(b.Prefix() + 1); !errors.Is(err, ErrIncomplete) {
+	if _, err := b.Append(t.Context(), b.Prefix()+1); !errors.Is(err, ErrIncomplete) {
 		t.Errorf("appending beyond the prefix: %v", err)
 	}
 	// A second one, from the middle of a piece.
-	a2, err := b.Append(b.Prefix() - 77)
+	a2, err := b.Append(t.Context(), b.Prefix()-77)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +274,7 @@ func TestAppendAndSwarmShareTheWork(t *testing.T) {
 		}
 	}
 	// And the tail again, as with authorize = "blob".
-	a3, err := b.Append(id.Size - 64<<10)
+	a3, err := b.Append(t.Context(), id.Size-64<<10)
 	if err != nil {
 		t.Fatal(err)
 	}

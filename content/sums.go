@@ -184,7 +184,7 @@ func (b *Blob) ComputeSums(ctx context.Context) error {
 		st.mu.Unlock()
 		st.tell()
 	}
-	err = st.s.withRoom(ctx, 1<<20, func() error { return st.storeSums(sums) })
+	err = st.s.withRoom(ctx, st, 1<<20, func() error { return st.storeSums(sums) })
 	st.mu.Lock()
 	st.proven = true
 	st.notify()

@@ -375,7 +375,7 @@ const (
 
 // attempt reads the rest of the blob once.
 func (cs *coldReads) attempt(ctx context.Context, c *coldRead) error {
-	a, err := c.blob.Append(c.blob.Prefix())
+	a, err := c.blob.Append(ctx, c.blob.Prefix())
 	if err != nil {
 		return err
 	}

@@ -41,11 +41,7 @@ func (h *holdings) local(d digest.Digest) (id piece.ID, r *record, ok bool, err 
 
 // put is records.put that makes room if the disk is full.
 func (h *holdings) put(ctx context.Context, r *record) error {
-	err := h.records.put(r)
-	if diskfull.Is(err) && h.store.MakeRoom(ctx, 1<<20) > 0 {
-		err = h.records.put(r)
-	}
-	return diskfull.Classed(err)
+	return diskfull.Classed(h.store.WithRoom(ctx, 1<<20, func() error { return h.records.put(r) }))
 }
 
 // unpin lets a blob be evicted. Its digest is locked.

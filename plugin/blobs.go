@@ -345,7 +345,7 @@ func (r *blobReader) download(off int64) (n int64, err error) {
 		return 0, err
 	}
 	defer body.Close()
-	app, err := r.blob.Append(off)
+	app, err := r.blob.Append(r.ctx, off)
 	if err != nil {
 		return 0, err
 	}

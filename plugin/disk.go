@@ -45,22 +45,22 @@ func (b diskBlob) Publish(ctx context.Context) error {
 	return err
 }
 
-func (b diskBlob) Append(off int64) (fetch.Appender, error) {
-	a, err := b.Blob.Append(off)
+func (b diskBlob) Append(ctx context.Context, off int64) (fetch.Appender, error) {
+	a, err := b.Blob.Append(ctx, off)
 	if err != nil {
 		return nil, err
 	}
 	return a, nil
 }
 
-// roomFor frees some space for who finds the file system of an open file full, and reports
-// false if it is another one than the store's, or there is nothing to give up.
-func (d *disk) roomFor(ctx context.Context, fd int) bool {
+// roomFor does what failed because the file system of an open file is full, when some space was
+// freed; unless that is another one than the store's.
+func (d *disk) roomFor(ctx context.Context, fd int, do func() error) error {
 	var theirs, ours unix.Stat_t
 	if unix.Fstat(fd, &theirs) != nil || unix.Stat(d.Root(), &ours) != nil || theirs.Dev != ours.Dev {
-		return false
+		return unix.ENOSPC
 	}
-	return d.MakeRoom(ctx, roomAtOnce) > 0
+	return d.WithRoom(ctx, roomAtOnce, do)
 }
 
 // roomAtOnce is how much is freed at once for who unpacks.

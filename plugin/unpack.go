@@ -31,7 +31,7 @@ func (a *agent) unpack(ctx context.Context, store ctrdcontent.Store) *unpack.Ser
 			"containerd's own applier does it, in the agent")
 	}
 	return unpack.NewService(store, unpack.Config{
-		Options:          unpack.Options{Child: a.cfg.DecodeZstd, Room: func(fd int) bool { return a.disk.roomFor(ctx, fd) }},
+		Options:          unpack.Options{Child: a.cfg.DecodeZstd, Room: a.disk.roomFor},
 		StreamProcessors: unpack.DefaultStreamProcessors(),
 		Applied:          a.metrics.unpacked,
 	})

@@ -303,7 +303,7 @@ func (s *session) write(ctx context.Context, req *api.WriteContentRequest) error
 		if err != nil {
 			return err
 		}
-		if s.app, err = b.Append(at); err != nil {
+		if s.app, err = b.Append(ctx, at); err != nil {
 			return err
 		}
 	}

@@ -35,9 +35,12 @@ type Blob interface {
 	Complete(context.Context) error
 	// Empty forgets what there is, unless all of it is here, and proven.
 	Empty() error
-	Append(off int64) (Appender, error)
+	// Append returns a writer that waits for room on a full disk until ctx is done.
+	Append(ctx context.Context, off int64) (Appender, error)
 	Publish(context.Context) error
 	Drop() error
+	// GiveUp ends what waits for room for the blob, until it is opened again.
+	GiveUp()
 	Close() error
 }
 
@@ -317,6 +320,7 @@ func (fs *Fetches) closes(a ActClose) {
 		st.Failed = a.Err
 		h.status.Store(&st)
 	}
+	h.giveUp()
 	fs.mu.Lock()
 	delete(fs.handles, a.ID)
 	fs.mu.Unlock()

@@ -117,7 +117,7 @@ func TestFetchLease(t *testing.T) {
 		second := w.Wait(w.Context())
 		synctest.Wait()
 		b, _ := g.Session.Blob(w.Context())
-		app, _ := b.Append(0)
+		app, _ := b.Append(w.Context(), 0)
 		for off := 0; off < len(w.Data); off += 1 << 16 {
 			time.Sleep(3 * time.Second)
 			n, _ := app.Write(w.Data[off:min(off+1<<16, len(w.Data))])
@@ -504,6 +504,9 @@ func TestGiveUp(t *testing.T) {
 		w.Fetches.GiveUp(w.Context())
 		if n := w.Blobs.Get(ahead).Opened; n != 0 || w.Fetches.Has(ahead) || time.Since(before) != 0 {
 			t.Errorf("the other is open %d times after %v", n, time.Since(before))
+		}
+		if a, b := w.Blobs.Get(ahead).GivenUp, w.Blobs.Get(w.ID).GivenUp; a != 1 || b != 0 {
+			t.Errorf("the other was given up %d times, and what is waited for %d times", a, b)
 		}
 		if joined := w.Peers.Joined(); len(joined) != 1 || joined[0] != w.ID {
 			t.Errorf("joined: %v", joined)

@@ -183,6 +183,18 @@ func (h *handle) keep(p Peers) {
 	h.fs.cfg.Keep(h.id)
 }
 
+// giveUp keeps what the handle still has to do, and the swarm with it, from waiting for room
+// for a blob that nobody waits for. It may be called while all that goes on.
+func (h *handle) giveUp() {
+	select {
+	case <-h.ready:
+		if h.blob != nil {
+			h.blob.GiveUp()
+		}
+	default:
+	}
+}
+
 // close gives the blob up, and if drop, the space of a part that is of no more use.
 func (h *handle) close(drop bool) {
 	h.over = true

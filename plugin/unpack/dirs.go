@@ -67,11 +67,10 @@ type dirs struct {
 	real  map[string]struct{} // known to be directories, not symlinks: opened ones and the directories above
 	links map[string]struct{} // symlinks on the way to something in byName
 
-	// settle waits until nothing is in the making at path, or anywhere if path is "".
-	settle func(path string) error
+	files *files // that are being made
 }
 
-func openDirs(root string, settle func(string) error) (*dirs, error) {
+func openDirs(root string, f *files) (*dirs, error) {
 	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: root, Err: err}
@@ -79,7 +78,7 @@ func openDirs(root string, settle func(string) error) (*dirs, error) {
 	d := &dirs{
 		root:    &dir{fd: fd, path: "/"},
 		rootLen: len(filepath.Clean(root)),
-		settle:  settle,
+		files:   f,
 	}
 	d.root.hold()
 	d.forget()
@@ -197,7 +196,7 @@ func (ds *dirs) open(path string, inherit []string, create bool) (*dir, error) {
 
 // mkdir makes name in above and opens it. The caller puts it.
 func (ds *dirs) mkdir(above *dir, name string, mode uint32) (*dir, error) {
-	if err := unix.Mkdirat(above.fd, name, mode); err != nil {
+	if err := ds.files.withRoom(above.fd, func() error { return unix.Mkdirat(above.fd, name, mode) }); err != nil {
 		return nil, err
 	}
 	return ds.openChild(above, name)
@@ -311,7 +310,7 @@ func (ds *dirs) walkLink(path string, links *[]string) (string, bool, error) {
 	if len(*links) == 0 {
 		// What comes after a symlink may be something that a worker is just
 		// about to replace.
-		if err := ds.settle(""); err != nil {
+		if err := ds.files.settle(""); err != nil {
 			return "", false, err
 		}
 	}
@@ -325,7 +324,7 @@ func (ds *dirs) readlink(path string) (target string, isLink bool, err error) {
 	if ds.tooLong(path) {
 		return "", false, &os.PathError{Op: "lstat", Path: path, Err: unix.ENAMETOOLONG}
 	}
-	if err := ds.settle(path); err != nil {
+	if err := ds.files.settle(path); err != nil {
 		return "", false, err
 	}
 	fd, err := openat2(ds.root.fd, path[1:], &unix.OpenHow{

@@ -129,12 +129,12 @@ func (f *files) work() {
 
 func (f *files) make(j *job) (err error) {
 	f.opts.at("file")
-	fd, err := f.opts.createFile(j.dir, j.name, j.meta.mode)
+	fd, err := f.createFile(j.dir, j.name, j.meta.mode)
 	if err != nil {
 		return err
 	}
 	for _, p := range j.pieces {
-		if err := f.opts.writeAll(fd, p.b, j.path); err != nil {
+		if err := f.writeAll(fd, p.b, j.path); err != nil {
 			unix.Close(fd)
 			return err
 		}
@@ -144,42 +144,49 @@ func (f *files) make(j *job) (err error) {
 
 // createFile makes an empty file, in place of whatever is there. Nobody relies
 // on that (see dirs.relied).
-func (o *Options) createFile(d *dir, name string, mode uint32) (int, error) {
-	for removed := false; ; {
-		fd, err := ignoringEINTR(func() (int, error) {
+func (f *files) createFile(d *dir, name string, mode uint32) (fd int, err error) {
+	create := func() error {
+		fd, err = ignoringEINTR(func() (int, error) {
 			return unix.Openat(d.fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode&0o777)
 		})
-		if err == nil {
-			return fd, nil
-		}
-		if o.room(d.fd, err) {
-			continue
-		}
-		if err != unix.EEXIST || removed {
-			return -1, &os.PathError{Op: "create", Path: d.child(name), Err: err}
-		}
-		removed = true
+		return err
+	}
+	err = f.withRoom(d.fd, create)
+	if err == unix.EEXIST {
 		if err := removeAll(d.fd, name, d.child(name)); err != nil {
 			return -1, err
 		}
+		err = f.withRoom(d.fd, create)
 	}
+	if err != nil {
+		return -1, &os.PathError{Op: "create", Path: d.child(name), Err: err}
+	}
+	return fd, nil
 }
 
-// room reports whether there is room again after an error.
-func (o *Options) room(fd int, err error) bool {
-	return err == unix.ENOSPC && o.Room != nil && o.Room(fd)
+// withRoom does what makes something on the file system of the open file fd, and makes room
+// for that if it is full.
+func (f *files) withRoom(fd int, do func() error) error {
+	err := do()
+	if err == unix.ENOSPC && f.opts.Room != nil {
+		err = f.opts.Room(f.ctx, fd, do)
+	}
+	return err
 }
 
-func (o *Options) writeAll(fd int, b []byte, path string) error {
-	for len(b) > 0 {
-		n, err := ignoringEINTR(func() (int, error) { return unix.Write(fd, b) })
-		if o.room(fd, err) {
-			continue
+func (f *files) writeAll(fd int, b []byte, path string) error {
+	err := f.withRoom(fd, func() error {
+		for len(b) > 0 {
+			n, err := ignoringEINTR(func() (int, error) { return unix.Write(fd, b) })
+			if err != nil {
+				return err
+			}
+			b = b[n:]
 		}
-		if err != nil {
-			return &os.PathError{Op: "write", Path: path, Err: err}
-		}
-		b = b[n:]
+		return nil
+	})
+	if err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
 	}
 	return nil
 }

@@ -51,9 +51,10 @@ type Options struct {
 	// dies, that layer fails with ErrTooLarge. nil: so do all such layers.
 	Child []string
 
-	// Room, if not nil, is called when the file system of the open file fd is full. It
-	// reports whether it has freed some of it; then what failed is done again.
-	Room func(fd int) bool
+	// Room, if not nil, is called when the file system of the open file fd is full, with what
+	// has failed for that. It does that again when some of it was freed, for as long as there is
+	// hope, and returns the last error.
+	Room func(ctx context.Context, fd int, do func() error) error
 
 	hook func(stage string) // tests only: called at the stages of guard
 }
@@ -149,7 +150,7 @@ func writeTree(ctx context.Context, stop context.CancelCauseFunc, s *stream, roo
 		f.refused.log(ctx)
 		return err
 	}
-	ds, err := openDirs(root, f.settle)
+	ds, err := openDirs(root, f)
 	if err != nil {
 		_ = closeFiles() // err comes first
 		return err

@@ -1,6 +1,7 @@
 package unpack
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -32,16 +33,22 @@ func TestRoom(t *testing.T) {
 			}
 		}
 		asked := 0
-		o := Options{Room: func(fd int) bool {
+		o := Options{Room: func(_ context.Context, fd int, do func() error) error {
 			var st, at unix.Stat_t
 			if unix.Fstat(fd, &st) != nil || unix.Stat(dir, &at) != nil || st.Dev != at.Dev {
 				t.Error("not the file that there is no room for")
 			}
 			asked++
-			if kept -= 1; kept < 0 || want != nil {
-				return false
+			for kept > 0 && want == nil {
+				kept--
+				if err := os.Remove(filepath.Join(dir, fmt.Sprint("cache", kept))); err != nil {
+					return err
+				}
+				if err := do(); err != unix.ENOSPC {
+					return err
+				}
 			}
-			return os.Remove(filepath.Join(dir, fmt.Sprint("cache", kept))) == nil
+			return unix.ENOSPC
 		}, Workers: 1}
 		root := filepath.Join(dir, fmt.Sprint(i))
 		if err := os.Mkdir(root, 0o755); err != nil {

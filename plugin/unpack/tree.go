@@ -166,12 +166,12 @@ func (t *tree) entry(hdr *tar.Header) error {
 
 // node makes what create makes, in place of whatever is at path.
 func (t *tree) node(d *dir, base, path string, m *meta, create func() error) error {
-	err := create()
+	err := t.files.withRoom(d.fd, create)
 	if err == unix.EEXIST {
 		if err := t.remove(d, base, path); err != nil {
 			return err
 		}
-		err = create()
+		err = t.files.withRoom(d.fd, create)
 	}
 	if err != nil {
 		return &os.PathError{Op: "create", Path: path, Err: err}
@@ -180,7 +180,8 @@ func (t *tree) node(d *dir, base, path string, m *meta, create func() error) err
 }
 
 func (t *tree) mkdir(above *dir, base, path string, m *meta) error {
-	err := unix.Mkdirat(above.fd, base, m.mode&0o777)
+	create := func() error { return unix.Mkdirat(above.fd, base, m.mode&0o777) }
+	err := t.files.withRoom(above.fd, create)
 	if err == unix.EEXIST {
 		err = nil
 		var st unix.Stat_t
@@ -188,7 +189,7 @@ func (t *tree) mkdir(above *dir, base, path string, m *meta) error {
 			if err := t.remove(above, base, path); err != nil {
 				return err
 			}
-			err = unix.Mkdirat(above.fd, base, m.mode&0o777)
+			err = t.files.withRoom(above.fd, create)
 		}
 	}
 	if err != nil {
@@ -230,7 +231,7 @@ func (t *tree) file(d *dir, base, path string, hdr *tar.Header, m meta) error {
 		return nil
 	}
 
-	fd, err := t.opts.createFile(d, base, m.mode)
+	fd, err := t.files.createFile(d, base, m.mode)
 	if err != nil {
 		return err
 	}
@@ -255,7 +256,7 @@ func (t *tree) writeLarge(fd int, path string, size int64) error {
 		if err != nil {
 			return fmt.Errorf("reading the archive: %w", err)
 		}
-		err = t.opts.writeAll(fd, b, path)
+		err = t.files.writeAll(fd, b, path)
 		c.release()
 		if err != nil {
 			return err
@@ -273,7 +274,7 @@ func (t *tree) writeSparse(fd int, path string) error {
 			return context.Cause(t.ctx)
 		}
 		n, err := t.tr.Read(buf)
-		if werr := t.opts.writeAll(fd, buf[:n], path); werr != nil {
+		if werr := t.files.writeAll(fd, buf[:n], path); werr != nil {
 			return werr
 		}
 		if err == io.EOF {
@@ -305,7 +306,8 @@ func (t *tree) link(d *dir, base, linkname string) error {
 		return fmt.Errorf("link target %q: %w", linkname, err)
 	}
 	defer from.put()
-	if err := unix.Linkat(from.fd, filepath.Base(target), d.fd, base, 0); err != nil {
+	err = t.files.withRoom(d.fd, func() error { return unix.Linkat(from.fd, filepath.Base(target), d.fd, base, 0) })
+	if err != nil {
 		return &os.LinkError{Op: "link", Old: linkname, New: d.child(base), Err: err}
 	}
 	return nil
@@ -341,7 +343,8 @@ func (t *tree) whiteout(d *dir, base string, hdr *tar.Header) error {
 	if !t.opts.Overlay {
 		return t.remove(d, base, path)
 	}
-	if err := unix.Mknodat(d.fd, base, unix.S_IFCHR, 0); err != nil {
+	err := t.files.withRoom(d.fd, func() error { return unix.Mknodat(d.fd, base, unix.S_IFCHR, 0) })
+	if err != nil {
 		return &os.PathError{Op: "whiteout", Path: path, Err: err}
 	}
 	if err := unix.Fchownat(d.fd, base, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {

@@ -45,6 +45,7 @@ type State struct {
 	Visible  bool  // containerd's
 	Pieces   int   // that count
 	Dropped  int   // how often it was
+	GivenUp  int   // the same
 	Opened   int   // handles that are not closed
 	Looks    int   // how often somebody asked what there is of it
 	WriteErr error // of every write
@@ -244,7 +245,15 @@ func (b *blob) Close() error {
 	return nil
 }
 
-func (b *blob) Append(off int64) (fetch.Appender, error) { return &appender{b, off}, nil }
+func (b *blob) GiveUp() {
+	b.f.mu.Lock()
+	defer b.f.mu.Unlock()
+	b.GivenUp++
+}
+
+func (b *blob) Append(_ context.Context, off int64) (fetch.Appender, error) {
+	return &appender{b, off}, nil
+}
 
 type appender struct {
 	b   *blob
