@@ -81,6 +81,21 @@ func begin[C any, P interface {
 	return b, nil
 }
 
+// refused returns why the changed file of a role that runs is refused: a daemon.Otherwise if begin
+// would make something else of it than the role is.
+func (b *beginning[C]) refused(r role[C], cfg C, why error) error {
+	if b.kept == nil {
+		return why
+	}
+	if _, _, err := b.kept.Last(); err != nil {
+		return why // there is nothing with which it could begin
+	}
+	if _, less := r.survive(b.cfg, cfg, config.Problems(why)); less != b.file.Less {
+		return daemon.Otherwise{Err: why}
+	}
+	return why
+}
+
 func orKilled(text string) string {
 	if text == "" {
 		return "it was killed, or hung"

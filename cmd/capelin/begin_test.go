@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -157,7 +158,14 @@ func TestAgentAlone(t *testing.T) {
 	run := n.start(t, hangups)
 	n.kept(t, "trackers")
 	run.end(t)
+	run = n.start(t, hangups)
+	// A node that runs is taken out as well: it is started anew.
 	n.write(t, "trackers = [\"127.0.0.1:1\"]\nauthorize = \"blobs\"\n")
+	hangups <- syscall.SIGHUP
+	if err := <-run.done; err != nil {
+		t.Errorf("it ended with: %v", err)
+	}
+	run.done = nil
 	run = n.start(t, hangups)
 	st := n.status(t)
 	if st.Authorize != "blob" || len(st.Trackers) != 0 || st.Advertise != "" || len(st.Obstacles) != 1 ||
@@ -167,6 +175,19 @@ func TestAgentAlone(t *testing.T) {
 	if _, text := run.get("/metrics"); !strings.Contains(text, "\ncapelin_obstacle{key=\"configuration\",role=\"agent\"} 1\n") {
 		t.Error("no metric says so")
 	}
+	hangups <- syscall.SIGHUP // it is as it would be after a start
+	if _, err := lines.next(t.Context(), "the changed configuration is refused, the former one stays in use"); err != nil {
+		t.Fatal(err)
+	}
+	// With another mistake it would not be alone.
+	n.write(t, "trackers = [\"127.0.0.1:1\"]\nnonsense = 1\n")
+	hangups <- syscall.SIGHUP
+	if err := <-run.done; err != nil {
+		t.Errorf("it ended with: %v", err)
+	}
+	run.done = nil
+	n.write(t, "trackers = [\"127.0.0.1:1\"]\nauthorize = \"blobs\"\n")
+	run = n.start(t, hangups)
 	n.write(t, "trackers = [\"127.0.0.1:1\"]\n") // just as it was
 	hangups <- syscall.SIGHUP
 	if err := <-run.done; err != nil {
@@ -260,6 +281,11 @@ func supervised(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	done := make(chan struct{})
+	go func() { // what nobody reads blocks who writes
+		defer close(done)
+		_, _ = io.Copy(io.Discard, c)
+	}()
+	t.Cleanup(func() { c.Close(); <-done })
 	t.Setenv("NOTIFY_SOCKET", path)
 }

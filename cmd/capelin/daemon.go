@@ -144,11 +144,12 @@ what needs a restart.`,
 					if err == nil {
 						err = s.parse(text, &cfg)
 					}
-					if err == nil {
-						tidy(&cfg)
-						b.file.Used = func() { b.used(cmd.Context(), text) }
+					if err != nil {
+						return cfg, b.refused(r, cfg, err)
 					}
-					return cfg, err
+					tidy(&cfg)
+					b.file.Used = func() { b.used(cmd.Context(), text) }
+					return cfg, nil
 				}
 				daemon.Reload[C, P](ctx, hangups, cfg, again, live, b.file)
 			}()

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strings"
 	"time"
@@ -26,7 +27,8 @@ const fileEvery = 5 * time.Second
 // applies and what needs a restart. A configuration that cannot be read, or is refused,
 // changes nothing; it is looked at every few seconds, and read again when the file has
 // changed, without a signal. A role that was started with something else than its file
-// then is started anew, if f says how.
+// then is started anew, if f says how; so is one that would not run on with all that it has
+// (Otherwise).
 func Reload[C any, P interface {
 	*C
 	Config
@@ -37,7 +39,9 @@ func Reload[C any, P interface {
 		next, err := load()
 		if err != nil {
 			f.Refuse(err, "what it was started with", false)
-			log.G(ctx).WithError(err).Error("the changed configuration is refused, the former one stays in use")
+			if refuse(log.G(ctx).WithError(err), err, f) {
+				return
+			}
 			continue
 		}
 		changed, restart := config.Adopt(&running, &next)
@@ -71,6 +75,29 @@ func Reload[C any, P interface {
 			l.Info("the configuration was read again")
 		}
 	}
+}
+
+// Otherwise is why a file is refused that a role, if it were started now, would answer by doing
+// less than it does, or by doing again what it does not: such as one that may have changed who may have what.
+type Otherwise struct{ Err error }
+
+func (o Otherwise) Error() string { return o.Err.Error() }
+func (o Otherwise) Unwrap() error { return o.Err }
+
+// refuse says what becomes of a role whose changed file is refused, and reports whether it ends.
+func refuse(l *log.Entry, err error, f *File) (ends bool) {
+	_, otherwise := errors.AsType[Otherwise](err)
+	switch {
+	case otherwise && f.Anew != nil:
+		l.Error("the changed configuration is refused, and the role is started anew, with less of the former one, or more")
+		f.Anew()
+		return true
+	case otherwise:
+		l.Error("the changed configuration is refused, the former one stays in use until a restart, and then less of it, or more")
+	default:
+		l.Error("the changed configuration is refused, the former one stays in use")
+	}
+	return false
 }
 
 // awaitReload waits for a reason to read the file again; false: ctx is done.
