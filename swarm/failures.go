@@ -50,7 +50,7 @@ const (
 	// it was asked for, before it has failed.
 	sourceWithin = 1200 * time.Millisecond
 	// probeFor is how long one that has failed before is hoped for when it is tried again.
-	probeFor = 75 * time.Millisecond
+	probeFor = 50 * time.Millisecond
 
 	maxFailures = 1024 // nodes that are remembered
 	firstRetry  = 500 * time.Millisecond
