@@ -118,10 +118,7 @@ func TestAgentRunsOn(t *testing.T) {
 	}
 	n.write(t, "zone = \"b\"\n")
 	hangups <- syscall.SIGHUP
-	if err := <-run.done; err != nil {
-		t.Errorf("it ended with: %v", err)
-	}
-	run.done = nil
+	run.ended(t)
 	run = n.start(t, hangups)
 	if st := n.status(t); st.Zone != "b" || st.Configuration.Refused != nil {
 		t.Errorf("with the good file: %+v", st)
@@ -162,10 +159,7 @@ func TestAgentAlone(t *testing.T) {
 	// A node that runs is taken out as well: it is started anew.
 	n.write(t, "trackers = [\"127.0.0.1:1\"]\nauthorize = \"blobs\"\n")
 	hangups <- syscall.SIGHUP
-	if err := <-run.done; err != nil {
-		t.Errorf("it ended with: %v", err)
-	}
-	run.done = nil
+	run.ended(t)
 	run = n.start(t, hangups)
 	st := n.status(t)
 	if st.Authorize != "blob" || len(st.Trackers) != 0 || st.Advertise != "" || len(st.Obstacles) != 1 ||
@@ -182,18 +176,12 @@ func TestAgentAlone(t *testing.T) {
 	// With another mistake it would not be alone.
 	n.write(t, "trackers = [\"127.0.0.1:1\"]\nnonsense = 1\n")
 	hangups <- syscall.SIGHUP
-	if err := <-run.done; err != nil {
-		t.Errorf("it ended with: %v", err)
-	}
-	run.done = nil
+	run.ended(t)
 	n.write(t, "trackers = [\"127.0.0.1:1\"]\nauthorize = \"blobs\"\n")
 	run = n.start(t, hangups)
 	n.write(t, "trackers = [\"127.0.0.1:1\"]\n") // just as it was
 	hangups <- syscall.SIGHUP
-	if err := <-run.done; err != nil {
-		t.Errorf("it ended with: %v", err)
-	}
-	run.done = nil
+	run.ended(t)
 }
 
 // A file with which the agent does not come up is refused after some tries, and after a
@@ -271,6 +259,15 @@ func TestAgentStartsEnd(t *testing.T) {
 	if text, err := os.ReadFile(n.dir + "/state/agent.toml"); err != nil || !strings.Contains(string(text), "zone = \"a\"") {
 		t.Errorf("kept although the swarm never came up: %s, %v", text, err)
 	}
+}
+
+// ended waits until the daemon has ended by itself.
+func (d *daemonRun) ended(t *testing.T) {
+	t.Helper()
+	if err := <-d.done; err != nil {
+		t.Errorf("it ended with: %v", err)
+	}
+	d.done = nil
 }
 
 // supervised makes the process one that somebody starts again.
