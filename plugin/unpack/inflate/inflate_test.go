@@ -101,8 +101,8 @@ var samples = sync.OnceValue(func() map[string][]byte {
 	for i := range noise {
 		noise[i] = byte(r.Uint32())
 	}
-	text := make([]byte, 0, 1_500_000)
-	for len(text) < 1_500_000 {
+	text := make([]byte, 0, 600_000)
+	for len(text) < 600_000 {
 		text = fmt.Appendf(text, "line %d of %x\n", len(text), r.Uint32N(5000))
 	}
 	skewed := make([]byte, 600_000)
@@ -119,11 +119,11 @@ var samples = sync.OnceValue(func() map[string][]byte {
 		m[fmt.Sprint("period ", p)] = bytes.Repeat(noise[:p], 40_000/p)
 	}
 	if b, err := os.ReadFile("/proc/self/exe"); err == nil {
-		m["binary"] = b[:min(len(b), 2_000_000)]
+		m["binary"] = b[:min(len(b), 1_000_000)]
 	}
 	var source bytes.Buffer
 	filepath.WalkDir(filepath.Join(gobuild.Default.GOROOT, "src", "net"), func(path string, d fs.DirEntry, err error) error {
-		if strings.HasSuffix(path, ".go") && source.Len() < 5_000_000 {
+		if strings.HasSuffix(path, ".go") && source.Len() < 1_000_000 {
 			b, _ := os.ReadFile(path)
 			source.Write(b)
 		}
