@@ -159,6 +159,9 @@ func TestFallbackAndReturn(t *testing.T) {
 				p, err := r.Show(r.e.ctx, "capelin-agent-return.service", "ActiveState")
 				return err == nil && (p["ActiveState"] == "active" || p["ActiveState"] == "activating")
 			})
+			if p := get(r.Show(r.e.ctx, "capelin-agent.socket", "ActiveState"))(t); p["ActiveState"] == "failed" {
+				t.Errorf("the sockets are among the units that failed")
+			}
 			marker, err := os.ReadFile(r.Path("/var/lib/capelin/fallback"))
 			must(t, err)
 			if !strings.Contains(string(marker), tt.why) {
