@@ -21,9 +21,8 @@ func reason(err error) (Reason, error) {
 	var fault *wire.Fault
 	var cert *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
-	var alert tls.AlertError
 	switch {
-	case errors.As(err, &refused), errors.As(err, &fault), errors.As(err, &cert), errors.As(err, &record), errors.As(err, &alert):
+	case errors.As(err, &refused), errors.As(err, &fault), errors.As(err, &cert), errors.As(err, &record), isAlert(err):
 		return ReasonHandshake, err
 	case errno == syscall.ECONNREFUSED:
 		return ReasonRefused, errno
@@ -39,3 +38,10 @@ func reason(err error) (Reason, error) {
 }
 
 var errClosed = errors.New("the connection is closed before the handshake")
+
+// isAlert reports whether err is what the other end of a TLS connection complains of. Its type
+// is not exported.
+func isAlert(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error"
+}

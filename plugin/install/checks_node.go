@@ -17,6 +17,7 @@ import (
 
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/plugin"
+	"github.com/capelin-io/capelin/swarm"
 )
 
 // checkRoot compares the agent's content directory with containerd's.
@@ -296,13 +297,13 @@ func downTrackers(up int, down []string, add report) {
 			"that no firewall is between, and that both have certificates of one CA and one cluster, or none.")
 }
 
-// checkPeers dials two of the peers that the running agent knows, those first that it
+// checkPeers greets two of the peers that the running agent knows, those first that it
 // could not reach.
 func checkPeers(ctx context.Context, p *patient, add report) {
 	if p.running == nil {
 		return
 	}
-	const dialled = 2
+	const greeted = 2
 	type peer struct{ name, addr, failed string }
 	var some []peer
 	for _, u := range p.running.Unreachable {
@@ -319,23 +320,24 @@ func checkPeers(ctx context.Context, p *patient, add report) {
 	}
 	reached := 0
 	var down, mended []string
-	for _, c := range some[:min(len(some), dialled)] {
-		err := dialPeer(ctx, p, c.addr)
+	for _, c := range some[:min(len(some), greeted)] {
+		err := greetPeer(ctx, p, c.addr)
 		switch {
 		case err != nil:
 			down = append(down, fmt.Sprintf("cannot reach %s at %s: %v", c.name, c.addr, err))
 		case c.failed != "":
-			mended = append(mended, fmt.Sprintf("%s at %s can be connected to, but failed as a source: %s", c.name, c.addr, c.failed))
+			mended = append(mended, fmt.Sprintf("%s at %s answers, but failed as a source: %s", c.name, c.addr, c.failed))
 		default:
 			reached++
 		}
 	}
 	if reached > 0 {
-		add(OK, fmt.Sprintf("%d can be connected to", reached), "", "")
+		add(OK, fmt.Sprintf("%d answer", reached), "", "")
 	}
 	const do = "Check there that listen and advertise of agent.toml (an origin's swarm.listen) name an address that this node " +
 		"reaches, and that " +
-		"firewalls let TCP to it through, both ways and with packets of full size (MTU)."
+		"firewalls let TCP to it through, both ways and with packets of full size (MTU); and that both have certificates of one CA and one " +
+		"cluster, or none."
 	if len(down) > 0 {
 		s, why := Warn, "What it has comes from others, or from the registry."
 		if len(p.running.Peers) == 0 {
@@ -348,14 +350,31 @@ func checkPeers(ctx context.Context, p *patient, add report) {
 	}
 }
 
-func dialPeer(ctx context.Context, p *patient, addr string) error {
+// greetPeer connects to a peer at one of its addresses (with commas between them), and speaks to it as the agent would.
+func greetPeer(ctx context.Context, p *patient, addrs string) (err error) {
+	for addr := range strings.SplitSeq(addrs, ", ") {
+		if err = greetPeerAt(ctx, p, addr); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func greetPeerAt(ctx context.Context, p *patient, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	conn, err := p.Dial(ctx, "tcp", addr)
 	if err != nil {
 		return err
 	}
-	return conn.Close()
+	defer conn.Close()
+	switch {
+	case p.identity != nil:
+		return swarm.Greet(ctx, conn, p.identity.PeerTLS(identity.RoleNode, identity.RoleOrigin))
+	case p.agent.Identity.Enabled():
+		return nil // checkIdentity says what is wrong with it
+	}
+	return swarm.Greet(ctx, conn, nil)
 }
 
 // reach connects to one address of a tracker.

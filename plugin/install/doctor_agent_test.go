@@ -1,13 +1,17 @@
 package install
 
 import (
+	"cmp"
+	"crypto/tls"
 	"errors"
 	"net"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/plugin"
+	"github.com/capelin-io/capelin/swarm/wire"
 )
 
 // The running agent knows what nobody else can tell: which configuration it runs with, what
@@ -55,28 +59,37 @@ func TestDoctorAsksTheAgent(t *testing.T) {
 		{"nobody is known", func(*status) {}, "peers", []string{"ok: none are known"}},
 		{"two peers of many", func(st *status) {
 			st.Peers = []plugin.PeerStatus{peer("in", ""), peer("a", "good:1"), peer("b", "good:2"), peer("c", "bad:3")}
-		}, "peers", []string{"ok: 2 can be connected to"}},
+		}, "peers", []string{"ok: 2 answer"}},
 		{"one that cannot be reached", func(st *status) {
 			st.Peers = []plugin.PeerStatus{peer("a", "good:1")}
 			st.Unreachable = []plugin.UnreachableStatus{away("b", "bad:1", "cannot reach")}
-		}, "peers", []string{"ok: 1 can be connected to", "warn: cannot reach b at bad:1: connection refused|from others|firewalls"}},
+		}, "peers", []string{"ok: 1 answer", "warn: cannot reach b at bad:1: connection refused|from others|firewalls"}},
+		{"one by another of its addresses", func(st *status) {
+			st.Peers = []plugin.PeerStatus{peer("a", "bad:1, good:1")}
+		}, "peers", []string{"ok: 1 answer"}},
+		{"one that speaks no TLS", func(st *status) { st.Peers = []plugin.PeerStatus{peer("a", "plain:1")} }, "peers",
+			[]string{"warn: cannot reach a at plain:1: it does not speak TLS|from others|certificates of one CA"}},
+		{"one of another CA", func(st *status) { st.Peers = []plugin.PeerStatus{peer("a", "strange:1")} }, "peers",
+			[]string{"warn: cannot reach a at strange:1: certificate of peer (node) of cluster default: x509|from others|certificates of one CA"}},
 		{"nobody can be reached", func(st *status) {
 			st.Unreachable = []plugin.UnreachableStatus{away("b", "bad:1", "x"), away("c", "bad:2", "x"), away("d", "bad:3", "x")}
 		}, "peers", []string{"fail: cannot reach b at bad:1: connection refused; " +
 			"cannot reach c at bad:2: connection refused|connected to nobody"}},
 		{"one that can be reached again", func(st *status) {
 			st.Unreachable = []plugin.UnreachableStatus{away("b", "good:1", "connected, and no answer")}
-		}, "peers", []string{"warn: b at good:1 can be connected to, but failed as a source: connected, and no answer|tries it again"}},
+		}, "peers", []string{"warn: b at good:1 answers, but failed as a source: connected, and no answer|tries it again"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h, a := well(t)
+			dials := map[string]func(string) (net.Conn, error){
+				"good": peerOf(t, h), "strange": peerOf(t, newFake(t, nil)), "plain": plainPeer,
+			}
 			h.dial = func(addr string) (net.Conn, error) {
-				if !strings.HasPrefix(addr, "good:") {
-					return nil, errors.New("connection refused")
+				host, _, err := net.SplitHostPort(addr)
+				if dial := dials[host]; dial != nil {
+					return dial(addr)
 				}
-				c, other := net.Pipe()
-				other.Close()
-				return c, nil
+				return nil, cmp.Or(err, errors.New("connection refused"))
 			}
 			st := status{Trackers: []plugin.TrackerStatus{{Address: "t1:7470", Connected: true}, {Address: "10.0.0.1:7470", Connected: true}}}
 			tt.set(&st)
@@ -98,6 +111,37 @@ func TestDoctorAsksTheAgent(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// peerOf dials a peer that accepts those with certificates of a host's CA.
+func peerOf(t *testing.T, h *fakeHost) func(string) (net.Conn, error) {
+	t.Helper()
+	c := certificate(t, h, "peer", identity.RoleNode)
+	src, err := identity.Load(identity.Config{CA: h.Path(c.CA), Cert: h.Path(c.Cert), Key: h.Path(c.Key)}, "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(string) (net.Conn, error) {
+		a, b := net.Pipe()
+		go answerAsPeer(tls.Server(b, src.PeerTLS(identity.RoleNode))) // until a is closed
+		return a, nil
+	}
+}
+
+func plainPeer(string) (net.Conn, error) {
+	a, b := net.Pipe()
+	go answerAsPeer(b)
+	return a, nil
+}
+
+// answerAsPeer answers a Hello that is not spoken.
+func answerAsPeer(c net.Conn) {
+	defer c.Close()
+	_, err := wire.NewReader(c, nil).Next()
+	if f, ok := errors.AsType[*wire.Fault](err); ok {
+		p, _ := wire.Append(nil, &wire.Error{Code: f.Code, Text: f.Reason})
+		_, _ = c.Write(p)
 	}
 }
 

@@ -254,3 +254,10 @@ func Text(s string) string {
 
 func malformed(t Type, reason string) *Fault { return &Fault{CodeMalformed, t, reason} }
 func limit(t Type, reason string) *Fault     { return &Fault{CodeLimit, t, reason} }
+
+// AppendUnspoken appends a Hello of version 0, which nobody speaks: every peer answers it with
+// an Error of CodeVersion (PROTOCOL.md §7).
+func AppendUnspoken(p []byte) []byte {
+	p = append(p, byte(TypeHello), 0, 0, byte(len(magic)+2))
+	return append(append(p, magic...), 0, 0)
+}
