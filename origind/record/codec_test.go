@@ -258,15 +258,17 @@ func TestV1(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := strings.Join(strings.Fields(string(got)), ""); !strings.Contains(s, `"namespaces":["a","0"],"more":true}`) || strings.Contains(s, "s4") {
+	s := strings.Join(strings.Fields(string(got)), "")
+	if !strings.Contains(s, `"namespaces":["a","0"],"more":true}`) || strings.Contains(s, "s4") {
 		t.Errorf("got %s", s)
 	}
 	r = Merge(r, removed("", 10))
 	if got, err := r.V1(); got != nil || err != nil {
 		t.Errorf("what lives nowhere: %s, %v", got, err)
 	}
-	for _, bad := range []string{``, `{}`, `[]`, strings.Replace(old, `"size": 5`, `"size": 0`, 1), strings.Replace(old, `a/b`, `a//b`, 1),
-		strings.Replace(old, `"file"`, `""`, 1), strings.Replace(old, string(blob), string(digest.FromString("y")), 1), strings.Repeat(" ", maxV1+1)} {
+	with := func(what, by string) string { return strings.Replace(old, what, by, 1) }
+	for _, bad := range []string{``, `{}`, `[]`, with(`"size": 5`, `"size": 0`), with(`a/b`, `a//b`), with(`"file"`, `""`),
+		with(string(blob), string(digest.FromString("y"))), strings.Repeat(" ", maxV1+1)} {
 		if _, err := FromV1([]byte(bad), blob, "origin-1"); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%.200s: %v", bad, err)
 		}

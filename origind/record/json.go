@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
@@ -65,7 +66,8 @@ func (r *Record) JSON() ([]byte, error) {
 // sized reports that a record has too many bytes.
 func sized(d digest.Digest, n int) error {
 	if n > MaxRecord {
-		return fmt.Errorf("record of %s: %d bytes are more than %d: remove the blob from namespaces: %w", d, n, MaxRecord, errdefs.ErrResourceExhausted)
+		return fmt.Errorf("record of %s: %d bytes are more than %d: remove the blob from namespaces: %w",
+			d, n, MaxRecord, errdefs.ErrResourceExhausted)
 	}
 	return nil
 }
@@ -195,7 +197,7 @@ func (r *Record) check() error {
 
 func (h *Home) check() error {
 	for _, name := range []string{h.Backend, h.By} {
-		if name == "" || len(name) > MaxName || !utf8.ValidString(name) || strings.ContainsFunc(name, func(c rune) bool { return c < ' ' || c == 0x7f }) {
+		if name == "" || len(name) > MaxName || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
 			return fmt.Errorf("%q is no name of a backend or a member", shorten(name))
 		}
 	}

@@ -1,0 +1,412 @@
+package record
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/internal/durable/disk"
+	"github.com/capelin-io/capelin/internal/durable/disktest"
+)
+
+func openDeletions(t testing.TB, path string) *Deletions {
+	t.Helper()
+	d, err := OpenDeletions(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+// deletion is the entry that has a number, in tests.
+func deletion(n uint64) Deletion {
+	alg := digest.SHA256
+	if n%3 == 0 {
+		alg = digest.SHA512
+	}
+	return Deletion{alg.FromString(fmt.Sprint(n)), fmt.Sprint("team/", n), Stamp(n * 10)}
+}
+
+func appendDeletions(t testing.TB, d *Deletions, from, to uint64) {
+	t.Helper()
+	for n := from; n <= to; n++ {
+		if got, err := d.Append(deletion(n)); err != nil || got != n {
+			t.Fatalf("entry %d has the number %d: %v", n, got, err)
+		}
+	}
+}
+
+// checkDeletions checks that a log has the entries from..to, from wherever it is read.
+func checkDeletions(t testing.TB, d *Deletions, from, to uint64) {
+	t.Helper()
+	if first, last := d.Bounds(); first != from || last != to {
+		t.Fatalf("entries %d to %d, want %d to %d", first, last, from, to)
+	}
+	for _, most := range []int{1, 50, 1000} {
+		step := max(1, (to-from)/3)
+		for after := uint64(0); after <= to+1; after += step {
+			next := max(after+1, from)
+			for at := after; ; {
+				page, last, err := d.Read(at, most)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(page) == 0 {
+					if last != at {
+						t.Errorf("nothing after %d, the next after %d", at, last)
+					}
+					break
+				}
+				for _, e := range page {
+					if e != deletion(next) {
+						t.Fatalf("read after %d, %d at a time: entry %d is %+v", after, most, next, e)
+					}
+					next++
+				}
+				if at = last; last != next-1 || len(page) > most {
+					t.Fatalf("%d entries up to %d, want at most %d up to %d", len(page), last, most, next-1)
+				}
+				if most == 1 {
+					break
+				}
+			}
+			if most > 1 && next != max(to, after, from-1)+1 {
+				t.Errorf("read after %d: up to %d, want %d", after, next-1, to)
+			}
+		}
+	}
+}
+
+func TestDeletions(t *testing.T) {
+	path := filepath.Join(unsyncedDir(t), "deletions")
+	d := openDeletions(t, path)
+	id := d.ID()
+	checkDeletions(t, d, 1, 0)
+	appendDeletions(t, d, 1, 900)
+	checkDeletions(t, d, 1, 900)
+	for _, e := range []Deletion{{}, {blob, "a b", 1}, {blob, "a", 0}, {blob, "a", MaxStamp + 1}, {blob, "\xff", 1}, {"sha256:00", "a", 1}} {
+		if _, err := d.Append(e); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%+v: %v", e, err)
+		}
+	}
+	for _, tt := range []struct {
+		before Stamp
+		read   uint64
+		first  uint64
+	}{
+		{0, 900, 1}, {1e6, 0, 1}, // young, or not read
+		{101, 900, 11}, {1e6, 20, 21}, // too few for a new file
+		{6001, 900, 601}, {7001, 650, 651}, {1e6, 700, 701}, {0, 0, 701},
+	} {
+		if first, err := d.Retire(tt.before, tt.read); err != nil || first != tt.first {
+			t.Errorf("before %d, read up to %d: %d is the first: %v", tt.before, tt.read, first, err)
+		}
+		checkDeletions(t, d, tt.first, 900)
+	}
+	appendDeletions(t, d, 901, 910)
+	checkDeletions(t, d, 701, 910)
+	d.Close()
+	if _, _, err := d.Read(0, 1); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("reading a closed log: %v", err)
+	}
+	fi, err := os.Stat(path)
+	if err != nil || fi.Size() > 40_000 {
+		t.Errorf("the file has %d bytes: %v", fi.Size(), err)
+	}
+	d = openDeletions(t, path)
+	first, _ := d.Bounds()
+	if first != 601 || d.ID() != id { // as the file has it
+		t.Errorf("opened again: from %d", first)
+	}
+	checkDeletions(t, d, 601, 910)
+	if first, err := d.Retire(1e6, 910); err != nil || first != 911 {
+		t.Errorf("all were retired: %d is the first: %v", first, err)
+	}
+	appendDeletions(t, d, 911, 911)
+	checkDeletions(t, d, 911, 911)
+	d.Close()
+	checkDeletions(t, openDeletions(t, path), 911, 911)
+}
+
+func TestPositions(t *testing.T) {
+	p := Positions{"a": {1, 5}, "b": {1, 7}, "c": {2, 9}}
+	for _, tt := range []struct {
+		members string
+		want    uint64
+	}{{"a", 5}, {"a b", 5}, {"b", 7}, {"a c", 0}, {"a d", 0}, {"", 1<<64 - 1}} {
+		if got := p.All(strings.Fields(tt.members), 1); got != tt.want {
+			t.Errorf("%s: %d", tt.members, got)
+		}
+	}
+}
+
+// unsynced has the syncs below a directory not be done: nobody cuts the power.
+type unsynced struct{}
+
+func (unsynced) Do(op disk.Op, do func(int) error) error {
+	if op.Kind == disk.OpSync || op.Kind == disk.OpDatasync {
+		return nil
+	}
+	return do(op.Bytes)
+}
+
+func unsyncedDir(t testing.TB) string {
+	dir := t.TempDir()
+	t.Cleanup(disk.Intercept(dir, unsynced{}))
+	return dir
+}
+
+// gate holds the first sync up until it is opened, and counts all.
+type gate struct {
+	held, open chan struct{}
+	syncs      int
+}
+
+func (g *gate) Do(op disk.Op, do func(int) error) error {
+	if op.Kind == disk.OpDatasync {
+		if g.syncs++; g.syncs == 1 {
+			close(g.held)
+			<-g.open
+		}
+	}
+	return do(op.Bytes)
+}
+
+// Who comes while others' entries are being synced shares one sync with all who do.
+func TestGroupCommit(t *testing.T) {
+	dir := t.TempDir()
+	d := openDeletions(t, filepath.Join(dir, "deletions"))
+	g := &gate{held: make(chan struct{}), open: make(chan struct{})}
+	defer disk.Intercept(dir, g)()
+	const n = 50
+	numbers := make([]uint64, n)
+	var wg sync.WaitGroup
+	one := func(i int) {
+		wg.Go(func() {
+			var err error
+			if numbers[i], err = d.Append(Deletion{blob, fmt.Sprint(i), 1}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	one(0)
+	<-g.held
+	for i := range n - 1 {
+		one(i + 1)
+	}
+	for waiting := 0; waiting < n-1; { // until all are in one batch
+		d.j.mu.Lock()
+		if d.j.now != nil {
+			waiting = len(d.j.now.entries)
+		}
+		d.j.mu.Unlock()
+	}
+	if page, _, err := d.Read(0, n); err != nil || len(page) > 0 {
+		t.Errorf("%d entries can be read before they are durable: %v", len(page), err)
+	}
+	close(g.open)
+	wg.Wait()
+	if g.syncs != 2 {
+		t.Errorf("%d entries took %d syncs", n, g.syncs)
+	}
+	for i, number := range numbers {
+		page, _, err := d.Read(number-1, 1)
+		if err != nil || len(page) != 1 || page[0].Namespace != strconv.Itoa(i) {
+			t.Errorf("entry %d of %d: %+v, %v", number, i, page, err)
+		}
+	}
+}
+
+// A file that a crash has torn is cut; one that is damaged is refused, whatever is wrong with it.
+func TestDamagedDeletions(t *testing.T) {
+	path := filepath.Join(unsyncedDir(t), "deletions")
+	d := openDeletions(t, path)
+	appendDeletions(t, d, 1, 8)
+	ends := []int64{headSize}
+	_ = d.read(0, func(number uint64, at int64, _ Deletion) bool { ends = append(ends[:number-1], at); return true })
+	d.Close()
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ends = append(ends, int64(len(whole)))
+	open := func(b []byte) (*Deletions, error) {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return OpenDeletions(path)
+	}
+	for cut := range len(whole) {
+		d, err := open(whole[:cut])
+		if cut < headSize {
+			if !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), path) {
+				t.Errorf("%d bytes: %v", cut, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatalf("cut after %d bytes: %v", cut, err)
+		}
+		n, found := slices.BinarySearch(ends, int64(cut))
+		if !found {
+			n--
+		}
+		if _, last := d.Bounds(); last != uint64(n) {
+			t.Errorf("cut after %d bytes: %d entries, want %d", cut, last, n)
+		}
+		if number, err := d.Append(deletion(uint64(n) + 1)); err != nil || number != uint64(n)+1 {
+			t.Errorf("cut after %d bytes: appended as %d: %v", cut, number, err)
+		}
+		d.Close()
+		d, err = OpenDeletions(path)
+		if err != nil {
+			t.Fatalf("cut after %d bytes, and appended to: %v", cut, err)
+		}
+		if cut%20 == 0 {
+			checkDeletions(t, d, 1, uint64(n)+1)
+		}
+		d.Close()
+	}
+	for i := range whole {
+		bad := slices.Clone(whole)
+		bad[i] ^= 0x10
+		d, err := open(bad)
+		last := int64(i) >= ends[7] // it may be that a crash has left it so
+		if last != (err == nil) || err != nil && (!errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), path)) {
+			t.Errorf("byte %d is wrong: %v", i, err)
+		}
+		if err == nil {
+			checkDeletions(t, d, 1, 7)
+			d.Close()
+		}
+	}
+}
+
+// deletionStory appends, retires and appends, while the operation failAt fails; what fails is tried again.
+func deletionStory(t testing.TB, failAt int, fail error) (d *disktest.Disk, err error) {
+	dir := filepath.Join(t.TempDir(), "disk")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d = disktest.Watch(t, dir)
+	defer d.Stop()
+	d.FailAt(failAt, fail)
+	l, err := OpenDeletions(filepath.Join(dir, "deletions"))
+	if err != nil {
+		return d, err
+	}
+	defer l.Close()
+	n := uint64(0)
+	long := strings.Repeat(strings.Repeat("n", 120)+"/", 2) + "n" // so that entries are on several pages
+	add := func(to uint64) {
+		for ; n < to; n++ {
+			e := deletion(n + 1)
+			e.Namespace = long
+			if _, aerr := l.Append(e); aerr != nil {
+				err = errors.Join(err, aerr)
+				if _, aerr = l.Append(e); aerr != nil {
+					t.Errorf("the disk failed once, and entry %d cannot be appended: %v", n+1, aerr)
+				}
+			}
+			d.Say("last", fmt.Sprint(n+1))
+		}
+	}
+	add(6)
+	var wg sync.WaitGroup
+	errs := make([]error, 20)
+	for i := range errs { // some of them together
+		wg.Go(func() { _, errs[i] = l.Append(Deletion{blob, long, 1}) })
+	}
+	wg.Wait()
+	if failed := errors.Join(errs...); failed != nil {
+		return d, errors.Join(err, failed)
+	}
+	n += 20
+	d.Say("last", fmt.Sprint(n))
+	add(n + 2)
+	if _, rerr := l.Retire(1e6, 20); rerr != nil {
+		err = errors.Join(err, rerr)
+	} else {
+		d.Say("retired", "20")
+	}
+	add(n + 2)
+	return d, err
+}
+
+func checkDeletionPower(t testing.TB, dir string, said map[string]string) {
+	l, err := OpenDeletions(filepath.Join(dir, "deletions"))
+	if err != nil {
+		t.Errorf("opening: %v", err)
+		return
+	}
+	defer l.Close()
+	promised, _ := strconv.ParseUint(said["last"], 10, 64)
+	first, last := l.Bounds()
+	if last < promised || first > 21 || said["retired"] != "" && first != 21 {
+		t.Errorf("%d to %d are there, up to %d were promised, %q are retired", first, last, promised, said["retired"])
+	}
+	page, end, err := l.Read(0, 1000)
+	if err != nil || end != last || uint64(len(page)) != last-first+1 {
+		t.Errorf("%d of %d to %d can be read: %v", len(page), first, last, err)
+	}
+	for i, e := range page {
+		if n := first + uint64(i); n <= 6 && (e.Digest != deletion(n).Digest || e.Stamp != deletion(n).Stamp) {
+			t.Errorf("entry %d is %+v", n, e)
+		}
+	}
+	if n, err := l.Append(deletion(1)); err != nil || n != last+1 {
+		t.Errorf("appending: %d, %v", n, err)
+	}
+}
+
+var powerWays = []disktest.Survival{disktest.Nothing, disktest.Names, disktest.Everything, disktest.Anything(1)}
+
+// The power goes after each operation.
+func TestDeletionsPowerCut(t *testing.T) {
+	d, err := deletionStory(t, -1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := d.Cuts(powerWays, checkDeletionPower)
+	t.Logf("%d operations, %d different disks", len(d.Ops())-1, n)
+}
+
+// Each operation fails once: the error says which file, and why.
+func TestDeletionsFailingDisk(t *testing.T) {
+	failEach(t, deletionStory, checkDeletionPower)
+}
+
+func failEach(t *testing.T, story func(testing.TB, int, error) (*disktest.Disk, error), check func(testing.TB, string, map[string]string)) {
+	for n := 0; ; n++ {
+		fail := disktest.Errs[n%len(disktest.Errs)]
+		d, err := story(t, n, fail)
+		failed, ok := d.Failed()
+		if !ok {
+			if err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+		what := fmt.Sprintf("operation %d, %s of %s, fails: ", n, failed.Kind, failed.Path)
+		if err != nil && (!errors.Is(err, fail) || !strings.Contains(err.Error(), filepath.Dir(failed.Path))) {
+			t.Errorf("%sthe error names no file, or not why: %v", what, err)
+		}
+		if err == nil && failed.Kind != disk.OpRemove {
+			t.Errorf("%sand nobody was told", what)
+		}
+		if fail != disktest.Errs[0] && err != nil && !errdefs.IsResourceExhausted(err) {
+			t.Errorf("%snot said to be a full disk: %v", what, err)
+		}
+		d.LastCut(powerWays[:1], check)
+	}
+}
