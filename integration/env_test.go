@@ -19,6 +19,7 @@ type env struct {
 	reg     *harness.Registry
 	tracker *harness.Tracker
 	seeds   uint64
+	pki     *harness.PKI // nil: without identity
 }
 
 func newEnv(t *testing.T) *env {
@@ -26,6 +27,16 @@ func newEnv(t *testing.T) *env {
 	ctx, c := newCluster(t)
 	e := &env{ctx: ctx, c: c, reg: newRegistry(ctx, t, c), seeds: 100}
 	e.tracker = get(c.NewTracker(ctx, "tracker", nil))(t)
+	return e
+}
+
+// newSecureEnv is newEnv with certificates for all.
+func newSecureEnv(t *testing.T) *env {
+	t.Helper()
+	ctx, c := newCluster(t)
+	e := &env{ctx: ctx, c: c, reg: newRegistry(ctx, t, c), seeds: 100, pki: get(c.NewPKI(ctx))(t)}
+	e.tracker = get(c.NewTracker(ctx, "tracker", get(e.pki.Issue(ctx, "tracker", "tracker"))(t)))(t)
+	must(t, e.tracker.Trust(ctx, e.pki))
 	return e
 }
 
@@ -51,7 +62,13 @@ func (e *env) node(t *testing.T, name string, o harness.NodeOptions) *harness.No
 // stopped is a node that was not started.
 func (e *env) stopped(t *testing.T, name string, o harness.NodeOptions) *harness.Node {
 	t.Helper()
-	n := get(e.c.NewNode(name, e.options(o)))(t)
+	o = e.options(o)
+	if e.pki != nil {
+		keys := get(e.pki.Issue(e.ctx, name, "node"))(t)
+		maps.Copy(keys, o.Agent)
+		o.Agent = keys
+	}
+	n := get(e.c.NewNode(name, o))(t)
 	e.leaves(t, n)
 	return n
 }

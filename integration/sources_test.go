@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/capelin-io/capelin/integration/harness"
@@ -13,24 +14,32 @@ import (
 // nothing, keeps nobody waiting until bytes are missed for 5 s, and does not send everybody to
 // the registry. The next image finds it remembered.
 func TestSourcesFail(t *testing.T) {
+	freezes := func(_ context.Context, s *harness.Node) error { return s.SignalAgent(syscall.SIGSTOP) }
+	losesLarge := func(ctx context.Context, s *harness.Node) error {
+		return s.IPTables(ctx, "OUTPUT", "-p", "tcp", "--sport", "7401", "-m", "length", "--length", "1000:", "-j", "DROP")
+	}
 	for _, tt := range []struct {
 		name   string
+		env    func(*testing.T) *env
 		breaks func(ctx context.Context, seeder *harness.Node) error
 		log    string // of who pulls
 		reason string
 	}{
-		{"refuses", func(ctx context.Context, s *harness.Node) error {
+		{"refuses", newEnv, func(ctx context.Context, s *harness.Node) error {
 			return s.IPTables(ctx, "INPUT", "-p", "tcp", "--dport", "7401", "-j", "REJECT", "--reject-with", "tcp-reset")
 		}, "cannot reach seeder at %s:7401: connection refused", "refused"},
-		{"drops", func(ctx context.Context, s *harness.Node) error {
+		{"drops", newEnv, func(ctx context.Context, s *harness.Node) error {
 			return s.IPTables(ctx, "INPUT", "-p", "tcp", "--dport", "7401", "-j", "DROP")
 		}, "cannot reach seeder at %s:7401: no answer", "timeout"},
-		{"loses large packets", func(ctx context.Context, s *harness.Node) error {
-			return s.IPTables(ctx, "OUTPUT", "-p", "tcp", "--sport", "7401", "-m", "length", "--length", "1000:", "-j", "DROP")
-		}, "seeder at %s:7401 brings nothing: connected, and no answer", "silent"},
+		{"loses large packets", newEnv, losesLarge, "seeder at %s:7401 brings nothing: connected, and no answer", "silent"},
+		// Its kernel connects, and the handshake never ends.
+		{"never answers", newEnv, freezes, "cannot reach seeder at %s:7401: no answer", "timeout"},
+		{"never answers, TLS", newSecureEnv, freezes, "cannot reach seeder at %s:7401: no answer", "timeout"},
+		// Certificates are larger than that.
+		{"loses large packets, TLS", newSecureEnv, losesLarge, "cannot reach seeder at %s:7401: no answer", "timeout"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			e := newEnv(t)
+			e := tt.env(t)
 			var imgs []*harness.Image
 			var refs []string
 			seeder := e.node(t, "seeder", harness.NodeOptions{})

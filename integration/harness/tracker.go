@@ -2,6 +2,7 @@ package harness
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/capelin-io/capelin/control/tracker"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -18,8 +20,9 @@ type Tracker struct {
 	*Host
 	Listen string // host:port that agents use
 
-	keys map[string]string
-	proc *Process
+	keys   map[string]string
+	proc   *Process
+	secure *tls.Config // to ask it; nil: plain
 }
 
 // NewTracker makes a host and starts a tracker on it. keys are more of its
@@ -70,11 +73,27 @@ func (t *Tracker) Start(ctx context.Context) error {
 	return t.proc.await(ctx, t.accepts(t.Listen))
 }
 
+// Trust has the tracker asked with a certificate from now on.
+func (t *Tracker) Trust(ctx context.Context, p *PKI) error {
+	const operator = "operator"
+	if _, err := p.Issue(ctx, operator, "admin"); err != nil {
+		return err
+	}
+	dir := filepath.Join(p.Dir, "issued", operator)
+	id, err := identity.Load(identity.Config{
+		CA: filepath.Join(dir, identity.CACert), Cert: filepath.Join(dir, identity.Cert), Key: filepath.Join(dir, identity.Key),
+	}, "default")
+	if err == nil {
+		t.secure = id.ClientTLS(identity.RoleTracker)
+	}
+	return err
+}
+
 // AwaitHolder waits until the tracker knows that a node has all layers of an image.
 func (t *Tracker) AwaitHolder(ctx context.Context, node string, img *Image) error {
 	control, err := tracker.NewControl(tracker.ControlConfig{
-		Trackers: []string{t.Listen},
-		Dial:     func(ctx context.Context, addr string) (net.Conn, error) { return t.DialContext(ctx, "tcp", addr) },
+		Trackers: []string{t.Listen}, TLS: t.secure,
+		Dial: func(ctx context.Context, addr string) (net.Conn, error) { return t.DialContext(ctx, "tcp", addr) },
 	})
 	if err != nil {
 		return err
