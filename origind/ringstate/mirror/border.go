@@ -93,9 +93,9 @@ const (
 // Answer is an answer to a request.
 type Answer struct {
 	Code   Code
-	Offset int64  // where the upload stands
-	Term   Term   // that the answering member obeys, or leads by
-	Text   string // for people, when it failed
+	Offset int64 // where the upload stands
+	Term   Term  // that the answering member obeys, or leads by
+	Err    error // what failed, for people; may be nil
 	// Mirrors have confirmed a client's Put that is Done, beside this member.
 	Mirrors []string
 }
@@ -104,7 +104,7 @@ type Answer struct {
 type Result struct {
 	Digest digest.Digest
 	Code   Code
-	Text   string
+	Err    error // what failed
 }
 
 // Stands is how an upload stands at a member.

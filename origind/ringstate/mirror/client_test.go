@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -57,7 +58,7 @@ func (c *client) send(k *call, then func(reply)) {
 				watch(k.acked)
 			default:
 				k.cancel()
-				k.reply(reply{Answer: Answer{Code: Unavailable, Text: "timeout"}})
+				k.reply(reply{Answer: Answer{Code: Unavailable, Err: errors.New("timeout")}})
 			}
 		})
 	}
@@ -164,7 +165,7 @@ func (c *client) put() {
 		case r.Code == Later:
 			c.again(c.put)
 		case r.Code == WrongDigest:
-			c.w.fail("%s says that the client's bytes are wrong: %s", c.at.Name, r.Text)
+			c.w.fail("%s says that the client's bytes are wrong: %v", c.at.Name, r.Err)
 		case r.Code == Unknown:
 			c.start()
 		default:

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -45,7 +46,7 @@ func (f *feeder) deadline() time.Time {
 type failure struct {
 	times int
 	until time.Time // it is left alone
-	text  string
+	err   error
 }
 
 // mirrors returns how many there should be.
@@ -70,12 +71,12 @@ func (u *Upload) feed() {
 	for _, f := range slices.Clone(u.feeders) {
 		switch {
 		case !slices.ContainsFunc(u.members, func(m Member) bool { return m.Name == f.member && m.Up }):
-			u.replace(f, "it is down")
+			u.replace(f, errDown)
 		case f.doing != resting && !u.now.Before(f.deadline()):
-			u.replace(f, "it "+f.doing.String()+", and nothing moves")
+			u.replace(f, fmt.Errorf("it %v, and nothing moves", f.doing))
 		case f.doing == resting && u.final() && f.off > u.size:
 			u.act(ActErase{f.member, u.term})
-			u.replace(f, "it has more bytes than the blob")
+			u.replace(f, errLong)
 		}
 	}
 	for _, name := range u.candidates() {
@@ -112,7 +113,7 @@ func (u *Upload) next(f *feeder) {
 }
 
 // replace gives a mirror up. It may be taken again after a while.
-func (u *Upload) replace(f *feeder, why string) {
+func (u *Upload) replace(f *feeder, why error) {
 	u.feeders = slices.DeleteFunc(u.feeders, func(o *feeder) bool { return o == f })
 	u.left[f.member] = true
 	if f.doing != resting {
@@ -168,7 +169,7 @@ func (u *Upload) answered(f *feeder, a Answer) {
 		u.challenged(f, a)
 		return
 	default:
-		u.replace(f, a.Text)
+		u.replace(f, a.Err)
 		return
 	}
 	if did != starting {
@@ -183,10 +184,10 @@ func (u *Upload) challenged(f *feeder, a Answer) {
 	switch {
 	case here:
 		u.term = a.Term + 1
-		u.replace(f, a.Text)
+		u.replace(f, a.Err)
 	case a.Term > u.term:
 		u.follow(a.Term, "")
 	default:
-		u.replace(f, a.Text)
+		u.replace(f, a.Err)
 	}
 }

@@ -24,25 +24,25 @@ func (u *Upload) beginPut(r Request) {
 	other := u.working != "" && u.working != r.Digest || len(u.puts) > 0 && u.puts[0].Digest != r.Digest
 	switch {
 	case u.committed != "" && u.committed != r.Digest:
-		u.reply(&r, Unknown, "the upload became another blob")
+		u.reply(&r, Unknown, errOther)
 		return
 	case other:
-		u.reply(&r, Conflict, "another request commits the upload")
+		u.reply(&r, Conflict, errOther)
 		return
 	case r.Off >= 0 && r.Off != u.size:
-		u.reply(&r, OutOfRange, "")
+		u.reply(&r, OutOfRange, nil)
 		return
 	}
 	if len(u.puts) == maxPuts {
-		u.endPut(u.puts[0], Later, "")
+		u.endPut(u.puts[0], Later, nil)
 	}
 	u.round++
 	u.puts = append(u.puts, &put{r, u.round, u.now.Add(wait)})
 }
 
 // endPut answers one that waits.
-func (u *Upload) endPut(p *put, code Code, text string) {
-	a := Answer{Code: code, Offset: u.size, Term: u.term, Text: text}
+func (u *Upload) endPut(p *put, code Code, err error) {
+	a := Answer{Code: code, Offset: u.size, Term: u.term, Err: err}
 	if code == Done {
 		a.Mirrors = u.mirrored(p)
 	}
@@ -51,9 +51,9 @@ func (u *Upload) endPut(p *put, code Code, text string) {
 }
 
 // endPuts answers all that wait.
-func (u *Upload) endPuts(code Code, text string) {
+func (u *Upload) endPuts(code Code, err error) {
 	for len(u.puts) > 0 {
-		u.endPut(u.puts[0], code, text)
+		u.endPut(u.puts[0], code, err)
 	}
 }
 
@@ -79,16 +79,16 @@ func (u *Upload) verified(r Result) {
 	}
 	u.working = ""
 	if r.Code != WrongDigest {
-		u.endPuts(r.Code, r.Text)
+		u.endPuts(r.Code, r.Err)
 	}
 	for len(u.puts) > 0 {
 		switch p := u.puts[0]; {
 		case p.From != "": // and its leader has the right ones
-			u.forget("its bytes are not the blob's", WrongDigest)
+			u.forget(errNotLeaders, WrongDigest)
 		case u.vouched || p.Off >= 0:
-			u.endPut(p, WrongDigest, r.Text)
+			u.endPut(p, WrongDigest, r.Err)
 		default: // a mirror that the client comes to may lack some
-			u.endPut(p, OutOfRange, r.Text)
+			u.endPut(p, OutOfRange, r.Err)
 		}
 	}
 }
@@ -99,10 +99,10 @@ func (u *Upload) commitEnded(r Result) {
 	u.used = u.now
 	switch {
 	case r.Code == Unknown:
-		u.forget(r.Text, Unavailable)
+		u.forget(r.Err, Unavailable)
 		return
 	case r.Code != Done:
-		u.endPuts(r.Code, r.Text)
+		u.endPuts(r.Code, r.Err)
 		return
 	}
 	u.committed, u.own = r.Digest, u.round
@@ -114,12 +114,12 @@ func (u *Upload) judge() {
 		own := u.own >= p.round
 		switch late := !u.now.Before(p.deadline); {
 		case own && (p.From != "" || u.copies(p) >= u.cfg.MinReplicas):
-			u.endPut(p, Done, "")
+			u.endPut(p, Done, nil)
 			if u.leads() {
 				u.clean()
 			}
 		case late && (!own || u.moving()):
-			u.endPut(p, Later, "")
+			u.endPut(p, Later, nil)
 		case late:
 			u.endPut(p, Unavailable, u.missing(p))
 		}
@@ -152,7 +152,7 @@ func (u *Upload) moving() bool {
 }
 
 // missing says who does not have the blob yet, and why, as far as is known.
-func (u *Upload) missing(p *put) string {
+func (u *Upload) missing(p *put) error {
 	var who []string
 	for _, f := range u.feeders {
 		if f.confirmed < p.round {
@@ -165,13 +165,13 @@ func (u *Upload) missing(p *put) string {
 		case !m.Up:
 			who = append(who, m.Name+" is down")
 		case ok:
-			who = append(who, fmt.Sprintf("%s failed (%s)", m.Name, f.text))
+			who = append(who, fmt.Sprintf("%s failed (%v)", m.Name, f.err))
 		}
 	}
 	if len(who) == 0 {
 		who = append(who, "there is no other member")
 	}
-	return fmt.Sprintf("%d of %d copies (min_replicas): %s", u.copies(p), u.cfg.MinReplicas, strings.Join(who, ", "))
+	return fmt.Errorf("%d of %d copies (min_replicas): %s", u.copies(p), u.cfg.MinReplicas, strings.Join(who, ", "))
 }
 
 // clean removes the upload from members that were mirrors for a while.

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"errors"
 	"time"
 
 	"github.com/capelin-io/capelin/control/ring"
@@ -14,6 +15,24 @@ const (
 	confirm = wait + stall     // a mirror says "later" after wait itself
 	idle    = 10 * time.Minute // without a word of the leader, after which it is asked
 	linger  = 10 * time.Minute // after a commit, for clients that missed the answer
+)
+
+// Why requests fail.
+var (
+	errTaken      = errors.New("another member leads this upload")
+	errTakenOver  = errors.New("another request took the upload over")
+	errWriting    = errors.New("another request writes to the upload")
+	errCommitting = errors.New("the upload is being committed")
+	errBlob       = errors.New("the upload became a blob")
+	errOther      = errors.New("the upload became another blob, or is about to")
+	errGoesOn     = errors.New("the upload goes on")
+	errBroken     = errors.New("the body broke off")
+	errDeleted    = errors.New("the upload was deleted")
+	errOld        = errors.New("the upload is too old")
+	errElsewhere  = errors.New("its leader feeds another mirror")
+	errNotLeaders = errors.New("its bytes are not the blob's")
+	errDown       = errors.New("it is down")
+	errLong       = errors.New("it has more bytes than the blob")
 )
 
 // Config says where an upload is and what is wanted of it.
@@ -163,8 +182,8 @@ func (u *Upload) Feeders() int { return len(u.feeders) }
 
 func (u *Upload) act(a Action) { u.actions = append(u.actions, a) }
 
-func (u *Upload) reply(r *Request, code Code, text string) {
-	u.act(ActReply{r.ID, Answer{Code: code, Offset: u.size, Term: u.term, Text: text}})
+func (u *Upload) reply(r *Request, code Code, err error) {
+	u.act(ActReply{r.ID, Answer{Code: code, Offset: u.size, Term: u.term, Err: err}})
 }
 
 func (u *Upload) leads() bool { return u.leader == u.cfg.Self.Name }
@@ -173,18 +192,18 @@ func (u *Upload) leads() bool { return u.leader == u.cfg.Self.Name }
 func (u *Upload) request(r Request) {
 	switch {
 	case u.gone:
-		u.reply(&r, Unknown, "")
+		u.reply(&r, Unknown, nil)
 		return
 	case r.From == "":
 		u.lead()
 	case !u.obeys(&r):
-		u.reply(&r, Conflict, taken)
+		u.reply(&r, Conflict, errTaken)
 		return
 	}
 	u.asked = u.now
 	switch {
 	case r.Kind == Start:
-		u.reply(&r, Done, "")
+		u.reply(&r, Done, nil)
 	case r.Kind == Delete:
 		u.erase(r)
 	case u.writing == nil:
@@ -201,7 +220,7 @@ func (u *Upload) await(r Request) {
 		u.stop()
 	}
 	if !u.stopped || u.waiting != nil {
-		u.reply(&r, Conflict, "another request writes to the upload")
+		u.reply(&r, Conflict, errWriting)
 		return
 	}
 	u.waiting = &r
@@ -220,12 +239,10 @@ func (u *Upload) lead() {
 // refuseWaiting answers the request of a leader that is none any more.
 func (u *Upload) refuseWaiting() {
 	if u.waiting != nil {
-		u.reply(u.waiting, Conflict, taken)
+		u.reply(u.waiting, Conflict, errTaken)
 		u.waiting = nil
 	}
 }
-
-const taken = "another member leads this upload"
 
 // obeys reports whether a leader's request counts. A higher term than any before takes the
 // upload over.
@@ -245,7 +262,7 @@ func (u *Upload) follow(term Term, leader string) {
 		u.act(ActDrop{f.id})
 	}
 	u.feeders = nil
-	u.endPuts(Unavailable, taken)
+	u.endPuts(Unavailable, errTaken)
 	u.refuseWaiting()
 	u.stop()
 	u.term, u.leader = term, leader
@@ -266,13 +283,13 @@ func (u *Upload) begin(r Request) {
 	case r.Kind == Put:
 		u.beginPut(r)
 	case u.committed != "":
-		u.reply(&r, Unknown, "the upload became a blob")
+		u.reply(&r, Unknown, errBlob)
 	case u.working != "":
-		u.reply(&r, Conflict, "the upload is being committed")
+		u.reply(&r, Conflict, errCommitting)
 	case r.Off != u.size:
-		u.reply(&r, OutOfRange, "")
+		u.reply(&r, OutOfRange, nil)
 	default:
-		u.endPuts(Unavailable, "the upload goes on")
+		u.endPuts(Unavailable, errGoesOn)
 		u.proved = ""
 		u.writing, u.vouched = &r, r.From == ""
 		u.act(ActAccept{r.ID})
@@ -288,11 +305,11 @@ func (u *Upload) appended(ev EvAppended) {
 	u.size, u.used = ev.Size, u.now
 	switch {
 	case u.stopped:
-		u.reply(r, Conflict, "another request took the upload over")
+		u.reply(r, Conflict, errTakenOver)
 	case ev.Broken:
-		u.reply(r, Unavailable, "the body broke off")
+		u.reply(r, Unavailable, errBroken)
 	default:
-		u.reply(r, Done, "")
+		u.reply(r, Done, nil)
 	}
 	next := u.waiting
 	u.writing, u.stopped, u.waiting = nil, false, nil
@@ -305,7 +322,7 @@ func (u *Upload) appended(ev EvAppended) {
 // whoever it is at tells all others.
 func (u *Upload) erase(r Request) {
 	if u.working != "" {
-		u.reply(&r, Conflict, "the upload is being committed")
+		u.reply(&r, Conflict, errCommitting)
 		return
 	}
 	if r.From == "" {
@@ -315,14 +332,14 @@ func (u *Upload) erase(r Request) {
 			}
 		}
 	}
-	u.reply(&r, Done, "")
+	u.reply(&r, Done, nil)
 	if u.committed == "" {
-		u.forget("the upload was deleted", Unknown)
+		u.forget(errDeleted, Unknown)
 	}
 }
 
 // forget ends the upload here.
-func (u *Upload) forget(why string, code Code) {
+func (u *Upload) forget(why error, code Code) {
 	for _, f := range u.feeders {
 		u.act(ActDrop{f.id})
 	}
@@ -355,7 +372,7 @@ func (u *Upload) age() {
 	switch {
 	case u.busy():
 	case u.now.Sub(u.used) >= u.lifetime():
-		u.forget("the upload is too old", Unknown)
+		u.forget(errOld, Unknown)
 	case u.asks() && u.now.Sub(u.asked) >= idle:
 		u.asked = u.now
 		u.act(ActAsk{u.leader})
@@ -367,6 +384,6 @@ func (u *Upload) age() {
 func (u *Upload) heard(ev EvStands) {
 	over := ev.Leads || ev.Committed != "" || !ev.Known && u.size == 0
 	if u.asks() && ev.Member == u.leader && over && !ev.Feeds && !u.busy() {
-		u.forget("its leader feeds another mirror", Unknown)
+		u.forget(errElsewhere, Unknown)
 	}
 }

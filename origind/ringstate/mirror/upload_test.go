@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -72,13 +73,13 @@ func (s *story) command(t *testing.T, d *datadriven.TestData) {
 	case "appended":
 		s.step(EvAppended{n, d.HasArg("broken")})
 	case "verified":
-		s.step(EvVerified{Result{digest.Digest(first), code(d), arg(d, "text")}})
+		s.step(EvVerified{Result{digest.Digest(first), code(d), text(d)}})
 	case "committed":
-		s.step(EvCommitted{Result{digest.Digest(first), code(d), arg(d, "text")}})
+		s.step(EvCommitted{Result{digest.Digest(first), code(d), text(d)}})
 	case "moved":
 		s.step(EvMoved{uint64(n)})
 	case "answer":
-		s.step(EvAnswer{uint64(n), Answer{Code: code(d), Offset: num(d, "at", 0), Term: req.Term, Text: arg(d, "text")}})
+		s.step(EvAnswer{uint64(n), Answer{Code: code(d), Offset: num(d, "at", 0), Term: req.Term, Err: text(d)}})
 	case "stands":
 		st := Stands{d.HasArg("known"), num(d, "at", 0), req.Term, d.HasArg("leads"), d.HasArg("feeds"), digest.Digest(arg(d, "committed"))}
 		s.step(EvStands{first, st})
@@ -117,6 +118,13 @@ func num(d *datadriven.TestData, name string, otherwise int64) int64 {
 		return n
 	}
 	return otherwise
+}
+
+func text(d *datadriven.TestData) error {
+	if t := arg(d, "text"); t != "" {
+		return errors.New(t)
+	}
+	return nil
 }
 
 // code is the second argument.
@@ -161,7 +169,14 @@ func actionText(a Action) string {
 	to := func(c Call) string { return fmt.Sprintf("to %s (feeder %d, term %d)", c.Member, c.Feeder, c.Term) }
 	switch a := a.(type) {
 	case ActReply:
-		return strings.TrimSpace(fmt.Sprintf("answer request %d: %s, at %d, term %d %s", a.ID, codes[a.Code], a.Offset, a.Term, a.Text+strings.Join(a.Mirrors, ",")))
+		text := fmt.Sprintf("answer request %d: %s, at %d, term %d", a.ID, codes[a.Code], a.Offset, a.Term)
+		if a.Err != nil {
+			text += ": " + a.Err.Error()
+		}
+		if len(a.Mirrors) > 0 {
+			text += ", mirrored at " + strings.Join(a.Mirrors, ",")
+		}
+		return text
 	case ActAccept:
 		return fmt.Sprintf("write the body of request %d", a.ID)
 	case ActStop:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"container/heap"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -50,6 +51,8 @@ const (
 	window  = 8  // bytes that are under way on a connection
 	patient = 30 * time.Second
 )
+
+var errRefused = errors.New("connection refused")
 
 type timer struct {
 	at  time.Time
@@ -184,7 +187,7 @@ func (w *world) deliver(c *call, to *node, do func()) {
 	w.after(at.Sub(w.now), func() {
 		switch {
 		case !to.alive && w.reset && to == c.to:
-			c.finish(reply{Answer: Answer{Code: Unavailable, Text: "connection refused"}})
+			c.finish(reply{Answer: Answer{Code: Unavailable, Err: errRefused}})
 		case to.epoch == epoch:
 			to.do(do)
 		}
@@ -396,7 +399,7 @@ func (n *node) crash(back time.Duration) {
 		switch {
 		case c.to == n && !c.over && w.reset:
 			c.served = true
-			w.deliver(c, c.from, func() { c.finish(reply{Answer: Answer{Code: Unavailable, Text: "connection reset"}}) })
+			w.deliver(c, c.from, func() { c.finish(reply{Answer: Answer{Code: Unavailable, Err: errRefused}}) })
 		case c.to == n:
 			c.served, c.stuck = true, true
 		case c.from == n:
@@ -686,9 +689,9 @@ func (n *node) bytes(l *local) []byte {
 
 func (n *node) verify(l *local, d digest.Digest) Result {
 	if !bytes.Equal(n.bytes(l), n.w.want[d]) {
-		return Result{d, WrongDigest, "other bytes"}
+		return Result{d, WrongDigest, errors.New("other bytes")}
 	}
-	return Result{d, Done, ""}
+	return Result{d, Done, nil}
 }
 
 func (n *node) commit(l *local, d digest.Digest) Result {
@@ -696,16 +699,16 @@ func (n *node) commit(l *local, d digest.Digest) Result {
 	switch {
 	case l.blob == "" && n.w.rng.Float64() < n.w.broken:
 		delete(n.files, l.id)
-		return Result{d, Unknown, "fsync: input/output error"}
+		return Result{d, Unknown, errors.New("fsync: input/output error")}
 	case n.w.rng.Float64() < n.w.broken:
-		return Result{d, Unavailable, "no space"}
+		return Result{d, Unavailable, errors.New("no space")}
 	}
 	if !bytes.Equal(b, n.w.want[d]) {
 		n.w.fail("%s makes visible what is not whole: %d of %d bytes", n.Name, len(b), len(n.w.want[d]))
 	}
 	l.blob, n.blobs[d], n.confirmed[d] = d, b, n.w.now
 	delete(n.files, l.id)
-	return Result{d, Done, ""}
+	return Result{d, Done, nil}
 }
 
 // reply answers a request; what it promises is checked here.
@@ -725,7 +728,7 @@ func (n *node) reply(l *local, a ActReply) {
 	}
 	delete(l.puts, a.ID)
 	if c.from == nil && a.Code == Conflict && n.w.calm {
-		n.w.fail("%s refuses a client's request: %s", n.Name, a.Text)
+		n.w.fail("%s refuses a client's request: %v", n.Name, a.Err)
 	}
 	c.answer(reply{Answer: a.Answer, upload: l.id})
 }
