@@ -47,7 +47,7 @@ func (o *fakeOrigin) Open(_ context.Context, ref origin.Ref, off, n int64) (io.R
 	return io.NopCloser(bytes.NewReader(b[off:min(off+n, int64(len(b)))])), origin.Info{Size: int64(len(b))}, nil
 }
 
-func (o *fakeOrigin) StartUpload(_ context.Context, namespace string) (string, error) {
+func (o *fakeOrigin) StartUpload(_ context.Context, namespace string, _ digest.Digest) (string, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.err != nil {

@@ -27,7 +27,7 @@ const maxManifest = 4 << 20
 // Origin is what a gateway needs of origins; [origin.Client] is one.
 type Origin interface {
 	Open(ctx context.Context, ref origin.Ref, off, n int64) (io.ReadCloser, origin.Info, error)
-	StartUpload(ctx context.Context, namespace string) (id string, err error)
+	StartUpload(ctx context.Context, namespace string, d digest.Digest) (id string, err error)
 	Append(ctx context.Context, id string, off int64, r io.Reader) (end int64, err error)
 	UploadOffset(ctx context.Context, id string) (int64, error)
 	Commit(ctx context.Context, id string, d digest.Digest) (origin.Info, error)
@@ -125,7 +125,7 @@ func (s *store) PushBlob(ctx context.Context, repo string, desc ociregistry.Desc
 	if err := allow(ctx, Push, repo); err != nil {
 		return desc, err
 	}
-	w, err := s.start(ctx, repo)
+	w, err := s.start(ctx, repo, desc.Digest)
 	if err != nil {
 		return desc, err
 	}
@@ -143,15 +143,16 @@ func (s *store) PushBlobChunked(ctx context.Context, repo string, _ int) (ocireg
 	if err := allow(ctx, Push, repo); err != nil {
 		return nil, err
 	}
-	w, err := s.start(ctx, repo)
+	w, err := s.start(ctx, repo, "")
 	if err != nil {
 		return nil, err
 	}
 	return w, nil
 }
 
-func (s *store) start(ctx context.Context, repo string) (*writer, error) {
-	id, err := s.origin.StartUpload(ctx, repo)
+// start begins an upload of a blob; d is "" if nobody has said yet which one it is.
+func (s *store) start(ctx context.Context, repo string, d digest.Digest) (*writer, error) {
+	id, err := s.origin.StartUpload(ctx, repo, d)
 	if errdefs.IsFailedPrecondition(err) { // no storage takes this namespace
 		return nil, fmt.Errorf("%w: %w", ociregistry.ErrDenied, err)
 	}
@@ -344,7 +345,7 @@ func (s *store) push(
 
 // record stores a manifest's bytes, and its names.
 func (s *store) record(ctx context.Context, repo, tag string, raw []byte, desc ocispec.Descriptor) error {
-	w, err := s.start(ctx, repo)
+	w, err := s.start(ctx, repo, desc.Digest)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
@@ -210,13 +209,13 @@ func TestRefusals(t *testing.T) {
 		"mem/app": "ok", "kept/app": "ok", "ro/app": "failed_precondition", "other/app": "failed_precondition",
 		"": "invalid_argument", "mem//app": "invalid_argument", "mem/../x": "invalid_argument",
 	} {
-		if _, err := o.client.StartUpload(t.Context(), ns); class(err) != want {
+		if _, err := o.client.StartUpload(t.Context(), ns, ""); class(err) != want {
 			t.Errorf("an upload to %q: %v, want %s", ns, err, want)
 		}
 	}
 	data, d := testBlob(100, 1)
 	_, other := testBlob(100, 2)
-	id, err := o.client.StartUpload(t.Context(), "mem/app")
+	id, err := o.client.StartUpload(t.Context(), "mem/app", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,8 +243,11 @@ func TestRefusals(t *testing.T) {
 	if _, err := o.client.Commit(t.Context(), id, other); !errdefs.IsNotFound(err) {
 		t.Errorf("committed, and then as another: %v", err)
 	}
-	if _, err := o.client.UploadOffset(t.Context(), id); !errdefs.IsNotFound(err) {
-		t.Errorf("the offset of what was committed: %v", err)
+	if at, err := o.client.UploadOffset(t.Context(), id); err != nil || at != int64(len(data)) {
+		t.Errorf("the offset of what was committed: %d, %v", at, err)
+	}
+	if _, err := o.client.Append(t.Context(), id, int64(len(data)), bytes.NewReader(data)); !errdefs.IsNotFound(err) {
+		t.Errorf("appending to what was committed: %v", err)
 	}
 	for range 2 {
 		if err := o.client.Cancel(t.Context(), id); err != nil {
@@ -267,7 +269,7 @@ func (readOnly) Capabilities() fetcher.Capabilities { return fetcher.Capabilitie
 func TestOneWriterAtATime(t *testing.T) {
 	o := start(t, testConfig(t, t.TempDir(), nil))
 	data, d := testBlob(1<<20, 1)
-	id, err := o.client.StartUpload(t.Context(), "any/app")
+	id, err := o.client.StartUpload(t.Context(), "any/app", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +312,7 @@ func TestResume(t *testing.T) {
 	cfg := testConfig(t, dir, nil)
 	o := start(t, cfg)
 	data, d := testBlob(3<<20+5, 1)
-	id, err := o.client.StartUpload(t.Context(), "any/app")
+	id, err := o.client.StartUpload(t.Context(), "any/app", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -341,7 +343,7 @@ func TestResume(t *testing.T) {
 	o.stop()
 
 	o = start(t, cfg)
-	fresh, err := o.client.StartUpload(t.Context(), "any/app")
+	fresh, err := o.client.StartUpload(t.Context(), "any/app", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -395,22 +397,19 @@ func TestUploadOnFullDisk(t *testing.T) {
 	}
 	defer full.Close()
 	room := 0
-	s, err := openUploads(t.TempDir()+"/uploads", 1, time.Hour, func(context.Context, int64) int64 {
+	cfg := alone(t.TempDir()+"/uploads", 1)
+	cfg.room = func(context.Context, int64) int64 {
 		room++
 		return int64(3 - room) // nothing more the third time
-	})
+	}
+	s, err := openUploads(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := s.start("any/app")
+	u, err := s.begin("", uploadMeta{Namespace: "any/app"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, free, err := s.take(id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer free()
 	if err := s.write(t.Context(), u, full, []byte("x")); !diskfull.Is(err) || room != 3 || u.size.Load() != 0 {
 		t.Errorf("got %v after making room %d times, at %d", err, room, u.size.Load())
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -45,55 +46,48 @@ type tasks struct {
 // run runs f in the background, until it returns.
 func (t *tasks) run(f func(ctx context.Context)) { t.wg.Go(func() { f(t.ctx) }) }
 
-// startUpload begins a push to a namespace, unless it could not be stored.
-func (s *server) startUpload(namespace string) (string, error) {
-	if namespace == "" {
-		return "", fmt.Errorf("starting an upload: no namespace: %w", errdefs.ErrInvalidArgument)
+// startUpload begins a push to a namespace, unless it could not be stored. A member that
+// leads an upload gives its id.
+func (s *server) startUpload(id string, meta uploadMeta) (*upload, error) {
+	if meta.Namespace == "" {
+		return nil, fmt.Errorf("starting an upload: no namespace: %w", errdefs.ErrInvalidArgument)
 	}
-	if _, err := s.homes.of(namespace, ""); err != nil {
-		return "", fmt.Errorf("starting an upload: %w", err)
+	if _, err := s.homes.of(meta.Namespace, ""); err != nil {
+		return nil, fmt.Errorf("starting an upload: %w", err)
 	}
-	return s.uploads.start(namespace)
+	return s.uploads.begin(id, meta)
 }
 
-// commit makes an upload the blob d. It may be called again for one that was
-// committed. How durable the blob is, settled says.
-func (s *server) commit(ctx context.Context, id string, d digest.Digest) error {
-	done := func() bool {
-		was, ok := s.uploads.committed.Get(id)
-		return ok && was == d
-	}
-	if done() {
+// kept reports whether a blob that was pushed is still here.
+func (s *server) kept(d digest.Digest) error {
+	if origin.IsEmpty(d) {
 		return nil
 	}
-	u, free, err := s.uploads.take(id)
+	r, err := s.blobs.records.get(d)
+	if err == nil && r == nil {
+		err = fmt.Errorf("%s was deleted meanwhile: %w", d, errdefs.ErrNotFound)
+	}
+	return err
+}
+
+// file opens the bytes of a blob that is here.
+func (s *server) file(ctx context.Context, d digest.Digest, size int64) (*os.File, error) {
+	id, err := piece.ParseID(string(d), size)
 	if err != nil {
-		if done() { // just now
-			return nil
-		}
-		return err
+		return nil, err
 	}
-	defer free()
-	sums, err := u.verify(ctx, d)
+	b, err := s.openLocal(ctx, id)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if sums != nil {
-		if err := s.keep(ctx, u, d, sums); err != nil {
-			return err
-		}
-	}
-	s.uploads.committed.Add(id, d)
-	if err := s.uploads.forget(u); err != nil {
-		log.G(ctx).WithError(err).WithField("upload", id).Warn("cannot remove a committed upload")
-	}
-	return nil
+	defer b.Close()
+	return b.Reopen()
 }
 
 // keep takes a verified upload into the store, pinned, with its record. Both are
 // durable, and the blob is visible, when it returns nil.
 func (s *server) keep(ctx context.Context, u *upload, d digest.Digest, sums *piece.Sums) error {
-	h, err := s.homes.of(u.namespace, d)
+	h, err := s.homes.of(u.meta.Namespace, d)
 	if err != nil {
 		return err
 	}
@@ -107,7 +101,7 @@ func (s *server) keep(ctx context.Context, u *upload, d digest.Digest, sums *pie
 		r = &record{Digest: d}
 	}
 	r.Size = sums.ID().Size
-	r.add(h, u.namespace)
+	r.add(h, u.meta.Namespace)
 	// The bytes first: a record says that they are here.
 	if err := s.store.Import(ctx, u.path(), sums); err != nil {
 		return fmt.Errorf("upload %s: %w", u.id, err)
@@ -124,7 +118,7 @@ func (s *server) keep(ctx context.Context, u *upload, d digest.Digest, sums *pie
 	hash := sums.Hash()
 	s.seeder.complete(sums.ID(), &hash)
 	s.metrics.pushed(sums.ID().Size)
-	log.G(ctx).WithFields(log.Fields{"digest": d, "size": r.Size, "namespace": u.namespace}).Debug("blob pushed")
+	log.G(ctx).WithFields(log.Fields{"digest": d, "size": r.Size, "namespace": u.meta.Namespace}).Debug("blob pushed")
 	return nil
 }
 

@@ -10,11 +10,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/capelin-io/capelin/control/ring"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/backends"
 	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/origind/ringstate/mirror"
 )
 
 // Config is the configuration of `capelin origind`; [DefaultConfig] has the
@@ -41,6 +43,8 @@ type Config struct {
 
 	// Stores, if not nil, is used instead of Backends. Run does not close it.
 	Stores Backends `toml:"-"`
+	// Ring, if not nil, is the ring of which this origin is a member.
+	Ring *Ring `toml:"-"`
 	// Listener and SwarmListener, if not nil, are used instead of Listen and
 	// Swarm.Listen. Run closes them.
 	Listener      net.Listener `toml:"-"`
@@ -50,6 +54,44 @@ type Config struct {
 	// OnListen, if not nil, is called once the listeners are open, with their
 	// addresses; metrics is nil if off.
 	OnListen func(api, swarm, metrics net.Addr) `toml:"-"`
+}
+
+// Ring says who the members of a ring are, this origin among them.
+type Ring struct {
+	Members     []RingMember
+	Replicas    int // owners of a blob
+	MinReplicas int // copies before a push is acknowledged
+}
+
+// RingMember is one of them.
+type RingMember struct {
+	Name    string // as its certificate has it
+	Zone    string
+	Address string // of its API, host:port or http(s)://host:port; not used of this origin
+}
+
+// mirror is what uploads are told of the ring. Without one this origin is alone.
+func (c *Config) mirror() mirror.Config {
+	m := mirror.Config{
+		Self: ring.Member{Name: c.Node, Zone: c.Zone}, Replicas: 1, MinReplicas: 1, Expire: c.Uploads.Expire.D(),
+	}
+	if c.Ring != nil {
+		m.Replicas, m.MinReplicas = c.Ring.Replicas, c.Ring.MinReplicas
+	}
+	return m
+}
+
+// members returns the members of the ring, or this origin alone. One that does not answer is found
+// out by asking it.
+func (c *Config) members() []mirror.Member {
+	if c.Ring == nil {
+		return []mirror.Member{{Member: ring.Member{Name: c.Node, Zone: c.Zone}, Up: true}}
+	}
+	all := make([]mirror.Member, len(c.Ring.Members))
+	for i, m := range c.Ring.Members {
+		all[i] = mirror.Member{Member: ring.Member{Name: m.Name, Zone: m.Zone}, Up: true}
+	}
+	return all
 }
 
 // Backends are the storages of an origin: a backends.Set.

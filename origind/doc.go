@@ -6,6 +6,8 @@
 //
 //	api.go       HTTP: who may do what, ranges, limits
 //	uploads.go   uploads, resumable; hasher.go: their digest and sums in one pass
+//	upload.go    one of them: what its machine (ringstate/mirror) decides is done here
+//	peers.go     other members of the ring, which mirror uploads
 //	blobs.go     from upload to blob: commit, delete, how durable it is
 //	holdings.go  what is here, and what of it is pinned; where a blob can be read now
 //	records.go   where each blob lives, so that a digest alone finds it

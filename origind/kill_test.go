@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -36,6 +37,17 @@ func child() {
 	cfg.Listen, cfg.Swarm.Listen, cfg.Metrics = "127.0.0.1:0", "127.0.0.1:0", ""
 	cfg.Cache.Size, cfg.Cache.FreeFloor = 1, -1
 	cfg.OnListen = func(api, _, _ net.Addr) { fmt.Println(api) }
+	if text := os.Getenv("CAPELIN_ORIGIN_RING"); text != "" {
+		err := json.Unmarshal([]byte(text), &cfg.Ring)
+		if err == nil {
+			cfg.Listener, err = net.FileListener(os.NewFile(3, "listener"))
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		cfg.Node = os.Getenv("CAPELIN_ORIGIN_NODE")
+	}
 	if err := Run(context.Background(), cfg); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -49,9 +61,17 @@ type victim struct {
 }
 
 func startVictim(t *testing.T, dir string) *victim {
+	return startVictimWith(t, dir, nil)
+}
+
+// startVictimWith is startVictim as a member of a ring, which serves a listener of ours.
+func startVictimWith(t *testing.T, dir string, l *os.File, env ...string) *victim {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), "CAPELIN_ORIGIN_CHILD="+dir)
+	cmd.Env = append(append(os.Environ(), "CAPELIN_ORIGIN_CHILD="+dir), env...)
+	if l != nil {
+		cmd.ExtraFiles = []*os.File{l}
+	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
@@ -162,7 +182,7 @@ func TestKill9(t *testing.T) {
 }
 
 func (p *pushed) push(ctx context.Context, c *origin.Client, ns string) bool {
-	id, err := c.StartUpload(ctx, ns)
+	id, err := c.StartUpload(ctx, ns, "")
 	if err != nil {
 		return false
 	}

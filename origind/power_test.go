@@ -20,6 +20,7 @@ import (
 	"github.com/capelin-io/capelin/fetcher/file"
 	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/internal/durable/disktest"
+	"github.com/capelin-io/capelin/origind/ringstate/mirror"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -58,19 +59,18 @@ func openPowered(t testing.TB, dir string) (*powered, error) {
 
 func (p *powered) push(say func(what, promise string), namespace string, data []byte, dgst digest.Digest) error {
 	ctx := context.Background()
-	id, err := p.s.startUpload(namespace)
+	u, err := p.s.startUpload("", uploadMeta{Namespace: namespace})
 	if err != nil {
 		return err
 	}
 	half := len(data) / 2
-	if _, err := p.s.uploads.append(ctx, id, 0, bytes.NewReader(data[:half])); err != nil {
-		return err
-	}
-	if _, err := p.s.uploads.append(ctx, id, int64(half), bytes.NewReader(data[half:])); err != nil {
-		return err
+	for _, part := range [][]byte{data[:half], data[half:]} {
+		if _, err := u.append(ctx, mirror.Request{Off: u.size.Load()}, bytes.NewReader(part), func() {}); err != nil {
+			return err
+		}
 	}
 	say(string(dgst), "") // from here on it may be there
-	if err := p.s.commit(ctx, id, dgst); err != nil {
+	if _, err := u.await(ctx, u.ask(mirror.Request{Kind: mirror.Put, Off: -1, Digest: dgst}, nil)); err != nil {
 		return err
 	}
 	say(string(dgst), visible)

@@ -15,6 +15,7 @@ import (
 	"github.com/capelin-io/capelin/fetcher/backends"
 	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/seeding"
+	"github.com/capelin-io/capelin/origind/ringstate/mirror"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
@@ -31,6 +32,7 @@ func Run(ctx context.Context, cfg Config) error {
 		if err != nil {
 			return err
 		}
+		cfg.Node = name
 		if cfg.Stores == nil && len(cfg.Backends) > 0 {
 			set, err := backends.OpenSet(cfg.Backends)
 			if err != nil {
@@ -60,6 +62,10 @@ func Run(ctx context.Context, cfg Config) error {
 			}
 		}()
 		s.identity = d.Identity
+		if s.uploads.peers, err = newPeers(cfg, d.Identity); err != nil {
+			return err
+		}
+		defer s.uploads.peers.close()
 		node, trackers, err := s.network(d.Work, peers, name)
 		if err != nil {
 			return err
@@ -98,7 +104,7 @@ func (s *server) background(node *swarm.Node, trackers *tracker.Client) []daemon
 		{Name: "swarm", Run: node.Run},
 		{Name: "seeding", Run: forever(func(ctx context.Context) { s.seeder.Run(ctx, node) })},
 		{Name: "write-back", Run: forever(s.queue.run)},
-		{Name: "uploads", Run: forever(s.sweepUploads)},
+		{Name: "uploads", Run: forever(s.runUploads)},
 		{Name: "reload", Run: forever(func(ctx context.Context) { reload(ctx, s.cfg.Reload, node) })},
 	}
 	if trackers != nil {
@@ -143,7 +149,12 @@ func openServer(ctx, work context.Context, cfg Config, reg prometheus.Registerer
 		}
 	}()
 	s.blobs = &holdings{s.store, openRecords(filepath.Join(cfg.Root, "records"))}
-	s.uploads, err = openUploads(filepath.Join(cfg.Root, "uploads"), cfg.Uploads.Max, cfg.Uploads.Expire.D(), s.store.MakeRoom)
+	all := cfg.members()
+	s.uploads, err = openUploads(uploadsConfig{
+		dir: filepath.Join(cfg.Root, "uploads"), max: cfg.Uploads.Max, mirror: cfg.mirror(),
+		members: func() []mirror.Member { return all },
+		room:    s.store.MakeRoom, keep: s.keep, kept: s.kept, blob: s.file, tasks: s.tasks,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -194,24 +205,21 @@ func (s *server) network(ctx context.Context, l net.Listener, name string) (*swa
 	return node, trackers, nil
 }
 
-// sweepEvery is how often expired uploads are looked for.
-const sweepEvery = time.Minute
-
-func (s *server) sweepUploads(ctx context.Context) {
-	t := time.NewTicker(sweepEvery)
-	defer t.Stop()
+// runUploads does what uploads have to do in time.
+func (s *server) runUploads(ctx context.Context) {
 	for {
-		n, err := s.uploads.sweep(time.Now())
-		if err != nil {
-			log.G(ctx).WithError(err).Warn("cannot remove an expired upload")
-		}
+		n, next := s.uploads.tick(time.Now())
 		if n > 0 {
 			log.G(ctx).WithField("uploads", n).Info("expired uploads removed")
 		}
+		t := time.NewTimer(time.Until(next))
 		select {
 		case <-t.C:
+		case <-s.uploads.sooner:
 		case <-ctx.Done():
+			t.Stop()
 			return
 		}
+		t.Stop()
 	}
 }

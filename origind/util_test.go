@@ -17,8 +17,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/control/ring"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/origind/ringstate/mirror"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -209,7 +211,7 @@ func idOf(t testing.TB, data []byte) piece.ID {
 // push uploads data and returns what Commit said.
 func (r *running) push(namespace string, data []byte, d digest.Digest) (origin.Info, error) {
 	ctx := context.Background()
-	id, err := r.client.StartUpload(ctx, namespace)
+	id, err := r.client.StartUpload(ctx, namespace, "")
 	if err != nil {
 		return origin.Info{}, err
 	}
@@ -271,6 +273,16 @@ func eventually(t testing.TB, what string, f func() bool) {
 			t.Fatalf("never: %s", what)
 		}
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// alone are uploads of an origin without a ring, which nobody commits.
+func alone(dir string, max int) uploadsConfig {
+	self := ring.Member{Name: "origin"}
+	return uploadsConfig{
+		dir: dir, max: max, mirror: mirror.Config{Self: self, Replicas: 1, MinReplicas: 1, Expire: time.Hour},
+		members: func() []mirror.Member { return []mirror.Member{{Member: self, Up: true}} },
+		tasks:   &tasks{ctx: context.Background()},
 	}
 }
 

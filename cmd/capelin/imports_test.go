@@ -54,7 +54,7 @@ var rooms = []room{
 	{"gateway", []string{"control", "internal/daemon", "internal/ociapi", "internal/reload"}, "reaches blobs and tags through APIs only"},
 	{"origind", []string{"content", "control", "fetcher", "internal/daemon", "internal/diskfull", "internal/durable", "internal/hostaddr",
 		"internal/keylock",
-		"internal/seeding",
+		"internal/seeding", "origind/ringstate",
 		"swarm", "swarm/piece", "swarm/wire"}, "the origin"},
 	{"indexd", []string{"control", "fetcher", "internal/daemon"}, "the index"},
 	{"trackerd", []string{"control", "internal/daemon", "internal/hostaddr", "swarm/piece", "trackerd/state"}, "the tracker"},

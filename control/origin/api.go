@@ -23,6 +23,9 @@ const (
 	ParamNamespace = "namespace"
 	ParamDigest    = "digest"
 	ParamOffset    = "offset"
+	ParamID        = "id"      // of an upload that another member leads
+	ParamFrom      = "from"    // that member
+	ParamReplica   = "replica" // the term by which it leads
 )
 
 // Headers of answers.
@@ -31,6 +34,10 @@ const (
 	HeaderDurable = "Capelin-Durable" // "true" or "false", Info.Durable
 	HeaderUpload  = "Capelin-Upload"  // an upload's id
 	HeaderOffset  = "Capelin-Offset"  // where an upload's next byte goes
+	HeaderTerm    = "Capelin-Term"    // by which an upload is led
+	HeaderLeads   = "Capelin-Leads"   // "true": this member leads it
+	HeaderFeeds   = "Capelin-Feeds"   // "true": and feeds whoever asks
+	HeaderDigest  = "Capelin-Digest"  // of the blob that an upload became
 	HeaderError   = "Capelin-Error"   // the error's class, see Class
 	HeaderReason  = "Capelin-Reason"  // the error's text, for HEAD too
 )

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	lru "github.com/hashicorp/golang-lru/v2"
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/control/ring"
@@ -48,7 +49,12 @@ type Client struct {
 	http    *httpclient.Client
 	names   []string                      // bases of all
 	origins map[string]*httpclient.Server // by base
+	// moved are uploads that go on at another origin than the one that gave out their id.
+	moved *lru.Cache[string, *httpclient.Server]
 }
+
+// maxMoved is how many uploads a client remembers to have moved; others are found again.
+const maxMoved = 1024
 
 // New returns a client. It does not connect yet.
 func New(cfg Config) (*Client, error) {
@@ -60,7 +66,11 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{http: h, origins: map[string]*httpclient.Server{}}
+	moved, err := lru.New[string, *httpclient.Server](maxMoved)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{http: h, origins: map[string]*httpclient.Server{}, moved: moved}
 	for _, o := range h.Servers() {
 		c.names = append(c.names, o.Base)
 		c.origins[o.Base] = o
@@ -129,32 +139,49 @@ func (c *Client) Open(ctx context.Context, ref Ref, off, n int64) (io.ReadCloser
 }
 
 // StartUpload begins an upload to a namespace and returns its id, which is of
-// lower-case hexadecimal digits and "-". errdefs.ErrFailedPrecondition if no backend
-// takes the namespace. An upload is at one origin, and lost if that is.
-func (c *Client) StartUpload(ctx context.Context, namespace string) (id string, err error) {
+// lower-case hexadecimal digits and "-". It is begun where the blob d belongs, if that is not ""; it may
+// become another one. errdefs.ErrFailedPrecondition if no backend takes the namespace. An upload is at one origin, and at its mirrors if that is in a ring. After an
+// error that is errdefs.ErrUnavailable, UploadOffset finds out where it goes on.
+func (c *Client) StartUpload(ctx context.Context, namespace string, d digest.Digest) (id string, err error) {
 	if namespace == "" {
 		return "", fmt.Errorf("starting an upload: no namespace: %w", errdefs.ErrInvalidArgument)
 	}
 	if err := CheckNamespace(namespace); err != nil {
 		return "", fmt.Errorf("starting an upload: %w", err)
 	}
-	err = c.each(ctx, strconv.FormatUint(rand.Uint64(), 16), func(o *httpclient.Server) error {
-		ctx, cancel := httpclient.Within(ctx, writeTimeout)
-		defer cancel()
-		path := PathUploads + "?" + url.Values{ParamNamespace: {namespace}}.Encode()
-		resp, err := c.send(ctx, o, &httpclient.Request{Method: "POST", Path: path})
-		if err != nil {
-			return err
+	key, q := strconv.FormatUint(rand.Uint64(), 16), url.Values{ParamNamespace: {namespace}}
+	if CheckDigest(d) == nil { // else Commit will say so
+		key = string(d)
+		q.Set(ParamDigest, key)
+	}
+	err = c.each(ctx, key, func(o *httpclient.Server) error {
+		at, err := c.startAt(ctx, o, q)
+		if errdefs.IsInvalidArgument(err) && q.Has(ParamDigest) { // of version 1
+			q.Del(ParamDigest)
+			at, err = c.startAt(ctx, o, q)
 		}
-		resp.Body.Close()
-		at := resp.Header.Get(HeaderUpload)
-		if err := CheckUploadID(at); err != nil {
-			return fmt.Errorf("origin %s: starting an upload: %w: %w", o.Base, err, errdefs.ErrUnavailable)
+		if err == nil {
+			id = tagOf(o) + "-" + at
 		}
-		id = tagOf(o) + "-" + at
-		return nil
+		return err
 	})
 	return id, err
+}
+
+// startAt begins an upload at one origin, and returns the id that it has there.
+func (c *Client) startAt(ctx context.Context, o *httpclient.Server, q url.Values) (string, error) {
+	ctx, cancel := httpclient.Within(ctx, writeTimeout)
+	defer cancel()
+	resp, err := c.send(ctx, o, &httpclient.Request{Method: "POST", Path: PathUploads + "?" + q.Encode()})
+	if err != nil {
+		return "", err
+	}
+	resp.Body.Close()
+	at := resp.Header.Get(HeaderUpload)
+	if err := CheckUploadID(at); err != nil {
+		return "", fmt.Errorf("origin %s: starting an upload: %w: %w", o.Base, err, errdefs.ErrUnavailable)
+	}
+	return at, nil
 }
 
 // Append writes what r has to an upload, at its offset; any other off is
@@ -182,12 +209,30 @@ func (c *Client) Append(ctx context.Context, id string, off int64, r io.Reader) 
 	return c.readNumber(o, resp, HeaderOffset)
 }
 
-// UploadOffset returns where the next byte of an upload goes.
+// UploadOffset returns where the next byte of an upload goes. If its origin does not answer, and
+// another member of its ring has a copy, the upload goes on there, where it may be shorter.
 func (c *Client) UploadOffset(ctx context.Context, id string) (int64, error) {
-	o, path, err := c.upload(id)
+	at, path, err := c.upload(id)
 	if err != nil {
 		return 0, err
 	}
+	off, err := c.offsetAt(ctx, at, id, path)
+	if !errdefs.IsUnavailable(err) {
+		return off, err
+	}
+	for o := range c.http.Turns(ctx, c.order(id), false) {
+		if o == at {
+			continue
+		}
+		if off, oerr := c.offsetAt(ctx, o, id, path); oerr == nil {
+			return off, nil
+		}
+	}
+	return 0, err // what others say is of no consequence: the upload's own origin may come back
+}
+
+// offsetAt asks one origin, which may send the question on to the one that has the upload.
+func (c *Client) offsetAt(ctx context.Context, o *httpclient.Server, id, path string) (int64, error) {
 	ctx, cancel := httpclient.Within(ctx, writeTimeout)
 	defer cancel()
 	resp, err := c.send(ctx, o, &httpclient.Request{Method: "HEAD", Path: path})
@@ -195,7 +240,23 @@ func (c *Client) UploadOffset(ctx context.Context, id string) (int64, error) {
 		return 0, err
 	}
 	resp.Body.Close()
-	return c.readNumber(o, resp, HeaderOffset)
+	off, err := c.readNumber(o, resp, HeaderOffset)
+	if err == nil {
+		c.found(id, o, resp.Request.URL)
+	}
+	return off, err
+}
+
+// found remembers where an upload is: at o, or at another origin whose URL an answer has.
+func (c *Client) found(id string, o *httpclient.Server, at *url.URL) {
+	if there := c.origins[at.Scheme+"://"+at.Host]; there != nil {
+		o = there
+	}
+	if tag, _, _ := strings.Cut(id, "-"); tag == tagOf(o) {
+		c.moved.Remove(id)
+	} else {
+		c.moved.Add(id, o)
+	}
 }
 
 // Commit ends an upload: its bytes become the blob d, which is as durable as the
@@ -212,6 +273,12 @@ func (c *Client) Commit(ctx context.Context, id string, d digest.Digest) (Info, 
 	path += "?" + url.Values{ParamDigest: {string(d)}}.Encode()
 	for {
 		info, done, err := c.commit(ctx, o, path)
+		if errdefs.IsUnavailable(err) {
+			if at, moved := c.elsewhere(ctx, id, o); moved {
+				o = at
+				continue
+			}
+		}
 		if done || err != nil {
 			return info, err
 		}
@@ -221,6 +288,15 @@ func (c *Client) Commit(ctx context.Context, id string, d digest.Digest) (Info, 
 			return Info{}, fmt.Errorf("committing upload %s: %w", id, ctx.Err())
 		}
 	}
+}
+
+// elsewhere looks for an upload after its origin has failed.
+func (c *Client) elsewhere(ctx context.Context, id string, was *httpclient.Server) (at *httpclient.Server, moved bool) {
+	if _, err := c.UploadOffset(ctx, id); err != nil {
+		return nil, false
+	}
+	at, _, err := c.upload(id)
+	return at, err == nil && at != was
 }
 
 // commit asks for a commit; not done: the origin is at it still.
@@ -304,6 +380,9 @@ func (c *Client) upload(id string) (*httpclient.Server, string, error) {
 	if !ok || CheckUploadID(at) != nil {
 		return nil, "", fmt.Errorf("%q is not the id of an upload: %w", shorten(id), errdefs.ErrInvalidArgument)
 	}
+	if o, ok := c.moved.Get(id); ok {
+		return o, PathUploads + "/" + at, nil
+	}
 	for _, o := range c.origins {
 		if tagOf(o) == tag {
 			return o, PathUploads + "/" + at, nil
@@ -366,7 +445,11 @@ func (c *Client) send(ctx context.Context, o *httpclient.Server, r *httpclient.R
 		return resp, err
 	}
 	defer resp.Body.Close()
-	_, _ = io.CopyN(io.Discard, resp.Body, 2*MaxReason) // so that the connection can be used again
+	_, _ = io.CopyN(io.Discard, resp.Body, 2*MaxReason)  // so that the connection can be used again
+	if resp.StatusCode == http.StatusTemporaryRedirect { // and the body cannot be sent again
+		text := fmt.Sprintf("%s %s: another origin has it: %s", r.Method, r.Path, shorten(resp.Header.Get("Location")))
+		return resp, httpclient.Refused("origin "+o.Base, text, errdefs.ErrUnavailable)
+	}
 	class := ClassOf(resp.Header.Get(HeaderError))
 	if class == nil {
 		return nil, c.http.Stranger(o, r, fmt.Sprintf("status %d without an origin's answer", resp.StatusCode))

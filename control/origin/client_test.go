@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -268,7 +269,7 @@ func TestUploadsStayAtTheirOrigin(t *testing.T) {
 		}
 	})
 	c := newClient(t, f)
-	up, err := c.StartUpload(t.Context(), "team/app")
+	up, err := c.StartUpload(t.Context(), "team/app", "")
 	if err != nil || !strings.HasSuffix(up, "-"+id) {
 		t.Fatalf("%q, %v", up, err)
 	}
@@ -295,6 +296,89 @@ func TestUploadsStayAtTheirOrigin(t *testing.T) {
 	other := newClient(t, newFake(t, refuse(errdefs.ErrInternal)))
 	if _, err := other.UploadOffset(t.Context(), up); !errdefs.IsNotFound(err) {
 		t.Errorf("at another origin: %v", err)
+	}
+}
+
+// An upload is begun where its blob belongs, and says so; an origin of version 1 is not told.
+func TestUploadsBeginWhereTheyBelong(t *testing.T) {
+	for _, old := range []bool{false, true} {
+		var asked []string
+		begin := func(w http.ResponseWriter, r *http.Request) {
+			asked = append(asked, r.Host+" "+r.URL.Query().Get(ParamDigest))
+			if old && r.URL.Query().Has(ParamDigest) {
+				refuse(errdefs.ErrInvalidArgument)(w, r)
+				return
+			}
+			w.Header().Set(HeaderUpload, strings.Repeat("ab", 16))
+			w.WriteHeader(http.StatusCreated)
+		}
+		c := newClient(t, newFake(t, begin), newFake(t, begin), newFake(t, begin))
+		for range 3 {
+			if _, err := c.StartUpload(t.Context(), "team/app", ref.Digest); err != nil {
+				t.Fatal(err)
+			}
+		}
+		host := strings.TrimPrefix(c.order(string(ref.Digest))[0].Base, "http://")
+		want := []string{host + " " + string(ref.Digest)}
+		if old {
+			want = append(want, host+" ")
+		}
+		if want = slices.Repeat(want, 3); !slices.Equal(asked, want) {
+			t.Errorf("asked %q, want %q", asked, want)
+		}
+	}
+}
+
+// When an upload's origin does not answer, another one that has a copy goes on with it, or says who
+// does. That others do not have it says nothing.
+func TestUploadsMove(t *testing.T) {
+	gone := newFake(t, nil)
+	at := strings.Repeat("ab", 16)
+	var asked []string
+	mirror := newFake(t, func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.Method+" "+r.URL.RequestURI())
+		w.Header().Set(HeaderOffset, "5")
+		w.Header().Set(HeaderSize, "7")
+	})
+	other := newFake(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, mirror.URL+r.URL.RequestURI(), http.StatusTemporaryRedirect)
+	})
+	alone := newFake(t, refuse(errdefs.ErrNotFound))
+	up := tagOf(newClient(t, gone).origins[gone.URL]) + "-" + at
+	gone.Close()
+	if _, err := newClient(t, gone, alone).UploadOffset(t.Context(), up); !errdefs.IsUnavailable(err) {
+		t.Errorf("its origin is away, and another one does not have it: %v", err)
+	}
+	c := newClient(t, gone, other, mirror)
+	if _, err := c.Append(t.Context(), up, 3, strings.NewReader("tent")); !errdefs.IsUnavailable(err) {
+		t.Errorf("appending: %v", err)
+	}
+	if n, err := c.UploadOffset(t.Context(), up); err != nil || n != 5 {
+		t.Errorf("%d, %v", n, err)
+	}
+	if n, err := c.Append(t.Context(), up, 5, strings.NewReader("nt")); err != nil || n != 5 {
+		t.Errorf("%d, %v", n, err)
+	}
+	asked = nil
+	fresh := newClient(t, gone, other, mirror) // another gateway
+	if info, err := fresh.Commit(t.Context(), up, ref.Digest); err != nil || info.Size != 7 {
+		t.Errorf("%+v, %v", info, err)
+	}
+	if len(asked) != 2 || !strings.HasPrefix(asked[0], "HEAD ") || !strings.HasPrefix(asked[1], "PUT ") {
+		t.Errorf("the mirror was asked for %q", asked)
+	}
+	// A body cannot be sent twice: the client has to ask where the upload is.
+	moved := newClient(t, other, mirror)
+	up = tagOf(moved.origins[other.URL]) + "-" + at
+	if _, err := moved.Append(t.Context(), up, 5, struct{ io.Reader }{strings.NewReader("nt")}); !errdefs.IsUnavailable(err) ||
+		!strings.Contains(err.Error(), "another origin has it") {
+		t.Errorf("appending at the wrong origin: %v", err)
+	}
+	if n, err := moved.UploadOffset(t.Context(), up); err != nil || n != 5 {
+		t.Errorf("%d, %v", n, err)
+	}
+	if n, err := moved.Append(t.Context(), up, 5, strings.NewReader("nt")); err != nil || n != 5 {
+		t.Errorf("%d, %v", n, err)
 	}
 }
 

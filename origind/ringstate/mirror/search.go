@@ -31,6 +31,9 @@ func NewSearch(others []Member, now time.Time) *Search {
 // Asks returns the members that have not answered yet.
 func (s *Search) Asks() map[string]bool { return s.waiting }
 
+// Until returns when the search ends at the latest.
+func (s *Search) Until() time.Time { return s.until }
+
 // Answer takes in what a member says; ok: it says something.
 func (s *Search) Answer(member string, st Stands, ok bool) {
 	if !s.waiting[member] {

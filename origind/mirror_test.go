@@ -1,0 +1,381 @@
+package origind
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/control/origin"
+)
+
+// ringOf is a ring of a test, with a client of all its members.
+type ringOf struct {
+	t      *testing.T
+	names  []string // a, b, …
+	addrs  []string // of their APIs
+	stop   []func()
+	client *origin.Client
+}
+
+// startRing starts n members, whose pushes have min copies: in processes of their own, which stop
+// then kills, or in this one.
+func startRing(t *testing.T, n, min int, processes bool) *ringOf {
+	t.Helper()
+	r := &ringOf{t: t}
+	all := &Ring{Replicas: 3, MinReplicas: min}
+	var at []net.Listener
+	for i := range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		at = append(at, l)
+		r.names = append(r.names, string(rune('a'+i)))
+		r.addrs = append(r.addrs, l.Addr().String())
+		all.Members = append(all.Members, RingMember{Name: r.names[i], Address: r.addrs[i]})
+	}
+	for i, name := range r.names {
+		if processes {
+			r.stop = append(r.stop, startMember(t, name, all, at[i].(*net.TCPListener)))
+			continue
+		}
+		cfg := testConfig(t, t.TempDir(), nil)
+		cfg.Node, cfg.Listener, cfg.Ring = name, at[i], all
+		r.stop = append(r.stop, start(t, cfg).stop)
+	}
+	c, err := origin.New(origin.Config{Origins: r.addrs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	r.client = c
+	return r
+}
+
+// startMember starts a member in a process of its own.
+func startMember(t *testing.T, name string, all *Ring, l *net.TCPListener) (kill func()) {
+	t.Helper()
+	text, err := json.Marshal(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := startVictimWith(t, t.TempDir(), f, "CAPELIN_ORIGIN_RING="+string(text), "CAPELIN_ORIGIN_NODE="+name)
+	if err := errors.Join(f.Close(), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	kill = sync.OnceFunc(v.kill)
+	t.Cleanup(kill)
+	return kill
+}
+
+// copies counts the members that have a blob, whole.
+func (r *ringOf) copies(data []byte) (n int) {
+	for _, addr := range r.addrs {
+		c, err := origin.New(origin.Config{Origins: []string{addr}})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if got, _, err := readFrom(c, origin.Ref{Digest: digest.FromBytes(data)}, 0, -1); err == nil && bytes.Equal(got, data) {
+			n++
+		}
+		c.Close()
+	}
+	return n
+}
+
+// stands returns how an upload stands at each member that has it, and the one that leads it.
+func (r *ringOf) stands(id string) (at map[int]origin.Stand, leader int) {
+	_, id, _ = strings.Cut(id, "-")
+	at, leader = map[int]origin.Stand{}, -1
+	for i, addr := range r.addrs {
+		m, err := origin.NewMember(origin.Config{Origins: []string{addr}})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		st, err := m.Stands(context.Background(), origin.Copy{ID: id, From: r.names[(i+1)%len(r.names)]})
+		if m.Close(); err == nil {
+			at[i] = st
+			if st.Leads {
+				leader = i
+			}
+		}
+	}
+	return at, leader
+}
+
+// An acknowledged push is at as many members as are wanted, and not at others.
+func TestMirrored(t *testing.T) {
+	for min := 1; min <= 3; min++ {
+		r := startRing(t, 3, min, false)
+		data, d := testBlob(3<<20, uint64(min))
+		id, err := r.client.StartUpload(t.Context(), "any/app", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for off := 0; off < len(data); off += 1 << 20 {
+			if _, err := r.client.Append(t.Context(), id, int64(off), bytes.NewReader(data[off:off+1<<20])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 {
+			if info, err := r.client.Commit(t.Context(), id, d); err != nil || info.Size != int64(len(data)) {
+				t.Fatalf("%+v, %v", info, err)
+			}
+		}
+		if n := r.copies(data); n != min {
+			t.Errorf("%d copies, not %d", n, min)
+		}
+	}
+}
+
+// The member that takes an upload is killed in the middle of an append. The client goes on at the
+// mirror, from where that is.
+func TestPrimaryKilled(t *testing.T) {
+	r := startRing(t, 3, 2, true)
+	data, d := testBlob(5<<20, 7)
+	id, err := r.client.StartUpload(t.Context(), "kept/app", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pr, pw := io.Pipe()
+	failed := make(chan error, 1)
+	go func() {
+		_, err := r.client.Append(context.Background(), id, 0, pr)
+		pr.CloseWithError(io.ErrClosedPipe)
+		failed <- err
+	}()
+	if _, err := pw.Write(data[:3<<20]); err != nil {
+		t.Fatal(err)
+	}
+	leader := -1
+	eventually(t, "two members have 3 MiB", func() bool {
+		var at map[int]origin.Stand
+		at, leader = r.stands(id)
+		n := 0
+		for _, st := range at {
+			if st.Offset == 3<<20 {
+				n++
+			}
+		}
+		return n == 2
+	})
+	r.stop[leader]()
+	_, _ = pw.Write(data[3<<20 : 4<<20])
+	pw.Close()
+	if err := <-failed; !errdefs.IsUnavailable(err) {
+		t.Fatalf("the append: %v", err)
+	}
+	off, err := r.client.UploadOffset(t.Context(), id)
+	if err != nil || off != 3<<20 {
+		t.Fatalf("it goes on at %d, %v", off, err)
+	}
+	if _, err := r.client.Append(t.Context(), id, off, bytes.NewReader(data[off:])); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.Commit(t.Context(), id, d); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.copies(data); n != 2 {
+		t.Errorf("%d copies", n)
+	}
+	if at, next := r.stands(id); next == leader || at[next].Term != 2 {
+		t.Errorf("it is led by %d: %+v", next, at)
+	}
+}
+
+// The member dies between the last append and the commit, which goes on at the mirror by itself.
+func TestPrimaryKilledBeforeCommit(t *testing.T) {
+	r := startRing(t, 3, 2, true)
+	data, d := testBlob(2<<20, 8)
+	id, err := r.client.StartUpload(t.Context(), "kept/app", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.Append(t.Context(), id, 0, bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	leader := -1
+	eventually(t, "two members have all", func() bool {
+		var at map[int]origin.Stand
+		at, leader = r.stands(id)
+		n := 0
+		for _, st := range at {
+			if st.Offset == int64(len(data)) {
+				n++
+			}
+		}
+		return n == 2
+	})
+	r.stop[leader]()
+	if info, err := r.client.Commit(t.Context(), id, d); err != nil || info.Size != int64(len(data)) {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	if n := r.copies(data); n != 2 {
+		t.Errorf("%d copies", n)
+	}
+}
+
+// Another member that is asked for an upload sends the client to the one that has it.
+func TestAskedElsewhere(t *testing.T) {
+	r := startRing(t, 3, 1, false)
+	data, d := testBlob(1000, 3)
+	id, err := r.client.StartUpload(t.Context(), "any/app", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, leader := r.stands(id)
+	primary := r.addrs[leader]
+	_, at, _ := strings.Cut(id, "-")
+	for _, addr := range r.addrs {
+		if addr == primary {
+			continue
+		}
+		req, err := http.NewRequestWithContext(t.Context(), "PATCH", "http://"+addr+"/v1/uploads/"+at+"?offset=0", bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.GetBody = nil
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if to := resp.Header.Get("Location"); resp.StatusCode != 307 || to != "http://"+primary+"/v1/uploads/"+at+"?offset=0" {
+			t.Errorf("status %d to %q", resp.StatusCode, to)
+		}
+		if resp, err = http.Head("http://" + addr + "/v1/uploads/" + at); err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 204 || resp.Request.URL.Host != primary {
+			t.Errorf("HEAD: status %d from %s", resp.StatusCode, resp.Request.URL.Host)
+		}
+	}
+	if _, err := r.client.Append(t.Context(), id, 0, bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.Commit(t.Context(), id, d); err != nil {
+		t.Fatal(err)
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// A client's append ends the one by which the mirror is fed, however long that would have taken, and from
+// then on the mirror leads.
+func TestClientEndsFeeding(t *testing.T) {
+	r := startRing(t, 2, 1, false)
+	data, d := testBlob(2<<20, 5)
+	id := strings.Repeat("ab", 16)
+	mirror, err := origin.NewMember(origin.Config{Origins: r.addrs[:1]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mirror.Close()
+	b := origin.Copy{ID: id, From: "b", Term: 4}
+	if st, err := mirror.Start(t.Context(), b, "any/app", string(d)); err != nil || st.Offset != 0 || st.Term != 4 {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	pr, pw := io.Pipe()
+	fed := make(chan error, 1)
+	go func() {
+		_, err := mirror.Append(context.Background(), b, 0, pr)
+		pr.CloseWithError(io.ErrClosedPipe)
+		fed <- err
+	}()
+	if _, err := pw.Write(data[:1<<20]); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the mirror has 1 MiB", func() bool {
+		st, err := mirror.Stands(t.Context(), b)
+		return err == nil && st.Offset == 1<<20 && !st.Leads
+	})
+	url := "http://" + r.addrs[0] + "/v1/uploads/" + id + "?offset=1048576"
+	req, err := http.NewRequestWithContext(t.Context(), "PATCH", url, bytes.NewReader(data[1<<20:]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 200 || resp.Header.Get(origin.HeaderOffset) != "2097152" || resp.Header.Get(origin.HeaderTerm) != "5" {
+		t.Errorf("status %d, %v", resp.StatusCode, resp.Header)
+	}
+	if err := <-fed; err == nil {
+		t.Error("the leader was not told")
+	}
+	if st, err := mirror.Append(t.Context(), b, 2<<20, strings.NewReader("x")); !errdefs.IsConflict(err) || st.Term != 5 {
+		t.Errorf("it goes on: %+v, %v", st, err)
+	}
+	if _, _, err := mirror.Commit(t.Context(), b, 2<<20, d); !errdefs.IsConflict(err) {
+		t.Errorf("it commits: %v", err)
+	}
+	b.Term = 6
+	if _, done, err := mirror.Commit(t.Context(), b, 2<<20, d); err != nil || !done {
+		t.Errorf("by a higher term: %v", err)
+	}
+	if st, err := mirror.Stands(t.Context(), b); err != nil || st.Committed != d || st.Offset != 2<<20 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	if n := r.copies(data); n != 1 {
+		t.Errorf("%d copies", n)
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// Only members speak as such.
+func TestNotAMember(t *testing.T) {
+	r := startRing(t, 2, 1, false)
+	id := strings.Repeat("0", 32)
+	for _, tt := range []struct {
+		method, path string
+		status       int
+	}{
+		{"POST", "/v1/uploads?namespace=any/app&id=" + id, 400},
+		{"POST", "/v1/uploads?namespace=any/app&replica=1", 400},
+		{"POST", "/v1/uploads?namespace=any/app&from=b&replica=1", 400},
+		{"POST", "/v1/uploads?namespace=any/app&from=b&id=" + id, 400},
+		{"POST", "/v1/uploads?namespace=any/app&from=b&replica=0&id=" + id, 400},
+		{"POST", "/v1/uploads?namespace=any/app&from=a&replica=1&id=" + id, 403},
+		{"POST", "/v1/uploads?namespace=any/app&from=x&replica=1&id=" + id, 403},
+		{"POST", "/v1/uploads?namespace=any/app&digest=x", 400},
+		{"POST", "/v1/uploads?namespace=any/app&digest=sha256:" + id + id, 201},
+		{"POST", "/v1/uploads?namespace=any/app&from=b&replica=1&id=" + id, 201},
+		{"PATCH", "/v1/uploads/" + id + "?from=b&replica=1&offset=0", 200},
+		{"PATCH", "/v1/uploads/" + id + "?from=b&replica=1&offset=7", 416},
+		{"PUT", "/v1/uploads/" + id + "?from=b&replica=1&offset=7&digest=sha256:" + id + id, 416},
+		{"PUT", "/v1/uploads/" + id + "?from=b&replica=1&offset=x&digest=sha256:" + id + id, 400},
+		{"DELETE", "/v1/uploads/" + id + "?from=b&replica=1", 204},
+		{"DELETE", "/v1/uploads/" + id + "?from=b&replica=1", 404},
+		{"HEAD", "/v1/uploads/" + id + "?from=b", 404},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), tt.method, "http://"+r.addrs[0]+tt.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != tt.status {
+			t.Errorf("%s %s: %d, %s", tt.method, tt.path, resp.StatusCode, resp.Header.Get(origin.HeaderReason))
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
