@@ -61,6 +61,16 @@ integration: prepare ## tests against real containerds and a real registry (root
 	CAPELIN_TEST_TOOLS=1 $(GO) test -count 1 -run TestRealContainerd ./plugin/install
 	cd $(I) && $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -run '$(RUN)' ./...
 
+# Not among the tests: a shallow clone has no other commit.
+FROM ?= 7c156ac
+.PHONY: upgrade
+upgrade: prepare ## an agent of the commit FROM, with its units, is upgraded to this tree's under load (root)
+	@$(MAKE) -s --no-print-directory $(B)/2.4/containerd $(B)/registry
+	@rm -rf $(B)/from && mkdir -p $(B)/from/src && git archive $(FROM) | tar -x -C $(B)/from/src
+	cd $(B)/from/src && CGO_ENABLED=0 $(GO) build -trimpath -o ../capelin $$(test -d cmd/capelin && echo ./cmd/capelin || echo .)
+	@rm -rf $(B)/from/src
+	cd $(I) && CAPELIN_TEST_UPGRADE_FROM=$$PWD/bin/from/capelin $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -v -run 'TestUpgrade$$' .
+
 # LOAD is how many others want the processors meanwhile. What fails here judges by the clock.
 .PHONY: stress
 stress: ## unit tests three times at a LOAD of 40, then integration tests at 8 (root; two hours)

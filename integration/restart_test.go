@@ -149,6 +149,35 @@ func TestRestarts(t *testing.T) {
 	t.Run("restarted while it unpacks", r.unpacking)
 }
 
+// An agent of another commit, installed by its own program, is upgraded in the middle of a pull.
+// What the old one breaks off when it is told to end is told, and not judged; what it had is there,
+// and once the new one has installed its units nothing fails.
+func TestUpgrade(t *testing.T) {
+	from := os.Getenv("CAPELIN_TEST_UPGRADE_FROM")
+	if from == "" {
+		t.Skip("needs the program of another commit: make upgrade")
+	}
+	now := get(harness.Built("capelin"))(t)
+	t.Setenv("CAPELIN_TEST_BINARY", from)
+	r := newRestarts(t)
+	r.begin(t)
+	starts, calls, pull := r.round(0, func() error {
+		if err := r.m.PutProgram(now, harness.MachineCapelin); err != nil {
+			return err
+		}
+		return r.sys("restart", "capelin-agent.service")
+	})
+	t.Logf("%d of %d starts failed, %d calls, and the pull: %v", len(starts), r.starts, len(calls), errors.Join(append(starts, pull)...))
+	if pull != nil {
+		must(t, r.m.PullCRI(r.ctx, r.pulls[0], nil))
+	}
+	r.check(t, r.m.Node, r.pulls[0], r.images[0])
+	t.Log(get(r.m.Install(r.ctx, "--start"))(t))
+	must(t, r.m.AwaitAgent(r.ctx))
+	r.binary = now
+	t.Run("restarted", r.restarted)
+}
+
 // What fails of a kill is what had a call under way at that instant, and it succeeds when it
 // is tried again.
 func (r *restarts) killed(t *testing.T) {
