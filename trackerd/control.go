@@ -140,6 +140,7 @@ func (c *control) Members(r *trackerpb.MembersRequest, g trackerpb.Control_Membe
 	c.s.mu.Lock()
 	members := c.s.machine.Members(id)
 	c.s.mu.Unlock()
+	slices.SortFunc(members, func(a, b state.Member) int { return strings.Compare(a.Node, b.Node) })
 	for part := range slices.Chunk(members, listChunk) {
 		m := &trackerpb.MembersResponse{}
 		for _, x := range part {

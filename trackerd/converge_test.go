@@ -141,6 +141,7 @@ func converge(t *testing.T, seed uint64) {
 				m.Lease = false // of which there may be one
 				got = append(got, describe(m))
 			}
+			slices.Sort(got)
 			if !slices.Equal(got, want) {
 				t.Errorf("seed %d: %s (of %v) knows of blob %d: %v, want %v", seed, name, final, b, got, want)
 			}

@@ -509,6 +509,7 @@ func (c *cluster) check(id piece.ID) {
 			m.Lease = false // of which there may be one
 			got = append(got, fmt.Sprintf("%+v", m))
 		}
+		slices.Sort(got)
 		// Two of the complete ones are enough.
 		enough := complete > 2 && len(got) >= 2 && !slices.ContainsFunc(got, func(g string) bool { return !slices.Contains(want, g) })
 		if !slices.Equal(got, want) && !enough {

@@ -4,7 +4,6 @@ import (
 	"container/heap"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/capelin-io/capelin/control/trackerpb"
@@ -206,7 +205,7 @@ type Member struct {
 	Want, Lease       bool
 }
 
-// Members returns the members of a blob's swarm, ordered by node.
+// Members returns the members of a blob's swarm, in any order.
 func (t *Tracker) Members(id piece.ID) []Member {
 	s := t.find(id)
 	if s == nil {
@@ -220,7 +219,6 @@ func (t *Tracker) Members(id piece.ID) []Member {
 			Want: m.flags&fWant != 0, Lease: m.flags&fLease != 0,
 		})
 	}
-	slices.SortFunc(all, func(a, b Member) int { return strings.Compare(a.Node, b.Node) })
 	return all
 }
 

@@ -288,9 +288,12 @@ func (w *world) check() {
 		held := map[string]time.Time{}
 		for _, id := range w.blobs {
 			for _, m := range t.t.Members(id) {
+				if !m.Lease {
+					continue
+				}
 				i := slices.IndexFunc(w.nodes, func(n *node) bool { return n.name == m.Node })
 				n := w.nodes[i]
-				if !m.Lease || n.links[t.name].stream == 0 || slices.ContainsFunc(n.clients, func(c *client) bool { return c.id == id }) {
+				if n.links[t.name].stream == 0 || slices.ContainsFunc(n.clients, func(c *client) bool { return c.id == id }) {
 					continue
 				}
 				key := m.Node + string(id.Sum[:1])
