@@ -44,7 +44,7 @@ func newRestarts(t *testing.T) *restarts {
 		img, ref := e.image(t, from, harness.ImageOptions{Layers: 2, LayerBytes: 3 << 20, Incompress: true})
 		r.pulls, r.images = append(r.pulls, ref), append(r.images, img)
 	}
-	seed := e.node(t, "seed", harness.NodeOptions{Agent: map[string]string{"limits.upload": `"8MB/s"`}})
+	seed := e.node(t, "seed", harness.NodeOptions{Agent: map[string]string{"limits.upload": `"16MB/s"`}})
 	must(t, seed.PullCRI(e.ctx, r.pulls[1], nil))
 	_, r.run = e.image(t, "starts", harness.ImageOptions{Layers: 1, LayerBytes: 1 << 20, Runnable: true})
 
@@ -54,7 +54,6 @@ func newRestarts(t *testing.T) *restarts {
 	must(t, r.m.AwaitTrackers(e.ctx))
 	must(t, r.m.PullCRI(e.ctx, r.run, nil))
 	must(t, r.m.PullCRI(e.ctx, e.reg.Addr+"/"+harness.PauseImage, nil))
-	e.reg.Limit(8e6)
 	return r
 }
 
@@ -70,6 +69,8 @@ func (r *restarts) round(i int, end func() error) (starts []error, calls []harne
 	t.Helper()
 	ref, img := r.pulls[i%2], r.images[i%2]
 	must(t, r.m.RemoveCRI(ctx, ref))
+	r.reg.Limit(16e6) // so that a pull lasts for some 400 ms
+	defer r.reg.Limit(0)
 	r.tap.Reset()
 	gone := make(chan struct{})
 	pulled := do(func() error {
@@ -106,7 +107,7 @@ func (r *restarts) round(i int, end func() error) (starts []error, calls []harne
 			}
 		}
 	})
-	time.Sleep(time.Duration(i%7) * 60 * time.Millisecond) // another moment each time
+	time.Sleep(time.Duration(i%7) * 30 * time.Millisecond) // another moment each time
 	began := time.Now()
 	must(t, end())
 	must(t, r.m.AwaitAgent(ctx))
@@ -172,7 +173,9 @@ func TestUpgrade(t *testing.T) {
 		must(t, r.m.PullCRI(r.ctx, r.pulls[0], nil))
 	}
 	r.check(t, r.m.Node, r.pulls[0], r.images[0])
-	t.Log(get(r.m.Install(r.ctx, "--start"))(t))
+	dropIn := get(os.ReadFile(r.m.Path(harness.MachineDropIn)))(t) // names the tap, which is a change by hand
+	t.Log(get(r.m.Install(r.ctx, "--start", "--force"))(t))
+	must(t, r.m.Put(harness.MachineDropIn, string(dropIn)))
 	must(t, r.m.AwaitAgent(r.ctx))
 	r.binary = now
 	t.Run("restarted", r.restarted)
@@ -248,10 +251,9 @@ func (r *restarts) restarted(t *testing.T) {
 // does not ask for time, and containers start all the while.
 func (r *restarts) unpacking(t *testing.T) {
 	r.begin(t)
-	r.reg.Limit(0)
 	must(t, r.m.Put("/etc/systemd/system/capelin-agent.service.d/short.conf", "[Service]\nTimeoutStopSec=200ms\n"))
 	must(t, r.sys("daemon-reload"))
-	_, ref := r.image(t, "files", harness.ImageOptions{Layers: 1, LayerBytes: 20 << 20, Files: 20_000})
+	_, ref := r.image(t, "files", harness.ImageOptions{Layers: 1, LayerBytes: 20 << 20, Files: 60_000})
 	r.tap.Reset()
 	pulled := do(func() error { return r.m.PullCRI(r.ctx, ref, nil) })
 	r.poll(t, "a layer is unpacked", func() bool {
