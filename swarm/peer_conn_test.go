@@ -33,6 +33,35 @@ func TestDialBackoff(t *testing.T) {
 	}
 }
 
+// Two machines of one name take each other's place at a peer, not as fast as they can.
+func TestNamesakeAtAPeer(t *testing.T) {
+	p := NewPeer(PeerConfig{Node: "self", Role: wire.RoleAgent, Seed: 1})
+	start := time.Unix(1_000_000, 0)
+	dials, connected := 0, 0
+	step := func(now time.Time, ev Event) {
+		for _, a := range p.Step(now, ev) {
+			if _, ok := a.(ActDial); ok {
+				dials++
+			}
+		}
+	}
+	id := piece.ID{Alg: piece.SHA256, Size: 1 << 20}
+	step(start, EvJoin{ID: id, Want: true, Have: piece.NewBits(id.Pieces()), Sums: piece.NewSums(id)})
+	step(start, EvPeers{ID: id, Peers: []PeerInfo{{Node: "p", Addr: "p:1", Complete: true}}})
+	for ms := time.Duration(1); ms < 10_000; ms += 10 {
+		now := start.Add(ms * time.Millisecond)
+		step(now, EvTick{})
+		if connected < dials {
+			connected++
+			step(now, EvConnected{Conn: ConnID(connected), Peer: wire.Hello{Version: 1, Role: wire.RoleAgent, Node: "p"}})
+			step(now, EvMessage{ConnID(connected), &wire.Error{Code: wire.CodeDuplicate, Text: "connected anew"}})
+		}
+	}
+	if dials < 10 || dials > 40 {
+		t.Errorf("%d dials in ten seconds", dials)
+	}
+}
+
 // Strangers cannot fill the memory with swarms that are nobody's but theirs: who has the most of
 // them open is cut off, the others are not.
 func TestStrangeSwarms(t *testing.T) {

@@ -76,8 +76,7 @@ func (p *Peer) backoff(c *conn) {
 	switch c.code {
 	case wire.CodeSurplus:
 		n.retry = p.now + p.jitter(n.backoff(surplusAfter, 3))
-	case wire.CodeDuplicate:
-	case wire.CodeIdle:
+	case wire.CodeIdle, wire.CodeDuplicate: // there is another connection, or another machine has our name
 		n.retry = p.now + p.jitter(dialBackoff)
 	default:
 		if p.now-c.since > tenure {
