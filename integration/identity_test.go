@@ -107,6 +107,42 @@ func TestWhoMayConnect(t *testing.T) {
 	}
 }
 
+// Two machines with one certificate: each says where the other is, once, and so does the tracker. A
+// node that is restarted beside them is no namesake of itself.
+func TestNamesakes(t *testing.T) {
+	e := newSecureEnv(t)
+	keys := get(e.pki.Issue(e.ctx, "twin", "node"))(t)
+	keys["node"] = quote("twin")
+	twins := []*harness.Node{
+		e.stopped(t, "twin-a", harness.NodeOptions{Agent: keys}), e.stopped(t, "twin-b", harness.NodeOptions{Agent: keys}),
+	}
+	other := e.stopped(t, "other", harness.NodeOptions{})
+	for _, n := range append(twins, other) {
+		must(t, n.StartAgent(e.ctx))
+	}
+	must(t, other.AwaitTrackers(e.ctx))
+	other.KillAgent()
+	must(t, other.StartAgent(e.ctx))
+	for i, n := range twins {
+		where := twins[1-i].Addr
+		e.poll(t, n.Name+" knows of the other", func() bool {
+			st, err := n.Status(e.ctx)
+			return err == nil && string(st.Namesake) == where
+		})
+		said := fmt.Sprintf("level=warning msg=%q", "another machine at "+where+" has this name")
+		if log := n.Agent().Tail(10_000); strings.Count(log, said) != 1 {
+			t.Errorf("%s says %d times that another has its name:\n%s", n.Name, strings.Count(log, said), log)
+		}
+	}
+	must(t, other.AwaitTrackers(e.ctx))
+	if st := get(other.Status(e.ctx))(t); st.Namesake != "" {
+		t.Errorf("a node that was restarted: %v", st.Namesake)
+	}
+	if log := e.tracker.Tail(10_000); strings.Count(log, "two machines have one name") != 1 {
+		t.Errorf("the tracker says:\n%s", log)
+	}
+}
+
 // connects makes a TLS connection and sends something, which is when a TLS 1.3
 // client hears of a refusal, and returns that. No server is silent then: HTTP answers,
 // gRPC sends its settings or closes, and the swarm says that this is no Hello. Nobody

@@ -122,3 +122,6 @@ func (t *Tracker) Kill() { t.proc.Kill() }
 
 // Stop ends it with SIGTERM.
 func (t *Tracker) Stop() error { return t.proc.Stop() }
+
+// Tail returns the last lines of its log.
+func (t *Tracker) Tail(lines int) string { return t.proc.Tail(lines) }
