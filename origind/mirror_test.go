@@ -8,14 +8,18 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/origind/ringstate/mirror"
+	"github.com/capelin-io/capelin/swarm/piece"
 )
 
 // ringOf is a ring of a test, with a client of all its members.
@@ -173,6 +177,11 @@ func TestPrimaryKilled(t *testing.T) {
 		}
 		return n == 2
 	})
+	select {
+	case err := <-failed:
+		t.Fatalf("mirrored when the append had ended: %v", err)
+	default:
+	}
 	r.stop[leader]()
 	_, _ = pw.Write(data[3<<20 : 4<<20])
 	pw.Close()
@@ -280,19 +289,19 @@ func TestClientEndsFeeding(t *testing.T) {
 	r := startRing(t, 2, 1, false)
 	data, d := testBlob(2<<20, 5)
 	id := strings.Repeat("ab", 16)
-	mirror, err := origin.NewMember(origin.Config{Origins: r.addrs[:1]})
+	at, err := origin.NewMember(origin.Config{Origins: r.addrs[:1]})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer mirror.Close()
+	defer at.Close()
 	b := origin.Copy{ID: id, From: "b", Term: 4}
-	if st, err := mirror.Start(t.Context(), b, "any/app", string(d)); err != nil || st.Offset != 0 || st.Term != 4 {
+	if st, err := at.Start(t.Context(), b, "any/app", string(d)); err != nil || st.Offset != 0 || st.Term != 4 {
 		t.Fatalf("%+v, %v", st, err)
 	}
 	pr, pw := io.Pipe()
 	fed := make(chan error, 1)
 	go func() {
-		_, err := mirror.Append(context.Background(), b, 0, pr)
+		_, err := at.Append(context.Background(), b, 0, pr)
 		pr.CloseWithError(io.ErrClosedPipe)
 		fed <- err
 	}()
@@ -300,7 +309,7 @@ func TestClientEndsFeeding(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the mirror has 1 MiB", func() bool {
-		st, err := mirror.Stands(t.Context(), b)
+		st, err := at.Stands(t.Context(), b)
 		return err == nil && st.Offset == 1<<20 && !st.Leads
 	})
 	url := "http://" + r.addrs[0] + "/v1/uploads/" + id + "?offset=1048576"
@@ -319,23 +328,79 @@ func TestClientEndsFeeding(t *testing.T) {
 	if err := <-fed; err == nil {
 		t.Error("the leader was not told")
 	}
-	if st, err := mirror.Append(t.Context(), b, 2<<20, strings.NewReader("x")); !errdefs.IsConflict(err) || st.Term != 5 {
+	if st, err := at.Append(t.Context(), b, 2<<20, strings.NewReader("x")); !errdefs.IsConflict(err) || st.Term != 5 {
 		t.Errorf("it goes on: %+v, %v", st, err)
 	}
-	if _, _, err := mirror.Commit(t.Context(), b, 2<<20, d); !errdefs.IsConflict(err) {
+	if _, _, err := at.Commit(t.Context(), b, 2<<20, d); !errdefs.IsConflict(err) {
 		t.Errorf("it commits: %v", err)
 	}
 	b.Term = 6
-	if _, done, err := mirror.Commit(t.Context(), b, 2<<20, d); err != nil || !done {
+	if _, done, err := at.Commit(t.Context(), b, 2<<20, d); err != nil || !done {
 		t.Errorf("by a higher term: %v", err)
 	}
-	if st, err := mirror.Stands(t.Context(), b); err != nil || st.Committed != d || st.Offset != 2<<20 {
+	if st, err := at.Stands(t.Context(), b); err != nil || st.Committed != d || st.Offset != 2<<20 {
 		t.Errorf("%+v, %v", st, err)
 	}
 	if n := r.copies(data); n != 1 {
 		t.Errorf("%d copies", n)
 	}
+	if err := r.client.Delete(t.Context(), origin.Ref{Digest: d}); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := at.Commit(t.Context(), b, 2<<20, d); !errdefs.IsNotFound(err) {
+		t.Errorf("a blob that was deleted since: %v", err)
+	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// deadlines is a response whose deadlines somebody looks at.
+type deadlines struct {
+	http.ResponseWriter
+	read time.Time
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error { d.read = t; return nil }
+
+// A body that is to stop is interrupted, and no later Read gives it more time.
+func TestBodyStops(t *testing.T) {
+	d := &deadlines{}
+	m := &moving{r: strings.NewReader("content"), rc: http.NewResponseController(d)}
+	now := time.Now()
+	if n, err := m.Read(make([]byte, 3)); n != 3 || err != nil || !d.read.After(now.Add(moveTimeout/2)) {
+		t.Fatalf("%d, %v, until %v", n, err, d.read)
+	}
+	m.stop()
+	if d.read.After(time.Now()) {
+		t.Errorf("a Read under way goes on until %v", d.read)
+	}
+	until := d.read
+	if n, err := m.Read(make([]byte, 3)); n != 0 || !errdefs.IsConflict(err) || d.read != until {
+		t.Errorf("%d, %v, until %v", n, err, d.read)
+	}
+}
+
+// What could not be synced is lost, and so is its upload: it must not be committed by what the page
+// cache shows.
+func TestUploadLostBySync(t *testing.T) {
+	s, ctx := newServer(t, testConfig(t, t.TempDir(), nil))
+	s.uploads.keep = func(_ context.Context, u *upload, _ digest.Digest, _ *piece.Sums) error {
+		return errors.Join(errors.New("fsync: input/output error"), os.Remove(u.path()))
+	}
+	data, d := testBlob(1000, 1)
+	u, err := s.startUpload("", uploadMeta{Namespace: "any/app"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.append(ctx, mirror.Request{}, bytes.NewReader(data), func() {}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.await(ctx, u.ask(mirror.Request{Kind: mirror.Put, Off: -1, Digest: d}, nil)); class(err) != "internal" {
+		t.Errorf("committing: %v", err)
+	}
+	eventually(t, "the upload is gone", func() bool {
+		_, err := s.uploads.get(u.id)
+		return errdefs.IsNotFound(err)
+	})
 }
 
 // Only members speak as such.
