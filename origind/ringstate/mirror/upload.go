@@ -177,9 +177,6 @@ func (u *Upload) Stands(asker string) Stands {
 	return s
 }
 
-// Feeders returns how many mirrors are being fed.
-func (u *Upload) Feeders() int { return len(u.feeders) }
-
 func (u *Upload) act(a Action) { u.actions = append(u.actions, a) }
 
 func (u *Upload) reply(r *Request, code Code, err error) {

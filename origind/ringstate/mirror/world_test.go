@@ -565,8 +565,8 @@ func (n *node) step(l *local, ev Event) {
 		return
 	}
 	acts := slices.Clone(l.u.Step(n.w.now, ev))
-	if most := n.w.min - 1; l.u.Feeders() > most {
-		n.w.fail("%s feeds %d mirrors, not %d", n.Name, l.u.Feeders(), most)
+	if most := n.w.min - 1; len(l.u.feeders) > most {
+		n.w.fail("%s feeds %d mirrors, not %d", n.Name, len(l.u.feeders), most)
 	}
 	if len(acts) > 0 {
 		n.w.note("%s %s %T%v -> %+v", n.Name, l.id, ev, ev, acts)
