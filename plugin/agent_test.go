@@ -266,7 +266,10 @@ func TestAgentNamesake(t *testing.T) {
 	cfg2.Trackers, cfg2.Node = cfg.Trackers, cfg.Node
 	a, b := start(t, cfg), start(t, cfg2)
 	for _, x := range []*testAgent{a, b} {
-		x.until(t, func(st Status) bool { return st.Namesake != "" })
+		x.until(t, func(st Status) bool {
+			time.Sleep(20 * time.Millisecond) // each comes back after a second or two
+			return st.Namesake != ""
+		})
 	}
 }
 
