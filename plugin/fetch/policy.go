@@ -184,6 +184,12 @@ const (
 	seenAfter    = time.Second
 	seenForWhile = 500 * time.Millisecond
 
+	// gathered is what containerd collects before it writes any of it. A node that downloads for
+	// others may have so much that they do not see yet, and more than that it has not: where
+	// nothing came, the rate is at most that. It is judged when grace is over: until then
+	// a source may just be slow to begin.
+	gathered = 1 << 20
+
 	// heedPatience is how long a tracker that gives leases in turn may take to answer.
 	heedPatience = 300 * time.Millisecond
 )
@@ -240,7 +246,11 @@ func (s situation) slow() bool {
 		return false // who knows more has not spoken
 	case s.now.Before(s.since.Add(seenAfter)):
 		return false
-	case !s.began.IsZero() && s.now.Sub(s.began) >= seenForWhile && !s.inTime(lately, hopeless) && !s.inTime(mean, unlikely):
+	case s.began.IsZero():
+		if waited := s.now.Sub(s.since); waited >= grace && !s.inTime(max(late, gathered/waited.Seconds()), hopeless) {
+			return true
+		}
+	case s.now.Sub(s.began) >= seenForWhile && !s.inTime(lately, hopeless) && !s.inTime(mean, unlikely):
 		return true
 	}
 	return !s.now.Before(s.lastMoment()) && !s.inTime(late, 1)

@@ -26,6 +26,12 @@ func TestDecide(t *testing.T) {
 		}
 		return st
 	}
+	// nothing is one to which nothing has come.
+	nothing := func(st situation) situation {
+		st = slow(st)
+		st.began, st.rate, st.mean, st.lately = time.Time{}, 0, 0, 0
+		return st
+	}
 	silent := func(st situation) situation {
 		st.verdict = tracker.Unknown
 		return st
@@ -93,6 +99,11 @@ func TestDecide(t *testing.T) {
 		{"not hopeless", slow(situation{now: at(s), mean: 2e6, lately: 1e3}), wait(250 * ms)},
 		{"hopeless, but it has just begun", slow(situation{now: at(s), began: at(600 * ms), mean: 4e5, lately: 4e5}), wait(250 * ms)},
 		{"hopeless, but it was slow to begin", slow(situation{now: at(s), mean: 4e5, lately: 2e6}), wait(250 * ms)},
+		// Of a holder whose registry gives less than 1 MiB in 1.5 s nothing is seen by then.
+		{"nothing has come, and may yet", nothing(situation{now: at(1499 * ms)}), wait(250 * ms)},
+		{"nothing has come", nothing(situation{now: at(1500 * ms)}), answer(0, OutcomeSlow)},
+		{"nothing has come, and the registry is as slow", nothing(situation{now: at(1500 * ms), upstream: 1e6}), wait(250 * ms)},
+		{"nothing has come, but others come first", nothing(situation{now: at(1500 * ms), turn: at(s), inAll: 4e6}), wait(250 * ms)},
 		{"slow, and trackers are silent", silent(slow(situation{now: at(2100 * ms), used: 600 * ms, find: 3 * s})),
 			wait(250 * ms)},
 		{"slow, and a tracker is young", slow(situation{now: at(2100 * ms), used: 600 * ms, verdict: tracker.Wait}), wait(250 * ms)},

@@ -19,7 +19,8 @@
 // directions, and of two trackers, cross. A stream that breaks loses what is under way. What
 // a node's trackers' client has to say reaches its fetches a moment later, as in the agent.
 // Nodes crash and come back with their disks; clients give up and come back; the registry
-// refuses some. The registry's bytes are shared by whoever downloads.
+// refuses some. The registry's bytes are shared by whoever downloads, whose containerd writes
+// them a MiB at a time.
 //
 // # What is left out
 //

@@ -22,7 +22,7 @@ func (n *node) progress(id piece.ID) fetch.EvProgress {
 // sources returns the nodes that this one was told of, and can reach, which take part.
 func (n *node) sources(id piece.ID) (all []*node) {
 	for _, o := range n.w.nodes {
-		if o != n && !o.down && !o.dead && (n.named[id][o.name] || o.named[id][n.name]) && (o.part(id).joined || o.part(id).whole) {
+		if o != n && !o.down && !o.dead && (n.knows(id, o) || o.knows(id, n)) && (o.part(id).joined || o.part(id).whole) {
 			all = append(all, o)
 		}
 	}
@@ -71,7 +71,8 @@ func (n *node) reach(id piece.ID, p swarm.PeerInfo) {
 func (n *node) deadEnd(id piece.ID) (dead bool, lost []string) {
 	for _, o := range n.w.nodes {
 		switch {
-		case !n.named[id][o.name] || !o.part(id).whole && !o.writes(id):
+		// A holder may be named before it hears of its lease.
+		case !n.knows(id, o) || !o.part(id).whole && !o.writes(id) && !n.named[id][o.name].Source:
 		case !n.failed[o.name]:
 			return false, nil
 		default:
@@ -80,6 +81,8 @@ func (n *node) deadEnd(id piece.ID) (dead bool, lost []string) {
 	}
 	return len(lost) > 0, lost
 }
+
+func (n *node) knows(id piece.ID, o *node) bool { return n.named[id][o.name].Node != "" }
 
 func (n *node) writes(id piece.ID) bool {
 	return slices.ContainsFunc(n.clients, func(c *client) bool { return c.id == id && c.writes })
@@ -138,7 +141,7 @@ func (c *client) answered(a fetch.ActAnswer) {
 	} else {
 		w.res.Alone++
 	}
-	c.writes, c.at = true, float64(a.Answer.Offset)
+	c.writes, c.at, c.wrote = true, float64(a.Answer.Offset), a.Answer.Offset
 	if w.crashes < w.cfg.Crashes {
 		w.crashes++
 		c.crash = w.now.Add(time.Second)
@@ -228,11 +231,15 @@ func (c *client) download(most float64) {
 	}
 	before := int64(c.at)
 	c.at = min(c.at+most, float64(c.id.Size))
-	got := int64(c.at) - before
-	w.res.Registry += got
-	n.fetch(fetch.EvSessionWrote{ID: c.id, Session: c.session, Bytes: got, Offset: int64(c.at)})
-	if int64(c.at) < c.id.Size {
-		n.grow(c.id, int64(c.at)/c.id.Length()*c.id.Length())
+	w.res.Registry += int64(c.at) - before
+	if int64(c.at) < c.id.Size && int64(c.at) < c.wrote+gathers {
+		return
+	}
+	got := int64(c.at) - c.wrote
+	c.wrote = int64(c.at)
+	n.fetch(fetch.EvSessionWrote{ID: c.id, Session: c.session, Bytes: got, Offset: c.wrote})
+	if c.wrote < c.id.Size {
+		n.grow(c.id, c.wrote/c.id.Length()*c.id.Length())
 		return
 	}
 	p := n.part(c.id)

@@ -62,6 +62,7 @@ const (
 	find      = 200 * time.Millisecond
 	stall     = 5 * time.Second
 	tickEvery = 50 * time.Millisecond // in which bytes move
+	gathers   = 1 << 20               // bytes that containerd collects before it writes them
 	limit     = 10 * time.Minute
 )
 
@@ -254,7 +255,7 @@ type node struct {
 	dueC    time.Time
 	clients []*client
 	parts   map[piece.ID]*part // the disk, and the part in the swarm
-	named   map[piece.ID]map[string]bool
+	named   map[piece.ID]map[string]swarm.PeerInfo
 	failed  map[string]bool // sources that are known not to be reached
 }
 
@@ -277,7 +278,8 @@ type client struct {
 	waits   bool
 	writes  bool
 	lease   bool
-	at      float64 // where it writes
+	at      float64 // where it downloads
+	wrote   int64   // up to where it has written that
 	refused bool
 	crash   time.Time
 }
@@ -292,7 +294,7 @@ func (n *node) part(id piece.ID) *part {
 // start begins a node's life, on the disk that it has.
 func (n *node) start() {
 	w := n.w
-	n.down, n.named, n.links, n.clients, n.failed = false, map[piece.ID]map[string]bool{}, map[string]*link{}, nil, map[string]bool{}
+	n.down, n.named, n.links, n.clients, n.failed = false, map[piece.ID]map[string]swarm.PeerInfo{}, map[string]*link{}, nil, map[string]bool{}
 	n.due, n.dueC = time.Time{}, time.Time{}
 	n.m = fetch.NewMachine(fetch.Rules{Find: find, Stall: stall, Prefetch: time.Minute, MaxPrefetch: 32, Registry: w.cfg.Known})
 	n.c = tracker.NewMachine(n.name)
@@ -405,6 +407,12 @@ func (n *node) track(ev tracker.Event) {
 			})
 		case tracker.ActPeers:
 			handled(func() { n.fetch(fetch.EvPeersFound{ID: a.ID, Peers: a.Peers}) })
+		case tracker.ActPeersGone:
+			handled(func() {
+				for _, name := range a.Nodes {
+					delete(n.named[a.ID], name)
+				}
+			})
 		case tracker.ActVerdict:
 			handled(func() {
 				n.fetch(fetch.EvVerdict{ID: a.ID, Ask: a.Verdict.Tag, Verdict: a.Verdict.Kind, Paced: a.Verdict.Paced, Heard: a.Verdict.Heard})
@@ -479,10 +487,10 @@ func (n *node) perform(a fetch.Action) []fetch.Event {
 		}
 	case fetch.ActAddPeers:
 		if n.named[a.ID] == nil {
-			n.named[a.ID] = map[string]bool{}
+			n.named[a.ID] = map[string]swarm.PeerInfo{}
 		}
 		for _, p := range a.Peers {
-			n.named[a.ID][p.Node] = true
+			n.named[a.ID][p.Node] = p
 			n.reach(a.ID, p)
 		}
 	case fetch.ActSwarmStatus:
