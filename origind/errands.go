@@ -138,11 +138,12 @@ func (e *errands) partial(id piece.ID) {
 
 // Peers, PeersGone, Share, SumsHash and Verdict implement tracker.Handler. An origin wants
 // nothing from the swarm, so it is told none of it.
-func (e *errands) Peers(piece.ID, []tracker.Peer)    {}
-func (e *errands) PeersGone(piece.ID, []string)      {}
-func (e *errands) Share(piece.ID, uint16)            {}
-func (e *errands) SumsHash(piece.ID, [32]byte)       {}
-func (e *errands) Verdict(piece.ID, tracker.Verdict) {}
+func (e *errands) Peers(piece.ID, []tracker.Peer)      {}
+func (e *errands) PeersGone(piece.ID, []string)        {}
+func (e *errands) Share(piece.ID, uint16)              {}
+func (e *errands) Upstream(piece.ID, tracker.Upstream) {}
+func (e *errands) SumsHash(piece.ID, [32]byte)         {}
+func (e *errands) Verdict(piece.ID, tracker.Verdict)   {}
 
 // Command does what a tracker asks for: Preheat reads blobs from their backends,
 // Report tells what is here. Drop is for nodes: an origin's cache empties itself.

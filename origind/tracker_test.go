@@ -63,6 +63,7 @@ func (l *listener) Peers(id piece.ID, ps []tracker.Peer) {
 	})
 }
 func (l *listener) Share(piece.ID, uint16)                 {}
+func (l *listener) Upstream(piece.ID, tracker.Upstream)    {}
 func (l *listener) PeersGone(id piece.ID, _ []string)      { l.set(func() { delete(l.peers, id) }) }
 func (l *listener) SumsHash(id piece.ID, h [32]byte)       { l.set(func() { l.hashes[id] = h }) }
 func (l *listener) Verdict(id piece.ID, v tracker.Verdict) { l.set(func() { l.verdicts[id] = v.Kind }) }

@@ -114,13 +114,17 @@ func (r *registryNames) ask(ctx context.Context, ns string, manifest digest.Dige
 	return strings.Join(names, ","), nil
 }
 
-// labelled is how containerd's label calls the registry that is served by a host.
+// labelled is how containerd's label calls the registry that is served by a host; but for the port, which
+// the label has not.
 func labelled(host string) string {
-	name := (&url.URL{Host: host}).Hostname()
-	if name == "registry-1.docker.io" {
+	u := url.URL{Host: host}
+	switch name := u.Hostname(); {
+	case name == "registry-1.docker.io":
 		return "docker.io"
+	case u.Port() == "":
+		return name
 	}
-	return name
+	return host
 }
 
 func (r *registryNames) close() {

@@ -311,6 +311,7 @@ func (s *script) deliver(id piece.ID, b *scripted) error {
 func (s *script) LeaveNow(context.Context, piece.ID)       {}
 func (s *script) AddPeers(piece.ID, []swarm.PeerInfo)      {}
 func (s *script) Share(piece.ID, uint16)                   {}
+func (s *script) Upstream(piece.ID, tracker.Upstream)      {}
 func (s *script) Proven(piece.ID)                          {}
 func (s *script) Status(piece.ID) (swarm.BlobStatus, bool) { return swarm.BlobStatus{}, true }
 
@@ -344,7 +345,7 @@ func (s *script) delivered(id piece.ID, b *scripted) bool {
 	return blob.Have().Prefix() >= b.pieces
 }
 
-func (s *script) Unwant(piece.ID)                  {}
-func (s *script) Announce(piece.ID, tracker.State) {}
-func (s *script) LeaseProgress(piece.ID, int64)    {}
-func (s *script) LeaseDone(piece.ID, error)        {}
+func (s *script) Unwant(piece.ID)                       {}
+func (s *script) Announce(piece.ID, tracker.State)      {}
+func (s *script) LeaseProgress(piece.ID, int64, string) {}
+func (s *script) LeaseDone(piece.ID, error)             {}

@@ -54,6 +54,8 @@ func (t *trackers) PeersGone(id piece.ID, nodes []string) { t.node.RemovePeers(i
 
 func (t *trackers) Share(id piece.ID, share uint16) { t.a.fetches.ShareTold(id, share) }
 
+func (t *trackers) Upstream(id piece.ID, u tracker.Upstream) { t.a.fetches.UpstreamTold(id, u) }
+
 func (t *trackers) Verdict(id piece.ID, v tracker.Verdict) {
 	t.a.fetches.Verdict(id, v)
 }

@@ -90,7 +90,7 @@ func TestRestart(t *testing.T) {
 		if got := holder.get(x); got != tracker.Lease {
 			t.Fatalf("holder: %v", got)
 		}
-		holder.c.LeaseProgress(x, 1000)
+		holder.c.LeaseProgress(x, 1000, "")
 		all[1].c.Want(x, tracker.Want{Waiting: true})
 		if got := all[1].get(x); got != tracker.Sources {
 			t.Fatalf("other: %v", got)
@@ -106,7 +106,7 @@ func TestRestart(t *testing.T) {
 		}
 		for range 30 {
 			time.Sleep(100 * time.Millisecond)
-			holder.c.LeaseProgress(x, 2000)
+			holder.c.LeaseProgress(x, 2000, "")
 		}
 		for i, a := range all {
 			id := blobID((i+1)%agents*blobs + 7)
@@ -165,7 +165,7 @@ func TestOneOfTwoAway(t *testing.T) {
 		if len(h) != 1 {
 			t.Fatalf("%d holders", len(h))
 		}
-		h[0].c.LeaseProgress(id, 100)
+		h[0].c.LeaseProgress(id, 100, "")
 		synctest.Wait()
 		stop1()
 		time.Sleep(200 * time.Millisecond)
@@ -179,11 +179,11 @@ func TestOneOfTwoAway(t *testing.T) {
 		if len(h2) != 1 {
 			t.Fatalf("holder gone as well: %d holders", len(h2))
 		}
-		h2[0].c.LeaseProgress(id, 100)
+		h2[0].c.LeaseProgress(id, 100, "")
 		defer n.serve(t, "t1:1", func(c *Config) { c.Lease.Warmup = DefaultConfig().Lease.Warmup })()
 		for i := range 50 {
 			time.Sleep(100 * time.Millisecond)
-			h2[0].c.LeaseProgress(id, int64(1000*i))
+			h2[0].c.LeaseProgress(id, int64(1000*i), "")
 		}
 		if now := holders(); len(now) != 1 || now[0] != h2[0] {
 			t.Errorf("first tracker back: %d holders", len(now))
@@ -285,7 +285,7 @@ func TestPartition(t *testing.T) {
 				switch a.get(id) {
 				case tracker.Lease:
 					leases++
-					a.c.LeaseProgress(id, 1)
+					a.c.LeaseProgress(id, 1, "")
 				case tracker.Sources:
 				default:
 					t.Errorf("%s: %v", a.name, a.verdicts[id])

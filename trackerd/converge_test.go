@@ -80,7 +80,7 @@ func converge(t *testing.T, seed uint64) {
 			a.Unwant(id)
 		case 5:
 			s.lease = true
-			a.LeaseProgress(id, rng.Int64N(1<<20))
+			a.LeaseProgress(id, rng.Int64N(1<<20), "")
 		case 6, 7:
 			s.lease = false
 			a.LeaseDone(id, []error{errors.New("503"), context.Canceled}[rng.IntN(2)])

@@ -89,12 +89,12 @@ func TestLeaseStory(t *testing.T) {
 				s.want()
 				first := s.holder("first")
 				s.source(first)
-				first.c.LeaseProgress(id, 0)
+				first.c.LeaseProgress(id, 0, "")
 				first.stop()
 				s.agents = slices.DeleteFunc(s.agents, func(a *agent) bool { return a == first })
 				second := s.holder("once the first has gone")
 				s.source(second)
-				second.c.LeaseProgress(id, 1000)
+				second.c.LeaseProgress(id, 1000, "")
 				hash := [32]byte{1, 2, 3}
 				second.c.AnnounceComplete(id, &hash)
 				second.c.LeaseDone(id, nil)
@@ -126,10 +126,10 @@ func TestLeaseClocks(t *testing.T) {
 		min  time.Duration  // when another one has the lease: not before, and soon after
 	}{
 		{"never started", func(*agent) {}, 3 * time.Second},
-		{"stalls", func(h *agent) { h.c.LeaseProgress(id, 1000) }, 3 * time.Second},
+		{"stalls", func(h *agent) { h.c.LeaseProgress(id, 1000, "") }, 3 * time.Second},
 		{"refused upstream", func(h *agent) { h.c.LeaseDone(id, errors.New("429 Too Many Requests\n")) }, 500 * time.Millisecond},
 		{"breaks off", func(h *agent) {
-			h.c.LeaseProgress(id, 1000)
+			h.c.LeaseProgress(id, 1000, "")
 			h.c.LeaseDone(id, fmt.Errorf("reading: %w", io.ErrUnexpectedEOF))
 		}, 500 * time.Millisecond},
 		{"cancelled", func(h *agent) { h.c.LeaseDone(id, fmt.Errorf("pull: %w", context.Canceled)) }, 0},
@@ -196,7 +196,7 @@ func TestSlowButSteady(t *testing.T) {
 		synctest.Wait()
 		b.c.Want(id, tracker.Want{Waiting: true})
 		for i := range 600 { // 200 kB/s for a minute
-			a.c.LeaseProgress(id, int64(i)*20_000)
+			a.c.LeaseProgress(id, int64(i)*20_000, "")
 			time.Sleep(100 * time.Millisecond)
 		}
 		synctest.Wait()
@@ -314,7 +314,7 @@ func TestOwnDownload(t *testing.T) {
 		if got := a.get(id); got != tracker.Unreachable {
 			t.Fatalf("without a tracker: %v", got)
 		}
-		a.c.LeaseProgress(id, 5000) // its containerd downloads
+		a.c.LeaseProgress(id, 5000, "") // its containerd downloads
 		defer n.serve(t, "t1:1", nil)()
 		time.Sleep(2 * time.Second)
 		b.c.Want(id, tracker.Want{Waiting: true})
@@ -345,12 +345,13 @@ func (p *probe) Verdict(_ piece.ID, v tracker.Verdict) {
 	default:
 	}
 }
-func (p *probe) Peers(piece.ID, []tracker.Peer) {}
-func (p *probe) PeersGone(piece.ID, []string)   {}
-func (p *probe) Share(piece.ID, uint16)         {}
-func (p *probe) SumsHash(piece.ID, [32]byte)    {}
-func (p *probe) Command(*trackerpb.Command)     {}
-func (p *probe) Lookup(piece.ID)                {}
+func (p *probe) Peers(piece.ID, []tracker.Peer)      {}
+func (p *probe) PeersGone(piece.ID, []string)        {}
+func (p *probe) Share(piece.ID, uint16)              {}
+func (p *probe) Upstream(piece.ID, tracker.Upstream) {}
+func (p *probe) SumsHash(piece.ID, [32]byte)         {}
+func (p *probe) Command(*trackerpb.Command)          {}
+func (p *probe) Lookup(piece.ID)                     {}
 
 // Commands reach their node, and false sums are unpinned for everybody.
 func TestCommandAndDisproved(t *testing.T) {

@@ -90,6 +90,7 @@ type agent struct {
 	peers    map[piece.ID]map[string]tracker.Peer
 	hashes   map[piece.ID][32]byte
 	shares   map[piece.ID]uint16
+	upstream map[piece.ID][]tracker.Upstream
 	trackers map[string]tracker.TrackerStatus
 	commands []*trackerpb.Command
 }
@@ -98,7 +99,7 @@ func newAgent(t *testing.T, name string) *agent {
 	return &agent{
 		t: t, name: name, changed: make(chan struct{}),
 		verdicts: map[piece.ID][]tracker.Verdict{}, peers: map[piece.ID]map[string]tracker.Peer{},
-		hashes: map[piece.ID][32]byte{}, shares: map[piece.ID]uint16{}, trackers: map[string]tracker.TrackerStatus{},
+		hashes: map[piece.ID][32]byte{}, shares: map[piece.ID]uint16{}, upstream: map[piece.ID][]tracker.Upstream{}, trackers: map[string]tracker.TrackerStatus{},
 	}
 }
 
@@ -147,7 +148,10 @@ func (a *agent) PeersGone(id piece.ID, nodes []string) {
 		}
 	})
 }
-func (a *agent) Share(id piece.ID, share uint16)  { a.update(func() { a.shares[id] = share }) }
+func (a *agent) Share(id piece.ID, share uint16) { a.update(func() { a.shares[id] = share }) }
+func (a *agent) Upstream(id piece.ID, u tracker.Upstream) {
+	a.update(func() { a.upstream[id] = append(a.upstream[id], u) })
+}
 func (a *agent) SumsHash(id piece.ID, h [32]byte) { a.update(func() { a.hashes[id] = h }) }
 func (a *agent) Verdict(id piece.ID, v tracker.Verdict) {
 	a.update(func() { a.verdicts[id] = append(a.verdicts[id], v) })

@@ -3,6 +3,7 @@ package tracker
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -58,6 +59,8 @@ type Handler interface {
 	// Share: which pieces of the blob this node is to bring into its zone from others:
 	// piece i if bit i modulo piece.Shares is set. None until told.
 	Share(id piece.ID, share uint16)
+	// Upstream: where those who fetch the blob from upstream have it from.
+	Upstream(id piece.ID, u Upstream)
 	// SumsHash: the SHA-256 of the blob's proven sums.
 	SumsHash(id piece.ID, hash [32]byte)
 	// Verdict answers a Want, within 5 s, or 150 ms if no tracker is connected, and
@@ -87,6 +90,19 @@ type Verdict struct {
 	// others are about to bring the blob.
 	Paced, Heard bool
 }
+
+// Upstream is what trackers know of where holders of leases have a blob from.
+type Upstream struct {
+	// Registries are those of all holders that there were, host or host:port; of many two or
+	// more. What has come of the blob and is not proven may be theirs. None
+	// once somebody has all of it and the proven sums are known.
+	Registries []string
+	// Mismatch: what a holder's registry sent was not the blob, as it has found just now.
+	Mismatch bool
+}
+
+// ErrMismatch is wrapped by the error of a LeaseDone if what upstream sent is not the blob.
+var ErrMismatch = errors.New("the registry sent something else")
 
 // VerdictKind says which.
 type VerdictKind uint8

@@ -59,8 +59,9 @@ type (
 	}
 	EvUnwant        struct{ ID piece.ID }
 	EvLeaseProgress struct {
-		ID    piece.ID
-		Bytes int64
+		ID       piece.ID
+		Bytes    int64
+		Registry string
 	}
 	EvLeaseDone struct {
 		ID  piece.ID
@@ -100,6 +101,10 @@ type (
 		ID    piece.ID
 		Share uint16
 	}
+	ActUpstream struct {
+		ID       piece.ID
+		Upstream Upstream
+	}
 	ActSumsHash struct {
 		ID       piece.ID
 		SumsHash [32]byte
@@ -133,6 +138,7 @@ func (ActSend) action()      {}
 func (ActPeers) action()     {}
 func (ActPeersGone) action() {}
 func (ActShare) action()     {}
+func (ActUpstream) action()  {}
 func (ActSumsHash) action()  {}
 func (ActVerdict) action()   {}
 func (ActCommand) action()   {}

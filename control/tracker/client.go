@@ -140,6 +140,8 @@ func (c *Client) call(act Action) {
 		c.h.PeersGone(act.ID, act.Nodes)
 	case ActShare:
 		c.h.Share(act.ID, act.Share)
+	case ActUpstream:
+		c.h.Upstream(act.ID, act.Upstream)
 	case ActSumsHash:
 		c.h.SumsHash(act.ID, act.SumsHash)
 	case ActVerdict:
@@ -175,9 +177,10 @@ func (c *Client) Unwant(id piece.ID) { c.step(EvUnwant{ID: id}) }
 // LeaseProgress says how many bytes of a blob have come from upstream so far;
 // the first call, which may be with 0, that the download has started. It is for
 // every download that containerd makes, with or without a lease, so that
-// trackers know who is a source. Reports are sent at most once a second.
-func (c *Client) LeaseProgress(id piece.ID, bytes int64) {
-	c.step(EvLeaseProgress{ID: id, Bytes: bytes})
+// trackers know who is a source. registry is the upstream's host, or host:port; empty: not
+// known. Reports are sent at most once a second.
+func (c *Client) LeaseProgress(id piece.ID, bytes int64, registry string) {
+	c.step(EvLeaseProgress{ID: id, Bytes: bytes, Registry: registry})
 }
 
 // LeaseDone ends a lease, or a download without one: err is nil if the whole

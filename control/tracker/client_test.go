@@ -100,6 +100,7 @@ func (n *node) told(format string, args ...any) {
 func (n *node) Peers(_ piece.ID, peers []tracker.Peer) { n.told("peers %v", peers) }
 func (n *node) PeersGone(_ piece.ID, nodes []string)   { n.told("gone %v", nodes) }
 func (n *node) Share(_ piece.ID, share uint16)         { n.told("share %04x", share) }
+func (n *node) Upstream(piece.ID, tracker.Upstream)    {}
 func (n *node) SumsHash(_ piece.ID, h [32]byte)        { n.told("sums %02x", h[0]) }
 func (n *node) Command(cmd *trackerpb.Command)         { n.told("command %d", cmd.Id) }
 func (n *node) Verdict(id piece.ID, v tracker.Verdict) {
@@ -530,7 +531,7 @@ func TestCallsAndMessages(t *testing.T) {
 		n.mu.Unlock()
 		n.c.Result(&trackerpb.CommandResult{Id: 9, Error: "no\x00"})
 		n.c.Disproved(id, [32]byte{7})
-		n.c.LeaseProgress(id, 5)
+		n.c.LeaseProgress(id, 5, "")
 		synctest.Wait() // or it would be over before it was told
 		n.c.AnnounceComplete(id, &[32]byte{8})
 		n.c.LeaseDone(id, nil)
@@ -567,7 +568,7 @@ func TestConcurrentCalls(t *testing.T) {
 				for i := range 50 {
 					id := blobID(g*50 + i)
 					n.c.Want(id, tracker.Want{Waiting: true})
-					n.c.LeaseProgress(id, 1)
+					n.c.LeaseProgress(id, 1, "")
 					n.c.Status()
 					n.c.AnnounceComplete(id, nil)
 					n.c.LeaseDone(id, nil)

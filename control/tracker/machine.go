@@ -93,6 +93,7 @@ type active struct {
 // download is what comes from upstream, with or without a lease.
 type download struct {
 	bytes, told int64
+	registry    string
 	at          time.Time // when it was told; zero: not yet
 }
 
@@ -156,7 +157,7 @@ func (m *Machine) take(ev Event) {
 	case EvUnwant:
 		m.unwant(ev.ID)
 	case EvLeaseProgress:
-		m.leaseProgress(ev.ID, ev.Bytes)
+		m.leaseProgress(ev.ID, ev.Bytes, ev.Registry)
 	case EvLeaseDone:
 		m.leaseDone(ev.ID, ev.Err)
 	case EvDisproved:
@@ -336,12 +337,13 @@ func (m *Machine) unwant(id piece.ID) {
 	m.forget(id, a.blob)
 }
 
-func (m *Machine) leaseProgress(id piece.ID, bytes int64) {
+func (m *Machine) leaseProgress(id piece.ID, bytes int64, registry string) {
 	a := m.activate(id)
 	if a.download == nil {
 		a.download = &download{told: -1}
 	}
 	a.download.bytes = min(max(a.download.bytes, bytes), id.Size)
+	a.download.registry = printable(registry, trackerpb.MaxRegistry)
 	m.settle(a)
 }
 
@@ -353,6 +355,7 @@ func (m *Machine) leaseDone(id piece.ID, err error) {
 	case err != nil:
 		done.Outcome = trackerpb.Outcome_OUTCOME_FAILED
 		done.Error = printable(err.Error(), trackerpb.MaxError)
+		done.Mismatch = errors.Is(err, ErrMismatch)
 	}
 	m.tellDone(id, done)
 	a := m.active[id]
@@ -485,7 +488,7 @@ func (m *Machine) facts(l *link, id piece.ID) facts {
 		return f
 	}
 	if d := b.act.download; d != nil {
-		f.downloaded = d.told
+		f.downloaded, f.registry = d.told, d.registry
 	}
 	if w := b.act.want; w != nil {
 		f.want = &trackerpb.Want{

@@ -114,10 +114,14 @@ func (w *world) advance(d time.Duration) {
 func (w *world) message(m *trackerpb.FromAgent) (parts []string) {
 	p := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
 	for _, d := range m.Done {
-		p("done %s %s", w.name(d.Blob), strings.TrimSuffix(strings.ToLower(d.Outcome.String()[len("OUTCOME_"):])+" "+d.Error, " "))
+		s := strings.TrimSuffix(strings.ToLower(d.Outcome.String()[len("OUTCOME_"):])+" "+d.Error, " ")
+		if d.Mismatch {
+			s += " (mismatch)"
+		}
+		p("done %s %s", w.name(d.Blob), s)
 	}
 	for _, r := range m.Progress {
-		p("progress %s %d", w.name(r.Blob), r.Bytes)
+		p("%s", strings.TrimSuffix(fmt.Sprintf("progress %s %d %s", w.name(r.Blob), r.Bytes, r.Registry), " "))
 	}
 	for _, a := range m.Announces {
 		p("%s %s", strings.ToLower(a.State.String()[len("STATE_"):]), w.name(a.Blob))
@@ -191,6 +195,8 @@ func (w *world) call(act Action) string {
 		return "gone " + w.names[act.ID] + ": " + strings.Join(act.Nodes, " ")
 	case ActShare:
 		return fmt.Sprintf("share %s: %04x", w.names[act.ID], act.Share)
+	case ActUpstream:
+		return fmt.Sprintf("upstream %s: %q, mismatch %t", w.names[act.ID], act.Upstream.Registries, act.Upstream.Mismatch)
 	case ActSumsHash:
 		return fmt.Sprintf("sums %s: %02x", w.names[act.ID], act.SumsHash[0])
 	case ActVerdict:
@@ -300,11 +306,13 @@ func (w *world) do(line string) {
 	case "unwant":
 		w.step(EvUnwant{ID: w.id(f[1])})
 	case "progress":
-		w.step(EvLeaseProgress{ID: w.id(f[1]), Bytes: number(f[2])})
-	case "done": // done X [cancelled | why upstream failed]
+		w.step(EvLeaseProgress{ID: w.id(f[1]), Bytes: number(f[2]), Registry: value("from")})
+	case "done": // done X [cancelled | mismatch | why upstream failed]
 		var err error
 		if flag("cancelled") {
 			err = fmt.Errorf("pull: %w", context.Canceled)
+		} else if flag("mismatch") {
+			err = fmt.Errorf("pull: %w", ErrMismatch)
 		} else if len(f) > 2 {
 			err = errors.New(strings.Join(f[2:], " "))
 		}
@@ -378,6 +386,16 @@ func (w *world) parse(msg *trackerpb.ToAgent, tracker string, f []string) {
 			v.Seq = uint32(n)
 		}
 		msg.Verdicts = append(msg.Verdicts, v)
+	case "upstream": // upstream X r.example s.example mismatch
+		u := &trackerpb.Upstream{}
+		for _, s := range f[2:] {
+			if s == "mismatch" {
+				u.Mismatch = true
+			} else {
+				u.Registries = append(u.Registries, s)
+			}
+		}
+		msg.Peers = append(msg.Peers, &trackerpb.Peers{Blob: blob, Upstream: u})
 	case "peers": // peers X a b* c! -d share=00ff
 		p := &trackerpb.Peers{Blob: blob}
 		for _, s := range f[2:] {

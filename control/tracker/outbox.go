@@ -49,6 +49,7 @@ type facts struct {
 	state      State
 	hash       *[32]byte
 	downloaded int64           // bytes from upstream; -1: it is not fetched, or not reported yet
+	registry   string          // of the download; empty: not known
 	want       *trackerpb.Want // nil: it is not wanted
 }
 
@@ -193,7 +194,7 @@ func (b *batch) blob(id piece.ID, what news) {
 		b.have(id, f)
 	}
 	if what&newsDownload != 0 && f.downloaded >= 0 {
-		b.m.Progress = append(b.m.Progress, &trackerpb.LeaseProgress{Blob: trackerpb.FromID(id), Bytes: f.downloaded})
+		b.m.Progress = append(b.m.Progress, &trackerpb.LeaseProgress{Blob: trackerpb.FromID(id), Bytes: f.downloaded, Registry: f.registry})
 		b.n++
 	}
 	if what&newsWant != 0 {

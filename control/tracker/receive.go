@@ -1,6 +1,7 @@
 package tracker
 
 import (
+	"slices"
 	"time"
 
 	"github.com/capelin-io/capelin/control/trackerpb"
@@ -79,17 +80,21 @@ func (m *Machine) toldPeers(l *link, p *trackerpb.Peers) {
 	if len(named) > 0 {
 		m.calls.add(ActPeers{ID: id, Peers: named}, 0)
 	}
+	if p.Upstream != nil || p.Share != nil {
+		w.forgetAway(a.blob)
+	}
+	if u := p.Upstream; u != nil {
+		w.registries[i] = u.Registries[:min(len(u.Registries), maxRegistries)]
+		m.calls.add(ActUpstream{ID: id, Upstream: Upstream{Registries: slices.Concat(w.registries[:]...), Mismatch: u.Mismatch}}, 0)
+	}
 	if p.Share != nil {
-		// What a tracker said that is away holds until another says something.
-		for k, o := range a.blob.owners {
-			if o != nil && !o.up {
-				w.shares[k] = 0
-			}
-		}
 		w.shares[i] = uint16(*p.Share)
 		m.calls.add(ActShare{ID: id, Share: w.shares[0] | w.shares[1]}, 0)
 	}
 }
+
+// maxRegistries is how many of those that a tracker names count: it names two at most.
+const maxRegistries = 2
 
 // verdictKinds are the protocol's; what is not here is ignored.
 var verdictKinds = map[trackerpb.Verdict_Kind]VerdictKind{

@@ -15,6 +15,8 @@ type want struct {
 	lease   bool    // that was Lease, and it is not done
 	peers   peers
 	shares  [2]uint16
+	// registries are those that Upstream.Registries is made of.
+	registries [2][]string
 }
 
 // answer is what one tracker said to the last Want that it was sent.
@@ -58,6 +60,15 @@ func (w *want) leaseDone(number uint32, now time.Time) {
 	}
 }
 
+// forgetAway forgets what a tracker said that is away: it holds until another says something.
+func (w *want) forgetAway(b *blob) {
+	for i, l := range b.owners {
+		if l != nil && !l.up {
+			w.shares[i], w.registries[i] = 0, nil
+		}
+	}
+}
+
 // late reports whether the tracker was asked and has not answered in time.
 func (a answer) late(now time.Time) bool {
 	return a.state == abandoned || a.state == pending && !a.until.After(now)
@@ -68,11 +79,11 @@ func (a answer) late(now time.Time) bool {
 func (w *want) move(from [2]int) {
 	w.answers = [2]answer{}
 	w.peers.move(from)
-	var shares [2]uint16
+	shares, registries := w.shares, w.registries
+	w.shares, w.registries = [2]uint16{}, [2][]string{}
 	for i, j := range from {
 		if j >= 0 {
-			shares[i] = w.shares[j]
+			w.shares[i], w.registries[i] = shares[j], registries[j]
 		}
 	}
-	w.shares = shares
 }

@@ -31,6 +31,7 @@ const (
 	MaxAddrs    = 7   // in a Hello or a Peer, beside addr
 	MaxSoftware = 64  // bytes
 	MaxError    = 256 // bytes
+	MaxRegistry = 261 // bytes: a name, a colon, a port
 	MaxLost     = 32  // names in a Want
 	MaxBatch    = 1000
 	MaxMessage  = 1 << 20 // bytes of one encoded message, either direction
@@ -374,7 +375,7 @@ func checkLeaseProgress(p *LeaseProgress) error {
 	if p.Bytes < 0 || p.Bytes > id.Size {
 		return fmt.Errorf("lease progress of %d bytes in %s: %w", p.Bytes, id, ErrInvalid)
 	}
-	return nil
+	return checkText("lease progress: registry", p.Registry, 0, MaxRegistry)
 }
 
 func checkLeaseDone(d *LeaseDone) error {

@@ -226,7 +226,7 @@ func (x Verdict_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Verdict_Kind.Descriptor instead.
 func (Verdict_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{16, 0}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{17, 0}
 }
 
 // FromAgent is a batch. A receiver takes hello first, then progress, done,
@@ -1057,7 +1057,8 @@ func (x *Want) GetSlow() bool {
 type LeaseProgress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blob          *Blob                  `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
-	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // got from upstream so far; the first message says that the download has started
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`      // got from upstream so far; the first message says that the download has started
+	Registry      string                 `protobuf:"bytes,3,opt,name=registry,proto3" json:"registry,omitempty"` // which upstream: host, or host:port, at most 261 bytes; empty: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1106,11 +1107,19 @@ func (x *LeaseProgress) GetBytes() int64 {
 	return 0
 }
 
+func (x *LeaseProgress) GetRegistry() string {
+	if x != nil {
+		return x.Registry
+	}
+	return ""
+}
+
 type LeaseDone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blob          *Blob                  `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
 	Outcome       Outcome                `protobuf:"varint,2,opt,name=outcome,proto3,enum=capelin.tracker.v1.Outcome" json:"outcome,omitempty"`
-	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"` // for people, at most 256 bytes
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`        // for people, at most 256 bytes
+	Mismatch      bool                   `protobuf:"varint,4,opt,name=mismatch,proto3" json:"mismatch,omitempty"` // with FAILED: what upstream sent is not the blob
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1164,6 +1173,13 @@ func (x *LeaseDone) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *LeaseDone) GetMismatch() bool {
+	if x != nil {
+		return x.Mismatch
+	}
+	return false
 }
 
 // Disproved: the sender found that the list of sums with this hash is not the
@@ -1320,7 +1336,8 @@ type Peers struct {
 	Gone  []string               `protobuf:"bytes,3,rep,name=gone,proto3" json:"gone,omitempty"`   // nodes that left
 	// Which pieces the agent is to bring into its zone from others: piece i if bit
 	// i modulo 16 is set. None until told; absent: as told last.
-	Share         *uint32 `protobuf:"varint,4,opt,name=share,proto3,oneof" json:"share,omitempty"`
+	Share         *uint32   `protobuf:"varint,4,opt,name=share,proto3,oneof" json:"share,omitempty"`
+	Upstream      *Upstream `protobuf:"bytes,5,opt,name=upstream,proto3" json:"upstream,omitempty"` // absent: as told last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1383,6 +1400,71 @@ func (x *Peers) GetShare() uint32 {
 	return 0
 }
 
+func (x *Peers) GetUpstream() *Upstream {
+	if x != nil {
+		return x.Upstream
+	}
+	return nil
+}
+
+// Upstream is what is known of where holders have what they bring.
+type Upstream struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in LeaseProgress, up to two that differ, of all holders that there were since the
+	// blob is wanted; none once a member is complete and the sums' hash known. What has
+	// come of the blob, and is not proven, may be theirs.
+	Registries []string `protobuf:"bytes,1,rep,name=registries,proto3" json:"registries,omitempty"`
+	// A holder found that what its upstream sent was not the blob: what is not proven of
+	// it, and did not come from the agent's own upstream, is to be forgotten.
+	Mismatch      bool `protobuf:"varint,2,opt,name=mismatch,proto3" json:"mismatch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Upstream) Reset() {
+	*x = Upstream{}
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Upstream) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Upstream) ProtoMessage() {}
+
+func (x *Upstream) ProtoReflect() protoreflect.Message {
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Upstream.ProtoReflect.Descriptor instead.
+func (*Upstream) Descriptor() ([]byte, []int) {
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Upstream) GetRegistries() []string {
+	if x != nil {
+		return x.Registries
+	}
+	return nil
+}
+
+func (x *Upstream) GetMismatch() bool {
+	if x != nil {
+		return x.Mismatch
+	}
+	return false
+}
+
 type SumsHash struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blob          *Blob                  `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
@@ -1393,7 +1475,7 @@ type SumsHash struct {
 
 func (x *SumsHash) Reset() {
 	*x = SumsHash{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[15]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +1487,7 @@ func (x *SumsHash) String() string {
 func (*SumsHash) ProtoMessage() {}
 
 func (x *SumsHash) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[15]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +1500,7 @@ func (x *SumsHash) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SumsHash.ProtoReflect.Descriptor instead.
 func (*SumsHash) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{15}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SumsHash) GetBlob() *Blob {
@@ -1447,7 +1529,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[16]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1541,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[16]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1554,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{16}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Verdict) GetBlob() *Blob {
@@ -1514,7 +1596,7 @@ type Enough struct {
 
 func (x *Enough) Reset() {
 	*x = Enough{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[17]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1608,7 @@ func (x *Enough) String() string {
 func (*Enough) ProtoMessage() {}
 
 func (x *Enough) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[17]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1621,7 @@ func (x *Enough) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enough.ProtoReflect.Descriptor instead.
 func (*Enough) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{17}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Enough) GetBlobs() *Blobs {
@@ -1567,7 +1649,7 @@ type Accept struct {
 
 func (x *Accept) Reset() {
 	*x = Accept{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[18]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1661,7 @@ func (x *Accept) String() string {
 func (*Accept) ProtoMessage() {}
 
 func (x *Accept) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[18]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1674,7 @@ func (x *Accept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Accept.ProtoReflect.Descriptor instead.
 func (*Accept) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{18}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Accept) GetBlobs() []byte {
@@ -1626,7 +1708,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[19]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1720,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[19]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1733,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{19}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Command) GetId() uint64 {
@@ -1728,7 +1810,7 @@ type Preheat struct {
 
 func (x *Preheat) Reset() {
 	*x = Preheat{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[20]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1822,7 @@ func (x *Preheat) String() string {
 func (*Preheat) ProtoMessage() {}
 
 func (x *Preheat) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[20]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1835,7 @@ func (x *Preheat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preheat.ProtoReflect.Descriptor instead.
 func (*Preheat) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{20}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Preheat) GetBlobs() []*Blob {
@@ -1773,7 +1855,7 @@ type Drop struct {
 
 func (x *Drop) Reset() {
 	*x = Drop{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[21]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1785,7 +1867,7 @@ func (x *Drop) String() string {
 func (*Drop) ProtoMessage() {}
 
 func (x *Drop) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[21]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1798,7 +1880,7 @@ func (x *Drop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drop.ProtoReflect.Descriptor instead.
 func (*Drop) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{21}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Drop) GetBlobs() []*Blob {
@@ -1818,7 +1900,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[22]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +1912,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[22]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +1925,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{22}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Report) GetBlobs() []*Blob {
@@ -1867,7 +1949,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[23]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +1961,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_control_trackerpb_tracker_proto_msgTypes[23]
+	mi := &file_control_trackerpb_tracker_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +1974,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{23}
+	return file_control_trackerpb_tracker_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CommandResult) GetId() uint64 {
@@ -2010,14 +2092,16 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\x05grant\x18\x03 \x01(\bR\x05grant\x12\x10\n" +
 	"\x03seq\x18\x04 \x01(\rR\x03seq\x12\x12\n" +
 	"\x04lost\x18\x05 \x03(\tR\x04lost\x12\x12\n" +
-	"\x04slow\x18\x06 \x01(\bR\x04slow\"S\n" +
+	"\x04slow\x18\x06 \x01(\bR\x04slow\"o\n" +
 	"\rLeaseProgress\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\x86\x01\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x1a\n" +
+	"\bregistry\x18\x03 \x01(\tR\bregistry\"\xa2\x01\n" +
 	"\tLeaseDone\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x125\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x1b.capelin.tracker.v1.OutcomeR\aoutcome\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"V\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12\x1a\n" +
+	"\bmismatch\x18\x04 \x01(\bR\bmismatch\"V\n" +
 	"\tDisproved\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12\x1b\n" +
 	"\tsums_hash\x18\x02 \x01(\fR\bsumsHash\"\xba\x01\n" +
@@ -2028,13 +2112,19 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\x04role\x18\x04 \x01(\x0e2\x18.capelin.tracker.v1.RoleR\x04role\x12\x1a\n" +
 	"\bcomplete\x18\x05 \x01(\bR\bcomplete\x12\x16\n" +
 	"\x06source\x18\x06 \x01(\bR\x06source\x12\x14\n" +
-	"\x05addrs\x18\a \x03(\tR\x05addrs\"\x9e\x01\n" +
+	"\x05addrs\x18\a \x03(\tR\x05addrs\"\xd8\x01\n" +
 	"\x05Peers\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12.\n" +
 	"\x05peers\x18\x02 \x03(\v2\x18.capelin.tracker.v1.PeerR\x05peers\x12\x12\n" +
 	"\x04gone\x18\x03 \x03(\tR\x04gone\x12\x19\n" +
-	"\x05share\x18\x04 \x01(\rH\x00R\x05share\x88\x01\x01B\b\n" +
-	"\x06_share\"L\n" +
+	"\x05share\x18\x04 \x01(\rH\x00R\x05share\x88\x01\x01\x128\n" +
+	"\bupstream\x18\x05 \x01(\v2\x1c.capelin.tracker.v1.UpstreamR\bupstreamB\b\n" +
+	"\x06_share\"F\n" +
+	"\bUpstream\x12\x1e\n" +
+	"\n" +
+	"registries\x18\x01 \x03(\tR\n" +
+	"registries\x12\x1a\n" +
+	"\bmismatch\x18\x02 \x01(\bR\bmismatch\"L\n" +
 	"\bSumsHash\x12,\n" +
 	"\x04blob\x18\x01 \x01(\v2\x18.capelin.tracker.v1.BlobR\x04blob\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\"\xfa\x01\n" +
@@ -2106,7 +2196,7 @@ func file_control_trackerpb_tracker_proto_rawDescGZIP() []byte {
 }
 
 var file_control_trackerpb_tracker_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_control_trackerpb_tracker_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_control_trackerpb_tracker_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_control_trackerpb_tracker_proto_goTypes = []any{
 	(Role)(0),             // 0: capelin.tracker.v1.Role
 	(State)(0),            // 1: capelin.tracker.v1.State
@@ -2127,15 +2217,16 @@ var file_control_trackerpb_tracker_proto_goTypes = []any{
 	(*Disproved)(nil),     // 16: capelin.tracker.v1.Disproved
 	(*Peer)(nil),          // 17: capelin.tracker.v1.Peer
 	(*Peers)(nil),         // 18: capelin.tracker.v1.Peers
-	(*SumsHash)(nil),      // 19: capelin.tracker.v1.SumsHash
-	(*Verdict)(nil),       // 20: capelin.tracker.v1.Verdict
-	(*Enough)(nil),        // 21: capelin.tracker.v1.Enough
-	(*Accept)(nil),        // 22: capelin.tracker.v1.Accept
-	(*Command)(nil),       // 23: capelin.tracker.v1.Command
-	(*Preheat)(nil),       // 24: capelin.tracker.v1.Preheat
-	(*Drop)(nil),          // 25: capelin.tracker.v1.Drop
-	(*Report)(nil),        // 26: capelin.tracker.v1.Report
-	(*CommandResult)(nil), // 27: capelin.tracker.v1.CommandResult
+	(*Upstream)(nil),      // 19: capelin.tracker.v1.Upstream
+	(*SumsHash)(nil),      // 20: capelin.tracker.v1.SumsHash
+	(*Verdict)(nil),       // 21: capelin.tracker.v1.Verdict
+	(*Enough)(nil),        // 22: capelin.tracker.v1.Enough
+	(*Accept)(nil),        // 23: capelin.tracker.v1.Accept
+	(*Command)(nil),       // 24: capelin.tracker.v1.Command
+	(*Preheat)(nil),       // 25: capelin.tracker.v1.Preheat
+	(*Drop)(nil),          // 26: capelin.tracker.v1.Drop
+	(*Report)(nil),        // 27: capelin.tracker.v1.Report
+	(*CommandResult)(nil), // 28: capelin.tracker.v1.CommandResult
 }
 var file_control_trackerpb_tracker_proto_depIdxs = []int32{
 	8,  // 0: capelin.tracker.v1.FromAgent.hello:type_name -> capelin.tracker.v1.Hello
@@ -2145,17 +2236,17 @@ var file_control_trackerpb_tracker_proto_depIdxs = []int32{
 	14, // 4: capelin.tracker.v1.FromAgent.progress:type_name -> capelin.tracker.v1.LeaseProgress
 	15, // 5: capelin.tracker.v1.FromAgent.done:type_name -> capelin.tracker.v1.LeaseDone
 	16, // 6: capelin.tracker.v1.FromAgent.disproved:type_name -> capelin.tracker.v1.Disproved
-	27, // 7: capelin.tracker.v1.FromAgent.results:type_name -> capelin.tracker.v1.CommandResult
+	28, // 7: capelin.tracker.v1.FromAgent.results:type_name -> capelin.tracker.v1.CommandResult
 	6,  // 8: capelin.tracker.v1.FromAgent.not_here:type_name -> capelin.tracker.v1.Blob
 	11, // 9: capelin.tracker.v1.FromAgent.inventory:type_name -> capelin.tracker.v1.Inventory
 	12, // 10: capelin.tracker.v1.FromAgent.offers:type_name -> capelin.tracker.v1.Offer
 	9,  // 11: capelin.tracker.v1.ToAgent.welcome:type_name -> capelin.tracker.v1.Welcome
 	18, // 12: capelin.tracker.v1.ToAgent.peers:type_name -> capelin.tracker.v1.Peers
-	19, // 13: capelin.tracker.v1.ToAgent.sums:type_name -> capelin.tracker.v1.SumsHash
-	20, // 14: capelin.tracker.v1.ToAgent.verdicts:type_name -> capelin.tracker.v1.Verdict
-	21, // 15: capelin.tracker.v1.ToAgent.enough:type_name -> capelin.tracker.v1.Enough
-	23, // 16: capelin.tracker.v1.ToAgent.commands:type_name -> capelin.tracker.v1.Command
-	22, // 17: capelin.tracker.v1.ToAgent.accepts:type_name -> capelin.tracker.v1.Accept
+	20, // 13: capelin.tracker.v1.ToAgent.sums:type_name -> capelin.tracker.v1.SumsHash
+	21, // 14: capelin.tracker.v1.ToAgent.verdicts:type_name -> capelin.tracker.v1.Verdict
+	22, // 15: capelin.tracker.v1.ToAgent.enough:type_name -> capelin.tracker.v1.Enough
+	24, // 16: capelin.tracker.v1.ToAgent.commands:type_name -> capelin.tracker.v1.Command
+	23, // 17: capelin.tracker.v1.ToAgent.accepts:type_name -> capelin.tracker.v1.Accept
 	6,  // 18: capelin.tracker.v1.ToAgent.lookups:type_name -> capelin.tracker.v1.Blob
 	0,  // 19: capelin.tracker.v1.Hello.role:type_name -> capelin.tracker.v1.Role
 	6,  // 20: capelin.tracker.v1.Announce.blob:type_name -> capelin.tracker.v1.Blob
@@ -2169,24 +2260,25 @@ var file_control_trackerpb_tracker_proto_depIdxs = []int32{
 	0,  // 28: capelin.tracker.v1.Peer.role:type_name -> capelin.tracker.v1.Role
 	6,  // 29: capelin.tracker.v1.Peers.blob:type_name -> capelin.tracker.v1.Blob
 	17, // 30: capelin.tracker.v1.Peers.peers:type_name -> capelin.tracker.v1.Peer
-	6,  // 31: capelin.tracker.v1.SumsHash.blob:type_name -> capelin.tracker.v1.Blob
-	6,  // 32: capelin.tracker.v1.Verdict.blob:type_name -> capelin.tracker.v1.Blob
-	3,  // 33: capelin.tracker.v1.Verdict.kind:type_name -> capelin.tracker.v1.Verdict.Kind
-	7,  // 34: capelin.tracker.v1.Enough.blobs:type_name -> capelin.tracker.v1.Blobs
-	24, // 35: capelin.tracker.v1.Command.preheat:type_name -> capelin.tracker.v1.Preheat
-	25, // 36: capelin.tracker.v1.Command.drop:type_name -> capelin.tracker.v1.Drop
-	26, // 37: capelin.tracker.v1.Command.report:type_name -> capelin.tracker.v1.Report
-	6,  // 38: capelin.tracker.v1.Preheat.blobs:type_name -> capelin.tracker.v1.Blob
-	6,  // 39: capelin.tracker.v1.Drop.blobs:type_name -> capelin.tracker.v1.Blob
-	6,  // 40: capelin.tracker.v1.Report.blobs:type_name -> capelin.tracker.v1.Blob
-	10, // 41: capelin.tracker.v1.CommandResult.blobs:type_name -> capelin.tracker.v1.Announce
-	4,  // 42: capelin.tracker.v1.Tracker.Connect:input_type -> capelin.tracker.v1.FromAgent
-	5,  // 43: capelin.tracker.v1.Tracker.Connect:output_type -> capelin.tracker.v1.ToAgent
-	43, // [43:44] is the sub-list for method output_type
-	42, // [42:43] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	19, // 31: capelin.tracker.v1.Peers.upstream:type_name -> capelin.tracker.v1.Upstream
+	6,  // 32: capelin.tracker.v1.SumsHash.blob:type_name -> capelin.tracker.v1.Blob
+	6,  // 33: capelin.tracker.v1.Verdict.blob:type_name -> capelin.tracker.v1.Blob
+	3,  // 34: capelin.tracker.v1.Verdict.kind:type_name -> capelin.tracker.v1.Verdict.Kind
+	7,  // 35: capelin.tracker.v1.Enough.blobs:type_name -> capelin.tracker.v1.Blobs
+	25, // 36: capelin.tracker.v1.Command.preheat:type_name -> capelin.tracker.v1.Preheat
+	26, // 37: capelin.tracker.v1.Command.drop:type_name -> capelin.tracker.v1.Drop
+	27, // 38: capelin.tracker.v1.Command.report:type_name -> capelin.tracker.v1.Report
+	6,  // 39: capelin.tracker.v1.Preheat.blobs:type_name -> capelin.tracker.v1.Blob
+	6,  // 40: capelin.tracker.v1.Drop.blobs:type_name -> capelin.tracker.v1.Blob
+	6,  // 41: capelin.tracker.v1.Report.blobs:type_name -> capelin.tracker.v1.Blob
+	10, // 42: capelin.tracker.v1.CommandResult.blobs:type_name -> capelin.tracker.v1.Announce
+	4,  // 43: capelin.tracker.v1.Tracker.Connect:input_type -> capelin.tracker.v1.FromAgent
+	5,  // 44: capelin.tracker.v1.Tracker.Connect:output_type -> capelin.tracker.v1.ToAgent
+	44, // [44:45] is the sub-list for method output_type
+	43, // [43:44] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_control_trackerpb_tracker_proto_init() }
@@ -2195,7 +2287,7 @@ func file_control_trackerpb_tracker_proto_init() {
 		return
 	}
 	file_control_trackerpb_tracker_proto_msgTypes[14].OneofWrappers = []any{}
-	file_control_trackerpb_tracker_proto_msgTypes[19].OneofWrappers = []any{
+	file_control_trackerpb_tracker_proto_msgTypes[20].OneofWrappers = []any{
 		(*Command_Preheat)(nil),
 		(*Command_Drop)(nil),
 		(*Command_Report)(nil),
@@ -2206,7 +2298,7 @@ func file_control_trackerpb_tracker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_trackerpb_tracker_proto_rawDesc), len(file_control_trackerpb_tracker_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

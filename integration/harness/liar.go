@@ -159,10 +159,11 @@ func (b lyingBlob) ReadAt(p []byte, off int64) (int, error) {
 // deaf does not care what trackers say.
 type deaf struct{}
 
-func (deaf) Peers(piece.ID, []tracker.Peer)    {}
-func (deaf) PeersGone(piece.ID, []string)      {}
-func (deaf) Share(piece.ID, uint16)            {}
-func (deaf) SumsHash(piece.ID, [32]byte)       {}
-func (deaf) Verdict(piece.ID, tracker.Verdict) {}
-func (deaf) Command(*trackerpb.Command)        {}
-func (deaf) Lookup(piece.ID)                   {}
+func (deaf) Peers(piece.ID, []tracker.Peer)      {}
+func (deaf) PeersGone(piece.ID, []string)        {}
+func (deaf) Share(piece.ID, uint16)              {}
+func (deaf) Upstream(piece.ID, tracker.Upstream) {}
+func (deaf) SumsHash(piece.ID, [32]byte)         {}
+func (deaf) Verdict(piece.ID, tracker.Verdict)   {}
+func (deaf) Command(*trackerpb.Command)          {}
+func (deaf) Lookup(piece.ID)                     {}

@@ -154,6 +154,12 @@ type (
 		Share uint16
 	}
 
+	// EvUpstream: a tracker said where holders of leases have the blob from, or what became of that.
+	EvUpstream struct {
+		ID       piece.ID
+		Upstream tracker.Upstream
+	}
+
 	// EvPrefetch: the blob is expected to be opened soon. It is fetched from the swarm
 	// only, in the order of Priority (lower first), for as long as Rules.Prefetch, unless so many
 	// are already.
@@ -189,7 +195,7 @@ type (
 	}
 	// ActComplete: every piece is there. Make it durable; EvCompleted follows.
 	ActComplete struct{ ID piece.ID }
-	// ActEmpty: what there is of the blob may be false. Forget it, after the ActLeave before;
+	// ActEmpty: what there is of the blob may be false. Forget it, after an ActLeave;
 	// EvEmptied follows.
 	ActEmpty struct{ ID piece.ID }
 	// ActClose: the fetch is over. Close the blob, and if Drop, give back what there is of it in
@@ -243,10 +249,11 @@ type (
 	}
 	// ActLeaseProgress: a session downloads the blob, with or without a lease, and has
 	// come to that many bytes. ActLeaseDone ends a lease, or such a download: Err is nil
-	// if the blob is whole.
+	// if the blob is whole, and a tracker.ErrMismatch if what the registry sent is not the blob.
 	ActLeaseProgress struct {
-		ID    piece.ID
-		Bytes int64
+		ID       piece.ID
+		Bytes    int64
+		Registry string // empty: not known
 	}
 	ActLeaseDone struct {
 		ID  piece.ID
@@ -292,6 +299,7 @@ func (e EvSwarmStatus) blob() piece.ID    { return e.ID }
 func (e EvVerdict) blob() piece.ID        { return e.ID }
 func (e EvPeersFound) blob() piece.ID     { return e.ID }
 func (e EvShareTold) blob() piece.ID      { return e.ID }
+func (e EvUpstream) blob() piece.ID       { return e.ID }
 func (e EvPrefetch) blob() piece.ID       { return e.ID }
 func (e EvProlong) blob() piece.ID        { return e.ID }
 func (e EvAbandon) blob() piece.ID        { return e.ID }

@@ -54,6 +54,12 @@
 // would have to continue behind it is answered when it is forgotten (ActEmpty): containerd reads
 // what it stores only when the whole blob is there, so the pull would fail at its end.
 //
+// The same holds where trackers tell of holders of leases with another registry than the
+// session's, as long as nothing is proven: whoever may name a registry may name one that lies. A
+// session waits for what these bring no longer than for nothing at all (policy.go), and goes on from the
+// beginning. And when a holder finds that its registry sent something else, what has come
+// is forgotten at once, and taken anew from others.
+//
 // # Answers to other questions
 //
 // What comes back names what it answers. Each Want has a number, and only a verdict with the

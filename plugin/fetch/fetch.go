@@ -95,6 +95,7 @@ type disk struct {
 	failed     error     // the disk cannot take the blob
 	completing bool
 	emptying   bool      // ActEmpty is under way: nobody is answered
+	distrust   bool      // afterwards the registry alone is believed
 	retry      time.Time // when completing may be tried again
 }
 
@@ -121,7 +122,9 @@ type part struct {
 	lost     []string  // then: its sources, all of which have failed; none: it has one
 	pleaded  bool      // the trackers were told so
 
-	doubtful bool // what it has stored may be false
+	doubtful   bool     // what it has stored may be false
+	registries []string // that it may come from, see tracker.Upstream
+	disowned   bool     // it does come from one that sent something else
 }
 
 // question is what the trackers were told and answered.
@@ -248,6 +251,9 @@ func (m *Machine) take(f *fetch, ev Event) {
 		f.swarm.found = f.swarm.found[max(0, len(f.swarm.found)-maxFound):]
 	case EvShareTold:
 		f.swarm.share, f.swarm.shareDue = ev.Share, true
+	case EvUpstream:
+		f.swarm.registries = ev.Upstream.Registries
+		f.swarm.disowned = f.swarm.disowned || ev.Upstream.Mismatch
 	case EvPrefetch:
 		f.ahead = ahead{until: m.now.Add(m.rules.Prefetch), priority: ev.Priority}
 	case EvProlong:
@@ -266,13 +272,15 @@ func (s *session) writes(now time.Time, a Answer) {
 }
 
 func (m *Machine) wrote(f *fetch, ev EvSessionWrote) {
-	if s := f.session(ev.Session); s != nil {
-		s.brought += ev.Bytes
-		m.registries.Brought(s.registry, &s.download, ev.Bytes, m.now)
-	}
 	f.disk.written += ev.Bytes
+	s := f.session(ev.Session)
+	if s == nil {
+		return
+	}
+	s.brought += ev.Bytes
+	m.registries.Brought(s.registry, &s.download, ev.Bytes, m.now)
 	if m.trackers {
-		m.act(ActLeaseProgress{ID: f.id, Bytes: ev.Offset})
+		m.act(ActLeaseProgress{ID: f.id, Bytes: ev.Offset, Registry: s.registry})
 	}
 }
 
@@ -285,6 +293,9 @@ func (m *Machine) ended(f *fetch, s *session, err error) {
 		m.act(ActAnswer{ID: f.id, Session: s.id, Err: err, Why: OutcomeGone, Waited: m.now.Sub(s.since), Verdict: f.question.verdict})
 	case writing:
 		m.remember(f, s, err)
+		if errors.Is(err, piece.ErrMismatch) && s.offset == 0 && s.brought >= f.id.Offset(f.id.Pieces()-1) {
+			err = fmt.Errorf("%w: %w", tracker.ErrMismatch, err) // all of it is the registry's own
+		}
 		if s.lease {
 			s.lease = false
 			m.endLease(f, err)
@@ -396,14 +407,30 @@ func (f *fetch) swarmDone(err error) {
 	}
 }
 
-// empties reports whether what is stored is in doubt and has to go before a session can write.
-func (f *fetch) empties() bool {
-	return f.swarm.doubtful && !f.disk.have.Whole && f.disk.have.Verified > 0 && f.count(writing) == 0
+// foreign reports whether what is stored may come from another registry than the session's.
+func (m *Machine) foreign(f *fetch, s *session) bool {
+	if s.registry == "" || m.distrusted.Contains(f.id) {
+		return false
+	}
+	return slices.ContainsFunc(f.swarm.registries, func(r string) bool { return !registries.Same(r, s.registry) })
 }
 
-// empty has it forgotten.
-func (m *Machine) empty(f *fetch) {
-	f.disk.emptying = true
+// mayEmpty reports whether there is something that can be forgotten: neither proven nor what sessions wrote.
+func (f *fetch) mayEmpty() bool {
+	return f.disk.open && !f.disk.emptying && !f.disk.have.Whole && f.disk.have.Verified > 0 && f.count(writing) == 0
+}
+
+// disown forgets what came of a holder whose registry has sent something else. Somebody else is to bring it.
+func (m *Machine) disown(f *fetch) {
+	if f.swarm.disowned && f.mayEmpty() {
+		m.empty(f, false)
+	}
+	f.swarm.disowned = false
+}
+
+// empty has what there is forgotten.
+func (m *Machine) empty(f *fetch, distrust bool) {
+	f.disk.emptying, f.disk.distrust = true, distrust
 	if f.swarm.joined {
 		f.swarm.joined, f.swarm.asked = false, false
 		m.act(ActLeave{f.id})
@@ -411,8 +438,10 @@ func (m *Machine) empty(f *fetch) {
 	m.act(ActEmpty{f.id})
 }
 
-// emptied goes on with nothing: the swarm has lied, so the registry alone is believed.
+// emptied goes on with nothing. Where the swarm has lied, or may have, the registry alone is believed.
 func (m *Machine) emptied(f *fetch) {
-	f.disk.emptying, f.swarm.doubtful = false, false
-	m.distrusted.Add(f.id, struct{}{})
+	f.disk.emptying, f.swarm.doubtful, f.pace = false, false, pace{}
+	if f.disk.distrust {
+		m.distrusted.Add(f.id, struct{}{})
+	}
 }

@@ -68,13 +68,13 @@ type Peers interface {
 }
 
 // Finder is the trackers: a tracker.Client. Its methods do not block, and its answers
-// arrive at Fetches.Verdict, PeersFound and ShareTold.
+// arrive at Fetches.Verdict, PeersFound, ShareTold and UpstreamTold.
 type Finder interface {
 	// Want asks; the verdicts that answer it carry its Tag.
 	Want(id piece.ID, w tracker.Want)
 	Unwant(id piece.ID)
 	Announce(id piece.ID, s tracker.State)
-	LeaseProgress(id piece.ID, bytes int64)
+	LeaseProgress(id piece.ID, bytes int64, registry string)
 	LeaseDone(id piece.ID, err error)
 }
 
@@ -294,7 +294,7 @@ func (fs *Fetches) perform(ctx context.Context, a Action) {
 	case ActAnnounce:
 		finder.Announce(a.ID, a.State)
 	case ActLeaseProgress:
-		finder.LeaseProgress(a.ID, a.Bytes)
+		finder.LeaseProgress(a.ID, a.Bytes, a.Registry)
 	case ActLeaseDone:
 		finder.LeaseDone(a.ID, a.Err)
 	case ActAnswer:
@@ -447,6 +447,11 @@ func (fs *Fetches) Doubt(id piece.ID, on bool) {
 // ShareTold tells what of a blob this node is to bring into its zone.
 func (fs *Fetches) ShareTold(id piece.ID, share uint16) {
 	fs.tell(EvShareTold{ID: id, Share: share})
+}
+
+// UpstreamTold tells where holders of leases have the blob from, or what became of that.
+func (fs *Fetches) UpstreamTold(id piece.ID, u tracker.Upstream) {
+	fs.tell(EvUpstream{ID: id, Upstream: u})
 }
 
 // Changed tells that there is something new of a blob on disk.

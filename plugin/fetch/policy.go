@@ -46,6 +46,8 @@ type situation struct {
 	paced    bool          // the tracker that grants leases gives them to those whose sources are slow, in turn
 	ignored  time.Time     // since when it has not answered that they are; zero: it has, or was not told
 
+	foreign       bool // what there is may come from another registry, and be false
+	own           bool // somebody brings it from the session's own
 	noRange       bool // the registry is not to be asked to continue at an offset
 	asking        bool // which registry that is will be said, if it can be found out
 	authorizeBlob bool
@@ -198,7 +200,7 @@ const (
 // that it need not.
 func (s situation) allowed() (whole, unneeded time.Duration) {
 	at := func(bytes int64) time.Duration { return seconds(float64(bytes) / s.upstream) }
-	if !s.noRange {
+	if !s.noRange && !s.foreign {
 		unneeded = at(s.prefix)
 	}
 	return at(s.size), unneeded
@@ -238,7 +240,9 @@ func (s situation) rates() (late, lately, mean float64) {
 	return late, lately, mean
 }
 
-// slow reports whether the registry is what keeps the session's time.
+// slow reports whether the registry is what keeps the session's time. What another registry than its
+// own brings for others may turn out to be false when the last byte has come: nobody waits for that longer
+// than grace, unless his own is already asked by somebody, who is as good a source.
 func (s situation) slow() bool {
 	late, lately, mean := s.rates()
 	switch {
@@ -246,6 +250,8 @@ func (s situation) slow() bool {
 		return false // who knows more has not spoken
 	case s.now.Before(s.since.Add(seenAfter)):
 		return false
+	case s.foreign && !s.own && !s.now.Before(s.since.Add(grace)):
+		return true
 	case s.began.IsZero():
 		if waited := s.now.Sub(s.since); waited >= grace && !s.inTime(max(late, gathered/waited.Seconds()), hopeless) {
 			return true
@@ -317,7 +323,7 @@ func (s situation) fallBack(why Outcome) decision {
 	if d.offset >= s.size {
 		d.offset = s.size - 1
 	}
-	if s.noRange || d.offset < 0 {
+	if s.noRange || s.foreign || d.offset < 0 {
 		d.offset = 0
 	}
 	return d

@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"cmp"
+	"slices"
 	"time"
 
 	"github.com/capelin-io/capelin/control/tracker"
@@ -20,6 +21,7 @@ func (m *Machine) settle(f *fetch) {
 	m.measure(f)
 	if f.disk.open || f.disk.failed != nil {
 		m.complete(f)
+		m.disown(f)
 		for again := true; again; {
 			take := m.takes(f)
 			m.join(f, take)
@@ -200,7 +202,7 @@ func (m *Machine) situation(f *fetch) situation {
 		verified: f.disk.have.Verified, began: f.pace.began, rate: f.pace.rate(m.now, f.disk.have.Verified),
 		mean:    f.pace.mean(m.now, f.disk.have.Verified),
 		lately:  f.pace.over(m.now, f.disk.have.Verified, seenForWhile),
-		sharing: max(m.busy, 1), paced: f.question.paced, inAll: m.taken.over(m.now, m.received, leastWindow),
+		sharing: max(m.busy, 1), paced: f.question.paced && !distrusted, inAll: m.taken.over(m.now, m.received, leastWindow),
 	}
 	s.asksTurn = !m.matters(f) || w.lookedAt.IsZero()
 	if f.question.slow && !f.question.heard {
@@ -240,6 +242,8 @@ func (m *Machine) decide(f *fetch, ses *session, s situation) decision {
 		s.used = m.shared - ses.shared
 	}
 	s.noRange = s.noRange || !m.registries.Continues(ses.registry, m.now)
+	s.foreign = m.foreign(f, ses)
+	s.own = slices.ContainsFunc(f.swarm.registries, func(r string) bool { return registries.Same(r, ses.registry) })
 	return decide(s)
 }
 
@@ -255,17 +259,16 @@ func (m *Machine) answer(f *fetch) (did bool) {
 		if f.disk.failed != nil && !f.disk.have.Whole {
 			a.Err, a.Why = f.disk.failed, OutcomeFailed
 			ses.state = idle
+		} else if f.disk.emptying {
+			continue
 		} else {
 			d := m.decide(f, ses, s)
 			if !d.answer {
 				hurries = hurries || d.slow
 				continue
 			}
-			if f.disk.emptying {
-				continue
-			}
-			if f.empties() {
-				m.empty(f)
+			if (f.swarm.doubtful || m.foreign(f, ses)) && f.mayEmpty() {
+				m.empty(f, true)
 				return did
 			}
 			a.Answer, a.Why = Answer{Offset: d.offset, Lease: d.lease}, d.why

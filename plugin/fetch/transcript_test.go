@@ -43,6 +43,7 @@ import (
 //	limit is=n                        pieces a second from the swarm
 //	peers names=…
 //	share is=n
+//	upstream [is=registry,…] [mismatch]   where holders of leases have it from
 //	prefetch [priority=n]
 //	prolong
 //	abandon
@@ -231,6 +232,12 @@ func (p *play) command(d *datadriven.TestData) {
 		p.step(EvPeersFound{ID: id, Peers: []swarm.PeerInfo{{Node: str("names")}}})
 	case "share":
 		p.step(EvShareTold{ID: id, Share: uint16(num("is"))})
+	case "upstream":
+		u := tracker.Upstream{Mismatch: d.HasArg("mismatch")}
+		if d.HasArg("is") {
+			u.Registries = strings.Split(str("is"), ",")
+		}
+		p.step(EvUpstream{ID: id, Upstream: u})
 	case "prefetch":
 		p.step(EvPrefetch{ID: id, Priority: num("priority")})
 	case "prolong":
@@ -367,9 +374,16 @@ func (p *play) perform(a Action) []Event {
 	case ActAnnounce:
 		p.note("announces %s", map[tracker.State]string{tracker.StateGone: "nothing", tracker.StatePartial: "a part"}[a.State])
 	case ActLeaseProgress:
-		p.note("tells the trackers: %d bytes from the registry", a.Bytes)
+		text := fmt.Sprintf("tells the trackers: %d bytes from the registry", a.Bytes)
+		if a.Registry != "" {
+			text += " " + a.Registry
+		}
+		p.note("%s", text)
 	case ActLeaseDone:
 		p.note("tells the trackers that it is done: %s", why(a.Err))
+		if errors.Is(a.Err, tracker.ErrMismatch) {
+			p.note("which is its registry's fault")
+		}
 	case ActAnswer:
 		text := fmt.Sprintf("answers %d: ", a.Session)
 		switch {

@@ -37,11 +37,19 @@ func New() *Memory {
 	return &Memory{hosts: l}
 }
 
+// known returns what is known of a registry, nil if there is nothing.
+func (m *Memory) known(name string) *host {
+	name, _ = split(name)
+	h, _ := m.hosts.Get(name)
+	return h
+}
+
 // host returns what is known of a registry, made if there was nothing.
 func (m *Memory) host(name string) *host {
-	h, ok := m.hosts.Get(name)
-	if !ok {
+	h := m.known(name)
+	if h == nil {
 		h = &host{}
+		name, _ = split(name)
 		m.hosts.Add(name, h)
 	}
 	return h
@@ -53,7 +61,7 @@ func (m *Memory) Len() int { return m.hosts.Len() }
 // Rate returns how many bytes a second all downloads of this node from a registry bring
 // together, as the last ones did; 0: not known.
 func (m *Memory) Rate(name string) float64 {
-	if h, ok := m.hosts.Get(name); ok {
+	if h := m.known(name); h != nil {
 		return h.rate
 	}
 	return 0

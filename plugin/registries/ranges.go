@@ -34,8 +34,8 @@ type ranges struct {
 
 // Continues reports whether a registry may be asked to continue a blob at an offset.
 func (m *Memory) Continues(name string, now time.Time) bool {
-	h, ok := m.hosts.Get(name)
-	return !ok || !now.Before(h.ranges.until)
+	h := m.known(name)
+	return h == nil || !now.Before(h.ranges.until)
 }
 
 // Continued takes in that a download that was to continue at an offset brought something.

@@ -28,9 +28,11 @@ type active struct {
 	pause     int64 // how long after that no other is granted beside sources that are slow
 	slowAt    int64 // when one may be; 0: nobody waits for that
 
-	failed       []failed // nodes, since upstream last brought anything: fewer than MaxFailures
+	failed       []failed // nodes that upstream has failed
 	backoffUntil int64    // no lease is granted before
 	nobodyUntil  int64    // nor before this, and the verdict is NOBODY
+
+	upstream upstream
 
 	window      int64 // when the current window of AddBelow began; 0: no holder has started
 	windowBytes int64
@@ -64,6 +66,8 @@ type want struct {
 	share     uint16 // of what comes into its zone from others: see holders
 	shareTold uint16
 	told      []told
+	upstream  upstream // as told
+	mismatch  bool     // of a holder, not told yet
 }
 
 // told is a peer that an agent was told of.

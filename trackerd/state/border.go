@@ -80,6 +80,7 @@ const (
 	ReportDone                               // Node has fetched ID from upstream
 	ReportFailed                             // upstream failed Node on ID: Text
 	ReportNobody                             // upstream failed too often on ID: Node, or every node if it is empty, is on its own for a while
+	ReportMismatch                           // upstream sent Node something else than ID
 	ReportHashConflict                       // Node claims other sums for ID than those pinned
 	ReportHashReplaced                       // Node disproved the sums pinned for ID
 	ReportNamesake                           // two machines have the name Node: Text says where; reported once an hour
@@ -100,6 +101,8 @@ func (k ReportKind) String() string {
 		return "lease failed upstream"
 	case ReportNobody:
 		return "upstream failed too often"
+	case ReportMismatch:
+		return "upstream sent something else"
 	case ReportHashConflict:
 		return "different sums claimed"
 	case ReportHashReplaced:

@@ -32,11 +32,11 @@ func (a *active) granted(ag *agent) bool {
 	return i >= 0 && !a.leases[i].self
 }
 
-// progress takes in that a has n bytes of a blob from upstream. Whoever says so
+// progress takes in what a has of a blob from upstream. Whoever says so
 // counts as a holder, with or without a lease, but is not told LEASE: that would
 // look like one more download to make. It happens after a restart of the tracker,
 // after its lease was given to another, or on the tracker that grants none.
-func (t *Tracker) progress(a *agent, id piece.ID, n int64) {
+func (t *Tracker) progress(a *agent, id piece.ID, m *trackerpb.LeaseProgress) {
 	s := t.find(id)
 	if s == nil || s.a == nil || s.a.leaseOf(a) < 0 {
 		if s != nil && t.flags(a, s)&fComplete != 0 {
@@ -65,12 +65,15 @@ func (t *Tracker) progress(a *agent, id piece.ID, n int64) {
 			s.a.window = t.now
 		}
 	}
-	if n > l.bytes {
+	if s.a.upstream.add(m.Registry) {
+		s.a.changed = true
+	}
+	if n := m.Bytes; n > l.bytes {
 		s.a.windowBytes += n - l.bytes
 		t.stats.UpstreamReported += n - l.bytes
 		l.bytes = n
 		l.last = t.now
-		s.a.failed = nil
+		s.a.endRow(t.now)
 	}
 	t.touch(s)
 }
@@ -79,19 +82,31 @@ func (t *Tracker) progress(a *agent, id piece.ID, n int64) {
 // fails one node does not fail the others, until it has failed several.
 type failed struct {
 	node  string
-	times int   // in a row
-	until int64 // it gets no lease before
+	times int   // since upstream last brought anything: in a row
+	until int64 // it gets no lease before; then it begins anew
 }
 
 // fail notes that upstream failed a node, and returns how often, and how many nodes in a row.
-func (a *active) fail(node string) (f *failed, nodes int) {
+func (a *active) fail(node string, now int64) (f *failed, nodes int) {
+	a.failed = slices.DeleteFunc(a.failed, func(f failed) bool { return f.until != 0 && f.until <= now })
 	i := slices.IndexFunc(a.failed, func(f failed) bool { return f.node == node })
 	if i < 0 {
 		i = len(a.failed)
 		a.failed = append(a.failed, failed{node: node})
 	}
 	a.failed[i].times++
-	return &a.failed[i], len(a.failed)
+	for _, f := range a.failed {
+		nodes += min(f.times, 1)
+	}
+	return &a.failed[i], nodes
+}
+
+// endRow notes that upstream brings something. Who is refused stays so.
+func (a *active) endRow(now int64) {
+	for i := range a.failed {
+		a.failed[i].times = 0
+	}
+	a.failed = slices.DeleteFunc(a.failed, func(f failed) bool { return f.until <= now })
 }
 
 // refused reports whether a node gets no lease, because upstream has failed it too often.
@@ -122,14 +137,19 @@ func (t *Tracker) done(a *agent, id piece.ID, m *trackerpb.LeaseDone) {
 		t.stats.LeasesFailed++
 		s.a.lastGrant = 0 // it is Backoff that counts
 		t.report(ReportFailed, a.hello.Node, id, m.Error)
+		granted := !s.a.leases[i].self
 		t.endLease(s, i, "")
-		switch f, nodes := s.a.fail(a.hello.Node); {
+		f, nodes := s.a.fail(a.hello.Node, t.now)
+		if m.Mismatch && granted {
+			t.distrust(s, f)
+		}
+		switch {
 		case nodes >= t.cfg.MaxFailures:
 			s.a.failed = nil
 			s.a.nobodyUntil = t.now + int64(t.cfg.NobodyFor)
 			t.report(ReportNobody, "", id, t.cfg.NobodyFor.String())
 		case f.times >= t.cfg.MaxFailures:
-			f.times, f.until = 0, t.now+int64(t.cfg.NobodyFor)
+			f.until = t.now + int64(t.cfg.NobodyFor)
 			t.report(ReportNobody, f.node, id, t.cfg.NobodyFor.String())
 		default:
 			s.a.backoffUntil = t.now + int64(t.cfg.Backoff)<<(max(f.times, nodes)-1)

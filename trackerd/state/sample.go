@@ -120,10 +120,11 @@ func (t *Tracker) fill(s *swarm, w *want) {
 	if w.share != w.shareTold {
 		w.shareTold, news.Share = w.share, proto.Uint32(uint32(w.share))
 	}
-	if len(news.Peers) > 0 || len(news.Gone) > 0 || news.Share != nil {
+	news.Upstream = s.upstreamNews(w)
+	if len(news.Peers) > 0 || len(news.Gone) > 0 || news.Share != nil || news.Upstream != nil {
 		m := t.send(w.agent)
 		t.stats.PeersTold += uint64(len(news.Peers))
-		m.Peers = append(m.Peers, &trackerpb.Peers{Blob: s.a.blob, Peers: news.Peers, Gone: news.Gone, Share: news.Share})
+		m.Peers = append(m.Peers, &trackerpb.Peers{Blob: s.a.blob, Peers: news.Peers, Gone: news.Gone, Share: news.Share, Upstream: news.Upstream})
 	}
 	if !w.hashTold {
 		w.hashTold = true

@@ -107,6 +107,12 @@ func (w *world) print(a Action) {
 			if ps.Share != nil {
 				l = append(l, fmt.Sprintf("share=%04x", *ps.Share))
 			}
+			if u := ps.Upstream; u != nil {
+				l = append(l, fmt.Sprintf("upstream=%v", u.Registries))
+				if u.Mismatch {
+					l = append(l, "mismatch")
+				}
+			}
 			p("%s < peers %s: %s", to, blobName(ps.Blob), strings.Join(l, " "))
 		}
 		for _, v := range m.Verdicts {
@@ -420,10 +426,10 @@ func parse(t *testing.T, b *trackerpb.FromAgent, f []string) {
 		b.Unwants = append(b.Unwants, blob)
 	case "progress":
 		n, _ := strconv.ParseInt(arg(2), 10, 64)
-		b.Progress = append(b.Progress, &trackerpb.LeaseProgress{Blob: blob, Bytes: n})
-	case "done", "failed", "cancelled":
-		o := map[string]trackerpb.Outcome{"done": 1, "failed": 2, "cancelled": 3}[f[0]]
-		b.Done = append(b.Done, &trackerpb.LeaseDone{Blob: blob, Outcome: o, Error: strings.Join(f[2:], " ")})
+		b.Progress = append(b.Progress, &trackerpb.LeaseProgress{Blob: blob, Bytes: n, Registry: arg(3)})
+	case "done", "failed", "mismatch", "cancelled":
+		o := map[string]trackerpb.Outcome{"done": 1, "failed": 2, "mismatch": 2, "cancelled": 3}[f[0]]
+		b.Done = append(b.Done, &trackerpb.LeaseDone{Blob: blob, Outcome: o, Error: strings.Join(f[2:], " "), Mismatch: f[0] == "mismatch"})
 	case "disproved":
 		b.Disproved = append(b.Disproved, &trackerpb.Disproved{Blob: blob, SumsHash: hash(arg(2))})
 	default:

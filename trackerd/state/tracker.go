@@ -362,7 +362,7 @@ func (t *Tracker) batch(a *agent, b *trackerpb.FromAgent) {
 	}
 	for _, m := range b.Progress {
 		if id, err := m.GetBlob().ID(); err == nil {
-			t.progress(a, id, m.Bytes)
+			t.progress(a, id, m)
 		}
 	}
 	for _, m := range b.Done {

@@ -201,6 +201,6 @@ func (f *Finder) Announce(_ piece.ID, s tracker.State) {
 	f.note("%s", map[tracker.State]string{tracker.StateGone: "gone", tracker.StatePartial: "partial", tracker.StateComplete: "complete"}[s])
 }
 
-func (f *Finder) LeaseProgress(piece.ID, int64) { f.note("progress") }
+func (f *Finder) LeaseProgress(piece.ID, int64, string) { f.note("progress") }
 
 func (f *Finder) LeaseDone(_ piece.ID, err error) { f.note("done %t", err == nil) }
