@@ -15,7 +15,7 @@ func (p *Peer) suspected(b *blob, i int, n *node) bool { return b.blame.avoided(
 // verified convicts those who sent a piece wrong that now came right, from
 // somebody else.
 func (p *Peer) verified(b *blob, i int, from *node) {
-	if last := b.sums.supplierOf(i); !b.sums.vouched() && last.name == from.name && last.trust < trustSource {
+	if last := b.sums.supplierOf(i); !b.sums.vouched() && last.name == from.name && last.trust < trustOrigin {
 		return // its bytes are those of its own list, which proves nothing against those who contradict it
 	}
 	for _, s := range p.clearSuspects(b, i) {

@@ -55,8 +55,9 @@ const maxRefusals = 64
 // only the hash would be acceptable counts when it is that.
 func (s *sumList) verifiable() int { return s.list.Verifiable() }
 
-// vouched reports whether the list is not ours to disprove.
-func (s *sumList) vouched() bool { return s.named != nil || s.proven }
+// vouched reports whether the list is not ours to disprove. Of one that is not complete the named hash
+// says nothing.
+func (s *sumList) vouched() bool { return s.proven || s.named != nil && s.list.Complete() }
 
 // acceptable reports whether list may be the one that was named, if one was.
 func (s *sumList) acceptable(list *piece.Sums) bool {
@@ -282,13 +283,16 @@ func (a *sumsAllowance) take(n int, now time.Duration) bool {
 	return true
 }
 
-// trustSource is the trust of whom the tracker names as a source, or an origin.
-const trustSource = 2
+// trustSource is the trust of whom the tracker names as a source: what it brings may be a liar's registry's.
+// trustOrigin is an origin's.
+const trustSource, trustOrigin = 2, 3
 
 // trust ranks a link as a supplier of provisional sums.
 func (l *link) trust(proven bool) int {
 	switch {
-	case l.origin():
+	case l.c.node.role == wire.RoleOrigin:
+		return trustOrigin
+	case l.source:
 		return trustSource
 	case proven:
 		return 1

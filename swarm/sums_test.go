@@ -214,7 +214,12 @@ func TestSumsAcceptable(t *testing.T) {
 	for _, tt := range []struct {
 		s    sumList
 		want bool
-	}{{sumList{}, false}, {sumList{proven: true}, true}, {sumList{named: &hash}, true}} {
+	}{
+		{sumList{list: whole}, false},
+		{sumList{list: whole, proven: true}, true},
+		{sumList{list: whole, named: &hash}, true},
+		{sumList{list: listOf(t, "abx"), named: &hash}, false}, // it may yet be another
+	} {
 		if tt.s.vouched() != tt.want {
 			t.Errorf("%+v is vouched for: %v", tt.s, !tt.want)
 		}
@@ -243,7 +248,7 @@ func TestLinkTrust(t *testing.T) {
 		want           int
 	}{
 		{wire.RoleAgent, false, false, 0}, {wire.RoleAgent, false, true, 1}, {wire.RoleAgent, true, false, 2},
-		{wire.RoleOrigin, false, false, 2}, {wire.RoleOrigin, false, true, 2},
+		{wire.RoleOrigin, false, false, 3}, {wire.RoleOrigin, false, true, 3}, {wire.RoleOrigin, true, false, 3},
 	} {
 		l := &link{c: &conn{node: &node{role: tt.role}}, source: tt.source}
 		if got := l.trust(tt.proven); got != tt.want {
