@@ -42,8 +42,8 @@ func TestBenchmarks(t *testing.T) {
 		{"bench-swarm", []string{"-to", "2", "-size", "4194304", "-runs", "1"},
 			[]string{"to2_mib_s=", "to2_tls_cpu_s_per_gib=", "to2_disk_rss_mib="}},
 		{"bench-tracker", []string{"-agents", "40", "-blobs", "30"}, []string{"agents=40 ", "refill_s=", "peak_rss_mib="}},
-		{"bench-pull", []string{"-cases", "tiny", "-rounds", "1", "-rate", "100e6"},
-			[]string{"tiny_wall_ratio=", "tiny_cpu_ratio=", "tiny_over_floors="}},
+		{"bench-pull", []string{"-cases", "tiny,many", "-rounds", "1", "-rate", "100e6"},
+			[]string{"tiny_wall_ratio=", "tiny_cpu_ratio=", "tiny_over_floors=", "many_cpu_ratio=", "many_cpu_over_floor="}},
 		{"bench-sources", []string{"-only", "^1 one of three"},
 			[]string{"1_one_of_three_drops_one_is_not_stock_s=", "1_one_of_three_drops_one_is_not_tree_count=", "rows=2 missed="}},
 	} {

@@ -37,6 +37,7 @@ type options struct {
 	profile string // directory for profiles; "": none
 	igzip   bool   // a stock containerd with igzip, too
 	many    int    // rounds of many
+	against string // another binary of capelin for many; "": none
 	out     io.Writer
 }
 
@@ -53,7 +54,13 @@ func main() {
 	flag.StringVar(&o.json, "json", "", "file for all results")
 	flag.StringVar(&o.profile, "profile", "",
 		"directory for CPU profiles of containerd and agent, in one more pull of each case that is not counted")
+	flag.StringVar(&o.against, "against", "", "another binary of capelin, such as one of an older commit: many is measured with it, too")
+	floor := flag.String("floor", "", "serve the content store in this directory on file 3: this is how the floor's process is started")
 	flag.Parse()
+	if *floor != "" {
+		fmt.Fprintln(os.Stderr, serveFloor(*floor))
+		os.Exit(1)
+	}
 	o.rate = int64(*rate)
 	for _, c := range append(cases(*rounds, *smallRounds), tiny(*rounds)) {
 		if slices.Contains(strings.Split(*only, ","), c.name) {
@@ -92,8 +99,9 @@ type bench struct {
 type pull struct {
 	Wall       float64 `json:"wall_seconds"`
 	CPU        float64 `json:"cpu_seconds"`
+	PluginCPU  float64 `json:"plugin_cpu_seconds,omitempty"` // of that, the agent's or the floor's
 	Containerd int64   `json:"containerd_peak_rss"`
-	Agent      int64   `json:"agent_peak_rss,omitempty"`
+	Plugin     int64   `json:"plugin_peak_rss,omitempty"`
 	Busy       float64 `json:"machine_busy"` // of all processors, sources included
 }
 
@@ -287,11 +295,19 @@ func (b *bench) cold(blobs []string) error {
 	return nil
 }
 
+// node is one that pulls.
+type node struct {
+	*harness.Node
+	plugin *harness.Process // the agent or the floor's process; nil: containerd is stock
+}
+
 // node starts a fresh one.
-func (b *bench) node(ctx context.Context, who string) (*harness.Node, error) {
+func (b *bench) node(ctx context.Context, who string) (*node, error) {
 	b.nodes++
+	capelin := who == "capelin" || who == "against"
+	harness.Use(map[string]string{"against": b.against}[who])
 	o := harness.NodeOptions{
-		Registries: []string{b.reg.Addr}, Trackers: []string{b.tracker.Listen}, Stock: strings.HasPrefix(who, "stock"),
+		Registries: []string{b.reg.Addr}, Trackers: []string{b.tracker.Listen}, Stock: !capelin,
 		Agent: map[string]string{"log_level": `"info"`, "pprof": "true", "metrics": `"127.0.0.1:7403"`},
 	}
 	if who != "stock-igzip" {
@@ -304,10 +320,16 @@ func (b *bench) node(ctx context.Context, who string) (*harness.Node, error) {
 	if err := b.c.Shape(n.Host, b.rate); err != nil {
 		return nil, err
 	}
-	if err := n.Start(ctx); err != nil || n.Options.Stock {
-		return n, err
+	var floor *harness.Process
+	if who == "floor" {
+		if floor, err = startFloor(n); err != nil {
+			return nil, err
+		}
 	}
-	return n, n.AwaitTrackers(ctx)
+	if err := n.Start(ctx); err != nil || n.Options.Stock {
+		return &node{n, floor}, err
+	}
+	return &node{n, n.Agent()}, n.AwaitTrackers(ctx)
 }
 
 // pull measures one on a fresh node, and fails if not all of it came from the swarm.
@@ -377,7 +399,7 @@ func (b *bench) fetch(ctx context.Context, _ *harness.Image, ref string, warm fu
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, b.c.Remove(n)) }()
+	defer func() { err = errors.Join(err, b.c.Remove(n.Node)) }()
 	if err := warm(); err != nil {
 		return 0, err
 	}
@@ -434,9 +456,10 @@ func (b *bench) figures(f *benchkit.Figures, name string, r *caseResult) {
 	}
 	wall := func(p pull) float64 { return p.Wall }
 	cpu := func(p pull) float64 { return p.CPU }
-	rss := func(p pull) float64 { return float64(p.Containerd+p.Agent) / 1e6 }
+	rss := func(p pull) float64 { return float64(p.Containerd+p.Plugin) / 1e6 }
 	add := func(key string, v float64) { f.Add(name+"_"+key, v) }
-	for _, who := range []string{"stock", "stock-igzip", "capelin"} {
+	plugin := func(p pull) float64 { return p.PluginCPU }
+	for _, who := range []string{"stock", "stock-igzip", "floor", "against", "capelin"} {
 		if len(r.Pulls[who]) == 0 {
 			continue
 		}
@@ -444,6 +467,9 @@ func (b *bench) figures(f *benchkit.Figures, name string, r *caseResult) {
 		add(key+"_wall_s", of(who, wall))
 		add(key+"_cpu_s", of(who, cpu))
 		add(key+"_rss_mb", of(who, rss))
+		if of(who, plugin) > 0 {
+			add(key+"_plugin_cpu_s", of(who, plugin))
+		}
 	}
 	floors := len(r.Download) > 0
 	if floors {
@@ -451,11 +477,13 @@ func (b *bench) figures(f *benchkit.Figures, name string, r *caseResult) {
 		add("swarm_s", benchkit.Median(r.Swarm))
 		add("unpack_s", benchkit.Median(r.Unpack))
 	}
-	add("wall_ratio", of("capelin", wall)/of("stock", wall))
-	add("cpu_ratio", of("capelin", cpu)/of("stock", cpu))
-	if len(r.Pulls["stock-igzip"]) > 0 {
-		add("wall_ratio_igzip", of("capelin", wall)/of("stock-igzip", wall))
-		add("cpu_ratio_igzip", of("capelin", cpu)/of("stock-igzip", cpu))
+	for _, to := range []struct{ key, who string }{
+		{"ratio", "stock"}, {"ratio_igzip", "stock-igzip"}, {"over_floor", "floor"}, {"ratio_against", "against"},
+	} {
+		if len(r.Pulls[to.who]) > 0 {
+			add("wall_"+to.key, of("capelin", wall)/of(to.who, wall))
+			add("cpu_"+to.key, of("capelin", cpu)/of(to.who, cpu))
+		}
 	}
 	if floors {
 		add("over_floors", of("capelin", wall)/(benchkit.Median(r.Download)+benchkit.Median(r.Unpack)))

@@ -25,7 +25,10 @@ func (b *bench) many(ctx context.Context, rounds int) (*caseResult, error) {
 		return nil, err
 	}
 	r := &caseResult{Pulls: map[string][]pull{}}
-	who := []string{"stock", "capelin"}
+	who := []string{"stock", "floor", "capelin"}
+	if b.against != "" {
+		who = append(who, "against")
+	}
 	for round := -1; round < rounds; round++ {
 		order := slices.Clone(who)
 		if round%2 != 0 {
@@ -58,7 +61,8 @@ func (b *bench) many(ctx context.Context, rounds int) (*caseResult, error) {
 			}
 			if round >= 0 { // programs are read from the disk before
 				r.Pulls[w] = append(r.Pulls[w], *p)
-				b.say("  %-12s %7.2f s, %6.2f s of CPU, machine %2.0f%% busy", w, p.Wall, p.CPU, 100*p.Busy)
+				b.say("  %-12s %7.2f s, %6.2f s of CPU, %5.2f s of that the plugin's, machine %2.0f%% busy",
+					w, p.Wall, p.CPU, p.PluginCPU, 100*p.Busy)
 			}
 		}
 	}
@@ -74,17 +78,17 @@ func (b *bench) pullAll(
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, b.c.Remove(n)) }()
+	defer func() { err = errors.Join(err, b.c.Remove(n.Node)) }()
 	if err := warm(); err != nil {
 		return nil, err
 	}
 	profiled := func() error { return nil }
 	if profile != "" {
-		if profiled, err = startProfiles(ctx, n, profile); err != nil {
+		if profiled, err = startProfiles(ctx, n.Node, profile); err != nil {
 			return nil, err
 		}
 	}
-	before, err := n.CPU()
+	before, plugin, err := n.cpu()
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +105,7 @@ func (b *bench) pullAll(
 		return nil, err
 	}
 	p = &pull{Wall: time.Since(start).Seconds()}
-	after, err := n.CPU()
+	after, pluginAfter, err := n.cpu()
 	if err != nil {
 		return nil, err
 	}
@@ -109,15 +113,23 @@ func (b *bench) pullAll(
 	if err != nil {
 		return nil, err
 	}
-	p.CPU, p.Busy = (after - before).Seconds(), now.Busy(idle)
+	p.CPU, p.PluginCPU, p.Busy = (after - before).Seconds(), (pluginAfter - plugin).Seconds(), now.Busy(idle)
 	if err := profiled(); err != nil {
 		return nil, err
 	}
-	if p.Containerd, err = n.Containerd().PeakRSS(); err == nil && !n.Options.Stock {
-		p.Agent, err = n.Agent().PeakRSS()
+	if p.Containerd, err = n.Containerd().PeakRSS(); err == nil && n.plugin != nil {
+		p.Plugin, err = n.plugin.PeakRSS()
 	}
 	if err != nil {
 		return nil, err
 	}
-	return p, check(n)
+	return p, check(n.Node)
+}
+
+// cpu returns the processor time of the node's processes, and of the plugin alone.
+func (n *node) cpu() (all, plugin time.Duration, err error) {
+	if all, err = n.CPU(); err == nil && n.plugin != nil {
+		plugin, err = harness.ProcessCPU(n.plugin.PID())
+	}
+	return all, plugin, err
 }

@@ -28,7 +28,10 @@ func startProfiles(ctx context.Context, n *harness.Node, to string) (stop func()
 		return get(ctx, c, "http://containerd"+profile, path)
 	}}
 	if !n.Options.Stock {
-		sources["agent"] = func(path string) error { return n.Download(ctx, "http://127.0.0.1:7403"+profile, path) }
+		sources["agent"] = func(path string) error {
+			err := n.Download(ctx, "http://127.0.0.1:7403"+profile, path)
+			return errors.Join(err, n.Download(ctx, "http://127.0.0.1:7403/metrics", path+".metrics"))
+		}
 	}
 	done := make(chan error, len(sources))
 	for name, save := range sources {
