@@ -76,7 +76,9 @@ func TestKubeletFreesSpace(t *testing.T) {
 		return
 	}
 	t.Run("capelin", func(t *testing.T) {
-		free := frees(t, e.node(t, "capelin", harness.NodeOptions{Disk: disk, Ext4: true, Agent: map[string]string{"cache.free_floor": fmt.Sprint(floor)}}))
+		free := frees(t, e.node(t, "capelin", harness.NodeOptions{
+			Disk: disk, Ext4: true, Agent: map[string]string{"cache.free_floor": fmt.Sprint(floor)},
+		}))
 		t.Logf("%.1f MB are free, %.1f with a stock containerd", float64(free)/1e6, float64(stock)/1e6)
 		if free < stock-2e6 && float64(free) < floor*disk { // above that, what goes may be kept for others
 			t.Errorf("kubelet sees %d bytes free, %d with a stock containerd", free, stock)

@@ -149,7 +149,9 @@ func agentDesc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 func (c *swarmCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{bytesDesc, peerBytesDesc, connsDesc, joinedDesc, badDesc, blobsDesc, cacheDesc, trackerDesc, sharedDesc} {
+	for _, d := range []*prometheus.Desc{
+		bytesDesc, peerBytesDesc, connsDesc, joinedDesc, badDesc, blobsDesc, cacheDesc, trackerDesc, sharedDesc,
+	} {
 		ch <- d
 	}
 }

@@ -127,7 +127,8 @@ func TestRegistryNames(t *testing.T) {
 
 func TestLabelled(t *testing.T) {
 	for host, want := range map[string]string{
-		"r.example": "r.example", "r.example:5000": "r.example:5000", "registry-1.docker.io": "docker.io", "[2001:db8::1]:5000": "[2001:db8::1]:5000", "[2001:db8::1]": "2001:db8::1",
+		"r.example": "r.example", "r.example:5000": "r.example:5000", "registry-1.docker.io": "docker.io",
+		"[2001:db8::1]:5000": "[2001:db8::1]:5000", "[2001:db8::1]": "2001:db8::1",
 	} {
 		if got := labelled(host); got != want {
 			t.Errorf("%s is %q, want %q", host, got, want)

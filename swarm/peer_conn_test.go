@@ -48,8 +48,8 @@ func TestNamesakeAtAPeer(t *testing.T) {
 	id := piece.ID{Alg: piece.SHA256, Size: 1 << 20}
 	step(start, EvJoin{ID: id, Want: true, Have: piece.NewBits(id.Pieces()), Sums: piece.NewSums(id)})
 	step(start, EvPeers{ID: id, Peers: []PeerInfo{{Node: "p", Addr: "p:1", Complete: true}}})
-	for ms := time.Duration(1); ms < 10_000; ms += 10 {
-		now := start.Add(ms * time.Millisecond)
+	for at := time.Millisecond; at < 10*time.Second; at += 10 * time.Millisecond {
+		now := start.Add(at)
 		step(now, EvTick{})
 		if connected < dials {
 			connected++

@@ -99,7 +99,8 @@ func newAgent(t *testing.T, name string) *agent {
 	return &agent{
 		t: t, name: name, changed: make(chan struct{}),
 		verdicts: map[piece.ID][]tracker.Verdict{}, peers: map[piece.ID]map[string]tracker.Peer{},
-		hashes: map[piece.ID][32]byte{}, shares: map[piece.ID]uint16{}, upstream: map[piece.ID][]tracker.Upstream{}, trackers: map[string]tracker.TrackerStatus{},
+		hashes: map[piece.ID][32]byte{}, shares: map[piece.ID]uint16{},
+		upstream: map[piece.ID][]tracker.Upstream{}, trackers: map[string]tracker.TrackerStatus{},
 	}
 }
 

@@ -140,8 +140,9 @@ func (c *Client) Open(ctx context.Context, ref Ref, off, n int64) (io.ReadCloser
 
 // StartUpload begins an upload to a namespace and returns its id, which is of
 // lower-case hexadecimal digits and "-". It is begun where the blob d belongs, if that is not ""; it may
-// become another one. errdefs.ErrFailedPrecondition if no backend takes the namespace. An upload is at one origin, and at its mirrors if that is in a ring. After an
-// error that is errdefs.ErrUnavailable, UploadOffset finds out where it goes on.
+// become another one. errdefs.ErrFailedPrecondition if no backend takes the namespace. An upload is
+// at one origin, and at its mirrors if that is in a ring. After an error that is
+// errdefs.ErrUnavailable, UploadOffset finds out where it goes on.
 func (c *Client) StartUpload(ctx context.Context, namespace string, d digest.Digest) (id string, err error) {
 	if namespace == "" {
 		return "", fmt.Errorf("starting an upload: no namespace: %w", errdefs.ErrInvalidArgument)

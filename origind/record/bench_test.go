@@ -64,7 +64,7 @@ func BenchmarkOpen(b *testing.B) {
 	s = nil
 	before := rss(b)
 	for b.Loop() {
-		s = nil
+		s = nil //nolint:wastedassign // or there are two at once
 		if s, err = OpenStore(dir); err != nil {
 			b.Fatal(err)
 		}

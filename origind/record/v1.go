@@ -31,7 +31,7 @@ type v1Home struct {
 // backend has was seen there right after that.
 func FromV1(b []byte, d digest.Digest, by string) (*Record, error) {
 	var old v1
-	err := error(nil)
+	var err error
 	if len(b) > maxV1 {
 		err = fmt.Errorf("it has more than %d bytes", maxV1)
 	} else if err = json.Unmarshal(b, &old); err == nil && old.Digest != d {

@@ -124,7 +124,9 @@ func (t *Tracker) fill(s *swarm, w *want) {
 	if len(news.Peers) > 0 || len(news.Gone) > 0 || news.Share != nil || news.Upstream != nil {
 		m := t.send(w.agent)
 		t.stats.PeersTold += uint64(len(news.Peers))
-		m.Peers = append(m.Peers, &trackerpb.Peers{Blob: s.a.blob, Peers: news.Peers, Gone: news.Gone, Share: news.Share, Upstream: news.Upstream})
+		m.Peers = append(m.Peers, &trackerpb.Peers{
+			Blob: s.a.blob, Peers: news.Peers, Gone: news.Gone, Share: news.Share, Upstream: news.Upstream,
+		})
 	}
 	if !w.hashTold {
 		w.hashTold = true
