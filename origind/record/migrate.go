@@ -114,10 +114,10 @@ func (s *Store) Export(dir string) (records int, err error) {
 	if err := disk.RemoveAll(tmp); err != nil { // of an interrupted call
 		return 0, err
 	}
-	dirs := durable.NewDirs(filepath.Dir(tmp), 0o700)
-	if err := dirs.Make(tmp); err != nil {
+	if err := disk.Mkdir(tmp, 0o700); err != nil { // durable when it is renamed
 		return 0, err
 	}
+	dirs := durable.NewDirs(tmp, 0o700)
 	err = s.Each(func(e *Entry) error {
 		b, err := e.v1()
 		if err != nil || b == nil {

@@ -385,18 +385,13 @@ func TestMigrateDamaged(t *testing.T) {
 	}
 }
 
-// powerEntries are the blobs of storeStory, by digest.
-const powerEntries = 5
-
 // storeStory migrates, puts, removes and compacts, while the operation failAt fails; what fails is tried again.
 func storeStory(t testing.TB, failAt int, fail error) (d *disktest.Disk, err error) {
 	dir := filepath.Join(t.TempDir(), "disk")
-	v1Files(t, filepath.Join(dir, "old"), 2)
+	v1Files(t, filepath.Join(dir, "old"), 1)
 	d = disktest.Watch(t, dir)
 	defer d.Stop()
-	for n := range 2 {
-		d.Say(string(entry(n, 0).Record.Digest), "1") // the stamp of format 1
-	}
+	d.Say(string(entry(0, 0).Record.Digest), "1") // the stamp of format 1
 	d.FailAt(failAt, fail)
 	s, err := OpenStore(filepath.Join(dir, "records"))
 	if err != nil {
@@ -425,16 +420,15 @@ func storeStory(t testing.TB, failAt int, fail error) (d *disktest.Disk, err err
 		}
 		d.Say(name, fmt.Sprint(v))
 	}
-	for n := range powerEntries {
-		change(n, n+2)
-	}
+	change(1, 3)
+	change(2, 4)
+	change(2, 5)
 	change(1, 0)
 	twice(s.Compact)
-	change(2, 0)
+	change(0, 0)
 	change(1, 9)
-	change(3, 10)
 	twice(s.Compact)
-	change(4, 11)
+	change(2, 11)
 	return d, err
 }
 
@@ -475,6 +469,42 @@ func TestStorePowerCut(t *testing.T) {
 	}
 	n := d.Cuts(powerWays, checkStorePower)
 	t.Logf("%d operations, %d different disks", len(d.Ops())-1, n)
+}
+
+// A snapshot that a process was killed at has its name, durably, before what is in it is removed.
+func TestStorePowerCutAfterKill(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "disk")
+	s := openStore(t, dir)
+	put(t, s, entry(1, 0), entry(2, 0))
+	logFile := s.j.path
+	before, err := os.ReadFile(logFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshot, was := filepath.Join(dir, snapshotName), filepath.Join(dir, "was")
+	if err := errors.Join(s.Compact(), s.Close(), os.Rename(snapshot, was), os.WriteFile(logFile, before, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	d := disktest.Watch(t, dir)
+	if err := os.Rename(was, snapshot); err != nil {
+		t.Fatal(err)
+	}
+	openStore(t, dir)
+	ways := slices.Clone(powerWays)
+	for seed := range uint64(8) {
+		ways = append(ways, disktest.Anything(seed))
+	}
+	d.Cuts(ways, func(t testing.TB, dir string, _ map[string]string) {
+		s, err := OpenStore(dir)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer s.Close()
+		if s.Len() != 2 {
+			t.Errorf("%d records are there, of 2", s.Len())
+		}
+	})
 }
 
 func TestStoreFailingDisk(t *testing.T) { failEach(t, storeStory, checkStorePower) }
