@@ -178,6 +178,31 @@ func FuzzFile(f *testing.F) {
 	})
 }
 
+// What a write that failed has left is cut off before something else is written there.
+func TestDeletionsCutOffWhatFailed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "deletions")
+	d := openDeletions(t, path)
+	appendDeletions(t, d, 1, 2)
+	good := d.j.f
+	bad, err := os.Open(path) // cannot be written
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.j.f = bad
+	if _, err := d.Append(deletion(3)); err == nil {
+		t.Fatal("a file that cannot be written took an entry")
+	}
+	d.j.f = good
+	bad.Close()
+	left := append(d.j.appendFrame(nil, 3, deletion(3).pack()), d.j.appendFrame(nil, 4, deletion(4).pack())...)
+	if _, err := good.WriteAt(left, d.j.size); err != nil {
+		t.Fatal(err)
+	}
+	appendDeletions(t, d, 3, 3)
+	d.Close()
+	checkDeletions(t, openDeletions(t, path), 1, 3)
+}
+
 func TestPositions(t *testing.T) {
 	p := Positions{"a": {1, 5}, "b": {1, 7}, "c": {2, 9}}
 	for _, tt := range []struct {
