@@ -31,8 +31,8 @@ demo: ## three containerd nodes pull one image through the swarm, on this machin
 
 # One after the other, with what each took.
 .PHONY: test
-test: ## unit tests, the simulator's table and integration tests (root)
-	@MAKE='$(MAKE)' $(I)/stages.sh prepare vet unit sim-test tools integration
+test: ## unit tests, the simulators and integration tests (root)
+	@MAKE='$(MAKE)' $(I)/stages.sh prepare vet unit sim-test ring-sim tools integration
 
 .PHONY: prepare
 prepare: ## what of Debian's packages the tests need and is missing (root)
@@ -55,6 +55,10 @@ unit: ## unit tests of the module
 .PHONY: sim-test
 sim-test: ## the simulator's large cases, and the table of goals with a 26th of the hosts (a minute)
 	$(GO) test -timeout $(UNIT_TIMEOUT) ./internal/sim -sim.table
+
+.PHONY: ring-sim
+ring-sim: ## the ring of origins in virtual time: SEEDS (100) of an hour each in which everything fails (a minute)
+	$(GO) test -timeout $(UNIT_TIMEOUT) -run 'TestChaos|TestHistories' ./origind/ringstate -ring.seeds $(or $(SEEDS),100)
 
 .PHONY: integration
 integration: prepare ## tests against real containerds and a real registry (root); RUN=regexp chooses

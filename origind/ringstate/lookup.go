@@ -1,0 +1,133 @@
+package ringstate
+
+import (
+	"slices"
+
+	digest "github.com/opencontainers/go-digest"
+)
+
+// lookup is a read of what is not here.
+type lookup struct {
+	id      uint64
+	digest  digest.Digest
+	since   int64
+	waiting uint64 // slots of those who have not answered
+	unsure  uint64 // of those who cannot say no
+}
+
+// lookupFor is how long answers are waited for.
+const lookupFor = 2e9
+
+// readable reports whether what is here of a blob may be read: its bytes, unless it was removed.
+func (r *Ring) readable(l Local) bool { return l.Have && (l.Record == nil || l.Record.Live()) }
+
+// lookup says where a blob can be read.
+//
+// Here; at whoever says so first; or in the backend, which one member reads for all: the
+// first of the owners that is up. If it is not there, either, it is nowhere only if so few
+// disks did not answer, or are lost, that one copy of a blob that was acknowledged would
+// have been among those that did.
+func (r *Ring) lookup(ev *EvLookup) {
+	l := r.local(ev.Digest, ev.Local)
+	switch {
+	case !r.serving():
+		r.do(ActFound{ID: ev.ID, Missing: []string{r.cfg.Name}})
+	case r.readable(l) && r.me.listed():
+		r.do(ActFound{ID: ev.ID, Where: Here, Unread: r.stale != 0})
+	case ev.Hop:
+		r.do(ActFound{ID: ev.ID, Where: Backend, Unread: r.stale != 0})
+	default:
+		q := &lookup{id: ev.ID, digest: ev.Digest, since: r.now}
+		r.lookups = append(r.lookups, q)
+		r.askHave(q)
+	}
+}
+
+func (r *Ring) askHave(q *lookup) {
+	for _, m := range r.others() {
+		q.waiting |= m.bit()
+		r.ask(m, Have{q.digest}, func(a Answer, _ []Local) {
+			i := slices.Index(r.lookups, q)
+			if i < 0 {
+				return
+			}
+			h, ok := a.(Has)
+			if ok && h.Yes {
+				r.lookups = slices.Delete(r.lookups, i, i+1)
+				r.do(ActFound{ID: q.id, Where: Elsewhere, Member: m.name, Unread: r.stale != 0})
+				return
+			}
+			q.waiting &^= m.bit()
+			if !ok || h.Unsure {
+				q.unsure |= m.bit()
+			}
+			if q.waiting == 0 {
+				r.endLookup(q)
+			}
+		})
+	}
+	if q.waiting == 0 {
+		r.endLookup(q)
+	}
+}
+
+func (r *Ring) lookOn() {
+	for _, q := range slices.Clone(r.lookups) {
+		if r.now-q.since >= lookupFor {
+			r.endLookup(q)
+		}
+	}
+}
+
+// endLookup sends whoever asks to the backend.
+func (r *Ring) endLookup(q *lookup) {
+	i := slices.Index(r.lookups, q)
+	if i < 0 {
+		return
+	}
+	r.lookups = slices.Delete(r.lookups, i, i+1)
+	a := ActFound{ID: q.id, Where: Backend, Unread: r.stale != 0, Missing: r.absent(q.waiting | q.unsure)}
+	owners := r.ownersOf(string(q.digest))
+	for _, m := range r.ordered(string(q.digest)) {
+		if owners&m.bit() != 0 && (m == r.me || r.hears(m)) {
+			if m != r.me {
+				a.Member = m.name
+			}
+			break
+		}
+	}
+	r.do(a)
+}
+
+// absent returns the names because of which something that nobody who answered has may
+// still be somewhere; none if it is nowhere.
+func (r *Ring) absent(slots uint64) (names []string) {
+	disks := 0
+	for _, m := range r.members {
+		if slots&m.bit() != 0 {
+			disks++
+			names = append(names, m.name)
+		}
+	}
+	for _, l := range r.lost {
+		if m := r.find(l.Name); r.isLost(l) && (m.inc != l.Incarnation || slots&m.bit() == 0) {
+			disks++
+			names = append(names, l.Name)
+		}
+	}
+	if r.starting && r.stale != 0 {
+		return append(names, r.cfg.Name)
+	}
+	if disks < r.safe() {
+		return nil
+	}
+	return names
+}
+
+// safe is how many copies each acknowledged blob had at least since the ring was last whole.
+func (r *Ring) safe() int {
+	if r.whole.At == 0 {
+		return 1
+	}
+	return min(r.whole.Min, r.lowest)
+}

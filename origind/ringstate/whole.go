@@ -1,0 +1,76 @@
+package ringstate
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Proof reports whether each blob that was acknowledged has its copies at all its owners,
+// MinReplicas at least, and if it cannot be proved, why: everybody who is not gone has
+// said so, under one view, of the same losses, after comparing later than those; and they are
+// so few that nothing can have been only there.
+func (r *Ring) Proof() (whole bool, at Order, why []string) {
+	add := func(format string, args ...any) { why = append(why, fmt.Sprintf(format, args...)) }
+	if n := min(r.cfg.Replicas, len(r.owners)); n < r.cfg.MinReplicas {
+		add("there are %d owners of the %d that min_replicas asks for", n, r.cfg.MinReplicas)
+	}
+	var latest Order
+	missed := 0
+	for _, l := range r.lost {
+		latest = max(latest, l.At)
+		if r.isLost(l) {
+			missed++
+		}
+	}
+	if missed >= r.cfg.MinReplicas {
+		for _, l := range r.lost {
+			if r.isLost(l) {
+				add("what %s had may have been nowhere else: have it back, or say `capelin origin ring forget %s`", l.Name, l.Name)
+			}
+		}
+	}
+	at = r.order
+	for _, m := range r.listed() {
+		if m.gone {
+			continue
+		}
+		s := r.Status()
+		if m != r.me {
+			s = m.status
+		}
+		switch {
+		case m != r.me && (s == nil || !r.hears(m) || r.now-m.statusAt >= int64(r.cfg.Down)):
+			add("%s does not answer", m.name)
+			continue
+		case s.Starting:
+			add("%s is starting", m.name)
+		case s.View != r.view:
+			add("%s has another view of the ring", m.name)
+		case !slices.Equal(s.Lost, r.lost):
+			add("%s does not know of the same losses", m.name)
+		case s.Under > 0:
+			add("%d blobs at %s are not known to be where they should be", s.Under, m.name)
+		case s.Exchanged <= latest:
+			add("%s has not compared with all others since", m.name)
+		}
+		at = min(at, s.Order)
+	}
+	return len(why) == 0, at, why
+}
+
+// prove publishes that the ring is whole, if that changes anything.
+func (r *Ring) prove() {
+	if len(r.lost) == 0 && r.whole.At != 0 && r.safe() == r.cfg.MinReplicas {
+		return
+	}
+	if ok, at, _ := r.Proof(); ok && at > r.whole.At {
+		r.setWhole(Whole{at, r.cfg.MinReplicas})
+	}
+}
+
+// setWhole takes in that the ring was whole: what was lost before does not matter any more.
+func (r *Ring) setWhole(w Whole) {
+	r.whole, r.lowest = w, r.cfg.MinReplicas
+	r.lost = slices.DeleteFunc(r.lost, func(l Lost) bool { return l.At <= w.At })
+	r.dirty = true
+}

@@ -1,0 +1,741 @@
+package ringstate
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/capelin-io/capelin/origind/record"
+
+	digest "github.com/opencontainers/go-digest"
+)
+
+// world is a ring in virtual time: members with disks and clocks, a network, a backend, and
+// clients. It is a function of its seed.
+type world struct {
+	t      testing.TB
+	rng    *rand.Rand
+	cfg    Config
+	now    time.Duration
+	seq    int
+	events eventHeap
+	nodes  []*node
+	store  *backend
+	loss   float64            // of messages
+	slow   time.Duration      // most of a message's delay
+	stall  time.Duration      // of an erasure, between its look and the deletion
+	cut    map[[2]string]bool // who does not reach whom
+	oracle oracle
+	// crashes: one in as many actions is not done, because the member dies before it; 0: none.
+	crashes int
+	trace   *strings.Builder // nil: none
+	nextID  uint64
+}
+
+type timed struct {
+	at  time.Duration
+	seq int
+	f   func()
+}
+
+type eventHeap []timed
+
+func (h eventHeap) Len() int { return len(h) }
+func (h eventHeap) Less(i, j int) bool {
+	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].seq < h[j].seq
+}
+func (h eventHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *eventHeap) Push(x any)   { *h = append(*h, x.(timed)) }
+func (h *eventHeap) Pop() any {
+	old := *h
+	e := old[len(old)-1]
+	old[len(old)-1] = timed{}
+	*h = old[:len(old)-1]
+	return e
+}
+
+// backend is a storage. What is away answers nothing.
+type backend struct {
+	objects map[string]bool           // by key
+	beside  map[string]*record.Record // by key
+	away    bool
+	writes  int
+}
+
+func newBackend() *backend {
+	return &backend{objects: map[string]bool{}, beside: map[string]*record.Record{}}
+}
+
+// disk is what survives a stop.
+type disk struct {
+	inc   uint64
+	saved *Saved
+	first uint64
+	log   []record.Deletion
+	recs  map[digest.Digest]Local
+	bytes map[digest.Digest]*held
+	full  bool
+}
+
+// held are a blob's bytes.
+type held struct {
+	pinned bool
+	bad    []int         // pieces
+	until  time.Duration // when they are evicted if they are not pinned
+}
+
+// node is a member.
+type node struct {
+	w        *world
+	name     string
+	zone     string
+	disk     *disk
+	skew     time.Duration
+	store    *backend
+	ring     *Ring // nil: stopped
+	life     int
+	frozen   bool
+	starting bool     // no crash then
+	inbox    []func() // what comes while it is frozen
+	tick     time.Duration
+	calls    map[uint64]func(Action) // clients that wait
+}
+
+func newWorld(t testing.TB, seed uint64, names string, cfg Config) *world {
+	w := &world{
+		t: t, rng: rand.New(rand.NewPCG(seed, 17)), cfg: cfg.WithDefaults(), cut: map[[2]string]bool{},
+		store: newBackend(), slow: 20 * time.Millisecond,
+	}
+	w.oracle.init(w)
+	var list []string
+	for _, f := range strings.Fields(names) {
+		name, zone, _ := strings.Cut(f, "=")
+		list = append(list, name)
+		w.nodes = append(w.nodes, &node{w: w, name: name, zone: zone, store: w.store, calls: map[uint64]func(Action){}})
+	}
+	w.cfg.Members = list
+	return w
+}
+
+// begin starts all members, with new disks.
+func (w *world) begin() *world {
+	for _, n := range w.nodes {
+		n.wipe()
+		n.start()
+	}
+	return w
+}
+
+func (w *world) logf(format string, args ...any) {
+	if w.trace != nil {
+		fmt.Fprintf(w.trace, "%9.3f ", w.now.Seconds())
+		fmt.Fprintf(w.trace, format+"\n", args...)
+	}
+}
+
+func (w *world) fatalf(format string, args ...any) {
+	w.t.Helper()
+	if w.trace != nil {
+		w.t.Log("\n" + w.trace.String())
+	}
+	w.t.Fatalf("at %v: "+format, append([]any{w.now}, args...)...)
+}
+
+func (w *world) node(name string) *node {
+	for _, n := range w.nodes {
+		if n.name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+func (w *world) after(d time.Duration, f func()) {
+	w.seq++
+	heap.Push(&w.events, timed{w.now + d, w.seq, f})
+}
+
+// run lets time pass.
+func (w *world) run(d time.Duration) {
+	end := w.now + d
+	for len(w.events) > 0 && w.events[0].at <= end {
+		e := heap.Pop(&w.events).(timed)
+		w.now = e.at
+		e.f()
+	}
+	w.now = end
+}
+
+// until lets time pass until something is true.
+func (w *world) until(limit time.Duration, what string, f func() bool) {
+	w.t.Helper()
+	for end := w.now + limit; !f(); {
+		if w.now >= end {
+			for _, n := range w.nodes {
+				if n.ring != nil {
+					_, _, why := n.ring.Proof()
+					w.logf("%s is %v; to be whole: %v; it has %d works, %d erases, %d takes", n.name, n.ring.me.mode, why,
+						len(n.ring.works), len(n.ring.erases), len(n.ring.takes))
+				}
+			}
+			w.fatalf("in vain waited %v for: %s", limit, what)
+		}
+		w.run(250 * time.Millisecond)
+	}
+}
+
+// --- members
+
+func (n *node) wipe() {
+	n.disk = &disk{inc: n.w.rng.Uint64() | 1, first: 1, recs: map[digest.Digest]Local{}, bytes: map[digest.Digest]*held{}}
+}
+
+func (n *node) instant() Instant {
+	return Instant{Mono: n.w.now, Wall: time.UnixMilli(1_800_000_000_000).Add(n.w.now + n.skew)}
+}
+
+func (n *node) start() {
+	cfg := n.w.cfg
+	cfg.Name, cfg.Zone, cfg.Addr, cfg.Incarnation = n.name, n.zone, n.name+":7471", n.disk.inc
+	n.life++
+	n.frozen, n.inbox = false, nil
+	n.starting = true
+	n.ring = New(cfg, n.disk.saved, Log{n.disk.first, slices.Clone(n.disk.log)}, n.instant())
+	n.calls = map[uint64]func(Action){}
+	for d := range n.disk.bytes { // what has no record was never acknowledged
+		if n.disk.recs[d].Record == nil {
+			delete(n.disk.bytes, d)
+		}
+	}
+	for _, d := range sorted(n.disk.recs) {
+		l, b := n.local(d), n.disk.bytes[d]
+		if pinned := b != nil && b.pinned; pinned || l.Wrote {
+			n.step(EvHeld{Local: l, Pinned: pinned})
+		}
+	}
+	n.step(EvFull{n.disk.full})
+	n.starting = false
+	n.w.logf("%s starts", n.name)
+	n.wake()
+}
+
+// stop is kill -9.
+func (n *node) stop() {
+	n.ring = nil
+	n.life++
+	n.frozen, n.inbox = false, nil
+	n.w.logf("%s stops", n.name)
+}
+
+func (n *node) freeze() { n.frozen = true; n.w.logf("%s freezes", n.name) }
+
+func (n *node) thaw() {
+	n.w.logf("%s goes on", n.name)
+	n.frozen = false
+	in := n.inbox
+	n.inbox = nil
+	for _, f := range in {
+		f()
+	}
+	if n.ring != nil {
+		n.step(EvTick{})
+	}
+}
+
+func (n *node) up() bool { return n.ring != nil && !n.frozen }
+
+// later does something in this life of the member, when it is not frozen.
+func (n *node) later(d time.Duration, f func()) { n.in(n.life, d, f) }
+
+// in is later for another life.
+func (n *node) in(life int, d time.Duration, f func()) {
+	var do func()
+	do = func() {
+		switch {
+		case n.life != life:
+		case n.frozen:
+			n.inbox = append(n.inbox, do)
+		default:
+			f()
+		}
+	}
+	n.w.after(d, do)
+}
+
+// wake has the next tick happen.
+func (n *node) wake() {
+	at := n.ring.Deadline()
+	if n.tick > n.w.now && n.tick <= at {
+		return
+	}
+	n.tick = max(at, n.w.now)
+	mine := n.tick
+	n.later(n.tick-n.w.now, func() {
+		if n.tick == mine {
+			n.tick = 0
+			n.step(EvTick{})
+		}
+	})
+}
+
+func (n *node) local(d digest.Digest) Local {
+	l := n.disk.recs[d]
+	b := n.disk.bytes[d]
+	l.Have = b != nil && (b.pinned || b.until > n.w.now)
+	return l
+}
+
+func (n *node) locals(ds []digest.Digest) (all []Local) {
+	for _, d := range ds {
+		all = append(all, n.local(d))
+	}
+	return all
+}
+
+func (n *node) step(ev Event) {
+	life := n.life
+	for _, a := range n.ring.Step(n.instant(), ev) {
+		if n.w.crashes > 0 && !n.starting && n.w.rng.IntN(n.w.crashes) == 0 {
+			n.w.logf("%s dies before %T", n.name, a)
+			n.stop()
+			n.w.after(time.Duration(n.w.rng.Int64N(int64(30*time.Second))), func() {
+				if n.ring == nil {
+					n.start()
+				}
+			})
+		}
+		if n.life != life {
+			return
+		}
+		n.do(a)
+	}
+	if n.life == life {
+		n.wake()
+	}
+}
+
+func (n *node) do(a Action) {
+	w := n.w
+	switch a := a.(type) {
+	case ActRing:
+		n.disk.saved = a.Saved
+	case ActSave:
+		n.save(a)
+	case ActUnpin:
+		w.logf("%s unpins %s", n.name, short(a.Digest))
+		n.unpin(a.Digest)
+		w.oracle.unpinned(n, a.Digest)
+	case ActLog:
+		n.disk.log = append(n.disk.log, a.Entry)
+	case ActTrim:
+		n.trim(a)
+	case ActAsk:
+		n.ask(a)
+	case ActReply:
+		n.calls[a.ID](a)
+	case ActReplyLog:
+		n.calls[a.ID](ActReply{a.To, a.ID, n.page(a.After)})
+	case ActDone:
+		n.call(a.ID, a)
+	case ActFound:
+		n.call(a.ID, a)
+	case ActTake:
+		n.fetch(a)
+	case ActBackend:
+		n.backend(a)
+	case ActHeal:
+		n.heal(a)
+	}
+}
+
+func (n *node) call(id uint64, a Action) {
+	f := n.calls[id]
+	if f == nil {
+		n.w.fatalf("%s answers a call that nobody made: %#v", n.name, a)
+	}
+	delete(n.calls, id)
+	f(a)
+}
+
+func (n *node) save(a ActSave) {
+	n.w.logf("%s saves %s, pinned %v, wrote %v: %v %v", n.name, short(a.Record.Digest), a.Pinned, a.Wrote, a.Record.Removed, a.Record.Homes)
+	n.disk.recs[a.Record.Digest] = Local{Record: a.Record, Wrote: a.Wrote}
+	b := n.disk.bytes[a.Record.Digest]
+	switch {
+	case a.Pinned && b == nil:
+		n.w.fatalf("%s is to pin %s, and has no bytes", n.name, short(a.Record.Digest))
+	case a.Pinned:
+		b.pinned = true
+	case b != nil && b.pinned:
+		n.unpin(a.Record.Digest)
+		n.w.oracle.unpinned(n, a.Record.Digest)
+	}
+}
+
+func (n *node) unpin(d digest.Digest) {
+	if b := n.disk.bytes[d]; b != nil && b.pinned {
+		b.pinned, b.until = false, n.w.now+60*time.Second
+	}
+}
+
+func (n *node) trim(a ActTrim) {
+	for ; n.disk.first < a.First; n.disk.first++ {
+		e := n.disk.log[0]
+		n.disk.log = n.disk.log[1:]
+		if l := n.disk.recs[e.Digest]; l.Record != nil && !l.Record.Live() && !l.Wrote && removal(l.Record) == e.Stamp {
+			delete(n.disk.recs, e.Digest)
+		}
+	}
+}
+
+func (n *node) page(after uint64) *LogPage {
+	p := &LogPage{First: n.disk.first}
+	for i, e := range n.disk.log {
+		if seq := n.disk.first + uint64(i); seq > after && len(p.Entries) < LogPageMax {
+			p.Entries = append(p.Entries, e)
+			p.Next = seq
+		}
+	}
+	return p
+}
+
+// fetch reads a blob from other members.
+func (n *node) fetch(a ActTake) {
+	n.later(n.w.delay()+time.Duration(a.Size)*time.Nanosecond, func() {
+		ev := &EvTaken{Digest: a.Digest, Failed: true, Full: n.disk.full}
+		for _, s := range a.Sources {
+			m := n.w.node(s)
+			if !n.disk.full && m != nil && m.up() && n.w.reaches(n.name, s) && m.local(a.Digest).Have {
+				ev.Failed = false
+			}
+		}
+		if !ev.Failed {
+			n.has(a.Digest)
+		}
+		ev.Local = n.local(a.Digest)
+		n.step(ev)
+	})
+}
+
+// heal takes each piece from the first member that has it right.
+func (n *node) heal(a ActHeal) {
+	n.later(n.w.delay(), func() {
+		var left []int
+		for _, p := range a.Pieces {
+			if !slices.ContainsFunc(a.From, func(name string) bool {
+				m := n.w.node(name)
+				return m.up() && n.w.reaches(n.name, name) && m.local(a.Digest).Have && !slices.Contains(m.disk.bytes[a.Digest].bad, p)
+			}) {
+				left = append(left, p)
+			}
+		}
+		n.disk.bytes[a.Digest].bad = left
+		n.step(EvBad{a.Digest, left})
+	})
+}
+
+// has has a blob's bytes be there, not pinned.
+func (n *node) has(d digest.Digest) {
+	if n.disk.bytes[d] == nil {
+		n.disk.bytes[d] = &held{}
+	}
+	b := n.disk.bytes[d]
+	b.until = max(b.until, n.w.now+60*time.Second)
+}
+
+// --- the network
+
+func (w *world) reaches(from, to string) bool { return !w.cut[[2]string{from, to}] }
+
+func (w *world) delay() time.Duration {
+	d := time.Duration(w.rng.Int64N(int64(w.slow))) + time.Millisecond
+	if w.loss > 0 && w.rng.IntN(50) == 0 {
+		d += time.Duration(w.rng.Int64N(int64(4 * time.Second)))
+	}
+	return d
+}
+
+func (w *world) lose() bool { return w.loss > 0 && w.rng.Float64() < w.loss }
+
+func (n *node) ask(a ActAsk) {
+	w := n.w
+	q := a.Ask
+	switch o := q.(type) {
+	case *Replica:
+		c := *o
+		c.Record = n.disk.recs[o.Digest].Record
+		q = &c
+	case *Consult:
+		q = &Consult{o.Digest, n.disk.recs[o.Digest].Record}
+	}
+	inc, life := n.disk.inc, n.life
+	m := w.node(a.To)
+	refused := func() { n.later(w.delay(), func() { n.step(&EvAnswered{ID: a.ID}) }) }
+	if m == nil || m.ring == nil {
+		refused()
+		return
+	}
+	if !w.reaches(n.name, a.To) || w.lose() {
+		return
+	}
+	m.later(w.delay(), func() {
+		if !w.reaches(n.name, a.To) {
+			return
+		}
+		w.nextID++
+		id := w.nextID
+		m.calls[id] = func(r Action) {
+			answer := r.(ActReply).Answer
+			if c, ok := answer.(*Replied); ok {
+				w.logf("%s asks %s for %s: %+v", n.name, m.name, short(q.(*Replica).Digest), c)
+			}
+			minc := m.disk.inc
+			if !w.reaches(n.name, a.To) || w.lose() {
+				return
+			}
+			n.in(life, w.delay(), func() {
+				if w.reaches(n.name, a.To) {
+					n.step(&EvAnswered{ID: a.ID, Incarnation: minc, Answer: answer, Local: n.locals(answer.Digests())})
+				}
+			})
+		}
+		m.step(&EvAsked{From: n.name, Incarnation: inc, ID: id, Ask: q, Local: m.locals(q.Digests())})
+		delete(m.calls, id)
+	})
+}
+
+// cutOff has two members not reach each other, or do so again.
+func (w *world) cutOff(a, b string, cut bool) {
+	w.cut[[2]string{a, b}], w.cut[[2]string{b, a}] = cut, cut
+}
+
+// partition cuts between those who are named and the others; without names it is healed.
+func (w *world) partition(names ...string) {
+	w.logf("partition: %v", names)
+	clear(w.cut)
+	for _, a := range w.nodes {
+		for _, b := range w.nodes {
+			if slices.Contains(names, a.name) != slices.Contains(names, b.name) {
+				w.cut[[2]string{a.name, b.name}] = true
+			}
+		}
+	}
+}
+
+// --- the backend
+
+// backend does something with an object. It happens after a while, whether or not the
+// member is still there to hear of it; one that is frozen before it has sent its request
+// sends it when it goes on.
+func (n *node) backend(a ActBackend) {
+	w, st := n.w, n.store
+	key := a.Place.Key
+	w.oracle.backend(n, a)
+	if a.Do == Write {
+		l := n.disk.recs[a.Digest]
+		l.Wrote = true
+		n.disk.recs[a.Digest] = l
+	}
+	w.logf("%s: backend %d %s", n.name, a.Do, short(a.Digest))
+	rec := Only(n.disk.recs[a.Digest].Record, a.Place)
+	ev := &EvBackend{ID: a.ID}
+	// The steps of the request: between two of them others do theirs.
+	steps := []func(){func() {
+		if ev.OK = !st.away; !ev.OK {
+			return
+		}
+		switch a.Do {
+		case Stat:
+			ev.Found = st.objects[key]
+		case Write:
+			st.objects[key] = true
+			st.writes++
+		}
+		if a.Do == Write || a.Do == Note || a.Do == Erase && lives(record.Merge(rec, st.beside[key]), a.Place) {
+			st.beside[key] = record.Merge(rec, st.beside[key])
+		}
+		ev.Beside = st.beside[key]
+	}, func() {
+		if ev.OK && a.Do == Erase && !lives(record.Merge(rec, ev.Beside), a.Place) {
+			w.logf("%s erases %s", n.name, short(a.Digest))
+			delete(st.objects, key)
+			delete(st.beside, key)
+			w.oracle.erased(a.Digest)
+		}
+	}}
+	life, inc := n.life, n.disk.inc
+	var next func(i int)
+	next = func(i int) {
+		switch {
+		case n.life != life && w.rng.IntN(2) == 0:
+			return // else the request was on its way
+		case n.life == life && n.frozen && n.disk.inc == inc && w.rng.IntN(2) == 0:
+			w.after(time.Second, func() { next(i) })
+			return
+		case i < len(steps):
+			steps[i]()
+			pause := w.delay()
+			if a.Do == Erase {
+				pause += w.stall
+			}
+			w.after(pause, func() { next(i + 1) })
+			return
+		}
+		if ev.OK && w.lose() {
+			ev.OK = false // it was done, and nobody says so
+		}
+		n.in(life, w.delay(), func() {
+			ev.Local = n.local(a.Digest)
+			n.step(ev)
+		})
+	}
+	w.after(w.delay(), func() { next(0) })
+}
+
+// --- clients
+
+func digestOf(i int) digest.Digest {
+	r := rand.New(rand.NewPCG(uint64(i), 5))
+	return digest.Digest(fmt.Sprintf("sha256:%016x%016x%016x%016x", r.Uint64(), r.Uint64(), r.Uint64(), r.Uint64()))
+}
+
+func short(d digest.Digest) string { return string(d[7:13]) }
+
+// placeOf is where blob i lives: every third one the ring keeps.
+func placeOf(i int) record.Place {
+	if i%3 == 0 {
+		return record.Place{Backend: "kept"}
+	}
+	return record.Place{Backend: "store", Key: string(digestOf(i))}
+}
+
+// push has a client push blob i at n; done hears how that went.
+func (n *node) push(i int, namespace string, done func(ok bool)) {
+	w, d := n.w, digestOf(i)
+	op := w.oracle.begin(d, namespace, true)
+	if !n.up() || n.disk.full {
+		w.oracle.fail(op, true)
+		done(false)
+		return
+	}
+	w.nextID++
+	id, life := w.nextID, n.life
+	mirrors := n.ring.Mirrors(string(d), w.cfg.MinReplicas-1, nil)
+	n.has(d)
+	n.disk.bytes[d].pinned = true
+	for _, m := range mirrors {
+		if m := w.node(m); m.up() && w.reaches(n.name, m.name) && !m.disk.full && w.rng.IntN(8) > 0 {
+			m.has(d)
+		}
+	}
+	over := false
+	end := func(ok bool) {
+		if over {
+			return
+		}
+		over = true
+		w.logf("%s: push of %s to %s: %v", n.name, short(d), namespace, ok)
+		if ok {
+			w.oracle.end(op)
+		} else {
+			w.oracle.fail(op, false)
+		}
+		done(ok)
+	}
+	w.after(w.cfg.Push+15*time.Second, func() { end(false) })
+	n.calls[id] = func(a Action) {
+		if n.life == life {
+			end(a.(ActDone).OK)
+		}
+	}
+	n.step(&EvPut{ID: id, Digest: d, Size: 1000, Place: placeOf(i), Namespace: namespace, Mirrors: mirrors, Local: n.local(d)})
+}
+
+// remove has a client delete blob i at n.
+func (n *node) remove(i int, namespace string, done func(ok bool)) {
+	w, d := n.w, digestOf(i)
+	op := w.oracle.begin(d, namespace, false)
+	if !n.up() {
+		w.oracle.fail(op, true)
+		done(false)
+		return
+	}
+	w.nextID++
+	id, life := w.nextID, n.life
+	over := false
+	end := func(ok bool) {
+		if over {
+			return
+		}
+		over = true
+		w.logf("%s: deletion of %s from %s: %v", n.name, short(d), namespace, ok)
+		if ok {
+			w.oracle.end(op)
+		} else {
+			w.oracle.fail(op, false)
+		}
+		done(ok)
+	}
+	w.after(w.cfg.Push+15*time.Second, func() { end(false) })
+	n.calls[id] = func(a Action) {
+		if n.life == life {
+			end(a.(ActDone).OK)
+		}
+	}
+	n.step(&EvDelete{ID: id, Digest: d, Namespace: namespace, Place: placeOf(i), Local: n.local(d)})
+}
+
+// answer is what a client that reads is told.
+type answer int
+
+const (
+	noAnswer answer = iota
+	ok200
+	no404
+	no503
+)
+
+// read has a client read blob i at n.
+func (n *node) read(i int, done func(answer)) {
+	w, d := n.w, digestOf(i)
+	if !n.up() {
+		done(noAnswer)
+		return
+	}
+	w.nextID++
+	id := w.nextID
+	began := w.now
+	n.calls[id] = func(a Action) {
+		f := a.(ActFound)
+		got := no503
+		switch f.Where {
+		case Here:
+			got = ok200
+			unread := f.Unread && n.ring.now-n.ring.stale >= int64(w.cfg.Starting)
+			w.oracle.served(d, unread, began, n.name)
+		case Elsewhere:
+			got = ok200
+			w.oracle.served(d, f.Unread, began, f.Member)
+		case Backend:
+			st := n.store
+			if m := w.node(f.Member); m != nil {
+				st = m.store
+			}
+			there := st.objects[string(d)]
+			switch {
+			case st.away:
+			case there:
+				got = ok200
+			case len(f.Missing) == 0:
+				got = no404
+				w.oracle.absent(d, n.name, began)
+			}
+		}
+		done(got)
+	}
+	n.step(&EvLookup{ID: id, Digest: d, Local: n.local(d)})
+}
