@@ -55,12 +55,6 @@ type (
 	lateDiff    struct{ diffapi.DiffServer }
 )
 
-// streamWorkers is how many goroutines answer calls, one after the other: a new one for each
-// call has to grow its stack three times before it has an answer, a tenth of what containerd's
-// thousands of small questions cost. A stream occupies one for as long as it lasts, and
-// when none is idle, calls get goroutines of their own.
-const streamWorkers = 256
-
 // newDoor returns a door that lets calls in, and lets them wait until open is called.
 func newDoor(ln net.Listener, unpack bool, m *metrics) (*door, error) {
 	l, ok := ln.(unixListener)
@@ -77,7 +71,6 @@ func newDoor(ln net.Listener, unpack bool, m *metrics) (*door, error) {
 		// Who connects and says nothing holds up the end of a turn.
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.WaitForHandlers(true),
-		grpc.NumStreamWorkers(streamWorkers),
 	}
 	d.next()
 	return d, nil

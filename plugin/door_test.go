@@ -102,36 +102,6 @@ func TestDoorBeforeItOpens(t *testing.T) {
 	}
 }
 
-// However many calls take long, the next one is answered.
-func TestDoorNeverFull(t *testing.T) {
-	t.Parallel()
-	ln, conn := street(t)
-	d := doorOn(t, ln)
-	defer d.close()
-	r := newRoom()
-	d.open(r, r)
-	const long = streamWorkers + 10
-	ended := make(chan error, long)
-	for range long {
-		go func() {
-			_, err := diffapi.NewDiffClient(conn).Apply(t.Context(), &diffapi.ApplyRequest{})
-			ended <- err
-		}()
-	}
-	for range long {
-		<-r.inside
-	}
-	if err := info(conn); err != nil {
-		t.Error(err)
-	}
-	close(r.release)
-	for range long {
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	}
-}
-
 // An agent that cannot open its store lets nobody wait.
 func TestDoorNeverOpens(t *testing.T) {
 	t.Parallel()
