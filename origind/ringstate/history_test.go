@@ -468,10 +468,10 @@ func eightDays(w *world) {
 		w.run(time.Hour)
 		for i := range 12 {
 			n := w.nodes[(day+i)%4]
-			switch {
-			case i%4 == 0:
+			switch i % 4 {
+			case 0:
 				n.remove(i, team, func(bool) {})
-			case i%4 == 1:
+			case 1:
 				n.push(i, fmt.Sprint("team/", day%2), func(bool) {})
 			}
 			n.read(i, func(answer) {})

@@ -396,10 +396,6 @@ func (r *Ring) drained() {
 
 // see computes the view.
 func (r *Ring) see() {
-	type seen struct {
-		Name, Zone string
-		Owner      bool
-	}
 	h := sha256.New()
 	fmt.Fprintf(h, "%d\n", r.cfg.Replicas)
 	owners := r.owners[:0:0]
