@@ -11,7 +11,7 @@
 //
 // Whoever runs a Ring does the actions in their order; [ActRing], [ActSave], [ActUnpin], [ActLog] and [ActTrim] are
 // durable before the next is begun, so that nothing is said before it is so. Records are not kept in here, only what
-// has to be known of a pinned blob: about 200 bytes. So an event that is about blobs brings what the disk has of them
+// has to be known of a pinned blob: some 280 bytes, its digest included. So an event that is about blobs brings what the disk has of them
 // ([Local]), and the shell holds their locks from reading that until the Step's actions are done. Asks to other members
 // may be lost, and answers late: an ask without an answer ends after Config.Ask.
 //
