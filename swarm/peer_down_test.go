@@ -411,3 +411,38 @@ func TestPatience(t *testing.T) {
 		t.Errorf("not complete after 200 s; %d stalls", len(a.reports))
 	}
 }
+
+// The only source, which was frozen while several blobs were asked of it, is asked again when it
+// goes on, however often it had failed.
+func TestThawedSource(t *testing.T) {
+	l := newLab(t)
+	waits := []string{"1.8s", "2.3s", "3.3s", "5.3s", "1.5s"}
+	for range waits {
+		l.blob(4 * piece.MinLength)
+	}
+	x, a := l.add("x", PeerConfig{}), l.add("a", PeerConfig{})
+	for _, id := range l.blobs {
+		x.seed(id)
+	}
+	l.connect("a", "x")
+	l.run()
+	x.frozen = true
+	for i, wait := range waits {
+		d, err := time.ParseDuration(wait)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.want(l.blobs[i])
+		a.named(l.blobs[i], "x*")
+		l.run()
+		l.pass(d)
+		l.run()
+	}
+	x.frozen = false
+	l.run()
+	l.pass(time.Second)
+	l.run()
+	if a.complete != len(waits) {
+		t.Errorf("%d of %d blobs are here a second after it went on", a.complete, len(waits))
+	}
+}

@@ -49,6 +49,10 @@ func (p *Peer) reached(n *node) {
 
 // answers notes that the peer of c has brought something, or said that it will.
 func (p *Peer) answers(c *conn) {
+	if c.silent {
+		c.pipe.snubbed = 0 // it need not be left alone any longer
+		p.arm(&p.pumpAt, p.now)
+	}
 	if p.failures.clear(c.node.name) || c.silent {
 		c.silent, p.doubtful = false, true
 	}
