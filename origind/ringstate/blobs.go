@@ -186,11 +186,10 @@ func (r *Ring) enter(rec *record.Record) {
 	}
 	b.item, b.confirmed, b.lacks = item, 0, 0
 	r.duties(rec, b)
-	if int(at) >= x.placed {
-		return // later, when the owners of all in the bucket are computed
+	if int(at) < x.placed {
+		b.owners = r.ownersOf(string(rec.Digest))
+		r.count(rec.Digest, b, 1)
 	}
-	b.owners = r.ownersOf(string(rec.Digest))
-	r.count(rec.Digest, b, 1)
 	wait := int64(1e9)
 	if !b.kept {
 		wait = 10e9 // a backend may have it soon

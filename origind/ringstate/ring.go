@@ -109,11 +109,9 @@ func (r *Ring) Step(now Instant, ev Event) []Action {
 		}
 		r.born += gap
 	}
-	if ev, ok := ev.(EvHeld); ok {
-		r.held(ev)
-		return r.actions // of a million there is nothing else to do yet
+	if _, ok := ev.(EvHeld); !ok {
+		r.judge()
 	}
-	r.judge()
 	r.seen()
 	r.on(ev)
 	if r.now >= r.tickAt {
@@ -151,6 +149,8 @@ func (r *Ring) on(ev Event) {
 		for _, name := range ev.Names {
 			r.learn(name)
 		}
+	case EvHeld:
+		r.held(ev)
 	case *EvAsked:
 		if m := r.hear(ev.From, ev.Incarnation); m != nil {
 			r.asked(m, ev)
