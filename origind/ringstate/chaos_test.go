@@ -51,6 +51,7 @@ func runChaos(t testing.TB, seed uint64, length time.Duration, blobs int) *world
 	c.watch()
 	w.run(length)
 	c.heal()
+	w.after(10*time.Minute, c.forget)
 	w.until(30*time.Minute, "a ring that is whole", func() bool { return w.settled() && w.oracle.proof() })
 	w.run(5*time.Minute + 2*cfg.Exchange)
 	w.until(30*time.Minute, "a ring that is whole again", func() bool { return w.settled() && w.oracle.proof() })
@@ -274,6 +275,20 @@ func (c *chaos) heal() {
 	}
 	for _, n := range c.nodes {
 		c.readmit(n)
+	}
+}
+
+// forget has an operator say that disks which are missed will not be back: those of members that had left, or that
+// were replaced while nobody who knows so is still there.
+func (c *chaos) forget() {
+	for _, n := range c.nodes {
+		for _, l := range n.ring.lost {
+			if n.ring.isLost(l) {
+				c.nextID++
+				n.calls[c.nextID] = func(Action) {}
+				n.step(EvMember{c.nextID, l.Name, Forget})
+			}
+		}
 	}
 }
 

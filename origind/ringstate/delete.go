@@ -27,8 +27,8 @@ type deletion struct {
 	erasers uint64
 }
 
-// delete begins a deletion. What this member does not know to live in the backend may be known only
-// beside the object: the removal is to be later than that.
+// delete begins a deletion. What members knew of pushes they may have lost, so what is beside the object is looked at
+// first: by whatever clock those were stamped, the removal is to be later.
 func (r *Ring) delete(ev *EvDelete) {
 	d := &deletion{id: ev.ID, place: ev.Place, since: r.now}
 	r.deletes = append(r.deletes, d)
@@ -38,14 +38,14 @@ func (r *Ring) delete(ev *EvDelete) {
 		}
 		r.remove(d, e, l)
 	}
-	if ev.Place.Kept() || ev.Local.Record.Home(ev.Place) != nil {
+	if ev.Place.Kept() {
 		begin(ev.Local)
 		return
 	}
 	r.nextID++
 	r.looks[r.nextID] = func(back *EvBackend) {
 		if slices.Contains(r.deletes, d) {
-			d.blind = !back.OK
+			d.blind = !back.OK && back.Local.Record.Home(ev.Place) == nil
 			r.merge(back.Local, Only(back.Beside, ev.Place))
 			begin(back.Local)
 		}

@@ -123,7 +123,7 @@ type MemberDo uint8
 
 const (
 	Remove  MemberDo = iota // it is no member any more, whatever lists say
-	Forget                  // the same, and nobody waits for what only it had
+	Forget                  // the same, if it is not alive; and nobody waits for what only its lost disks had
 	Readmit                 // it may be one again; what it has counts
 )
 

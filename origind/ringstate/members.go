@@ -338,15 +338,20 @@ func (r *Ring) operate(ev EvMember) {
 		r.do(ActDone{ID: ev.ID, Why: fmt.Sprintf("more than %d members", maxMembers)})
 		return
 	}
-	switch ev.Do {
-	case Remove, Forget:
+	alive := r.alive&m.bit() != 0
+	switch {
+	case ev.Do == Readmit:
+		m.removal.Readmitted = r.turn()
+	case ev.Do == Forget && alive: // what is missed is an earlier disk of its
+		m.removal.Forgotten = r.turn()
+	default:
 		left := 0
 		for _, o := range r.owners {
 			if o != m {
 				left++
 			}
 		}
-		if m.owner() && left < r.cfg.MinReplicas && r.alive&m.bit() != 0 {
+		if m.owner() && left < r.cfg.MinReplicas && alive {
 			r.do(ActDone{ID: ev.ID, Why: fmt.Sprintf("without %s, which is up, there are %d owners of the %d that min_replicas asks for",
 				m.name, left, r.cfg.MinReplicas)})
 			return
@@ -356,8 +361,6 @@ func (r *Ring) operate(ev EvMember) {
 		if ev.Do == Forget {
 			m.removal.Forgotten = m.removal.Removed
 		}
-	case Readmit:
-		m.removal.Readmitted = r.turn()
 	}
 	r.dirty = true
 	r.do(ActDone{ID: ev.ID, OK: true})

@@ -42,7 +42,8 @@ func (r *Ring) put(ev *EvPut) {
 func (r *Ring) push(p *put, size int64, l Local) {
 	l = r.local(p.digest, l)
 	p.stamp, p.have, p.asked, p.fetching = r.stamp(l.Record), 0, 0, 0
-	if r.me.mode < Draining { // else it is about to leave, with its disk
+	// Who has not joined yet may be no member to others, and who drains is about to leave with its disk.
+	if r.me.mode == Up || r.me.mode == Joining && !r.starting {
 		p.have = r.me.bit()
 	}
 	l.Have = true

@@ -79,7 +79,7 @@ func (r *Ring) Status() *Status {
 		Members: make([]MemberView, 0, len(r.members)),
 	}
 	for _, m := range r.members {
-		if m.removal.Removed != 0 {
+		if m.removal != (Removal{Name: m.name}) {
 			s.Removals = append(s.Removals, m.removal)
 		}
 		s.Members = append(s.Members, MemberView{
@@ -97,7 +97,7 @@ func (r *Ring) save() *Saved {
 	}
 	for _, m := range r.members {
 		s.Members = append(s.Members, SavedMember{m.name, m.addr, m.zone, m.inc, m.mode, m.modeAt, m.gone, m.read})
-		if m.removal.Removed != 0 {
+		if m.removal != (Removal{Name: m.name}) {
 			s.Removals = append(s.Removals, m.removal)
 		}
 	}
