@@ -22,6 +22,9 @@ import (
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/sirupsen/logrus"
+	logtest "github.com/sirupsen/logrus/hooks/test"
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -65,7 +68,13 @@ func testConfig(t testing.TB) Config {
 
 func start(t testing.TB, cfg Config) *testAgent {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
+	return startWith(t, context.Background(), cfg)
+}
+
+// startWith is start with the logger of a context.
+func startWith(t testing.TB, ctx context.Context, cfg Config) *testAgent {
+	t.Helper()
+	ctx, cancel := context.WithCancel(ctx)
 	a := &testAgent{cfg: cfg, stop: cancel, done: make(chan error, 1)}
 	go func() { a.done <- Run(ctx, cfg) }()
 	t.Cleanup(func() { a.end(t) })
@@ -264,14 +273,31 @@ func TestAgentNamesake(t *testing.T) {
 	cfg, cfg2 := testConfig(t), testConfig(t)
 	cfg.Trackers = []string{startTracker(t)}
 	cfg2.Trackers, cfg2.Node = cfg.Trackers, cfg.Node
-	a, b := start(t, cfg), start(t, cfg2)
+	said := make(chan struct{}, 2) // each says it once
+	logger, _ := logtest.NewNullLogger()
+	logger.AddHook(onWarn(func(message string) {
+		if strings.HasPrefix(message, "another machine at ") {
+			said <- struct{}{}
+		}
+	}))
+	ctx := log.WithLogger(context.Background(), logrus.NewEntry(logger))
+	a, b := startWith(t, ctx, cfg), startWith(t, ctx, cfg2)
+	for range cap(said) {
+		<-said
+	}
 	for _, x := range []*testAgent{a, b} {
-		x.until(t, func(st Status) bool {
-			time.Sleep(20 * time.Millisecond) // each comes back after a second or two
-			return st.Namesake != ""
-		})
+		if st := x.status(t); st.Namesake == "" {
+			t.Errorf("status: %+v", st)
+		}
 	}
 }
+
+// onWarn is a hook of a logger's warnings.
+type onWarn func(message string)
+
+func (onWarn) Levels() []logrus.Level { return []logrus.Level{logrus.WarnLevel} }
+
+func (f onWarn) Fire(e *logrus.Entry) error { f(e.Message); return nil }
 
 // What stock containerd pulled has no sums; they are computed when a peer wants
 // it.
