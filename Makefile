@@ -66,15 +66,12 @@ integration: prepare ## tests against real containerds and a real registry (root
 	CAPELIN_TEST_TOOLS=1 $(GO) test -count 1 -run TestRealContainerd ./plugin/install
 	cd $(I) && $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -run '$(RUN)' ./...
 
-# Not among the tests: a shallow clone has no other commit.
-FROM ?= 7c156ac
 .PHONY: upgrade
 upgrade: prepare ## an agent of the commit FROM, with its units, is upgraded to this tree's under load (root)
-	@$(MAKE) -s --no-print-directory $(B)/2.4/containerd $(B)/registry
-	@rm -rf $(B)/from && mkdir -p $(B)/from/src && git archive $(FROM) | tar -x -C $(B)/from/src
-	cd $(B)/from/src && CGO_ENABLED=0 $(GO) build -trimpath -o ../capelin $$(test -d cmd/capelin && echo ./cmd/capelin || echo .)
-	@rm -rf $(B)/from/src
-	cd $(I) && CAPELIN_TEST_UPGRADE_FROM=$$PWD/bin/from/capelin $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -v -run 'TestUpgrade$$' .
+	@rm -rf $(B)/old
+	@$(MAKE) -s --no-print-directory $(B)/2.4/containerd $(B)/registry $(B)/old/capelin
+	cd $(I) && $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -v -run 'TestUpgrade$$' .
+	@rm -rf $(B)/old
 
 # LOAD is how many others want the processors meanwhile. What fails here judges by the clock.
 .PHONY: stress
@@ -168,7 +165,7 @@ TOOLBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w'
 
 .PHONY: tools
 tools: $(B)/2.1/containerd $(B)/2.2/containerd $(B)/2.3/containerd $(B)/2.4/containerd
-tools: $(B)/registry $(B)/conformance ## pinned containerds, ctr, shim, registry and OCI's conformance test into integration/bin
+tools: $(B)/registry $(B)/conformance $(B)/old/capelin ## pinned containerds, ctr, shim, registry, OCI's conformance test and an older capelin into integration/bin
 
 $(B)/%/containerd: $(I)/tools/containerd-%/go.mod
 	@echo "building containerd $$(sed -n 's,.*containerd/containerd/v2 v\([0-9.]*\).*,\1,p' $<) (once, a minute or two)"
@@ -186,6 +183,15 @@ $(B)/conformance: $(I)/tools/conformance/go.mod
 	@echo "building the OCI distribution conformance test (once)"
 	@cd $(<D) && $(TOOLBUILD) -o ../../bin/conformance github.com/opencontainers/distribution-spec/conformance
 	@touch $@
+
+# A shallow clone has no other commit than its own, and upgrades from that.
+FROM ?= 7c156ac
+$(B)/old/capelin:
+	@rm -rf $(@D) && mkdir -p $(@D)/src
+	@from=$$(git rev-parse -q --verify '$(FROM)^{commit}' || git rev-parse HEAD) && \
+	  echo "building capelin of $$from, to upgrade from (once)" && git archive $$from | tar -x -C $(@D)/src
+	@cd $(@D)/src && $(TOOLBUILD) -o ../capelin $$(test -d cmd/capelin && echo ./cmd/capelin || echo .)
+	@rm -rf $(@D)/src
 
 $(B)/golangci-lint: $(I)/tools/lint/go.mod
 	@echo "building golangci-lint (once, a few minutes)"

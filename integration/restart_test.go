@@ -154,10 +154,7 @@ func TestRestarts(t *testing.T) {
 // What the old one breaks off when it is told to end is told, and not judged; what it had is there,
 // and once the new one has installed its units nothing fails.
 func TestUpgrade(t *testing.T) {
-	from := os.Getenv("CAPELIN_TEST_UPGRADE_FROM")
-	if from == "" {
-		t.Skip("needs the program of another commit: make upgrade")
-	}
+	from := get(harness.Tool("old/capelin"))(t)
 	now := get(harness.Built("capelin"))(t)
 	t.Setenv("CAPELIN_TEST_BINARY", from)
 	r := newRestarts(t)
