@@ -1,59 +1,24 @@
-package ring
+package ring_test
 
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/capelin-io/capelin/control/ring"
+	"github.com/capelin-io/capelin/control/ring/ringtest"
 )
 
-// members reads "name=zone ...".
-func members(s string) (all []Member) {
-	for _, f := range strings.Fields(s) {
-		name, zone, _ := strings.Cut(f, "=")
-		all = append(all, Member{name, zone})
-	}
-	return all
-}
-
-func text(all []Member) string {
-	var names []string
-	for _, m := range all {
-		names = append(names, m.Name)
-	}
-	return strings.Join(names, " ")
-}
+func key(i int) string { return fmt.Sprintf("sha256:%064x", i) }
 
 // Everybody has to choose the same ones, whatever its version, so these never change.
 func TestPlaceVectors(t *testing.T) {
-	b, err := os.ReadFile("../testdata/place.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for line := range strings.Lines(string(b)) {
-		line = strings.TrimSpace(line)
-		if line == "" || line[0] == '#' {
-			continue
+	for _, v := range ringtest.Vectors(t, "../testdata/place.txt") {
+		if got := ringtest.Names(ring.Place(v.Members, v.Digest, v.N)); !slices.Equal(got, v.Owners) {
+			t.Errorf("%d of %v for %s: got %s, want %s", v.N, v.Members, v.Digest, got, v.Owners)
 		}
-		f := strings.Split(line, " | ")
-		if len(f) != 4 {
-			t.Fatalf("%q is no vector", line)
-		}
-		r, err := strconv.Atoi(f[1])
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := text(Place(members(f[0]), f[2], r)); got != f[3] {
-			t.Errorf("%s | %d | %s: got %s, want %s", f[0], r, f[2], got, f[3])
-		}
-		n++
-	}
-	if n < 8 {
-		t.Errorf("%d vectors", n)
 	}
 }
 
@@ -62,15 +27,15 @@ func TestPlace(t *testing.T) {
 		members string
 		n, want int
 	}{{"", 2, 0}, {"a", 2, 1}, {"a b=z", 2, 2}, {"a b c d", 3, 3}, {"a b", 0, 0}} {
-		if got := Place(members(tt.members), key(1), tt.n); len(got) != tt.want {
+		if got := ring.Place(ringtest.Members(tt.members), key(1), tt.n); len(got) != tt.want {
 			t.Errorf("%d of %s: got %v", tt.n, tt.members, got)
 		}
 	}
 	const r = 3
-	all := members("a1=a a2=a a3=a a4=a b=b c=c")
+	all := ringtest.Members("a1=a a2=a a3=a a4=a b=b c=c")
 	for i := range 2000 {
-		got := Place(all, key(i), r)
-		if got[0].Name != Top(strings.Fields("a1 a2 a3 a4 b c"), key(i), 1)[0] {
+		got := ring.Place(all, key(i), r)
+		if got[0].Name != ring.Top(strings.Fields("a1 a2 a3 a4 b c"), key(i), 1)[0] {
 			t.Errorf("key %d: %v is not the best", i, got[0])
 		}
 		zones := map[string]bool{}
@@ -82,17 +47,13 @@ func TestPlace(t *testing.T) {
 		}
 		shuffled := slices.Clone(all)
 		rand.New(rand.NewPCG(uint64(i), 0)).Shuffle(len(shuffled), func(a, b int) { shuffled[a], shuffled[b] = shuffled[b], shuffled[a] })
-		if again := Place(shuffled, key(i), r); !slices.Equal(got, again) {
+		if again := ring.Place(shuffled, key(i), r); !slices.Equal(got, again) {
 			t.Errorf("key %d: the order of names matters: %v, %v", i, got, again)
 		}
 	}
 	// Without zones it is the order of the scores.
-	names := names(7)
-	var plain []Member
-	for _, n := range names {
-		plain = append(plain, Member{Name: n})
-	}
-	if got, want := text(Place(plain, key(1), 4)), strings.Join(Top(names, key(1), 4), " "); got != want {
+	plain := ringtest.Members("a b c d e f g")
+	if got, want := ringtest.Names(ring.Place(plain, key(1), 4)), ring.Top(ringtest.Names(plain), key(1), 4); !slices.Equal(got, want) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -101,11 +62,11 @@ func TestPlace(t *testing.T) {
 func TestPlaceMovesOne(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for i := range 20_000 {
-		var all []Member
+		var all []ring.Member
 		for m := range 2 + rng.IntN(8) {
-			all = append(all, Member{fmt.Sprintf("m%d-%d", i, m), fmt.Sprint(rng.IntN(4))})
+			all = append(all, ring.Member{fmt.Sprintf("m%d-%d", i, m), fmt.Sprint(rng.IntN(4))})
 		}
-		before, after := Place(all, key(i), 3), Place(all[1:], key(i), 3)
+		before, after := ring.Place(all, key(i), 3), ring.Place(all[1:], key(i), 3)
 		lost := 0
 		for _, m := range before {
 			if !slices.Contains(after, m) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cockroachdb/datadriven"
 
+	"github.com/capelin-io/capelin/control/ring/ringtest"
 	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -434,6 +435,32 @@ func parse(t *testing.T, b *trackerpb.FromAgent, f []string) {
 		b.Disproved = append(b.Disproved, &trackerpb.Disproved{Blob: blob, SumsHash: hash(arg(2))})
 	default:
 		t.Fatalf("unknown message %v", f)
+	}
+}
+
+// TestLookupAsksOwners: a tracker asks those who own a blob for everybody else. It always asks
+// three, in the order of the owners.
+func TestLookupAsksOwners(t *testing.T) {
+	for _, v := range ringtest.Vectors(t, "../../control/testdata/place.txt") {
+		w := newWorld(t, Config{Warmup: -1})
+		for i, m := range v.Members {
+			w.step(EvOpen{Stream: Stream(i + 1), Hello: hello(m.Name, m.Zone, trackerpb.Role_ROLE_ORIGIN)})
+		}
+		w.step(EvOpen{Stream: 100, Hello: hello("node", "a", trackerpb.Role_ROLE_AGENT)}) // agents own nothing
+		id, err := piece.ParseID(v.Digest, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.step(EvBatch{Stream: 100, Batch: &trackerpb.FromAgent{
+			Wants: []*trackerpb.Want{{Blob: trackerpb.FromID(id), Waiting: true, Grant: true}},
+		}})
+		var asked []string
+		for _, a := range w.m.find(id).a.look.asked {
+			asked = append(asked, a.hello.Node)
+		}
+		if n := min(maxAsked, len(v.Members)); len(asked) != n || !slices.Equal(asked[:min(n, v.N)], v.Owners) {
+			t.Errorf("%d of %v for %s: asked %s, want %s", v.N, v.Members, v.Digest, asked, v.Owners)
+		}
 	}
 }
 
