@@ -10,6 +10,7 @@ import (
 	"cuelabs.dev/go/oci/ociregistry"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
 )
@@ -108,7 +109,8 @@ type caller struct {
 	all      bool     // may do everything
 	rules    []rule
 	remote   string
-	hasRange bool // the request has a Content-Range
+	hasRange bool          // the request has a Content-Range
+	expects  digest.Digest // what an upload that the request begins is likely to become; "": not known
 }
 
 type callerKey struct{}

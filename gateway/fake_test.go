@@ -25,6 +25,7 @@ type fakeOrigin struct {
 	err     error  // of everything
 	opens   int
 	started int
+	hints   []digest.Digest // of uploads that were begun
 }
 
 func newFakeOrigin() *fakeOrigin {
@@ -47,7 +48,7 @@ func (o *fakeOrigin) Open(_ context.Context, ref origin.Ref, off, n int64) (io.R
 	return io.NopCloser(bytes.NewReader(b[off:min(off+n, int64(len(b)))])), origin.Info{Size: int64(len(b))}, nil
 }
 
-func (o *fakeOrigin) StartUpload(_ context.Context, namespace string, _ digest.Digest) (string, error) {
+func (o *fakeOrigin) StartUpload(_ context.Context, namespace string, d digest.Digest) (string, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.err != nil {
@@ -57,6 +58,7 @@ func (o *fakeOrigin) StartUpload(_ context.Context, namespace string, _ digest.D
 		return "", fmt.Errorf("no backend takes namespace %q: %w", namespace, errdefs.ErrFailedPrecondition)
 	}
 	o.started++
+	o.hints = append(o.hints, d)
 	id := fmt.Sprintf("upload-%d", o.started)
 	o.uploads[id] = []byte{}
 	return id, nil

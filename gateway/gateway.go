@@ -160,15 +160,20 @@ func (g *Gateway) suffixRange(r *http.Request) error {
 }
 
 // mountOrUpload turns a mount of what cannot be mounted into an upload, as the
-// distribution spec wants it ("Mounting a blob from another repository").
+// distribution spec wants it ("Mounting a blob from another repository"). What is
+// uploaded then is most likely the blob that was to be mounted.
 func (g *Gateway) mountOrUpload(r *http.Request) {
 	q := r.URL.Query()
 	if q.Get("mount") == "" {
 		return
 	}
 	to := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/uploads/")
-	_, err := g.store.mountable(r.Context(), q.Get("from"), to, digest.Digest(q.Get("mount")))
+	d := digest.Digest(q.Get("mount"))
+	_, err := g.store.mountable(r.Context(), q.Get("from"), to, d)
 	if q.Get("from") == "" || err != nil {
+		if index.CheckDigest(d) == nil {
+			callerOf(r.Context()).expects = d
+		}
 		u := *r.URL
 		u.RawQuery = ""
 		r.URL = &u

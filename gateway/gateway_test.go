@@ -292,6 +292,36 @@ func TestUploads(t *testing.T) {
 	}
 }
 
+// An upload is begun where its blob belongs, if the request that begins it says which one that is.
+func TestUploadsBeginWhereTheyBelong(t *testing.T) {
+	g := newGateway(t, nil)
+	d, m := digest.FromString("content"), digest.FromString("manifest")
+	const begin = "/v2/team/app/blobs/uploads/"
+	for _, tt := range []struct {
+		what, path, body string
+		status           int
+		want             digest.Digest
+	}{
+		{"an upload", begin, "", 202, ""},
+		{"an upload in one request", begin + "?digest=" + d.String(), "content", 201, d},
+		{"a mount of what is not there", begin + "?mount=" + m.String() + "&from=team/other", "", 202, m},
+		{"a mount from nowhere", begin + "?mount=" + m.String(), "", 202, m},
+		{"a mount of nonsense", begin + "?mount=sha256:xyz&from=team/other", "", 202, ""},
+	} {
+		g.origin.hints = nil
+		resp, _ := g.do("alice", "POST", tt.path, tt.body)
+		if resp.StatusCode != tt.status || len(g.origin.hints) != 1 || g.origin.hints[0] != tt.want {
+			t.Errorf("%s: %s, begun for %q, want %q", tt.what, resp.Status, g.origin.hints, tt.want)
+		}
+	}
+	g.origin.hints = nil
+	raw := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`
+	resp, _ := g.do("alice", "PUT", "/v2/team/app/manifests/latest", raw, "Content-Type", "application/vnd.oci.image.index.v1+json")
+	if want := digest.FromString(raw); resp.StatusCode != 201 || len(g.origin.hints) != 1 || g.origin.hints[0] != want {
+		t.Errorf("a manifest: %s, begun for %q, want %q", resp.Status, g.origin.hints, want)
+	}
+}
+
 func TestUnavailable(t *testing.T) {
 	g := newGateway(t, nil)
 	d := g.blob("team/app", "x")

@@ -143,14 +143,16 @@ func (s *store) PushBlobChunked(ctx context.Context, repo string, _ int) (ocireg
 	if err := allow(ctx, Push, repo); err != nil {
 		return nil, err
 	}
-	w, err := s.start(ctx, repo, "")
+	w, err := s.start(ctx, repo, callerOf(ctx).expects)
 	if err != nil {
 		return nil, err
 	}
 	return w, nil
 }
 
-// start begins an upload of a blob; d is "" if nobody has said yet which one it is.
+// start begins an upload of a blob; d is "" if nobody has said yet which one it is. The API has
+// no way to say so but for a POST with all of the blob, and a mount; most clients send the
+// digest with the PUT that ends the upload, and some do not know it earlier.
 func (s *store) start(ctx context.Context, repo string, d digest.Digest) (*writer, error) {
 	id, err := s.origin.StartUpload(ctx, repo, d)
 	if errdefs.IsFailedPrecondition(err) { // no storage takes this namespace
