@@ -54,6 +54,7 @@ func (s *server) handler() http.Handler {
 		mux.Handle(pattern, a.wrap(roles, f))
 	}
 	handle("GET "+origin.PathBlobs+"/{digest}", readers, a.getBlob) // HEAD, too
+	handle("GET "+origin.PathBlobs+"/{digest}"+origin.SumsOf, readers, a.getSums)
 	handle("DELETE "+origin.PathBlobs+"/{digest}", writers, a.deleteBlob)
 	handle("POST "+origin.PathUploads, writers, a.startUpload)
 	handle("GET "+origin.PathUploads+"/{id}", writers, a.getUpload) // HEAD, too
@@ -290,7 +291,7 @@ func (a *api) sendBlob(w http.ResponseWriter, r *http.Request, ref origin.Ref) e
 	case off-a.s.cold.prefix(at.id) > farAhead && n <= farBytes:
 		body, _, err := at.place.backend.Open(ctx, at.place.key, off, n)
 		if err != nil {
-			return fmt.Errorf("backend %s: %w: %w", at.place.name, err, errdefs.ErrUnavailable)
+			return fmt.Errorf("%s: %w: %w", at.place.source(), err, errdefs.ErrUnavailable)
 		}
 		defer body.Close()
 		begin()

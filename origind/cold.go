@@ -30,6 +30,7 @@ type coldReads struct {
 
 	mu sync.Mutex
 	m  map[piece.ID]*coldRead
+	n  int // those of m that read a backend
 }
 
 // badObjects is told what is wrong with backends' objects: a finder, for cold reads.
@@ -54,6 +55,8 @@ type offers interface {
 // coldRead is one of them.
 type coldRead struct {
 	place
+	from   *donors                                      // that it is read from, instead of a backend; or nil
+	whole  func(ctx context.Context, c *coldRead) error // what to do when all of it is here
 	cancel context.CancelCauseFunc
 	opened chan struct{} // closed when the backend delivers, or it is known that it does not
 	done   chan struct{} // closed at the end; err is set then
@@ -96,7 +99,7 @@ func (cs *coldReads) join(ctx context.Context, at place) (c *coldRead, release f
 	case <-c.opened:
 	case <-ctx.Done():
 		release()
-		return nil, nil, fmt.Errorf("waiting for %s from backend %s: %w", at.id, at.name, ctx.Err())
+		return nil, nil, fmt.Errorf("waiting for %s from %s: %w", at.id, c.source(), ctx.Err())
 	}
 	if !c.delivers {
 		release()
@@ -120,20 +123,27 @@ func (cs *coldReads) enter(at place, d time.Duration) (*coldRead, error) {
 	defer cs.mu.Unlock()
 	c := cs.m[at.id]
 	if c == nil {
-		if len(cs.m) >= cs.cfg.Max {
-			return nil, fmt.Errorf("%d blobs are being read from backends already (cold.max): %w", len(cs.m), errdefs.ErrUnavailable)
+		if cs.n >= cs.cfg.Max {
+			return nil, fmt.Errorf("%d blobs are being read from backends already (cold.max): %w", cs.n, errdefs.ErrUnavailable)
 		}
-		c = &coldRead{place: at, opened: make(chan struct{}), done: make(chan struct{}), refs: 1}
-		ctx, cancel := context.WithCancelCause(cs.tasks.ctx)
-		c.cancel = cancel
-		cs.m[at.id] = c
-		cs.tasks.run(func(context.Context) { cs.run(ctx, c) })
+		cs.n++
+		c = cs.begin(&coldRead{place: at, whole: cs.complete})
 	}
 	c.refs++
 	if until := time.Now().Add(d); until.After(c.last) {
 		c.last = until
 	}
 	return c, nil
+}
+
+// begin begins to read a blob. cs.mu is held.
+func (cs *coldReads) begin(c *coldRead) *coldRead {
+	c.opened, c.done, c.refs = make(chan struct{}), make(chan struct{}), 1
+	ctx, cancel := context.WithCancelCause(cs.tasks.ctx)
+	c.cancel = cancel
+	cs.m[c.id] = c
+	cs.tasks.run(func(context.Context) { cs.run(ctx, c) })
+	return c
 }
 
 // leave gives a reference up.
@@ -219,10 +229,11 @@ func (cs *coldReads) prefix(id piece.ID) int64 {
 	return 0
 }
 
+// count returns how many blobs are being read from backends.
 func (cs *coldReads) count() int {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	return len(cs.m)
+	return cs.n
 }
 
 // run reads a blob until it is complete, hopeless, or unwanted.
@@ -240,20 +251,23 @@ func (cs *coldReads) run(ctx context.Context, c *coldRead) {
 	c.ending = true
 	cs.mu.Unlock()
 	if err == nil {
-		err = cs.complete(ctx, c)
+		err = c.whole(ctx, c)
 	}
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		err = fmt.Errorf("reading %s from backend %s: %w", c.key, c.name, err)
+		err = fmt.Errorf("reading %s from %s: %w", c.key, c.source(), err)
 		if !errors.Is(err, errAbandoned) && ctx.Err() == nil {
-			log.G(ctx).WithError(err).WithField("digest", c.id.Digest()).Warn("cannot read a blob from its backend")
+			log.G(ctx).WithError(err).WithField("digest", c.id.Digest()).Warn("cannot read a blob")
 		}
 		cs.peers.gone(c.id)
 	}
 	cs.mu.Lock()
 	delete(cs.m, c.id)
+	if c.from == nil {
+		cs.n--
+	}
 	cs.mu.Unlock()
 	if err == nil {
 		cs.peers.arrived(c.id)
@@ -324,12 +338,21 @@ func (cs *coldReads) fetch(ctx context.Context, c *coldRead) error {
 	pause := backoff.ExponentialBackOff{InitialInterval: coldPauseMin, MaxInterval: coldPauseMax, Multiplier: 2, RandomizationFactor: 0.5}
 	for {
 		from := blob.Prefix()
-		err := cs.attempt(ctx, c)
+		at, err := cs.attempt(ctx, c)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
 		back, theirs := errors.AsType[*backendError](err)
 		switch {
+		case errors.Is(err, piece.ErrMismatch) && c.from != nil:
+			prefix := blob.Prefix()
+			if !c.from.blame(at, prefix) {
+				return fmt.Errorf("nobody has the right bytes: %w: %w", err, errdefs.ErrUnavailable)
+			}
+			if prefix+c.id.Length() <= at { // more is gone than the piece: the last one did not end at the digest
+				cs.offerAnew(ctx, c)
+			}
+			continue
 		case errors.Is(err, piece.ErrMismatch) && from > 0 && !again:
 			again = true // perhaps it was what an earlier read, or the disk, made of it
 			continue
@@ -373,11 +396,20 @@ const (
 	chunks = 8
 )
 
-// attempt reads the rest of the blob once.
-func (cs *coldReads) attempt(ctx context.Context, c *coldRead) error {
+// offerAnew tells peers what is left of a blob after some of it turned out to be wrong.
+func (cs *coldReads) offerAnew(ctx context.Context, c *coldRead) {
+	cs.peers.gone(c.id)
+	cs.peers.arriving(ctx, c.id)
+}
+
+// attempt reads the rest of the blob once. It returns how far it came.
+func (cs *coldReads) attempt(ctx context.Context, c *coldRead) (at int64, err error) {
+	if c.from != nil && c.from.adopt(ctx, c.blob) {
+		cs.offerAnew(ctx, c)
+	}
 	a, err := c.blob.Append(ctx, c.blob.Prefix())
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer a.Close()
 	ctx, cancel := context.WithCancel(ctx)
@@ -385,28 +417,32 @@ func (cs *coldReads) attempt(ctx context.Context, c *coldRead) error {
 	if a.Offset() < c.id.Size {
 		r, info, err := c.backend.Open(ctx, c.key, a.Offset(), -1)
 		if err != nil {
-			return &backendError{err}
+			return a.Offset(), &backendError{err}
 		}
-		cs.metrics.opened()
+		got := func(int) {} // donors count by themselves
+		if c.from == nil {
+			cs.metrics.opened()
+			got = cs.metrics.read
+		}
 		if info.Size >= 0 && info.Size != c.id.Size {
 			r.Close()
-			return fmt.Errorf("it has %d bytes: %w", info.Size, piece.ErrMismatch)
+			return a.Offset(), fmt.Errorf("it has %d bytes: %w", info.Size, piece.ErrMismatch)
 		}
 		c.open(true)
 		size := min(chunk, c.id.Size-a.Offset()+1) // one more, to see its end
-		if err := cs.pump(ctx, cancel, a, r, size); err != nil {
-			return err
+		if err := pump(ctx, cancel, a, r, size, got); err != nil {
+			return a.Offset(), err
 		}
 	}
 	if a.Offset() < c.id.Size {
-		return &backendError{fmt.Errorf("it ended at byte %d of %d: %w", a.Offset(), c.id.Size, io.ErrUnexpectedEOF)}
+		return a.Offset(), &backendError{fmt.Errorf("it ended at byte %d of %d: %w", a.Offset(), c.id.Size, io.ErrUnexpectedEOF)}
 	}
-	return a.Finish(ctx)
+	return a.Offset(), a.Finish(ctx)
 }
 
 // pump copies r to a, in chunks of at most size; another goroutine reads ahead, which has ended, and r is
-// closed, when pump returns.
-func (cs *coldReads) pump(ctx context.Context, cancel func(), a io.Writer, r io.ReadCloser, size int64) error {
+// closed, when pump returns. got is told how many bytes have come.
+func pump(ctx context.Context, cancel func(), a io.Writer, r io.ReadCloser, size int64, got func(int)) error {
 	full, empty := make(chan []byte, chunks), make(chan []byte, chunks)
 	for range chunks {
 		empty <- nil // made when it is needed: most blobs are small
@@ -434,7 +470,7 @@ func (cs *coldReads) pump(ctx context.Context, cancel func(), a io.Writer, r io.
 	var werr error
 	for buf := range full {
 		if werr == nil {
-			cs.metrics.read(len(buf))
+			got(len(buf))
 			if _, werr = a.Write(buf); werr != nil {
 				cancel()
 			}
@@ -450,7 +486,7 @@ func (cs *coldReads) pump(ctx context.Context, cancel func(), a io.Writer, r io.
 	return nil
 }
 
-// complete makes a blob that is whole visible.
+// complete makes a blob that was read from a backend visible.
 func (cs *coldReads) complete(ctx context.Context, c *coldRead) error {
 	d := digest.Digest(c.id.Digest())
 	unlock := cs.blobs.records.lock(d)
@@ -477,6 +513,17 @@ func (cs *coldReads) complete(ctx context.Context, c *coldRead) error {
 		if err := cs.blobs.store.Pin(d); err != nil {
 			return err
 		}
+	}
+	return cs.announce(ctx, c)
+}
+
+// announce tells peers and trackers that a blob is whole.
+func (cs *coldReads) announce(_ context.Context, c *coldRead) error {
+	cs.mu.Lock()
+	deleted := c.deleted
+	cs.mu.Unlock()
+	if deleted {
+		return errDeleted
 	}
 	var hash *[32]byte
 	if sums, proven := c.blob.Sums(); proven {

@@ -14,6 +14,7 @@
 //	homes.go     the backends where blobs live
 //	find.go      look-ups of what is not here, in records and backends
 //	cold.go      cut-through: one backend read, many readers
+//	take.go      copies from other members; donors.go: whom they come from; sums.go: what they are verified by
 //	queue.go     what is to be written when, in a queue that survives restarts
 //	write.go     writing a blob to its backend
 //	seed.go      what is offered to the swarm and announced to the trackers

@@ -26,6 +26,14 @@ type place struct {
 	namespace string // that it was asked for as; may be empty
 }
 
+// source names where it is, for messages.
+func (p place) source() string {
+	if p.name == "" { // it is at members, not in a backend
+		return p.backend.Name()
+	}
+	return "backend " + p.name
+}
+
 func (p place) home() home { return home{Backend: p.name, Key: p.key, Written: true} }
 
 // finder finds blobs that are not here: by their record, or by asking backends.

@@ -81,5 +81,5 @@ func (l *locator) locate(ctx context.Context, ref origin.Ref) (located, error) {
 			return located{}, err
 		}
 	}
-	return located{at.id, origin.Info{Size: at.id.Size, Durable: true}, &at}, nil
+	return located{at.id, origin.Info{Size: at.id.Size, Durable: at.name != ""}, &at}, nil
 }

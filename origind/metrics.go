@@ -23,6 +23,8 @@ type metrics struct {
 	writes     prometheus.Counter
 	writeBytes prometheus.Counter
 	writeTime  prometheus.Histogram
+
+	repairBytes prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -46,6 +48,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Buckets: []float64{.01, .05, .1, .5, 1, 5, 10, 60, 300, 1800},
 		}),
 	}
+	m.repairBytes = counter("ring_repair_bytes_total", "Bytes read from other members of the ring, to have copies or to heal pieces.")
+	m.reg.MustRegister(m.repairBytes)
 	m.reg.MustRegister(m.requests, m.pushes, m.pushBytes, m.inBytes, m.reads, m.readBytes, m.writes, m.writeBytes, m.writeTime)
 	return m
 }
@@ -70,6 +74,8 @@ func (m *metrics) pushed(n int64) {
 func (m *metrics) received(n int64) { m.inBytes.Add(float64(n)) }
 func (m *metrics) opened()          { m.reads.Inc() }
 func (m *metrics) read(n int)       { m.readBytes.Add(float64(n)) }
+
+func (m *metrics) repaired(n int) { m.repairBytes.Add(float64(n)) }
 
 func (m *metrics) wrote(n int64, took time.Duration) {
 	m.writes.Inc()

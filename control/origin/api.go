@@ -16,6 +16,8 @@ import (
 const (
 	PathBlobs   = "/v1/blobs"
 	PathUploads = "/v1/uploads"
+	// SumsOf follows a blob's path: its sums.
+	SumsOf = "/sums"
 )
 
 // Query parameters.
@@ -26,6 +28,8 @@ const (
 	ParamID        = "id"      // of an upload that another member leads
 	ParamFrom      = "from"    // that member
 	ParamReplica   = "replica" // the term by which it leads
+	ParamHop       = "hop"     // "1": a member asks, which is to be sent to no other
+	ParamSize      = "size"    // of a blob, in bytes
 )
 
 // Headers of answers.

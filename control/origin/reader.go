@@ -21,8 +21,10 @@ type reader struct {
 	c       *Client
 	ctx     context.Context
 	ref     Ref
-	off, n  int64 // what is still to be read; negative n: not known yet
-	size    int64 // of the blob, once known
+	path    string // of the request; "": blobPath
+	once    bool   // it does not go on after a failure
+	off, n  int64  // what is still to be read; negative n: not known yet
+	size    int64  // of the blob, once known
 	o       *httpclient.Server
 	body    io.ReadCloser // nil: to be opened
 	resumes int
@@ -56,7 +58,11 @@ func (r *reader) ask(o *httpclient.Server) (info Info, err error) {
 	if r.off == 0 && r.n < 0 {
 		header = nil // the whole blob; an empty one has no range
 	}
-	resp, err := r.c.send(stall.Context(), o, &httpclient.Request{Method: "GET", Path: blobPath(r.ref), Header: header})
+	path := r.path
+	if path == "" {
+		path = blobPath(r.ref)
+	}
+	resp, err := r.c.send(stall.Context(), o, &httpclient.Request{Method: "GET", Path: path, Header: header})
 	if errdefs.IsOutOfRange(err) && resp != nil {
 		// At its very end there is nothing, which is no error.
 		info, ierr := r.c.readInfo(o, resp)
@@ -136,7 +142,7 @@ func (r *reader) Read(p []byte) (int, error) {
 			err = io.ErrUnexpectedEOF
 		}
 		r.o.Failed()
-		if r.resumes++; r.resumes > maxResumes {
+		if r.resumes++; r.once || r.resumes > maxResumes {
 			r.err = fmt.Errorf("origin %s: reading %s at %d: %w: %w", r.o.Base, r.ref, r.off, err, errdefs.ErrUnavailable)
 			return 0, r.err
 		}
