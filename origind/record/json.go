@@ -154,6 +154,23 @@ func elements(b []byte, open json.Delim, most int, f func(dec *json.Decoder) err
 	return nil
 }
 
+// Fits reports whether a record that was merged of valid ones has not too many homes, and few enough bytes that all
+// namespaces can be removed yet.
+func (r *Record) Fits() bool {
+	n := len(r.Removed)
+	for _, h := range r.Homes {
+		n += len(h.Namespaces)
+	}
+	if len(r.Homes) > MaxHomes || n <= MaxNamespaces { // nearly always
+		return len(r.Homes) <= MaxHomes
+	}
+	b, err := r.JSON()
+	return err == nil && len(b)+(MaxNamespaces-len(r.Removed))*maxRemoval <= MaxRecord
+}
+
+// maxRemoval is what a namespace and its stamp take as JSON: each byte of the name at most two.
+const maxRemoval = 2*origin.MaxNamespace + 25
+
 // Check reports what is wrong with a record, as errdefs.ErrInvalidArgument, or as errdefs.ErrResourceExhausted if
 // it has too many homes: a merge of two that are valid may have.
 func (r *Record) Check() error {
@@ -172,7 +189,7 @@ func (r *Record) check() error {
 	if err := origin.CheckDigest(r.Digest); err != nil {
 		return err
 	}
-	if r.Size < 0 || r.Size > origin.MaxSize || r.Size == 0 && len(r.Homes) > 0 {
+	if r.Size < 0 || r.Size > origin.MaxSize || r.Size == 0 && r.Live() {
 		return fmt.Errorf("a size of %d bytes", r.Size)
 	}
 	if err := checkStamps(r.Removed, MaxStamp); err != nil {
@@ -196,23 +213,45 @@ func (r *Record) check() error {
 }
 
 func (h *Home) check() error {
-	for _, name := range []string{h.Backend, h.By} {
-		if name == "" || len(name) > MaxName || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
-			return fmt.Errorf("%q is no name of a backend or a member", shorten(name))
-		}
+	by := checkName(h.By)
+	if h.By == "" && h.Since == V1 {
+		by = nil
 	}
-	if !h.Kept() {
-		if err := fetcher.CheckKey(h.Key); err != nil {
-			return err
-		}
-		if !utf8.ValidString(h.Key) {
-			return errors.New("its key is no UTF-8")
-		}
+	if err := errors.Join(by, h.Place.check()); err != nil {
+		return err
 	}
 	if h.Since == 0 || max(h.Since, h.Written) > MaxStamp || h.More > h.Since {
 		return fmt.Errorf("stamps that cannot be: since %d, more %d, written %d", h.Since, h.More, h.Written)
 	}
 	return checkStamps(h.Namespaces, h.Since)
+}
+
+// Check reports what is wrong with a place, as errdefs.ErrInvalidArgument.
+func (p Place) Check() error {
+	if err := p.check(); err != nil {
+		return fmt.Errorf("backend %s, key %s: %w: %w", shorten(p.Backend), shorten(p.Key), err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func (p Place) check() error {
+	if err := checkName(p.Backend); err != nil || p.Kept() {
+		return err
+	}
+	if err := fetcher.CheckKey(p.Key); err != nil {
+		return err
+	}
+	if !utf8.ValidString(p.Key) {
+		return errors.New("its key is no UTF-8")
+	}
+	return nil
+}
+
+func checkName(name string) error {
+	if name == "" || len(name) > MaxName || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
+		return fmt.Errorf("%q is no name of a backend or a member", shorten(name))
+	}
+	return nil
 }
 
 func checkStamps(m Stamps, most Stamp) error {

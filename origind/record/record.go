@@ -13,7 +13,7 @@ import (
 // their stamps; at equal stamps it is removed. The zero stamp is never in a map.
 type Record struct {
 	Digest digest.Digest
-	// Size is in bytes. Zero: it is not known here, which a record without homes may say.
+	// Size is in bytes. Zero: it is not known here, which a record may say of a blob that lives nowhere.
 	Size int64
 	// Removed is when the blob was last removed from a namespace; from "": from all. It is the record's and not
 	// a home's, because whoever removes may not know all homes.
@@ -28,7 +28,7 @@ type Stamps map[string]Stamp
 // Home is one place where the blob lives, or lived.
 type Home struct {
 	Place
-	By    string // the member that took the last push; of two at one time, the later name
+	By    string // the member that took the last push; of two at one time, the later name; "" at V1: nobody knows of a push
 	Since Stamp  // when that was
 	// Namespaces is when the blob was last pushed to each, also to those that it was removed from later. "" is no namespace at
 	// all: a record of format 1 may say so.

@@ -122,13 +122,17 @@ func (r *Ring) keep(rec *record.Record, l Local) {
 	r.enter(rec)
 }
 
-// merge has o be known here, too, and returns what is known then.
+// merge has o be known here, too, and returns what is known then. What is too much for a record is not taken in:
+// whoever says it is not confirmed.
 func (r *Ring) merge(l Local, o *record.Record) *record.Record {
 	if o == nil {
 		return l.Record
 	}
 	l = r.local(o.Digest, l)
 	rec := record.Merge(l.Record, o)
+	if !rec.Fits() {
+		return l.Record
+	}
 	r.clock.See(r.wall, rec.Latest())
 	if l.Record != nil && record.Equal(rec, l.Record) {
 		return l.Record

@@ -69,7 +69,9 @@ func (r *Ring) condemn(e record.Deletion, at record.Place, l Local) (seq uint64,
 	}
 	l = r.local(e.Digest, l)
 	if l.Record.Home(at) == nil {
-		l.Record = r.merge(l, record.Pushed(e.Digest, 0, at, e.Namespace, "", record.V1))
+		// Removed at once: what lives has a size.
+		l.Record = r.merge(l, record.Merge(record.Pushed(e.Digest, 0, at, e.Namespace, "", record.V1),
+			record.Removed(e.Digest, e.Namespace, e.Stamp)))
 	}
 	seq, rec = r.apply(e, l)
 	l = r.local(e.Digest, l)

@@ -21,6 +21,7 @@
 //	put.go      pushes and their copies; delete.go, log.go: removals and the deletion log
 //	backend.go  who writes, and when a blob is unpinned because a backend has it; erase.go: removals there
 //	lookup.go   reads; whole.go: the proof that each blob has its copies
+//	wire.go     asks and answers as JSON
 //
 // # Members
 //

@@ -184,6 +184,8 @@ func (r *Ring) addLost(l Lost) {
 		return cmp.Or(strings.Compare(a.Name, b.Name), cmp.Compare(a.Incarnation, b.Incarnation))
 	})
 	switch {
+	case !ok && len(r.lost) == maxLost:
+		return // there are more than enough for nothing to be said to be nowhere
 	case !ok:
 		r.lost = slices.Insert(r.lost, i, l)
 	default:

@@ -65,7 +65,7 @@ type Deleted struct {
 // LogPage answers ReadLog. Whoever sends it reads the file.
 type LogPage struct {
 	First   uint64 // the number of the first entry that is still there; of the next one if there is none
-	Next    uint64 // where to go on
+	Next    uint64 // where to go on: the number of the last of Entries; without any, that before First at least
 	Entries []record.Deletion
 }
 

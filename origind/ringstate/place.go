@@ -151,7 +151,7 @@ func (r *Ring) send(g *giving) {
 			return
 		}
 		switch {
-		case c != nil && c.Code == CodePinned:
+		case c != nil && c.Code == CodePinned && c.Record != nil:
 			r.confirm(g.digest, g.to, c, epoch, local[0])
 		case c != nil && c.Code == CodeWritten:
 			r.backendHas(g.digest, g.to)
@@ -221,6 +221,9 @@ func (r *Ring) replica(q *Replica, l Local) *Replied {
 		delete(r.stated, q.Digest)
 	}
 	rec := record.Merge(l.Record, q.Record)
+	if !rec.Fits() {
+		return &Replied{Code: CodeFull}
+	}
 	r.clock.See(r.wall, rec.Latest())
 	if !rec.Live() {
 		return &Replied{Code: CodeRemoved, Record: r.merge(l, q.Record)}
@@ -246,7 +249,9 @@ func (r *Ring) replica(q *Replica, l Local) *Replied {
 func (r *Ring) fetch(q *Replica, rec *record.Record) *Replied {
 	t := r.takes[q.Digest]
 	if t != nil {
-		t.record = record.Merge(t.record, rec)
+		if both := record.Merge(t.record, rec); both.Fits() {
+			t.record = both
+		}
 		return &Replied{Code: CodeTaking}
 	}
 	limit := r.cfg.Parallel
@@ -274,6 +279,9 @@ func (r *Ring) taken(ev *EvTaken) {
 	}
 	l := r.local(ev.Digest, ev.Local)
 	rec := record.Merge(l.Record, t.record)
+	if !rec.Fits() {
+		return
+	}
 	if !rec.Live() {
 		r.merge(l, t.record)
 		return

@@ -48,6 +48,10 @@ func (r *Ring) push(p *put, size int64, l Local) {
 	}
 	l.Have = true
 	rec := record.Merge(l.Record, record.Pushed(p.digest, size, p.place, p.namespace, r.cfg.Name, p.stamp))
+	if !rec.Fits() {
+		r.endPut(p, ActDone{ID: p.id, Why: "it has too many homes, or is in too many namespaces: delete it from some"})
+		return
+	}
 	delete(r.stated, p.digest)
 	r.keep(rec, l)
 	r.askCopies(p)

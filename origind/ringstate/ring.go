@@ -64,6 +64,7 @@ type asked struct {
 	to     *member
 	inc    uint64 // of to, at that time
 	sent   int64
+	about  []digest.Digest
 	answer func(Answer, []Local) // nil: there is none
 }
 
@@ -214,7 +215,7 @@ func (r *Ring) do(a Action) { r.actions = append(r.actions, a) }
 // ask asks a member; f gets the answer, or nil.
 func (r *Ring) ask(to *member, q Ask, f func(Answer, []Local)) {
 	r.nextID++
-	a := &asked{r.nextID, to, to.inc, r.now, f}
+	a := &asked{r.nextID, to, to.inc, r.now, q.Digests(), f}
 	r.asks[a.id] = a
 	r.askOrder = append(r.askOrder, a)
 	r.do(ActAsk{to.name, a.id, q})
@@ -233,6 +234,12 @@ func (r *Ring) answered(ev *EvAnswered) {
 	if r.hear(a.to.name, ev.Incarnation) == nil || a.inc != 0 && a.inc != a.to.inc {
 		a.answer(nil, nil) // the disk that was asked is not the one that answers
 		return
+	}
+	for _, d := range ev.Answer.Digests() {
+		if len(a.about) > 0 && d != a.about[0] {
+			a.answer(nil, nil) // it is about another blob
+			return
+		}
 	}
 	r.seen()
 	a.answer(ev.Answer, ev.Local)
