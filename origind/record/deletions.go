@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"sort"
@@ -119,22 +118,26 @@ func (d *Deletions) Bounds() (first, last uint64) {
 	return d.first, d.head
 }
 
-// Append appends an entry, durably, and returns its number. An entry that was told by another member is appended only if it was not known
-// here: otherwise two members would tell each other for ever.
-func (d *Deletions) Append(e Deletion) (number uint64, err error) {
-	if err := e.Check(); err != nil {
-		return 0, err
+// Append appends entries, durably and with one sync, and returns the number of the last of them; the others have those before it. After
+// an error none is there; at the next start some may be, the first ones first. An entry that was told by another member is appended only
+// if it was not known here: otherwise two members would tell each other for ever.
+func (d *Deletions) Append(entries ...Deletion) (last uint64, err error) {
+	all := make([]appended, len(entries))
+	for i, e := range entries {
+		if err := e.Check(); err != nil {
+			return 0, err
+		}
+		all[i] = appended{e.pack(), func(n uint64, at int64) {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.note(n, at)
+			d.head, last = n, n
+		}}
 	}
-	err = d.j.append(e.pack(), func(n uint64, at int64) {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		d.note(n, at)
-		d.head, number = n, n
-	})
-	if err != nil {
-		return 0, fmt.Errorf("noting that %s was deleted: %w", e.Digest, err)
+	if err := d.j.append(all...); err != nil {
+		return 0, fmt.Errorf("noting that %s was deleted: %w", entries[0].Digest, err)
 	}
-	return number, nil
+	return last, nil
 }
 
 // Read returns at most most of the durable entries after a number, in order, and the number of the last of them. Entries that
@@ -198,34 +201,33 @@ func (d *Deletions) read(after uint64, each func(number uint64, at int64, e Dele
 	return nil
 }
 
-// Retire forgets the first entries, as long as they are older than a stamp and not beyond the number up to which every listed member has
-// read this log. It returns the number of the first entry that is left.
-func (d *Deletions) Retire(before Stamp, read uint64) (first uint64, err error) {
+// Retire forgets the entries before a number; all, at most. Those that are forgotten may be there again at the next start.
+func (d *Deletions) Retire(before uint64) error {
 	d.j.turn <- struct{}{}
 	defer func() { <-d.j.turn }()
-	first, _ = d.Bounds()
+	first, last := d.Bounds()
+	if before <= first {
+		return nil
+	}
+	first = min(before, last+1)
 	keep := d.j.size // where the first entry that is left begins
-	err = d.read(first-1, func(number uint64, at int64, e Deletion) bool {
-		if e.Stamp >= before || number > read {
-			keep = at
-			return false
-		}
-		first = number + 1
-		return true
+	err := d.read(first-1, func(_ uint64, at int64, _ Deletion) bool {
+		keep = at
+		return false
 	})
+	if err == nil {
+		d.mu.Lock()
+		d.first = first
+		d.mu.Unlock()
+		if keep-headSize < max(hintEvery, d.j.size/2) {
+			return nil // later, with more
+		}
+		err = d.rewrite(first, keep)
+	}
 	if err != nil {
-		return first, err
+		return fmt.Errorf("retiring entries of the deletion log: %w", err)
 	}
-	d.mu.Lock()
-	d.first = first
-	d.mu.Unlock()
-	if keep-headSize < max(hintEvery, d.j.size/2) {
-		return first, nil // later, with more
-	}
-	if err := d.rewrite(first, keep); err != nil {
-		return first, fmt.Errorf("retiring entries of the deletion log: %w", err)
-	}
-	return first, nil
+	return nil
 }
 
 // rewrite makes the log a file that begins with the entry first, which is at a place in the one that is there. It has the turn.
@@ -274,30 +276,4 @@ func (d *Deletions) rewrite(first uint64, at int64) error {
 func (d *Deletions) Close() error {
 	d.closed.Store(true)
 	return d.j.close()
-}
-
-// Positions say how far a log was read, by member.
-type Positions map[string]Position
-
-// Position is a place in one log.
-type Position struct {
-	Log    uint64 `json:"log"` // Deletions.ID
-	Number uint64 `json:"number"`
-}
-
-// After returns the number after which a member's log is to be read on: none of it was read if it is another log than the one that was.
-func (p Positions) After(member string, log uint64) uint64 {
-	if at := p[member]; at.Log == log {
-		return at.Number
-	}
-	return 0
-}
-
-// All returns the number up to which all members have read a log; the largest there is if there are no members.
-func (p Positions) All(members []string, log uint64) (read uint64) {
-	read = math.MaxUint64
-	for _, m := range members {
-		read = min(read, p.After(m, log))
-	}
-	return read
 }

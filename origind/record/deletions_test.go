@@ -100,17 +100,12 @@ func TestDeletions(t *testing.T) {
 			t.Errorf("%+v: %v", e, err)
 		}
 	}
-	for _, tt := range []struct {
-		before Stamp
-		read   uint64
-		first  uint64
-	}{
-		{0, 900, 1}, {1e6, 0, 1}, // young, or not read
-		{101, 900, 11}, {1e6, 20, 21}, // too few for a new file
-		{6001, 900, 601}, {7001, 650, 651}, {1e6, 700, 701}, {0, 0, 701},
+	for _, tt := range []struct{ before, first uint64 }{
+		{0, 1}, {1, 1}, {11, 11}, {21, 21}, // too few for a new file
+		{601, 601}, {651, 651}, {701, 701}, {5, 701},
 	} {
-		if first, err := d.Retire(tt.before, tt.read); err != nil || first != tt.first {
-			t.Errorf("before %d, read up to %d: %d is the first: %v", tt.before, tt.read, first, err)
+		if err := d.Retire(tt.before); err != nil {
+			t.Errorf("before %d: %v", tt.before, err)
 		}
 		checkDeletions(t, d, tt.first, 900)
 	}
@@ -130,9 +125,10 @@ func TestDeletions(t *testing.T) {
 		t.Errorf("opened again: from %d", first)
 	}
 	checkDeletions(t, d, 601, 910)
-	if first, err := d.Retire(1e6, 910); err != nil || first != 911 {
-		t.Errorf("all were retired: %d is the first: %v", first, err)
+	if err := d.Retire(2000); err != nil {
+		t.Errorf("all are retired: %v", err)
 	}
+	checkDeletions(t, d, 911, 910)
 	appendDeletions(t, d, 911, 911)
 	checkDeletions(t, d, 911, 911)
 	d.Close()
@@ -201,18 +197,6 @@ func TestDeletionsCutOffWhatFailed(t *testing.T) {
 	appendDeletions(t, d, 3, 3)
 	d.Close()
 	checkDeletions(t, openDeletions(t, path), 1, 3)
-}
-
-func TestPositions(t *testing.T) {
-	p := Positions{"a": {1, 5}, "b": {1, 7}, "c": {2, 9}}
-	for _, tt := range []struct {
-		members string
-		want    uint64
-	}{{"a", 5}, {"a b", 5}, {"b", 7}, {"a c", 0}, {"a d", 0}, {"", 1<<64 - 1}} {
-		if got := p.All(strings.Fields(tt.members), 1); got != tt.want {
-			t.Errorf("%s: %d", tt.members, got)
-		}
-	}
 }
 
 // unsynced has the syncs below a directory not be done: nobody cuts the power.
@@ -290,6 +274,47 @@ func TestGroupCommit(t *testing.T) {
 			t.Errorf("entry %d of %d: %+v, %v", number, i, page, err)
 		}
 	}
+}
+
+// Several are appended with one sync, and none if one is refused; what failed is not there, and has no number.
+func TestAppendSeveral(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "deletions")
+	d := openDeletions(t, path)
+	g := &gate{held: make(chan struct{}), open: make(chan struct{})}
+	close(g.open)
+	defer disk.Intercept(dir, g)()
+	if last, err := d.Append(); err != nil || last != 0 || g.syncs != 0 {
+		t.Errorf("nothing was appended as %d, with %d syncs: %v", last, g.syncs, err)
+	}
+	if _, err := d.Append(deletion(1), Deletion{}, deletion(3)); !errdefs.IsInvalidArgument(err) || g.syncs != 0 {
+		t.Errorf("%d syncs: %v", g.syncs, err)
+	}
+	var all []Deletion
+	for n := range uint64(700) {
+		all = append(all, deletion(n+1))
+	}
+	if last, err := d.Append(all[:500]...); err != nil || last != 500 || g.syncs != 1 {
+		t.Errorf("500 were appended as %d, with %d syncs: %v", last, g.syncs, err)
+	}
+	checkDeletions(t, d, 1, 500)
+	good := d.j.f
+	bad, err := os.Open(path) // cannot be written
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.j.f = bad
+	if _, err := d.Append(all[500:]...); err == nil {
+		t.Fatal("a file that cannot be written took entries")
+	}
+	d.j.f = good
+	bad.Close()
+	checkDeletions(t, d, 1, 500)
+	if last, err := d.Append(all[500:]...); err != nil || last != 700 {
+		t.Errorf("appended as %d: %v", last, err)
+	}
+	d.Close()
+	checkDeletions(t, openDeletions(t, path), 1, 700)
 }
 
 // A file that a crash has torn is cut; one that is damaged is refused, whatever is wrong with it.
@@ -386,7 +411,16 @@ func deletionStory(t testing.TB, failAt int, fail error) (d *disktest.Disk, err 
 			d.Say("last", fmt.Sprint(n+1))
 		}
 	}
-	add(6)
+	add(4)
+	both := []Deletion{deletion(5), deletion(6)}
+	if _, aerr := l.Append(both...); aerr != nil {
+		err = errors.Join(err, aerr)
+		if _, aerr = l.Append(both...); aerr != nil {
+			t.Errorf("the disk failed once, and two entries cannot be appended: %v", aerr)
+		}
+	}
+	n = 6
+	d.Say("last", "6")
 	var wg sync.WaitGroup
 	errs := make([]error, 20)
 	for i := range errs { // some of them together
@@ -399,7 +433,7 @@ func deletionStory(t testing.TB, failAt int, fail error) (d *disktest.Disk, err 
 	n += 20
 	d.Say("last", fmt.Sprint(n))
 	add(n + 2)
-	if _, rerr := l.Retire(1e6, 20); rerr != nil {
+	if rerr := l.Retire(21); rerr != nil {
 		err = errors.Join(err, rerr)
 	} else {
 		d.Say("retired", "20")

@@ -197,10 +197,15 @@ type journal struct {
 }
 
 type batch struct {
-	entries [][]byte
-	apply   []func(number uint64, at int64)
+	entries []appended
 	done    chan struct{}
 	err     error
+}
+
+// appended is an entry to be appended. apply is told when it is durable.
+type appended struct {
+	entry []byte
+	apply func(number uint64, at int64)
 }
 
 // createJournal makes a file without entries, durably.
@@ -298,9 +303,12 @@ func (j *journal) settle() error {
 	return err
 }
 
-// append appends an entry. When it returns nil the entry is durable, and apply was called, in the order of the entries
-// and by one goroutine at a time. After an error it may be found at the next start, or not.
-func (j *journal) append(entry []byte, apply func(number uint64, at int64)) error {
+// append appends entries, one behind the other. When it returns nil they are durable, and apply was called of each, in their order
+// and by one goroutine at a time. After an error some of them may be found at the next start, the first ones first.
+func (j *journal) append(all ...appended) error {
+	if len(all) == 0 {
+		return nil
+	}
 	j.mu.Lock()
 	b := j.now
 	if b == nil {
@@ -308,7 +316,7 @@ func (j *journal) append(entry []byte, apply func(number uint64, at int64)) erro
 		j.now = b
 	}
 	first := len(b.entries) == 0
-	b.entries, b.apply = append(b.entries, entry), append(b.apply, apply)
+	b.entries = append(b.entries, all...)
 	j.mu.Unlock()
 	if !first {
 		<-b.done
@@ -328,11 +336,14 @@ func (j *journal) write(b *batch) error {
 	if err := j.settle(); err != nil {
 		return fmt.Errorf("%s: %w", j.path, err)
 	}
-	var out []byte
-	at := make([]int64, len(b.entries))
+	size := 0
+	for _, e := range b.entries {
+		size += frameSize + len(e.entry)
+	}
+	out, at := make([]byte, 0, size), make([]int64, len(b.entries))
 	for i, e := range b.entries {
 		at[i] = j.size + int64(len(out))
-		out = j.appendFrame(out, j.next, e)
+		out = j.appendFrame(out, j.next, e.entry)
 	}
 	j.open = true // until it is synced: a sync that has failed may not be believed when it is repeated
 	_, err := disk.WriteAt(j.f, out, j.size)
@@ -344,8 +355,8 @@ func (j *journal) write(b *batch) error {
 	}
 	j.open = false
 	j.size += int64(len(out))
-	for i, apply := range b.apply {
-		apply(j.next, at[i])
+	for i, e := range b.entries {
+		e.apply(j.next, at[i])
 		j.next++
 	}
 	return nil

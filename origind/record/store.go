@@ -1,13 +1,17 @@
 package record
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -245,23 +249,75 @@ func (s *Store) Get(d digest.Digest) (*Entry, error) {
 
 // Put makes e what is kept of its blob, durably. After an error that is what was kept before; at the next start it may be
 // e. A record that is not valid, or that says another size than the one before, is refused.
-func (s *Store) Put(e *Entry) error {
-	if err := e.check(); err != nil {
-		return err
+func (s *Store) Put(e *Entry) error { return s.PutAll(map[digest.Digest]*Entry{e.Record.Digest: e}) }
+
+// Remove forgets what is kept of a blob, durably.
+func (s *Store) Remove(d digest.Digest) error { return s.PutAll(map[digest.Digest]*Entry{d: nil}) }
+
+// PutAll is Put of many entries, by their digests, and Remove of those that are nil, with one sync. What is kept already is not written
+// again. If one is refused, nothing is changed. It is not atomic: after an error nothing is changed, but at the next start some of them may be.
+func (s *Store) PutAll(entries map[digest.Digest]*Entry) error {
+	var first digest.Digest
+	all := make([]appended, 0, len(entries))
+	for _, d := range slices.Sorted(maps.Keys(entries)) {
+		entry, err := s.pack(d, entries[d])
+		if err != nil {
+			return err
+		}
+		sum, rest, err := cut(entry)
+		if err != nil {
+			return err
+		}
+		old, was := s.index.get(nil, sum)
+		if was == (rest != nil) && bytes.Equal(old, rest) {
+			continue
+		}
+		if rest != nil && s.index.full(sum) {
+			return fmt.Errorf("record of %s: more records than there is room for: %w", d, errdefs.ErrResourceExhausted)
+		}
+		first = cmp.Or(first, d)
+		all = append(all, appended{entry, func(uint64, int64) { s.took(sum, rest) }})
 	}
-	d := e.Record.Digest
-	old, err := s.Get(d)
-	if err != nil && !errdefs.IsDataLoss(err) { // a damaged one is replaced
-		return err
-	}
-	if old != nil && old.Record.Size != 0 && old.Record.Size != e.Record.Size {
-		return fmt.Errorf("record of %s: it says %d bytes, and the one before %d: %w",
-			d, e.Record.Size, old.Record.Size, errdefs.ErrFailedPrecondition)
-	}
-	if err := s.append(packEntry(e)); err != nil {
-		return fmt.Errorf("record of %s: %w", d, err)
+	if err := s.j.append(all...); err != nil {
+		return fmt.Errorf("records of %d blobs, the first of %s: %w", len(all), first, err)
 	}
 	return nil
+}
+
+// pack returns an entry as it is in files, if it may be put.
+func (s *Store) pack(d digest.Digest, e *Entry) ([]byte, error) {
+	if e == nil {
+		if err := origin.CheckDigest(d); err != nil {
+			return nil, err
+		}
+		return packRemoved(d), nil
+	}
+	if err := e.check(); err != nil {
+		return nil, err
+	}
+	if e.Record.Digest != d {
+		return nil, fmt.Errorf("record of %s, for %s: %w", e.Record.Digest, d, errdefs.ErrInvalidArgument)
+	}
+	old, err := s.Get(d)
+	if err != nil && !errdefs.IsDataLoss(err) { // a damaged one is replaced
+		return nil, err
+	}
+	if old != nil && old.Record.Size != 0 && old.Record.Size != e.Record.Size {
+		return nil, fmt.Errorf("record of %s: it says %d bytes, and the one before %d: %w",
+			d, e.Record.Size, old.Record.Size, errdefs.ErrFailedPrecondition)
+	}
+	return packEntry(e), nil
+}
+
+// took takes what became durable into the index.
+func (s *Store) took(sum, rest []byte) {
+	s.index.put(sum, rest)
+	if s.j.size > max(minCompact, s.snapshot) {
+		select {
+		case s.due <- struct{}{}:
+		default:
+		}
+	}
 }
 
 func (e *Entry) check() error {
@@ -273,39 +329,6 @@ func (e *Entry) check() error {
 			e.Record.Digest, n, maxFound, errdefs.ErrInvalidArgument)
 	}
 	return sized(e.Record.Digest, len(e.Record.AppendPacked(nil)))
-}
-
-// Remove forgets what is kept of a blob, durably.
-func (s *Store) Remove(d digest.Digest) error {
-	if err := origin.CheckDigest(d); err != nil {
-		return err
-	}
-	if _, ok := s.index.get(nil, appendDigest(nil, d)[1:]); !ok {
-		return nil
-	}
-	if err := s.append(packRemoved(d)); err != nil {
-		return fmt.Errorf("removing the record of %s: %w", d, err)
-	}
-	return nil
-}
-
-func (s *Store) append(entry []byte) error {
-	sum, rest, err := cut(entry)
-	if err == nil && rest != nil && s.index.full(sum) {
-		err = fmt.Errorf("more records than there is room for: %w", errdefs.ErrResourceExhausted)
-	}
-	if err != nil {
-		return err
-	}
-	return s.j.append(entry, func(uint64, int64) {
-		s.index.put(sum, rest)
-		if s.j.size > max(minCompact, s.snapshot) {
-			select {
-			case s.due <- struct{}{}:
-			default:
-			}
-		}
-	})
 }
 
 // Len returns how many blobs something is kept of.

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 
+	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/internal/durable/disktest"
 )
 
@@ -211,7 +212,7 @@ func TestRun(t *testing.T) {
 	s.snapshot = -1
 	put(t, s, entry(1, 1))
 	s.j.size += minCompact // as if
-	_ = s.append(packEntry(entry(2, 1)))
+	put(t, s, entry(2, 1))
 	if len(s.due) != 1 {
 		t.Fatal("the log has grown, and nobody is told")
 	}
@@ -223,6 +224,101 @@ func TestRun(t *testing.T) {
 		}
 		cancel()
 	})
+}
+
+// Many are put and removed with one sync; what changes nothing is not written, and if one is refused none is.
+func TestPutAll(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, filepath.Join(dir, "records"))
+	before := map[digest.Digest]*Entry{}
+	for n := range 3 {
+		e := entry(n, 0)
+		before[e.Record.Digest] = e
+	}
+	g := &gate{held: make(chan struct{}), open: make(chan struct{})}
+	close(g.open)
+	defer disk.Intercept(dir, g)()
+	if err := s.PutAll(before); err != nil || g.syncs != 1 {
+		t.Fatalf("%d syncs: %v", g.syncs, err)
+	}
+	gone, size := entry(7, 0).Record.Digest, s.j.size
+	for _, all := range []map[digest.Digest]*Entry{nil, before, {gone: nil}} {
+		if err := s.PutAll(all); err != nil || g.syncs != 1 || s.j.size != size {
+			t.Errorf("%d syncs of %d entries that are there: %v", g.syncs, len(all), err)
+		}
+	}
+	changed, new, bad := entry(0, 1), entry(8, 0), entry(2, 0)
+	bad.Record.Size++
+	for _, tt := range []struct {
+		d  digest.Digest
+		e  *Entry
+		is func(error) bool
+	}{
+		{bad.Record.Digest, bad, errdefs.IsFailedPrecondition},
+		{gone, new, errdefs.IsInvalidArgument},
+		{"sha256:00", nil, errdefs.IsInvalidArgument},
+	} {
+		err := s.PutAll(map[digest.Digest]*Entry{changed.Record.Digest: changed, new.Record.Digest: new, entry(1, 0).Record.Digest: nil, tt.d: tt.e})
+		if !tt.is(err) {
+			t.Errorf("%s: %v", tt.d, err)
+		}
+		checkStore(t, s, before)
+	}
+	err := s.PutAll(map[digest.Digest]*Entry{changed.Record.Digest: changed, new.Record.Digest: new, entry(1, 0).Record.Digest: nil})
+	if err != nil || g.syncs != 2 {
+		t.Errorf("%d syncs: %v", g.syncs, err)
+	}
+	want := map[digest.Digest]*Entry{changed.Record.Digest: changed, new.Record.Digest: new, entry(2, 0).Record.Digest: entry(2, 0)}
+	checkStore(t, s, want)
+	s.Close()
+	checkStore(t, openStore(t, s.dir), want)
+}
+
+// Of entries that were put together a crash leaves the first ones, and each whole or not at all.
+func TestTornPutAll(t *testing.T) {
+	dir := filepath.Join(unsyncedDir(t), "records")
+	s := openStore(t, dir)
+	put(t, s, entry(0, 0))
+	from := int(s.j.size)
+	all, order := map[digest.Digest]*Entry{}, []digest.Digest{}
+	for n := range 4 {
+		e := entry(n, 1)
+		all[e.Record.Digest], order = e, append(order, e.Record.Digest)
+	}
+	slices.Sort(order)
+	if err := s.PutAll(all); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	whole, err := os.ReadFile(s.j.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int]bool{}
+	for cut := from; cut <= len(whole); cut++ {
+		torn := slices.Concat(whole[:cut], make([]byte, len(whole)-cut)) // the size is there, and the last pages are not
+		if err := os.WriteFile(s.j.path, torn, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := openStore(t, dir)
+		n := 0
+		for n < len(order) {
+			if e, _ := s.Get(order[n]); !same(e, all[order[n]]) {
+				break
+			}
+			n++
+		}
+		want := map[digest.Digest]*Entry{entry(0, 0).Record.Digest: entry(0, 0)}
+		for _, d := range order[:n] {
+			want[d] = all[d]
+		}
+		checkStore(t, s, want)
+		seen[n] = true
+		s.Close()
+	}
+	if len(seen) != len(order)+1 {
+		t.Errorf("left were %v of the first entries", seen)
+	}
 }
 
 // In a damaged store nothing is guessed: the error names the file.
@@ -422,6 +518,19 @@ func storeStory(t testing.TB, failAt int, fail error) (d *disktest.Disk, err err
 	}
 	change(1, 3)
 	change(2, 4)
+	together := map[digest.Digest]*Entry{}
+	for n, v := range map[int]int{3: 6, 4: 6, 5: 6, 2: 0} {
+		e := entry(n, v-1)
+		together[e.Record.Digest] = e
+		d.Say(string(e.Record.Digest), "")
+		if v == 0 {
+			together[e.Record.Digest] = nil
+		}
+	}
+	twice(func() error { return s.PutAll(together) })
+	for name, e := range together {
+		d.Say(string(name), map[bool]string{true: "0", false: "6"}[e == nil])
+	}
 	change(2, 5)
 	change(1, 0)
 	twice(s.Compact)
