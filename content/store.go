@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -226,7 +227,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if err := s.oneFileSystem(); err != nil {
 		return nil, err
 	}
-	if err := s.acquire(); err != nil {
+	if s.lock, err = acquire(cfg.Root); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -252,27 +253,36 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 // Root returns the directory that the store was opened in.
 func (s *Store) Root() string { return s.cfg.Root }
 
-func (s *Store) acquire() error {
-	p := s.path("swarm/lock")
+// Lock keeps others from opening a content directory until unlock is called, for whoever looks at it without opening it. If it
+// is open the error is [ErrLocked].
+func Lock(root string) (unlock func() error, err error) {
+	f, err := acquire(root)
+	if err != nil {
+		return nil, err
+	}
+	return f.Close, nil
+}
+
+func acquire(root string) (*os.File, error) {
+	p := filepath.Join(root, "swarm/lock")
 	f, err := disk.OpenFile(p, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		b := make([]byte, 32)
 		n, _ := f.ReadAt(b, 0)
 		f.Close()
 		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("locking %s: %w", p, err)
+			return nil, fmt.Errorf("locking %s: %w", p, err)
 		}
-		return fmt.Errorf("%s is locked by process %s: stop that agent, or give this one another content root: %w",
+		return nil, fmt.Errorf("%s is locked by process %s: stop that agent, or give this one another content root: %w",
 			p, strings.TrimSpace(string(b[:n])), ErrLocked)
 	}
 	// For whoever is refused, see above. The lock holds without it.
 	_ = f.Truncate(0)
 	_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	s.lock = f
-	return nil
+	return f, nil
 }
 
 func (s *Store) checkFormat() error {

@@ -292,10 +292,28 @@ func TestAppendAndSwarmShareTheWork(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	root := t.TempDir()
-	openStore(t, Config{Root: root})
+	s := openStore(t, Config{Root: root})
 	_, err := Open(t.Context(), Config{Root: root})
 	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), root) {
 		t.Errorf("a second agent: %v", err)
+	}
+	if _, err := Lock(root); !errors.Is(err, ErrLocked) {
+		t.Errorf("looked at while it is open: %v", err)
+	}
+	s.Close()
+	unlock, err := Lock(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Config{Root: root}); !errors.Is(err, ErrLocked) {
+		t.Errorf("opened while it is being looked at: %v", err)
+	}
+	if err := unlock(); err != nil {
+		t.Error(err)
+	}
+	openStore(t, Config{Root: root})
+	if _, err := Lock(t.TempDir()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no content directory: %v", err)
 	}
 }
 

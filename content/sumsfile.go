@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/capelin-io/capelin/internal/durable"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -136,11 +137,7 @@ func readRecord(path string, kind byte, id piece.ID) (*record, error) {
 
 // bootID returns the kernel's boot id, or zeros, which no map ever matches.
 var bootID = sync.OnceValue(func() (id [16]byte) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return id
-	}
-	s := strings.ReplaceAll(strings.TrimSpace(string(b)), "-", "")
+	s := strings.ReplaceAll(durable.BootID(), "-", "")
 	if len(s) != 32 {
 		return id
 	}

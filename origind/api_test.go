@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +22,7 @@ import (
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/diskfull"
+	"github.com/capelin-io/capelin/origind/ringstate/mirror"
 )
 
 func TestPushAndRead(t *testing.T) {
@@ -386,6 +388,63 @@ func TestManyPushesOfOneDigest(t *testing.T) {
 	}
 	if got, info, err := o.read(origin.Ref{Digest: d}, 0, -1); err != nil || !bytes.Equal(got, data) || !info.Durable {
 		t.Errorf("%d bytes, %+v, %v", len(got), info, err)
+	}
+}
+
+// What was written before the machine was booted counts for nothing, and what is written from then on does.
+func TestUploadAfterBoot(t *testing.T) {
+	cfg := alone(filepath.Join(t.TempDir(), "uploads"), 9)
+	open := func(boot string) *uploads {
+		cfg.boot = boot
+		s, err := openUploads(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	add := func(u *upload, text string) {
+		t.Helper()
+		if ans, err := u.append(t.Context(), mirror.Request{Off: u.size.Load()}, strings.NewReader(text), func() {}); err != nil {
+			t.Fatal(ans, err)
+		}
+	}
+	u, err := open("one").begin("", uploadMeta{Namespace: "any/app", Key: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	add(u, "before")
+	id := u.id
+	for _, tt := range []struct {
+		boot, add, want string
+	}{
+		{"one", "", "before"}, {"one", ", and more", "before, and more"}, {"two", "", ""}, {"two", "after", "after"}, {"two", "", "after"},
+		{"", "", ""}, // unknown: it may be another
+		{"", "x", "x"}, {"two", "", "x"},
+	} {
+		u, err := open(tt.boot).get(id)
+		if err != nil {
+			t.Fatal(tt, err)
+		}
+		if tt.add != "" {
+			add(u, tt.add)
+		}
+		got, err := os.ReadFile(u.path())
+		if err != nil || string(got) != tt.want || u.stands("").Offset != int64(len(tt.want)) {
+			t.Errorf("%+v: %q, at %d: %v", tt, got, u.stands("").Offset, err)
+		}
+		if u.meta.Namespace != "any/app" || u.meta.Key != "k" {
+			t.Errorf("%+v: of %+v", tt, u.meta)
+		}
+	}
+	// As the release before wrote it.
+	old := filepath.Join(cfg.dir, strings.Repeat("0", origin.UploadIDLen))
+	err = errors.Join(os.Mkdir(old, 0o700), os.WriteFile(filepath.Join(old, "data"), []byte("old"), 0o600),
+		os.WriteFile(filepath.Join(old, "upload.json"), []byte(`{"namespace":"any/app"}`), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u, err := open("two").get(filepath.Base(old)); err != nil || u.size.Load() != 3 {
+		t.Errorf("an upload of the release before: %v", err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/fetcher/backends"
 	"github.com/capelin-io/capelin/internal/daemon"
+	"github.com/capelin-io/capelin/internal/durable"
 	"github.com/capelin-io/capelin/internal/seeding"
 	"github.com/capelin-io/capelin/origind/ringstate/mirror"
 	"github.com/capelin-io/capelin/swarm"
@@ -151,7 +152,7 @@ func openServer(ctx, work context.Context, cfg Config, reg prometheus.Registerer
 	s.blobs = &holdings{s.store, openRecords(filepath.Join(cfg.Root, "records"))}
 	all := cfg.members()
 	s.uploads, err = openUploads(uploadsConfig{
-		dir: filepath.Join(cfg.Root, "uploads"), max: cfg.Uploads.Max, mirror: cfg.mirror(),
+		dir: filepath.Join(cfg.Root, "uploads"), boot: durable.BootID(), max: cfg.Uploads.Max, mirror: cfg.mirror(),
 		members: func() []mirror.Member { return all },
 		room:    s.store.MakeRoom, keep: s.keep, kept: s.kept, blob: s.file, tasks: s.tasks,
 	})

@@ -22,6 +22,7 @@ import (
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/internal/diskfull"
+	"github.com/capelin-io/capelin/internal/durable"
 	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/origind/ringstate/mirror"
 	"github.com/capelin-io/capelin/swarm/piece"
@@ -30,7 +31,8 @@ import (
 // uploads are pushes under way: uploads/<id>/data, a sequential file whose length
 // is the upload's offset, and uploads/<id>/upload.json. The hash goes on in memory
 // from one append to the next; after a restart the file is read once. The data are
-// synced at commit; what a power cut makes of them before, the digest finds out.
+// synced at commit. What an earlier boot of the machine wrote counts for nothing: a power cut
+// may have made anything of it, and other members go by where an upload stands here.
 type uploads struct {
 	uploadsConfig
 	mu sync.Mutex
@@ -44,6 +46,7 @@ type uploads struct {
 // uploadsConfig is what uploads are given.
 type uploadsConfig struct {
 	dir     string
+	boot    string // durable.BootID
 	max     int
 	mirror  mirror.Config // but for the key
 	members func() []mirror.Member
@@ -63,6 +66,9 @@ type uploadMeta struct {
 	Namespace string `json:"namespace"`
 	// Key places the upload's mirrors: the digest that the client has named. Empty: its id.
 	Key string `json:"key,omitempty"`
+	// Boot is the boot of the machine in which all of the data were written. Empty: an earlier release began
+	// the upload. All its data count, as they did there, and the digest finds out.
+	Boot string `json:"boot,omitempty"`
 }
 
 const maxBecame = 4096
@@ -113,7 +119,31 @@ func (s *uploads) load(id string) (*upload, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.new(id, meta, fi.Size(), fi.ModTime()), nil
+	size := fi.Size()
+	if meta.Boot != "" && meta.Boot != s.boot {
+		size = 0
+		if err := s.again(id, &meta); err != nil {
+			return nil, err
+		}
+	}
+	return s.new(id, meta, size, fi.ModTime()), nil
+}
+
+// again has an upload begin again in this boot of the machine.
+func (s *uploads) again(id string, meta *uploadMeta) error {
+	f, err := disk.OpenFile(filepath.Join(s.dir, id, "data"), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	meta.Boot = s.boot
+	text, err := json.Marshal(meta)
+	if err == nil {
+		err = disk.Truncate(f, 0)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(s.dir, id, "upload.json"), text, 0o600) // whole, if this process is killed
 }
 
 // begin makes an upload, of a new id if that is empty. One that is there already is what
@@ -124,6 +154,7 @@ func (s *uploads) begin(id string, meta uploadMeta) (*upload, error) {
 		rand.Read(b[:])
 		id = hex.EncodeToString(b[:])
 	}
+	meta.Boot = s.boot
 	u := s.new(id, meta, 0, time.Now())
 	u.h = newHasher()
 	s.mu.Lock()

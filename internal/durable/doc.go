@@ -12,6 +12,9 @@
 // And a directory's own name is its parent's: [MkdirAll] and [Dirs] make
 // directories, from the top, and sync the parent of each.
 //
+// [BootID] tells what an earlier process may have written without a sync from what
+// a power cut has left of that.
+//
 // The functions may be called concurrently; two writers of one name leave one
 // of the two contents, whole. The operations themselves are package disk's.
 package durable
