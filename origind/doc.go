@@ -11,6 +11,7 @@
 //	blobs.go     from upload to blob: commit, delete, how durable it is
 //	holdings.go  what is here, and what of it is pinned; where a blob can be read now
 //	records.go   where each blob lives, so that a digest alone finds it
+//	ledger.go    what a member of a ring has decided, durably; ringfile.go: its ring.json
 //	homes.go     the backends where blobs live
 //	find.go      look-ups of what is not here, in records and backends
 //	cold.go      cut-through: one backend read, many readers

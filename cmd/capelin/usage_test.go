@@ -71,6 +71,18 @@ func TestExit(t *testing.T) {
 	}
 }
 
+// The way back from the ring looks where the configuration says, and says what is not there.
+func TestExportV1(t *testing.T) {
+	root := t.TempDir()
+	_, _, err := execute(t, "origind", "export-v1", "--set", "root="+root, root+"/records")
+	if err == nil || !strings.Contains(err.Error(), root) {
+		t.Errorf("what is no origin's directory was exported: %v", err)
+	}
+	if _, _, err := execute(t, "origind", "export-v1"); err == nil {
+		t.Error("exported to nowhere")
+	}
+}
+
 // Ctrl-C in a process: one line.
 func TestInterrupt(t *testing.T) {
 	silent, err := net.Listen("unix", socketDir(t)+"/s")

@@ -173,7 +173,7 @@ func (d *Deletions) read(after uint64, each func(number uint64, at int64, e Dele
 		at = d.hints[i]
 	}
 	d.mu.RUnlock()
-	if from > head {
+	if after >= head {
 		return nil
 	}
 	r, err := newReader(f, kindDeletions)

@@ -53,6 +53,9 @@ func checkDeletions(t testing.TB, d *Deletions, from, to uint64) {
 	if first, last := d.Bounds(); first != from || last != to {
 		t.Fatalf("entries %d to %d, want %d to %d", first, last, from, to)
 	}
+	if page, _, err := d.Read(1<<64-1, 1); err != nil || len(page) > 0 {
+		t.Errorf("%d entries after all numbers: %v", len(page), err)
+	}
 	for _, most := range []int{1, 100} {
 		step := max(1, (to-from)/3)
 		for after := uint64(0); after <= to+1; after += step {

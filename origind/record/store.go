@@ -254,8 +254,9 @@ func (s *Store) Put(e *Entry) error { return s.PutAll(map[digest.Digest]*Entry{e
 // Remove forgets what is kept of a blob, durably.
 func (s *Store) Remove(d digest.Digest) error { return s.PutAll(map[digest.Digest]*Entry{d: nil}) }
 
-// PutAll is Put of many entries, by their digests, and Remove of those that are nil, with one sync. What is kept already is not written
-// again. If one is refused, nothing is changed. It is not atomic: after an error nothing is changed, but at the next start some of them may be.
+// PutAll is Put of many entries, by their digests, and Remove of those that are nil, with one sync. What is kept already is not
+// written again. If one is refused, nothing is changed. It is not atomic: after an error nothing is changed, but at the next start
+// the first ones may be, in the order of their digests.
 func (s *Store) PutAll(entries map[digest.Digest]*Entry) error {
 	var first digest.Digest
 	all := make([]appended, 0, len(entries))

@@ -258,13 +258,17 @@ func TestPutAll(t *testing.T) {
 		{gone, new, errdefs.IsInvalidArgument},
 		{"sha256:00", nil, errdefs.IsInvalidArgument},
 	} {
-		err := s.PutAll(map[digest.Digest]*Entry{changed.Record.Digest: changed, new.Record.Digest: new, entry(1, 0).Record.Digest: nil, tt.d: tt.e})
+		err := s.PutAll(map[digest.Digest]*Entry{
+			changed.Record.Digest: changed, new.Record.Digest: new, entry(1, 0).Record.Digest: nil, tt.d: tt.e,
+		})
 		if !tt.is(err) {
 			t.Errorf("%s: %v", tt.d, err)
 		}
 		checkStore(t, s, before)
 	}
-	err := s.PutAll(map[digest.Digest]*Entry{changed.Record.Digest: changed, new.Record.Digest: new, entry(1, 0).Record.Digest: nil})
+	err := s.PutAll(map[digest.Digest]*Entry{
+		changed.Record.Digest: changed, new.Record.Digest: new, entry(1, 0).Record.Digest: nil,
+	})
 	if err != nil || g.syncs != 2 {
 		t.Errorf("%d syncs: %v", g.syncs, err)
 	}
