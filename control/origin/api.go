@@ -16,6 +16,7 @@ import (
 const (
 	PathBlobs   = "/v1/blobs"
 	PathUploads = "/v1/uploads"
+	PathRing    = "/v1/ring" // the status; asks of members and what operators say are below it
 	// SumsOf follows a blob's path: its sums.
 	SumsOf = "/sums"
 )
@@ -44,6 +45,10 @@ const (
 	HeaderDigest  = "Capelin-Digest"  // of the blob that an upload became
 	HeaderError   = "Capelin-Error"   // the error's class, see Class
 	HeaderReason  = "Capelin-Reason"  // the error's text, for HEAD too
+
+	// Of asks between members of a ring, and of their answers: who says this, and the disk that it has.
+	HeaderMember      = "Capelin-Member"
+	HeaderIncarnation = "Capelin-Incarnation"
 )
 
 // Limits.
@@ -51,6 +56,7 @@ const (
 	MaxSize      = piece.MaxSize // bytes of a blob
 	MaxNamespace = 255           // bytes
 	MaxReason    = 1 << 10       // bytes
+	MaxMember    = 255           // bytes of a member's name
 	UploadIDLen  = 32            // of an upload's id at its origin: lower-case hexadecimal digits
 )
 

@@ -44,6 +44,15 @@ const (
 	maxOrder Order = 1 << 62
 )
 
+// Known reports whether there is such an ask.
+func (k Kind) Known() bool {
+	switch k {
+	case KindStatus, KindLog, KindDeleted, KindReplica, KindConsult, KindHave, KindCompare:
+		return true
+	}
+	return false
+}
+
 // KindOf returns the kind of an ask; "" of none of this package's.
 func KindOf(a Ask) Kind {
 	switch a.(type) {

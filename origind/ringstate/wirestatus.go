@@ -108,8 +108,8 @@ func (t *textStatus) check() error {
 		checkName(t.Name), checkWords(t.Addr, t.Zone), checkOrders(t.ModeAt, t.Exchanged, t.Order, t.Whole.At),
 		t.Members.check(), t.Removals.check(), t.Lost.check(),
 	}
-	if t.Replicas < 1 || t.MinReplicas < 1 || t.Replicas > maxCopies || t.MinReplicas > maxCopies || t.Under < 0 || t.Clock > record.MaxStamp ||
-		t.Whole.Min < 0 || t.Whole.Min > maxCopies || (t.Whole.At == 0) != (t.Whole.Min == 0) {
+	if t.Replicas < 1 || t.MinReplicas < 1 || t.Replicas > maxCopies || t.MinReplicas > maxCopies || t.Under < 0 ||
+		t.Clock > record.MaxStamp || t.Whole.Min < 0 || t.Whole.Min > maxCopies || (t.Whole.At == 0) != (t.Whole.Min == 0) {
 		errs = append(errs, fmt.Errorf("replicas %d, min_replicas %d, under %d, clock %d, or whole: %+v", t.Replicas, t.MinReplicas, t.Under,
 			t.Clock, t.Whole))
 	}

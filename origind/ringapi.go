@@ -1,0 +1,246 @@
+package origind
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/origind/ringstate"
+)
+
+// Limits of what members ask each other (control/ORIGIN.md section 6). They are not among maxRequests: a member that
+// has much to do is not down.
+const (
+	maxAsks = 1024             // at once
+	askWait = 10 * time.Second // for the answer; who asks waits less
+)
+
+// Who may do what with the ring.
+var (
+	members   = []identity.Role{identity.RoleOrigin}
+	operators = []identity.Role{identity.RoleAdmin}
+)
+
+// ringMember is this origin as a member of its ring. Errors are errdefs classes; what is refused because too
+// few owners would remain is errdefs.ErrConflict. It may be used by any goroutine.
+type ringMember interface {
+	// asked returns the answer to another member's ask. It waits for it, or until ctx ends.
+	asked(ctx context.Context, from string, incarnation uint64, ask ringstate.Ask) (ringstate.Answer, error)
+	incarnation() uint64
+	status(ctx context.Context) (*origin.RingStatus, error)
+	drain(ctx context.Context, on bool) error
+	operate(ctx context.Context, name string, do ringstate.MemberDo) error
+}
+
+// ringAPI serves what is below origin.PathRing.
+type ringAPI struct {
+	*api
+	name  string // of this member
+	ring  ringMember
+	slots chan struct{} // holds a token per request
+}
+
+// ringHandler returns the part of the API that is about the ring: for origin.PathRing and all below it.
+func (a *api) ringHandler(name string, m ringMember) http.Handler {
+	g := &ringAPI{a, name, m, make(chan struct{}, maxAsks)}
+	mux := http.NewServeMux()
+	handle := func(pattern string, roles []identity.Role, f func(http.ResponseWriter, *http.Request) error) {
+		mux.Handle(pattern, g.wrap(roles, f))
+	}
+	handle("GET "+origin.PathRing, readers, g.getStatus)
+	handle("POST "+origin.PathRing+"/{kind}", members, g.ask)
+	handle("PUT "+origin.PathRing+"/drain", operators, g.putDrain)
+	handle("DELETE "+origin.PathRing+"/drain", operators, g.putDrain)
+	handle("PUT "+origin.PathRing+"/members/{name}/{do}", operators, g.putMember)
+	handle("/", nil, func(_ http.ResponseWriter, r *http.Request) error {
+		return fmt.Errorf("%s is nothing that a ring is asked: %w", strconv.Quote(shorten(r.Method+" "+r.URL.Path)), errdefs.ErrNotImplemented)
+	})
+	return mux
+}
+
+// wrap is api.wrap for small requests and answers.
+func (g *ringAPI) wrap(roles []identity.Role, f func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.s.requests.Add(1)
+		defer g.s.requests.Done()
+		cw := &counted{ResponseWriter: w}
+		defer func() { g.s.metrics.answered(r.Method, cw.status) }()
+		select {
+		case g.slots <- struct{}{}:
+			defer func() { <-g.slots }()
+		default:
+			fail(cw, r, fmt.Errorf("%d asks are under way: %w", maxAsks, errdefs.ErrUnavailable))
+			return
+		}
+		err := g.allow(r, roles)
+		if err == nil {
+			err = bounded(cw, time.Now().Add(moveTimeout))
+		}
+		if err == nil {
+			err = f(cw, r)
+		}
+		if err != nil {
+			fail(cw, r, err)
+		}
+	})
+}
+
+// bounded sets until when a request has to have arrived, and its answer to have been sent.
+func bounded(w http.ResponseWriter, t time.Time) error {
+	rc := http.NewResponseController(w)
+	err := errors.Join(rc.SetReadDeadline(t), rc.SetWriteDeadline(t.Add(askWait)))
+	if errors.Is(err, http.ErrNotSupported) {
+		return nil
+	}
+	return err
+}
+
+func (g *ringAPI) getStatus(w http.ResponseWriter, r *http.Request) error {
+	if _, err := query(r); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), askWait)
+	defer cancel()
+	st, err := g.ring.status(ctx)
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	answerJSON(w, b)
+	return nil
+}
+
+// answerJSON sends an answer; an error would be the connection's.
+func answerJSON(w http.ResponseWriter, b []byte) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	_, _ = w.Write(b)
+}
+
+// asker returns which member makes a request, and the disk that it has.
+func (g *ringAPI) asker(r *http.Request) (name string, incarnation uint64, err error) {
+	name = r.Header.Get(origin.HeaderMember)
+	if err := origin.CheckMember(name); err != nil {
+		return "", 0, fmt.Errorf("%s: %w", origin.HeaderMember, err)
+	}
+	if g.s.identity != nil {
+		if err := identity.VerifyNode(*r.TLS, name, identity.RoleOrigin); err != nil {
+			return "", 0, fmt.Errorf("%q asks: %w: %w", shorten(name), err, errdefs.ErrPermissionDenied)
+		}
+	}
+	if name == g.name {
+		return "", 0, fmt.Errorf("another member asks as %q, which is this one: give each origin a name of its own (node): %w", name,
+			errdefs.ErrPermissionDenied)
+	}
+	text := r.Header.Get(origin.HeaderIncarnation)
+	if incarnation, err = strconv.ParseUint(text, 10, 64); err != nil || incarnation == 0 {
+		return "", 0, fmt.Errorf("%s is %q: %w", origin.HeaderIncarnation, shorten(text), errdefs.ErrInvalidArgument)
+	}
+	return name, incarnation, nil
+}
+
+// ask answers another member.
+func (g *ringAPI) ask(w http.ResponseWriter, r *http.Request) error {
+	// Errors say who this is, too.
+	w.Header().Set(origin.HeaderMember, g.name)
+	w.Header().Set(origin.HeaderIncarnation, strconv.FormatUint(g.ring.incarnation(), 10))
+	kind := ringstate.Kind(r.PathValue("kind"))
+	if !kind.Known() {
+		return fmt.Errorf("members are not asked for %q here: %w", shorten(string(kind)), errdefs.ErrNotImplemented)
+	}
+	if _, err := query(r); err != nil {
+		return err
+	}
+	from, incarnation, err := g.asker(r)
+	if err != nil {
+		return err
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, ringstate.MaxAsk))
+	if err != nil {
+		return fmt.Errorf("reading what %s asks: %w: %w", from, err, errdefs.ErrInvalidArgument)
+	}
+	q, err := ringstate.DecodeAsk(kind, body)
+	if err != nil {
+		return fmt.Errorf("from %s: %w", from, err)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), askWait)
+	defer cancel()
+	a, err := g.ring.asked(ctx, from, incarnation, q)
+	if err != nil {
+		return err
+	}
+	b, err := ringstate.EncodeAnswer(a)
+	if err != nil { // of this member's own making
+		return fmt.Errorf("%s asks for %s: %s: %w", from, kind, err.Error(), errdefs.ErrInternal)
+	}
+	answerJSON(w, b)
+	return nil
+}
+
+// empty refuses a body and parameters.
+func empty(w http.ResponseWriter, r *http.Request) error {
+	if _, err := query(r); err != nil {
+		return err
+	}
+	if n, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, 1<<10)); err != nil || n > 0 {
+		return fmt.Errorf("%s %s has no body: %w", r.Method, r.URL.Path, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func (g *ringAPI) putDrain(w http.ResponseWriter, r *http.Request) error {
+	if err := empty(w, r); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), askWait)
+	defer cancel()
+	on := r.Method == http.MethodPut
+	if err := g.ring.drain(ctx, on); err != nil {
+		return err
+	}
+	log.G(r.Context()).WithField("drain", on).Info("an operator has this member leave the ring, or stay")
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (g *ringAPI) putMember(w http.ResponseWriter, r *http.Request) error {
+	if err := empty(w, r); err != nil {
+		return err
+	}
+	name, what := r.PathValue("name"), origin.RingDo(r.PathValue("do"))
+	if err := origin.CheckMember(name); err != nil {
+		return err
+	}
+	var do ringstate.MemberDo
+	switch what {
+	case origin.RingRemove:
+		do = ringstate.Remove
+	case origin.RingForget:
+		do = ringstate.Forget
+	case origin.RingReadmit:
+		do = ringstate.Readmit
+	default:
+		return fmt.Errorf("a member cannot be %q: %w", shorten(string(what)), errdefs.ErrInvalidArgument)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), askWait)
+	defer cancel()
+	if err := g.ring.operate(ctx, name, do); err != nil {
+		return err
+	}
+	log.G(r.Context()).WithField("member", name).WithField("is", what).Info("an operator said something of a member")
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
