@@ -18,7 +18,7 @@ import (
 	"github.com/capelin-io/capelin/origind/ringstate"
 )
 
-// Limits of what members ask each other (control/ORIGIN.md section 6). They are not among maxRequests: a member that
+// Limits of what members ask each other (control/ORIGIN.md section 9). They are not among maxRequests: a member that
 // has much to do is not down.
 const (
 	maxAsks = 1024             // at once

@@ -20,7 +20,7 @@ import (
 	"github.com/capelin-io/capelin/internal/httpclient"
 )
 
-// RingStatus is what a member says of its ring (control/ORIGIN.md section 5).
+// RingStatus is what a member says of its ring (control/ORIGIN.md section 9).
 type RingStatus struct {
 	Name        string `json:"name"` // of the member that says so
 	View        string `json:"view"` // in hexadecimal digits: the same at members that see the same ring

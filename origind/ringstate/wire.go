@@ -16,7 +16,7 @@ import (
 	"github.com/capelin-io/capelin/origind/record"
 )
 
-// Kind names an ask, and its answer, in URLs (control/ORIGIN.md section 5).
+// Kind names an ask, and its answer, in URLs (control/ORIGIN.md section 9).
 type Kind string
 
 const (

@@ -13,7 +13,7 @@ import (
 	"github.com/capelin-io/capelin/origind/record"
 )
 
-// Asks and answers but for Status as JSON: control/ORIGIN.md section 5 says what the fields mean.
+// Asks and answers but for Status as JSON: control/ORIGIN.md section 9 says what the fields mean.
 
 type textReadLog struct {
 	After uint64 `json:"after"`
