@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -196,6 +197,40 @@ func TestLedgerLikeTheWorld(t *testing.T) {
 	}
 	if p, err := l.page(1<<64 - 1); err != nil || len(p.Entries) > 0 {
 		t.Errorf("after all numbers: %+v, %v", p, err)
+	}
+}
+
+// Who reads the log while entries come and go is told of each, or that some are gone.
+func TestPageMeanwhile(t *testing.T) {
+	root := t.TempDir()
+	defer disk.Intercept(root, fast{})()
+	l := mustOpenLedger(t, root)
+	const all, step = 6000, 20
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for n := 1; n <= all; n += step {
+			c := &changes{log: ledgerDeletions(n, n+step-1), first: uint64(max(0, n-step))}
+			if err := l.commit(c); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	defer wg.Wait()
+	for after := uint64(0); after < all; {
+		p, err := l.page(after)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := uint64(len(p.Entries))
+		if n == 0 {
+			continue
+		}
+		first := p.Next - n + 1
+		if !slices.Equal(p.Entries, ledgerDeletions(int(first), int(p.Next))) || first != after+1 && p.First <= after+1 {
+			t.Fatalf("after %d come %d to %d, and %d is the first", after, first, p.Next, p.First)
+		}
+		after = p.Next
 	}
 }
 
