@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -335,6 +336,9 @@ func TestObjects(t *testing.T) {
 				}
 				if tt.after != nil && !same(beside, inBackend(after, "main")) {
 					t.Errorf("said to be beside it: %s, want %s", show(beside), show(after))
+				}
+				if beside != nil && slices.ContainsFunc(beside.Homes, func(h format2.Home) bool { return h.Backend != "main" }) {
+					t.Errorf("homes that nobody here can do anything about: %s", show(beside))
 				}
 				if there := a.object(a.place); there == tt.gone {
 					t.Errorf("the object is there: %t", there)
