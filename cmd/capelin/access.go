@@ -29,20 +29,28 @@ func (a *access) control() (*tracker.Control, error) {
 	if len(a.trackers) == 0 {
 		return nil, errors.New("--tracker says which trackers to ask, as host:port")
 	}
-	var t *tls.Config
-	if a.registry.Cert != "" {
-		src, err := identity.Load(identity.Config{CA: a.registry.CA, Cert: a.registry.Cert, Key: a.registry.Key}, a.cluster)
-		if err != nil { // of identity.ca, which is --ca here
-			return nil, errors.Join(config.Renamed(err, func(key string) string { return "--" + strings.TrimPrefix(key, "identity.") })...)
-		}
-		t = src.ClientTLS(identity.RoleTracker)
+	t, err := a.clientTLS(identity.RoleTracker)
+	if err != nil {
+		return nil, err
 	}
 	return tracker.Dial(a.trackers, t)
 }
 
+// clientTLS returns how to speak to servers of a role; nil without a certificate.
+func (a *access) clientTLS(role identity.Role) (*tls.Config, error) {
+	if a.registry.Cert == "" {
+		return nil, nil
+	}
+	src, err := identity.Load(identity.Config{CA: a.registry.CA, Cert: a.registry.Cert, Key: a.registry.Key}, a.cluster)
+	if err != nil { // of identity.ca, which is --ca here
+		return nil, errors.Join(config.Renamed(err, func(key string) string { return "--" + strings.TrimPrefix(key, "identity.") })...)
+	}
+	return src.ClientTLS(role), nil
+}
+
 func (a *access) flags(cmd *cobra.Command) {
 	f := cmd.PersistentFlags()
-	f.StringVar(&a.registry.CA, "ca", "", "PEM file of authorities to trust: beside the system's for registries, instead of them for trackers")
+	f.StringVar(&a.registry.CA, "ca", "", "PEM file of authorities to trust: beside the system's for registries, instead of them for trackers and origins")
 	f.StringVar(&a.registry.Cert, "cert", "", "PEM file of a client certificate, as \"capelin ca issue --role admin\" makes it")
 	f.StringVar(&a.registry.Key, "key", "", "PEM file of its key")
 	f.BoolVar(&a.json, "json", false, "print the result as JSON")

@@ -99,7 +99,7 @@ func command(hangups chan os.Signal) *cobra.Command {
 	root.AddCommand(
 		agentCommand(hangups), serverCommand(hangups), trackerdCommand(hangups), origindCommand(hangups), indexdCommand(hangups),
 		gatewayCommand(hangups),
-		imageCommand(), nodeCommand(), statusCommand(), caCommand(), versionCommand(),
+		imageCommand(), nodeCommand(), originCommand(), statusCommand(), caCommand(), versionCommand(),
 	)
 	strict(root)
 	return root
