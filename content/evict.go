@@ -353,7 +353,7 @@ func (s *Store) sweep(ctx context.Context) {
 		s.evict(ctx, short, forFloor)
 	}
 	// Who else writes to a disk that is about to be full does not ask for room.
-	if free, total, err := s.space(); err == nil {
+	if free, total, err := s.Space(); err == nil {
 		if low := min(roomLow, total/100); free < low {
 			s.evict(ctx, low-free, forRoom)
 		}

@@ -356,7 +356,7 @@ func TestDiskFull(t *testing.T) {
 	nb.Close()
 	s.Delete(ctx, digest.Digest(ids[0].Digest()))
 	s.makeRoom(ctx, 4<<20)
-	free, _, _ := s.space()
+	free, _, _ := s.Space()
 	if free < 4<<20-200_000 {
 		t.Errorf("%d bytes free in the end", free)
 	}

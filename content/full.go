@@ -21,8 +21,8 @@ const (
 	lookAgain  = 25 * time.Millisecond
 )
 
-// space returns the free bytes that we may use, and the size of the file system.
-func (s *Store) space() (free, total int64, err error) {
+// Space returns the free bytes that we may use, and the size of the file system, in bytes.
+func (s *Store) Space() (free, total int64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.cfg.Root, &st); err != nil {
 		return 0, 0, fmt.Errorf("free space of %s: %w", s.cfg.Root, err)
@@ -36,7 +36,7 @@ func (s *Store) short(floor float64) int64 {
 	if floor <= 0 {
 		return 0
 	}
-	free, total, err := s.space()
+	free, total, err := s.Space()
 	if err != nil {
 		s.report(err)
 		return 0
@@ -111,7 +111,7 @@ func (st *state) missing() int64 {
 }
 
 func (st *state) noSpace(err error) error {
-	free, _, _ := st.s.space()
+	free, _, _ := st.s.Space()
 	return fmt.Errorf("%s: %d bytes to come, %d bytes free: %w: %w", st.s.partialPath(st.id, ".data"), st.missing(), free, ErrNoSpace, err)
 }
 
@@ -123,7 +123,7 @@ func (st *state) noSpace(err error) error {
 // Room is waited for until ctx is done.
 func (st *state) reserve(ctx context.Context) error {
 	s := st.s
-	free, _, err := s.space()
+	free, _, err := s.Space()
 	if err != nil {
 		return err
 	}
@@ -136,7 +136,7 @@ func (st *state) reserve(ctx context.Context) error {
 	}
 	enough := func() bool {
 		s.emptyTrash(ctx)
-		free, _, err := s.space()
+		free, _, err := s.Space()
 		return err == nil && free+s.evictableBytes() >= need
 	}
 	if enough() {

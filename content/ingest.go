@@ -212,7 +212,7 @@ func (w *seqWriter) Write(p []byte) (int, error) {
 	if w.room -= int64(len(p)); w.room < 0 {
 		w.room = roomStep
 		w.s.await(context.Background(), nil, func() bool {
-			free, total, err := w.s.space()
+			free, total, err := w.s.Space()
 			low := min(roomLow, total/20)
 			return err != nil || free >= low || w.s.makeRoom(context.Background(), low-free) > 0
 		})

@@ -1,6 +1,10 @@
 package content
 
-import digest "github.com/opencontainers/go-digest"
+import (
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/swarm/piece"
+)
 
 // Usage counts what a Store holds.
 type Usage struct {
@@ -31,4 +35,18 @@ func (s *Store) PresenceOf(d digest.Digest) Presence {
 		return e.place
 	}
 	return Absent
+}
+
+// Find is PresenceOf with the blob's name, which needs its size. It is Absent for one whose file has vanished, or cannot
+// be looked at.
+func (s *Store) Find(d digest.Digest) (id piece.ID, p Presence) {
+	if p = s.PresenceOf(d); p == Absent {
+		return id, Absent
+	}
+	size, err := s.learn(d)
+	id, ok := swarmID(d, size)
+	if err != nil || !ok {
+		return id, Absent
+	}
+	return id, s.Presence(id)
 }

@@ -30,7 +30,7 @@ const (
 	copyChunk   = 256 << 10        // bytes of an arriving blob read at once
 	farAhead    = 32 << 20         // bytes: a range that is so far beyond what has arrived,
 	farBytes    = 8 << 20          // and so short, is read from the backend by itself
-	commitWait  = 20 * time.Second // of an upload's machine; then it says what is missing
+	commitWait  = 20 * time.Second // for an upload to be verified and copied, and again for copies to be confirmed
 	commitSlack = time.Second
 )
 
@@ -56,6 +56,9 @@ func (s *server) handler() http.Handler {
 	handle("GET "+origin.PathBlobs+"/{digest}", readers, a.getBlob) // HEAD, too
 	handle("GET "+origin.PathBlobs+"/{digest}"+origin.SumsOf, readers, a.getSums)
 	handle("DELETE "+origin.PathBlobs+"/{digest}", writers, a.deleteBlob)
+	ring := a.ringHandler(s.cfg.Node, s.member)
+	mux.Handle(origin.PathRing, ring)
+	mux.Handle(origin.PathRing+"/", ring)
 	handle("POST "+origin.PathUploads, writers, a.startUpload)
 	handle("GET "+origin.PathUploads+"/{id}", writers, a.getUpload) // HEAD, too
 	handle("PATCH "+origin.PathUploads+"/{id}", writers, a.patchUpload)
@@ -197,18 +200,18 @@ func query(r *http.Request, names ...string) (map[string]string, error) {
 	return got, nil
 }
 
-// blobRef returns which blob a request is about.
-func blobRef(r *http.Request) (origin.Ref, error) {
-	ref := origin.Ref{Digest: digest.Digest(r.PathValue("digest"))}
+// blobRef returns which blob a request is about. hop: the client is a member, or was sent by one.
+func blobRef(r *http.Request) (ref origin.Ref, hop bool, err error) {
+	ref.Digest = digest.Digest(r.PathValue("digest"))
 	if err := origin.CheckDigest(ref.Digest); err != nil {
-		return ref, err
+		return ref, false, err
 	}
-	q, err := query(r, origin.ParamNamespace)
+	q, err := query(r, origin.ParamNamespace, origin.ParamHop)
 	if err != nil {
-		return ref, err
+		return ref, false, err
 	}
 	ref.Namespace = q[origin.ParamNamespace]
-	return ref, origin.CheckNamespace(ref.Namespace)
+	return ref, q[origin.ParamHop] == "1", origin.CheckNamespace(ref.Namespace)
 }
 
 // uploadID returns which upload a request is about.
@@ -225,7 +228,7 @@ func setInfo(w http.ResponseWriter, info origin.Info) {
 
 // getBlob answers GET and HEAD of a blob.
 func (a *api) getBlob(w http.ResponseWriter, r *http.Request) error {
-	ref, err := blobRef(r)
+	ref, hop, err := blobRef(r)
 	if err != nil {
 		return err
 	}
@@ -233,33 +236,47 @@ func (a *api) getBlob(w http.ResponseWriter, r *http.Request) error {
 	h.Set("Accept-Ranges", "bytes")
 	h.Set("Content-Type", "application/octet-stream")
 	h.Set("ETag", `"`+string(ref.Digest)+`"`)
-	if r.Method == http.MethodHead || origin.IsEmpty(ref.Digest) {
-		info, err := a.s.stat(r.Context(), ref)
-		if err != nil {
-			return err
-		}
-		setInfo(w, info)
-		h.Set("Content-Length", strconv.FormatInt(info.Size, 10))
-		w.WriteHeader(http.StatusOK)
-		return nil
-	}
 	for try := 0; ; try++ {
-		err := a.sendBlob(w, r, ref)
+		err := a.sendBlob(w, r, ref, hop)
 		if !errors.Is(err, errMoved) || try == 3 {
 			return err
 		}
 	}
 }
 
-// sendBlob sends what a request asks for of a blob. With errMoved, nothing was
-// sent.
-func (a *api) sendBlob(w http.ResponseWriter, r *http.Request, ref origin.Ref) error {
-	ctx := r.Context()
-	at, err := a.s.locator.locate(ctx, ref)
+// sendTo sends a client to another member.
+func (a *api) sendTo(w http.ResponseWriter, r *http.Request, name string) error {
+	m, err := a.s.peers.get(name)
 	if err != nil {
 		return err
 	}
+	q := r.URL.Query()
+	q.Set(origin.ParamHop, "1")
+	w.Header().Set("Location", m.Base()+r.URL.Path+"?"+q.Encode())
+	w.WriteHeader(http.StatusTemporaryRedirect)
+	return nil
+}
+
+// sendBlob sends what a request asks for of a blob. With errMoved, nothing was
+// sent.
+func (a *api) sendBlob(w http.ResponseWriter, r *http.Request, ref origin.Ref, hop bool) error {
+	ctx := r.Context()
+	at := located{info: origin.Info{Durable: true}}
+	var err error
+	if !origin.IsEmpty(ref.Digest) {
+		if at, err = a.s.locator.locate(ctx, ref, hop); err != nil {
+			return err
+		}
+	}
+	if at.member != "" {
+		return a.sendTo(w, r, at.member)
+	}
 	setInfo(w, at.info)
+	if r.Method == http.MethodHead || at.info.Size == 0 {
+		w.Header().Set("Content-Length", strconv.FormatInt(at.info.Size, 10))
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
 	off, n, partial, err := parseRange(r.Header.Get("Range"), at.info.Size)
 	if err != nil {
 		return fmt.Errorf("%s: %w", ref, err)
@@ -429,7 +446,7 @@ func follow(ctx context.Context, w http.ResponseWriter, c *coldRead, off, n int6
 }
 
 func (a *api) deleteBlob(w http.ResponseWriter, r *http.Request) error {
-	ref, err := blobRef(r)
+	ref, _, err := blobRef(r)
 	if err != nil {
 		return err
 	}
@@ -450,7 +467,7 @@ func (a *api) leader(r *http.Request, q map[string]string) (from string, term mi
 		}
 		return "", 0, nil
 	}
-	if a.s.uploads.peers[from] == nil {
+	if !a.s.peers.has(from) {
 		return "", 0, fmt.Errorf("%q is no member of this ring: %w", shorten(from), errdefs.ErrPermissionDenied)
 	}
 	if a.s.identity != nil {
@@ -666,7 +683,9 @@ func (a *api) putUpload(w http.ResponseWriter, r *http.Request) error {
 		w.WriteHeader(http.StatusCreated)
 		return nil
 	}
-	info, err := a.s.settled(ctx, d)
+	ctx, cancel = context.WithTimeout(r.Context(), commitWait+commitSlack)
+	defer cancel()
+	info, copies, err := a.s.acknowledge(ctx, d, u.meta.Namespace, at.Mirrors)
 	if errors.Is(err, context.DeadlineExceeded) && r.Context().Err() == nil {
 		w.WriteHeader(http.StatusAccepted) // the client asks again
 		return nil
@@ -675,6 +694,7 @@ func (a *api) putUpload(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	setInfo(w, info)
+	w.Header().Set(origin.HeaderCopies, strconv.Itoa(copies))
 	w.WriteHeader(http.StatusCreated)
 	return nil
 }

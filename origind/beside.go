@@ -13,7 +13,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/fetcher"
-	format2 "github.com/capelin-io/capelin/origind/record"
+	"github.com/capelin-io/capelin/origind/record"
 )
 
 // recordBeside is the record that lies in a backend beside the objects of a digest, under recordKey: format 2, or what an earlier
@@ -29,14 +29,14 @@ import (
 type recordBeside struct {
 	b      fetcher.Backend
 	digest digest.Digest
-	at     format2.Place
+	at     record.Place
 }
 
 // besideWas is what was read.
 type besideWas struct {
-	record  *format2.Record // nil: none
-	version string          // to replace it; "": none
-	as      []byte          // its text
+	record  *record.Record // nil: none
+	version string         // to replace it; "": none
+	as      []byte         // its text
 }
 
 const (
@@ -49,7 +49,7 @@ const (
 )
 
 // created has the record know what rec does. There is probably none yet.
-func (s *recordBeside) created(ctx context.Context, rec *format2.Record) (*format2.Record, error) {
+func (s *recordBeside) created(ctx context.Context, rec *record.Record) (*record.Record, error) {
 	if s.b.Capabilities().CompareAndSwap {
 		if err := s.put(ctx, rec, besideWas{}); !errdefs.IsConflict(err) {
 			return rec, err
@@ -59,19 +59,19 @@ func (s *recordBeside) created(ctx context.Context, rec *format2.Record) (*forma
 }
 
 // merged has the record know what rec does, and returns it.
-func (s *recordBeside) merged(ctx context.Context, rec *format2.Record) (*format2.Record, error) {
-	return s.change(ctx, rec, func(was *format2.Record) *format2.Record { return format2.Merge(was, rec) })
+func (s *recordBeside) merged(ctx context.Context, rec *record.Record) (*record.Record, error) {
+	return s.change(ctx, rec, func(was *record.Record) *record.Record { return record.Merge(was, rec) })
 }
 
 // removed has the record, if there is one, know what rec does, but for homes where the blob lives no more: they may be of a deletion that
 // knows no more of them. It returns it, or nil.
-func (s *recordBeside) removed(ctx context.Context, rec *format2.Record) (*format2.Record, error) {
-	return s.change(ctx, rec, func(was *format2.Record) *format2.Record {
+func (s *recordBeside) removed(ctx context.Context, rec *record.Record) (*record.Record, error) {
+	return s.change(ctx, rec, func(was *record.Record) *record.Record {
 		if was == nil && !livesAt(rec, s.at.Key) {
 			return nil
 		}
-		all := format2.Merge(was, rec)
-		c := &format2.Record{Digest: all.Digest, Size: all.Size, Removed: all.Removed}
+		all := record.Merge(was, rec)
+		c := &record.Record{Digest: all.Digest, Size: all.Size, Removed: all.Removed}
 		for i := range all.Homes {
 			if h := &all.Homes[i]; all.Lives(h) {
 				c.Homes = append(c.Homes, *h)
@@ -83,8 +83,8 @@ func (s *recordBeside) removed(ctx context.Context, rec *format2.Record) (*forma
 
 // change replaces the record by what next makes of it, nil: nothing, and returns that.
 func (s *recordBeside) change(
-	ctx context.Context, rec *format2.Record, next func(was *format2.Record) *format2.Record,
-) (*format2.Record, error) {
+	ctx context.Context, rec *record.Record, next func(was *record.Record) *record.Record,
+) (*record.Record, error) {
 	for range besideTries {
 		was, err := s.read(ctx, rec)
 		if err != nil {
@@ -102,7 +102,7 @@ func (s *recordBeside) change(
 }
 
 // put makes r the record, if it differs from what was read. errdefs.ErrConflict if somebody has changed that since.
-func (s *recordBeside) put(ctx context.Context, r *format2.Record, was besideWas) error {
+func (s *recordBeside) put(ctx context.Context, r *record.Record, was besideWas) error {
 	text, err := r.JSON()
 	if err != nil || bytes.Equal(text, was.as) {
 		return err
@@ -118,17 +118,17 @@ func (s *recordBeside) put(ctx context.Context, r *format2.Record, was besideWas
 }
 
 // read reads the record. rec is what is known here, which a record of an earlier release or a damaged one does not say.
-func (s *recordBeside) read(ctx context.Context, rec *format2.Record) (besideWas, error) {
+func (s *recordBeside) read(ctx context.Context, rec *record.Record) (besideWas, error) {
 	key := recordKey(s.digest)
 	var info fetcher.Info
 	text, err := small(ctx, func(ctx context.Context) ([]byte, error) {
-		rc, i, err := s.b.Open(ctx, key, 0, format2.MaxRecord+1)
+		rc, i, err := s.b.Open(ctx, key, 0, record.MaxRecord+1)
 		if err != nil {
 			return nil, err
 		}
 		defer rc.Close()
 		info = i
-		return io.ReadAll(io.LimitReader(rc, format2.MaxRecord+1))
+		return io.ReadAll(io.LimitReader(rc, record.MaxRecord+1))
 	})
 	if errdefs.IsNotFound(err) {
 		return besideWas{}, nil
@@ -151,7 +151,7 @@ func (s *recordBeside) read(ctx context.Context, rec *format2.Record) (besideWas
 	return besideWas{r, info.Version, text}, nil
 }
 
-func (s *recordBeside) parse(text []byte, rec *format2.Record) (*format2.Record, error) {
+func (s *recordBeside) parse(text []byte, rec *record.Record) (*record.Record, error) {
 	var head struct {
 		Format *int `json:"format"`
 	}
@@ -162,18 +162,18 @@ func (s *recordBeside) parse(text []byte, rec *format2.Record) (*format2.Record,
 			if h := rec.Home(s.at); h != nil && h.By != "" {
 				by = h.By // so that it says nothing new to who has read the same record on its disk
 			}
-			return format2.FromV1(text, s.digest, by)
+			return record.FromV1(text, s.digest, by)
 		case *head.Format > besideFormat:
 			return nil, fmt.Errorf("its format is %d, only %d is known: all origins have to be of the release that wrote it: %w",
 				*head.Format, besideFormat, errdefs.ErrFailedPrecondition)
 		}
 	}
-	return format2.Parse(text, s.digest)
+	return record.Parse(text, s.digest)
 }
 
 // damaged is what is taken for a record that cannot be read, which was last written at a time.
-func (s *recordBeside) damaged(ctx context.Context, rec *format2.Record, written time.Time) (*format2.Record, error) {
-	r := &format2.Record{Digest: s.digest, Size: rec.Size}
+func (s *recordBeside) damaged(ctx context.Context, rec *record.Record, written time.Time) (*record.Record, error) {
+	r := &record.Record{Digest: s.digest, Size: rec.Size}
 	if r.Size == 0 { // a home says it
 		info, err := small(ctx, func(ctx context.Context) (fetcher.Info, error) { return s.b.Stat(ctx, s.at.Key) })
 		if errdefs.IsNotFound(err) {
@@ -187,14 +187,14 @@ func (s *recordBeside) damaged(ctx context.Context, rec *format2.Record, written
 		}
 		r.Size = info.Size
 	}
-	since := min(max(format2.V1, format2.At(written)), format2.MaxStamp)
-	r.Homes = []format2.Home{{Place: s.at, By: besideBy, Since: since, More: since}}
+	since := min(max(record.V1, record.At(written)), record.MaxStamp)
+	r.Homes = []record.Home{{Place: s.at, By: besideBy, Since: since, More: since}}
 	return r, nil
 }
 
 // inBackend returns r without homes in backends of other names: somebody else has the same storage by another name, and nobody
 // here could do anything about them.
-func inBackend(r *format2.Record, name string) *format2.Record {
+func inBackend(r *record.Record, name string) *record.Record {
 	if r == nil {
 		return nil
 	}

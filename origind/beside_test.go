@@ -13,7 +13,7 @@ import (
 
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
-	format2 "github.com/capelin-io/capelin/origind/record"
+	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/origind/ringstate"
 )
 
@@ -23,8 +23,8 @@ func TestBesideFormat1(t *testing.T) {
 		home := fmt.Sprintf(`{"backend": "main", "key": %q, "namespaces": ["team/b", "team/a"], "written": true}`, a.place.Key)
 		return fmt.Appendf(nil, `{"digest": %q, "size": %d, "homes": [%s]}`, a.d, len(a.data), home)
 	}
-	old := func(a *at, by string) *format2.Record {
-		r, err := format2.FromV1(text(a), a.d, by)
+	old := func(a *at, by string) *record.Record {
+		r, err := record.FromV1(text(a), a.d, by)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -33,19 +33,19 @@ func TestBesideFormat1(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		do     ringstate.BackendDo
-		rec    func(a *at) *format2.Record
-		beside func(a *at) *format2.Record
+		rec    func(a *at) *record.Record
+		beside func(a *at) *record.Record
 		kept   bool // it is not replaced
 		gone   bool
 	}{
-		{"stat", ringstate.Stat, unknown, func(a *at) *format2.Record { return old(a, besideBy) }, true, false},
-		{"stat, of the same record", ringstate.Stat, func(a *at) *format2.Record { return old(a, "a") },
-			func(a *at) *format2.Record { return old(a, "a") }, true, false},
-		{"note", ringstate.Note, pushedA, func(a *at) *format2.Record { return all(old(a, "a"), pushedA(a)) }, false, false},
-		{"write", ringstate.Write, pushedA, func(a *at) *format2.Record { return all(old(a, "a"), pushedA(a)) }, false, false},
-		{"erase", ringstate.Erase, removedA, func(a *at) *format2.Record { return all(old(a, "a"), removedA(a)) }, false, false},
-		{"erase from all", ringstate.Erase, func(a *at) *format2.Record { return all(pushedA(a), a.removal("", 20)) },
-			func(a *at) *format2.Record { return a.removal("", 20) }, false, true},
+		{"stat", ringstate.Stat, unknown, func(a *at) *record.Record { return old(a, besideBy) }, true, false},
+		{"stat, of the same record", ringstate.Stat, func(a *at) *record.Record { return old(a, "a") },
+			func(a *at) *record.Record { return old(a, "a") }, true, false},
+		{"note", ringstate.Note, pushedA, func(a *at) *record.Record { return all(old(a, "a"), pushedA(a)) }, false, false},
+		{"write", ringstate.Write, pushedA, func(a *at) *record.Record { return all(old(a, "a"), pushedA(a)) }, false, false},
+		{"erase", ringstate.Erase, removedA, func(a *at) *record.Record { return all(old(a, "a"), removedA(a)) }, false, false},
+		{"erase from all", ringstate.Erase, func(a *at) *record.Record { return all(pushedA(a), a.removal("", 20)) },
+			func(a *at) *record.Record { return a.removal("", 20) }, false, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a := newAt(t, new(fetchertest.Memory))
@@ -91,11 +91,11 @@ func TestBesideDamaged(t *testing.T) {
 			return strings.ReplaceAll(string(b), a.d.Encoded()[:8], "00000000")
 		},
 		"fields of which nothing is known": func(a *at) string { return `{"format": 2, "digest": "` + string(a.d) + `", "pins": 1}` },
-		"too long":                         func(*at) string { return strings.Repeat(" ", format2.MaxRecord) + "{}" },
+		"too long":                         func(*at) string { return strings.Repeat(" ", record.MaxRecord) + "{}" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newAt(t, new(fetchertest.Memory))
-			do := func(do ringstate.BackendDo, rec *format2.Record) (bool, *format2.Record) {
+			do := func(do ringstate.BackendDo, rec *record.Record) (bool, *record.Record) {
 				t.Helper()
 				found, beside, err := a.o.do(t.Context(), do, rec, a.place)
 				if err != nil {
@@ -105,7 +105,7 @@ func TestBesideDamaged(t *testing.T) {
 			}
 			a.has(a.place, string(a.data))
 			a.beside([]byte(text(a)))
-			written := format2.At(time.Now())
+			written := record.At(time.Now())
 
 			// Somebody who deletes it from all namespaces is later than whatever it said.
 			found, beside := do(ringstate.Stat, unknown(a))
@@ -185,28 +185,28 @@ func TestBesideLater(t *testing.T) {
 func TestAlive(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
-		rec    func(a *at) *format2.Record
-		beside func(a *at) []*format2.Record
+		rec    func(a *at) *record.Record
+		beside func(a *at) []*record.Record
 		caps   *fetcher.Capabilities
 		want   bool
 		trace  string
 	}{
-		{"nothing is known", func(*at) *format2.Record { return nil }, nil, nil, true, ""},
+		{"nothing is known", func(*at) *record.Record { return nil }, nil, nil, true, ""},
 		{"nothing was removed", unknown, nil, nil, true, ""},
-		{"it lives", func(a *at) *format2.Record { return all(removedA(a), pushedA(a), a.push(a.place, "team/b", 15)) }, nil, nil, true, ""},
+		{"it lives", func(a *at) *record.Record { return all(removedA(a), pushedA(a), a.push(a.place, "team/b", 15)) }, nil, nil, true, ""},
 		{"no record", removedA, nil, nil, false, "open records"},
 		{"to be erased", removedA, besideA, nil, false, "open records"},
 		{"another namespace has it", removedA, besideB, nil, true, "open records"},
-		{"pushed again", removedA, func(a *at) []*format2.Record {
-			return []*format2.Record{a.push(a.place, "team/a", 30)}
+		{"pushed again", removedA, func(a *at) []*record.Record {
+			return []*record.Record{a.push(a.place, "team/a", 30)}
 		}, nil, true, "open records"},
-		{"under another key", removedA, func(a *at) []*format2.Record {
-			return []*format2.Record{a.push(a.other, "team/b", 30)}
+		{"under another key", removedA, func(a *at) []*record.Record {
+			return []*record.Record{a.push(a.other, "team/b", 30)}
 		}, nil, false, "open records"},
-		{"it lives in another backend", func(a *at) *format2.Record {
-			return all(removedA(a), a.push(format2.Place{Backend: "b", Key: a.place.Key}, "team/b", 15))
+		{"it lives in another backend", func(a *at) *record.Record {
+			return all(removedA(a), a.push(record.Place{Backend: "b", Key: a.place.Key}, "team/b", 15))
 		}, nil, nil, false, "open records"},
-		{"somebody else's", func(a *at) *format2.Record { return a.removal("team/a", 20) }, nil, new(fetcher.Capabilities), true, ""},
+		{"somebody else's", func(a *at) *record.Record { return a.removal("team/a", 20) }, nil, new(fetcher.Capabilities), true, ""},
 		{"it was ours", removedA, nil, new(fetcher.Capabilities), false, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -236,13 +236,13 @@ func TestObjectsRefused(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		do    ringstate.BackendDo
-		place func(p *format2.Place)
+		place func(p *record.Place)
 		caps  *fetcher.Capabilities
 		want  func(error) bool
 	}{
-		{"kept", ringstate.Stat, func(p *format2.Place) { p.Key = "" }, nil, errdefs.IsInvalidArgument},
-		{"not configured", ringstate.Stat, func(p *format2.Place) { p.Backend = "old" }, nil, errdefs.IsFailedPrecondition},
-		{"not configured", ringstate.Erase, func(p *format2.Place) { p.Backend = "old" }, nil, errdefs.IsFailedPrecondition},
+		{"kept", ringstate.Stat, func(p *record.Place) { p.Key = "" }, nil, errdefs.IsInvalidArgument},
+		{"not configured", ringstate.Stat, func(p *record.Place) { p.Backend = "old" }, nil, errdefs.IsFailedPrecondition},
+		{"not configured", ringstate.Erase, func(p *record.Place) { p.Backend = "old" }, nil, errdefs.IsFailedPrecondition},
 		{"read only", ringstate.Write, nil, &readOnly, errdefs.IsFailedPrecondition},
 		{"read only", ringstate.Note, nil, &readOnly, errdefs.IsFailedPrecondition},
 		{"no deletions", ringstate.Erase, nil, &noDelete, errdefs.IsNotImplemented},

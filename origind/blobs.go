@@ -14,6 +14,8 @@ import (
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/origind/record"
+	"github.com/capelin-io/capelin/origind/ringstate"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -26,7 +28,10 @@ type server struct {
 	uploads  *uploads
 	finder   *finder
 	cold     *coldReads
-	queue    *queue
+	member   *member
+	objects  *objects
+	copies   *copies
+	peers    *peers
 	seeder   *seeder
 	errands  *errands
 	locator  *locator
@@ -58,13 +63,13 @@ func (s *server) startUpload(id string, meta uploadMeta) (*upload, error) {
 	return s.uploads.begin(id, meta)
 }
 
-// kept reports whether a blob that was pushed is still here.
+// kept reports whether a blob that was pushed is still here, or in a backend.
 func (s *server) kept(d digest.Digest) error {
 	if origin.IsEmpty(d) {
 		return nil
 	}
-	r, err := s.blobs.records.get(d)
-	if err == nil && r == nil {
+	e, err := s.blobs.ledger.get(d)
+	if err == nil && (!visible(e) || !isDurable(e) && s.store.PresenceOf(d) < content.Cached) {
 		err = fmt.Errorf("%s was deleted meanwhile: %w", d, errdefs.ErrNotFound)
 	}
 	return err
@@ -84,71 +89,49 @@ func (s *server) file(ctx context.Context, d digest.Digest, size int64) (*os.Fil
 	return b.Reopen()
 }
 
-// keep takes a verified upload into the store, pinned, with its record. Both are
-// durable, and the blob is visible, when it returns nil.
+// keep takes a verified upload into the store, pinned. Its bytes are durable when it returns nil; that they are a blob of a
+// namespace is then for the ring to say (acknowledge), here or at the member that leads the upload.
 func (s *server) keep(ctx context.Context, u *upload, d digest.Digest, sums *piece.Sums) error {
-	h, err := s.homes.of(u.meta.Namespace, d)
-	if err != nil {
+	if _, err := s.homes.of(u.meta.Namespace, d); err != nil {
 		return err
 	}
-	unlock := s.blobs.records.lock(d)
-	defer unlock()
-	r, err := s.blobs.records.get(d)
-	if err != nil && !errdefs.IsDataLoss(err) { // a damaged one is replaced
-		return err
-	}
-	if r == nil {
-		r = &record{Digest: d}
-	}
-	r.Size = sums.ID().Size
-	r.add(h, u.meta.Namespace)
-	// The bytes first: a record says that they are here.
+	s.member.imports(d)
 	if err := s.store.Import(ctx, u.path(), sums); err != nil {
 		return fmt.Errorf("upload %s: %w", u.id, err)
 	}
-	if err := s.blobs.put(ctx, r); err != nil {
-		return fmt.Errorf("upload %s: %w", u.id, err)
-	}
-	s.finder.pushed(d)
-	if r.pending() {
-		s.queue.add(d)
-	} else if !r.pinned() {
-		s.blobs.unpin(ctx, d)
-	}
-	hash := sums.Hash()
-	s.seeder.complete(sums.ID(), &hash)
 	s.metrics.pushed(sums.ID().Size)
-	log.G(ctx).WithFields(log.Fields{"digest": d, "size": r.Size, "namespace": u.meta.Namespace}).Debug("blob pushed")
 	return nil
 }
 
-// settled waits until a blob that is committed is as durable as is promised.
-func (s *server) settled(ctx context.Context, d digest.Digest) (origin.Info, error) {
+// acknowledge has as many members as have to keep a blob whose bytes are here, and at those mirrors, and waits until it is as
+// durable as is promised. It returns how many copies there are.
+func (s *server) acknowledge(
+	ctx context.Context, d digest.Digest, namespace string, mirrors []string,
+) (info origin.Info, copies int, err error) {
 	if origin.IsEmpty(d) {
-		return origin.Info{Durable: true}, nil
+		return origin.Info{Durable: true}, 0, nil
 	}
-	r, err := s.blobs.records.get(d)
-	if err == nil && r != nil && r.pending() && s.cfg.Durability == "backend" {
-		if err = s.queue.wait(ctx, d); err == nil {
-			r, err = s.blobs.records.get(d)
-		}
+	at, err := s.homes.of(namespace, d)
+	if err != nil {
+		return info, 0, err
+	}
+	id, _ := s.store.Find(d)
+	copies, err = s.member.push(ctx, ringstate.EvPut{Digest: d, Size: id.Size, Place: at, Namespace: namespace, Mirrors: mirrors})
+	if err == nil && s.cfg.Durability == "backend" {
+		err = s.member.written(ctx, d)
 	}
 	if err != nil {
-		return origin.Info{}, err
+		return info, copies, err
 	}
-	if r == nil {
-		return origin.Info{}, fmt.Errorf("%s was deleted meanwhile: %w", d, errdefs.ErrNotFound)
+	e, err := s.blobs.ledger.get(d)
+	if err != nil {
+		return info, copies, err
 	}
-	return origin.Info{Size: r.Size, Durable: r.durable()}, nil
-}
-
-// stat returns what is known of a blob.
-func (s *server) stat(ctx context.Context, ref origin.Ref) (origin.Info, error) {
-	if origin.IsEmpty(ref.Digest) {
-		return origin.Info{Durable: true}, nil
+	if e == nil || !visible(e) {
+		return info, copies, fmt.Errorf("%s was deleted meanwhile: %w", d, errdefs.ErrNotFound)
 	}
-	at, err := s.locator.locate(ctx, ref)
-	return at.info, err
+	log.G(ctx).WithFields(log.Fields{"digest": d, "size": e.Record.Size, "namespace": namespace, "copies": copies}).Debug("blob pushed")
+	return origin.Info{Size: e.Record.Size, Durable: isDurable(e)}, copies, nil
 }
 
 // errMoved: the blob was here, and is not any more; it is to be located again.
@@ -169,68 +152,52 @@ func (s *server) openLocal(ctx context.Context, id piece.ID) (*content.Blob, err
 	return b, nil
 }
 
-// delete removes a blob from a namespace; when none has it any more, or none is
-// given, from its backends, from the record, and from sight. The digest is locked
-// all the time, so that a push meanwhile is not taken for what is being removed.
+// delete removes a blob from a namespace, from all if none is given, and from sight. It returns when the ring will not forget that;
+// its members then remove it from the backends where nothing else needs it.
 func (s *server) delete(ctx context.Context, ref origin.Ref) error {
 	d := ref.Digest
 	if origin.IsEmpty(d) {
 		return nil
 	}
-	unlock := s.blobs.records.lock(d)
-	defer unlock()
 	defer s.finder.forget(d)
-	s.cold.stop(d)
-	r, err := s.blobs.records.get(d)
+	e, err := s.blobs.ledger.get(d)
 	if err != nil {
 		return err
 	}
-	var gone []home
-	if r == nil {
-		// Never here, or an earlier call has got so far.
-		gone = s.homes.unrecorded(ref)
-	} else {
-		gone = r.remove(ref.Namespace)
-	}
-	for _, h := range gone {
-		if err := s.homes.erasable(h, d); err != nil {
+	places := s.homes.removed(ref, e)
+	for _, at := range places {
+		if err := s.homes.erasable(at, d); err != nil {
 			return err
 		}
 	}
-	// The record first: once it does not say that a backend has the blob, no push
-	// will rely on that.
-	if r != nil {
-		if err := s.shrink(ctx, r); err != nil {
-			return err
-		}
+	if len(places) == 0 {
+		places = []record.Place{{}} // it lives here alone, or at members that know
 	}
 	var errs []error
-	for _, h := range gone {
-		errs = append(errs, s.homes.erase(ctx, h, d))
+	for _, at := range places {
+		errs = append(errs, s.member.remove(ctx, d, ref.Namespace, at))
 	}
 	return errors.Join(errs...)
 }
 
-// shrink writes a record that lost homes; without any, it goes, and the blob too.
-// The digest is locked.
-func (s *server) shrink(ctx context.Context, r *record) error {
-	if len(r.Homes) > 0 {
-		if err := s.blobs.records.put(r); err != nil {
-			return err
-		}
-	} else {
-		if err := s.blobs.records.remove(r.Digest); err != nil {
-			return err
-		}
-		if id, err := piece.ParseID(string(r.Digest), r.Size); err == nil {
+// recorded has everybody know of what has changed of a blob.
+func (s *server) recorded(d digest.Digest, was, is *record.Entry) {
+	s.finder.pushed(d)
+	switch {
+	case visible(was) && !visible(is):
+		s.cold.stop(d)
+		if id, p := s.store.Find(d); p >= content.Cached {
 			s.seeder.gone(id)
 		}
+	case !visible(was) && visible(is):
+		if id, p := s.store.Find(d); p >= content.Cached {
+			s.tasks.run(func(ctx context.Context) { s.seeder.check(ctx, id) })
+		}
 	}
-	if !r.pending() {
-		s.queue.remove(r.Digest)
-	}
-	if !r.pinned() {
-		s.blobs.unpin(ctx, r.Digest)
-	}
-	return nil
+}
+
+// membersChanged has everybody know of how the ring is seen.
+func (s *server) membersChanged(all []ringstate.Peer) {
+	s.peers.changed(all)
+	s.uploads.membersChanged()
 }

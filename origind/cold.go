@@ -14,6 +14,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -23,6 +24,7 @@ import (
 type coldReads struct {
 	cfg     ColdConfig
 	blobs   *holdings
+	ring    foundKeeper
 	objects badObjects
 	peers   offers
 	metrics *metrics
@@ -31,6 +33,11 @@ type coldReads struct {
 	mu sync.Mutex
 	m  map[piece.ID]*coldRead
 	n  int // those of m that read a backend
+}
+
+// foundKeeper keeps where a read has found a blob: a member.
+type foundKeeper interface {
+	found(ctx context.Context, d digest.Digest, size int64, at record.Place) error
 }
 
 // badObjects is told what is wrong with backends' objects: a finder, for cold reads.
@@ -185,8 +192,7 @@ func (cs *coldReads) promise(id piece.ID, announce func()) {
 	}
 }
 
-// stop ends the reading of a blob that is deleted, and sees to it that no record
-// says afterwards that it is there. The digest is locked.
+// stop ends the reading of a blob that is deleted, and sees to it that it is not announced afterwards.
 func (cs *coldReads) stop(d digest.Digest) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -488,31 +494,8 @@ func pump(ctx context.Context, cancel func(), a io.Writer, r io.ReadCloser, size
 
 // complete makes a blob that was read from a backend visible.
 func (cs *coldReads) complete(ctx context.Context, c *coldRead) error {
-	d := digest.Digest(c.id.Digest())
-	unlock := cs.blobs.records.lock(d)
-	defer unlock()
-	cs.mu.Lock()
-	deleted := c.deleted
-	cs.mu.Unlock()
-	if deleted {
-		return errDeleted
-	}
-	r, err := cs.blobs.records.get(d)
-	if err != nil && !errdefs.IsDataLoss(err) {
+	if err := cs.ring.found(ctx, digest.Digest(c.id.Digest()), c.id.Size, c.place.at()); err != nil {
 		return err
-	}
-	if r == nil {
-		r = &record{Digest: d}
-	}
-	r.Size = c.id.Size
-	r.add(c.home(), c.namespace)
-	if err := cs.blobs.put(ctx, r); err != nil {
-		return err
-	}
-	if r.pinned() {
-		if err := cs.blobs.store.Pin(d); err != nil {
-			return err
-		}
 	}
 	return cs.announce(ctx, c)
 }

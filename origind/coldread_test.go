@@ -24,6 +24,7 @@ import (
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -39,6 +40,8 @@ type cellar struct {
 	gate  *gated
 	count *fetchertest.Counting
 
+	keep chan struct{} // closed when what is found may be kept
+
 	mu    sync.Mutex
 	told  []string
 	taken bool
@@ -46,7 +49,8 @@ type cellar struct {
 
 func newCellar(t *testing.T, size int, over func(fetcher.Backend) fetcher.Backend) *cellar {
 	t.Helper()
-	c := &cellar{t: t}
+	c := &cellar{t: t, keep: make(chan struct{})}
+	close(c.keep)
 	c.data, _ = testBlob(size, 1)
 	mem := &fetchertest.Memory{}
 	d := put(t, mem, "", c.data)
@@ -61,7 +65,7 @@ func newCellar(t *testing.T, size int, over func(fetcher.Backend) fetcher.Backen
 	c.at = place{id: idOf(t, c.data), name: "mem", backend: b, key: key, namespace: "team/app"}
 	c.coldReads = &coldReads{
 		cfg:   ColdConfig{Max: 2, Attempts: 3, Grace: config.Duration(testGrace)},
-		blobs: newHoldings(t), objects: c, peers: c, metrics: newMetrics(prometheus.NewRegistry()), tasks: newTasks(t),
+		blobs: newHoldings(t), ring: c, objects: c, peers: c, metrics: newMetrics(prometheus.NewRegistry()), tasks: newTasks(t),
 		m: map[piece.ID]*coldRead{},
 	}
 	return c
@@ -109,14 +113,14 @@ func (c *cellar) read() error {
 	return r.err
 }
 
-// record returns the blob's.
-func (c *cellar) record() *record {
-	c.t.Helper()
-	r, err := c.blobs.records.get(digest.Digest(c.at.id.Digest()))
-	if err != nil {
-		c.t.Fatal(err)
+// found keeps where the blob was, after c.keep.
+func (c *cellar) found(_ context.Context, _ digest.Digest, size int64, at record.Place) error {
+	<-c.keep
+	if size != c.at.id.Size || at != c.at.at() {
+		c.t.Errorf("found %d bytes at %+v", size, at)
 	}
-	return r
+	c.tell("found")
+	return nil
 }
 
 // However many want a blob, the backend is read once. Who joins later joins that read; all
@@ -145,13 +149,9 @@ func TestColdReadIsShared(t *testing.T) {
 		c.expect("under way", "arriving")
 		c.gate.let(1 << 40)
 		wg.Wait()
-		c.expect("at the end", "complete true", "arrived")
+		c.expect("at the end", "found", "complete true", "arrived")
 		if n := c.count.Opens(); n != 1 || c.coldReads.count() != 0 {
 			t.Errorf("%d reads of the backend, %d are under way", n, c.coldReads.count())
-		}
-		r := c.record()
-		if len(r.Homes) != 1 || !r.Homes[0].Written || r.Homes[0].Key != c.at.key || r.Homes[0].Namespaces[0] != "team/app" || r.pinned() {
-			t.Errorf("the record is %+v", r)
 		}
 		if p := c.blobs.store.Presence(c.at.id); p != content.Cached {
 			t.Errorf("the blob is %v, want what may be evicted", p)
@@ -184,19 +184,20 @@ func TestColdReadAttempts(t *testing.T) {
 		pauses time.Duration // their sum is between half of it and one and a half
 		told   []string
 	}{
-		{"without a fault", func(int, int64) (int64, error) { return -1, nil }, "ok", 1, 0, []string{"arriving", "complete true", "arrived"}},
+		{"without a fault", func(int, int64) (int64, error) { return -1, nil }, "ok", 1, 0,
+			[]string{"arriving", "found", "complete true", "arrived"}},
 		{"four times, with bytes in between", func(try int, _ int64) (int64, error) {
 			if try < 5 {
 				return 200_000, nil
 			}
 			return -1, nil
-		}, "ok", 5, 4 * coldPauseMin, []string{"arriving", "complete true", "arrived"}},
+		}, "ok", 5, 4 * coldPauseMin, []string{"arriving", "found", "complete true", "arrived"}},
 		{"it ends early, once", func(try int, _ int64) (int64, error) {
 			if try == 1 {
 				return 700_000, io.ErrUnexpectedEOF
 			}
 			return -1, nil
-		}, "ok", 2, coldPauseMin, []string{"arriving", "complete true", "arrived"}},
+		}, "ok", 2, coldPauseMin, []string{"arriving", "found", "complete true", "arrived"}},
 		{"never a byte", func(int, int64) (int64, error) { return 0, nil }, "unavailable", 3, 3 * coldPauseMin, []string{"arriving", "gone"}},
 		{"for ever at one place", func(_ int, off int64) (int64, error) { return 700_000 - off, nil }, "unavailable", 3, 3 * coldPauseMin,
 			[]string{"arriving", "gone"}},
@@ -249,9 +250,6 @@ func TestColdReadOfSomethingElse(t *testing.T) {
 			t.Errorf("another size: %v", err)
 		}
 		c.expect("another size", "arriving", "condemned true", "gone")
-		if r := c.record(); r != nil {
-			t.Errorf("there is a record: %+v", r)
-		}
 
 		// The first part of it was wrong when it was read, and the backend has the blob by now.
 		write(wrong)
@@ -271,7 +269,7 @@ func TestColdReadOfSomethingElse(t *testing.T) {
 		if err := c.read(); err != nil || c.count.Opens() != before+2 {
 			t.Errorf("%v after %d reads, want a second one from the beginning", err, c.count.Opens()-before)
 		}
-		c.expect("healed", "arriving", "complete true", "arrived")
+		c.expect("healed", "arriving", "found", "complete true", "arrived")
 	})
 }
 
@@ -348,9 +346,9 @@ func TestColdReadOfWhatIsDeleted(t *testing.T) {
 		}
 		c.expect("deleted", "arriving", "gone")
 
-		// All of it is here, but its record is not, when it is deleted.
+		// All of it is here, but where it was found is not kept, when it is deleted.
 		c.gate.let(1 << 40)
-		unlock := c.blobs.records.lock(d)
+		c.keep = make(chan struct{})
 		go func() { read <- c.read() }()
 		synctest.Wait()
 		if p := c.blobs.store.Presence(c.at.id); p != content.Cached {
@@ -358,19 +356,15 @@ func TestColdReadOfWhatIsDeleted(t *testing.T) {
 		}
 		c.promise(c.at.id, func() { t.Error("it is promised when its end is about to be announced") })
 		c.stop(d)
-		unlock()
+		close(c.keep)
 		if err := <-read; !errdefs.IsNotFound(err) {
 			t.Errorf("its reader is told %v", err)
 		}
-		if r := c.record(); r != nil {
-			t.Errorf("there is a record: %+v", r)
-		}
-		c.expect("deleted late", "arriving", "gone")
+		c.expect("deleted late", "arriving", "found", "gone")
 	})
 }
 
-// Only so many are read at once; nobody is promised a blob whose end was announced; a blob
-// that has a home still to be written to is pinned when it has come.
+// Only so many are read at once; nobody is promised a blob whose end was announced.
 func TestColdReadBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCellar(t, 1<<20, nil)
@@ -395,19 +389,6 @@ func TestColdReadBounds(t *testing.T) {
 		c.promise(third.id, func() { promised++ })
 		if promised != 1 {
 			t.Errorf("%d were promised, want the one that is being read", promised)
-		}
-	})
-	synctest.Test(t, func(t *testing.T) {
-		c := newCellar(t, 1<<20, nil)
-		d := digest.Digest(c.at.id.Digest())
-		if err := c.blobs.records.put(&record{Digest: d, Size: c.at.id.Size, Homes: []home{{Backend: "other", Key: "blobs/x"}}}); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.read(); err != nil {
-			t.Fatal(err)
-		}
-		if p := c.blobs.store.Presence(c.at.id); p != content.Committed || len(c.record().Homes) != 2 {
-			t.Errorf("the blob is %v, its record %+v; want it pinned", p, c.record())
 		}
 	})
 }

@@ -10,13 +10,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/capelin-io/capelin/control/ring"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/backends"
 	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
-	"github.com/capelin-io/capelin/origind/ringstate/mirror"
 )
 
 // Config is the configuration of `capelin origind`; [DefaultConfig] has the
@@ -38,13 +36,12 @@ type Config struct {
 	Lookup  LookupConfig  `toml:"lookup" comment:"Finding blobs that are not here."`
 	Cold    ColdConfig    `toml:"cold" comment:"Reading blobs from a backend, while nodes and clients already read them here."`
 	Queue   QueueConfig   `toml:"queue" comment:"Writing pushed blobs to their backend."`
+	Ring    RingConfig    `toml:"ring" comment:"Origins that keep blobs together, so that one of them can be lost."`
 
 	Backends []backends.Config `toml:"backend" comment:"Where blobs live; a push whose namespace belongs to none is refused. Without any, this origin keeps everything itself. Each is a table such as this one."`
 
 	// Stores, if not nil, is used instead of Backends. Run does not close it.
 	Stores Backends `toml:"-"`
-	// Ring, if not nil, is the ring of which this origin is a member.
-	Ring *Ring `toml:"-"`
 	// Listener and SwarmListener, if not nil, are used instead of Listen and
 	// Swarm.Listen. Run closes them.
 	Listener      net.Listener `toml:"-"`
@@ -54,44 +51,6 @@ type Config struct {
 	// OnListen, if not nil, is called once the listeners are open, with their
 	// addresses; metrics is nil if off.
 	OnListen func(api, swarm, metrics net.Addr) `toml:"-"`
-}
-
-// Ring says who the members of a ring are, this origin among them.
-type Ring struct {
-	Members     []RingMember
-	Replicas    int // owners of a blob
-	MinReplicas int // copies before a push is acknowledged
-}
-
-// RingMember is one of them.
-type RingMember struct {
-	Name    string // as its certificate has it
-	Zone    string
-	Address string // of its API, host:port or http(s)://host:port; not used of this origin
-}
-
-// mirror is what uploads are told of the ring. Without one this origin is alone.
-func (c *Config) mirror() mirror.Config {
-	m := mirror.Config{
-		Self: ring.Member{Name: c.Node, Zone: c.Zone}, Replicas: 1, MinReplicas: 1, Expire: c.Uploads.Expire.D(),
-	}
-	if c.Ring != nil {
-		m.Replicas, m.MinReplicas = c.Ring.Replicas, c.Ring.MinReplicas
-	}
-	return m
-}
-
-// members returns the members of the ring, or this origin alone. One that does not answer is found
-// out by asking it.
-func (c *Config) members() []mirror.Member {
-	if c.Ring == nil {
-		return []mirror.Member{{Member: ring.Member{Name: c.Node, Zone: c.Zone}, Up: true}}
-	}
-	all := make([]mirror.Member, len(c.Ring.Members))
-	for i, m := range c.Ring.Members {
-		all[i] = mirror.Member{Member: ring.Member{Name: m.Name, Zone: m.Zone}, Up: true}
-	}
-	return all
 }
 
 // Backends are the storages of an origin: a backends.Set.
@@ -142,8 +101,9 @@ type ColdConfig struct {
 // QueueConfig is Config.Queue.
 type QueueConfig struct {
 	Workers int             `toml:"workers" comment:"How many blobs are written at once."`
-	Backoff config.Duration `toml:"backoff" comment:"Pause after a failure; it doubles with each, and is random within a factor of two."`
+	Backoff config.Duration `toml:"backoff" comment:"Pause after a failure; it doubles with each."`
 	Max     config.Duration `toml:"max_backoff" comment:"The longest pause."`
+	Standby config.Duration `toml:"standby" comment:"In a ring, how long another member that has a blob leaves it to the one that took the push to write it, although that one is up."`
 }
 
 // Notes adds to the comments of common keys.
@@ -171,7 +131,8 @@ func DefaultConfig() Config {
 			Negative:   config.Duration(10 * time.Second),
 		},
 		Cold:  ColdConfig{Max: 64, Attempts: 5, Grace: config.Duration(5 * time.Second)},
-		Queue: QueueConfig{Workers: 4, Backoff: config.Duration(time.Second), Max: config.Duration(5 * time.Minute)},
+		Queue: QueueConfig{Workers: 4, Backoff: config.Duration(time.Second), Max: config.Duration(5 * time.Minute), Standby: config.Duration(10 * time.Minute)},
+		Ring:  defaultRing(),
 	}
 }
 
@@ -222,6 +183,7 @@ func (c *Config) Validate() error {
 		{"cold.grace", c.Cold.Grace},
 		{"queue.backoff", c.Queue.Backoff},
 		{"queue.max_backoff", c.Queue.Max},
+		{"queue.standby", c.Queue.Standby},
 	} {
 		if d.d <= 0 {
 			bad(d.key, "%v is not positive", d.d)
@@ -240,6 +202,7 @@ func (c *Config) Validate() error {
 			bad(n.key, "%d is not positive", n.n)
 		}
 	}
+	errs = append(errs, c.Ring.check()...)
 	errs = append(errs, backends.Check(c.Backends, "backend")...)
 	return errors.Join(errs...)
 }

@@ -101,13 +101,15 @@ func (e *errands) ask(id piece.ID, f func(ctx context.Context)) bool {
 }
 
 // begin says that the origin will deliver a blob, whole or from a backend from now
-// on, or returns an error.
+// on, or returns an error. Who reads it for all members does that; another one says no.
 func (e *errands) begin(ctx context.Context, id piece.ID) error {
 	d := digest.Digest(id.Digest())
 	is, _, ok, err := e.blobs.local(d)
 	switch {
 	case err != nil:
 		return err
+	case !e.ring.serving():
+		return fmt.Errorf("%s: this origin has just started: %w", id, errdefs.ErrUnavailable)
 	case ok && is != id:
 		return fmt.Errorf("%s has %d bytes: %w", id, is.Size, errdefs.ErrNotFound)
 	case ok:
@@ -116,6 +118,13 @@ func (e *errands) begin(ctx context.Context, id piece.ID) error {
 	case e.cold.wanted(id, swarmInterest):
 		e.partial(id)
 		return nil
+	}
+	reader, err := e.ring.reader(ctx, d)
+	if err == nil && reader != "" {
+		err = fmt.Errorf("%s is for member %s to read: %w", id, reader, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return err
 	}
 	at, err := e.finder.find(ctx, origin.Ref{Digest: d})
 	if err != nil {
@@ -216,9 +225,12 @@ func (e *errands) warm(ctx context.Context, blobs []*trackerpb.Blob, r *trackerp
 
 // bring reads a blob from its backend, unless it is here.
 func (e *errands) bring(ctx context.Context, id piece.ID) error {
-	at, err := e.locate(ctx, origin.Ref{Digest: digest.Digest(id.Digest())})
+	at, err := e.locate(ctx, origin.Ref{Digest: digest.Digest(id.Digest())}, false)
 	if err != nil {
 		return err
+	}
+	if at.member != "" {
+		return fmt.Errorf("%s is at member %s: %w", id, at.member, errdefs.ErrNotFound)
 	}
 	if at.id != id {
 		return fmt.Errorf("%s has %d bytes: %w", id, at.id.Size, errdefs.ErrNotFound)

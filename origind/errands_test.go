@@ -2,7 +2,6 @@ package origind
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -13,12 +12,13 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/origind/record"
+	"github.com/capelin-io/capelin/origind/ringstate"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -52,17 +52,27 @@ func (a *answers) Result(r *trackerpb.CommandResult) {
 	a.tell("result %d bytes, %d missing, error: %t", r.GetBytes(), len(r.GetBlobs()), r.GetError() != "")
 }
 
+// onlyMember is a ring of one that finds nothing out.
+type onlyMember struct{ reads string }
+
+func (onlyMember) serving() bool { return true }
+func (onlyMember) where(context.Context, digest.Digest, bool) (ringstate.ActFound, error) {
+	return ringstate.ActFound{Where: ringstate.Backend}, nil
+}
+func (o onlyMember) reader(context.Context, digest.Digest) (string, error)         { return o.reads, nil }
+func (onlyMember) found(context.Context, digest.Digest, int64, record.Place) error { return nil }
+
 // newAsked makes errands over some backends, and an origin's parts below them.
 func newAsked(t *testing.T, s stores) (*errands, *answers) {
 	a, h, ts := &answers{}, newHoldings(t), newTasks(t)
-	f := newFinder(LookupConfig{Budget: config.Duration(testBudget), Negative: config.Duration(testNegative)}, s, h.records, ts)
-	sd := newSeeder(h, func(digest.Digest) {}, nil, func(piece.ID) bool { return false })
+	f := newFinder(LookupConfig{Budget: config.Duration(testBudget), Negative: config.Duration(testNegative)}, s, h.ledger, pushedAgain{}, ts)
+	sd := newSeeder(h, nil, func(piece.ID) bool { return false })
 	sd.trackers = a
 	cold := &coldReads{
 		cfg:   ColdConfig{Max: 20, Attempts: 1, Grace: config.Duration(testGrace)},
-		blobs: h, objects: f, peers: sd, metrics: newMetrics(prometheus.NewRegistry()), tasks: ts, m: map[piece.ID]*coldRead{},
+		blobs: h, ring: onlyMember{}, objects: f, peers: sd, metrics: newMetrics(prometheus.NewRegistry()), tasks: ts, m: map[piece.ID]*coldRead{},
 	}
-	e := newErrands(&locator{h, cold, f}, sd, ts)
+	e := newErrands(&locator{blobs: h, cold: cold, finder: f, ring: onlyMember{}}, sd, ts)
 	e.trackers = a
 	return e, a
 }
@@ -97,6 +107,11 @@ func TestLookupAnswers(t *testing.T) {
 			return stores{"mem": mem}
 		}, larger, []string{"not here"}, 0},
 		{"nobody has it", false, func(*testing.T) stores { return stores{"mem": &fetchertest.Memory{}} }, id, []string{"not here"}, 0},
+		{"another member reads it", false, func(t *testing.T) stores {
+			mem := &fetchertest.Memory{}
+			put(t, mem, "", data)
+			return stores{"mem": mem, "reader": nil}
+		}, id, []string{"not here"}, 0},
 		{"a backend is down", false, func(*testing.T) stores { return stores{"mem": refusing(errDown)} }, id, []string{"not here"}, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -106,8 +121,12 @@ func TestLookupAnswers(t *testing.T) {
 					s = tt.stores(t)
 				}
 				e, a := newAsked(t, s)
+				if _, ok := s["reader"]; ok {
+					delete(s, "reader")
+					e.ring = onlyMember{reads: "reader"}
+				}
 				if tt.here {
-					e.blobs.keep(t, data, home{Backend: "kept"})
+					e.blobs.keep(t, data, lives("kept", "", false))
 				}
 				e.Lookup(tt.id)
 				synctest.Wait()
@@ -151,58 +170,6 @@ func TestLookupIsBounded(t *testing.T) {
 	})
 }
 
-// At the start, and when a blob has come, its pin is made what its record says, and it is
-// announced; not if it was never acknowledged.
-func TestCheck(t *testing.T) {
-	data, d := testBlob(100_000, 1)
-	key, _ := fetcher.BlobKey(d)
-	pending, written, kept := home{Backend: "a", Key: key}, home{Backend: "a", Key: key, Written: true}, home{Backend: "here"}
-	for _, tt := range []struct {
-		name    string
-		homes   []home // nil: no record
-		size    int64  // of the record, if not the blob's
-		cached  bool   // it is evictable before
-		pinned  bool   // afterwards
-		queued  bool
-		visible bool
-	}{
-		{name: "pushed, and still to be written", homes: []home{pending}, pinned: true, queued: true, visible: true},
-		{name: "kept here for good", homes: []home{kept}, pinned: true, visible: true},
-		{name: "written, and still pinned", homes: []home{written}, visible: true},
-		{name: "written, and evictable", homes: []home{written}, cached: true, visible: true},
-		{name: "still to be written, and evictable", homes: []home{pending}, cached: true, pinned: true, queued: true, visible: true},
-		{name: "one of two homes has it", homes: []home{written, {Backend: "b", Key: key}},
-			cached: true, pinned: true, queued: true, visible: true},
-		{name: "never acknowledged"},
-		{name: "its record is of another size", homes: []home{kept}, size: 99, pinned: true},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			h, a, queued := newHoldings(t), &answers{}, false
-			h.keep(t, data, tt.homes...)
-			var err error
-			if tt.homes == nil {
-				err = h.records.remove(d)
-			}
-			if tt.size != 0 {
-				err = errors.Join(err, h.records.put(&record{Digest: d, Size: tt.size, Homes: tt.homes}))
-			}
-			if tt.cached {
-				err = errors.Join(err, h.store.Delete(t.Context(), d))
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			sd := newSeeder(h, func(digest.Digest) { queued = true }, nil, nil)
-			sd.trackers = a
-			sd.check(context.Background(), idOf(t, data))
-			pinned := h.store.PresenceOf(d) == content.Committed
-			if visible := slices.Equal(a.told, []string{"complete true"}); pinned != tt.pinned || queued != tt.queued || visible != tt.visible {
-				t.Errorf("pinned: %t, queued: %t, told %q; want %t, %t, announced: %t", pinned, queued, a.told, tt.pinned, tt.queued, tt.visible)
-			}
-		})
-	}
-}
-
 // losing loses a blob at the moment when it is announced as whole, and its store said so
 // before.
 type losing struct {
@@ -220,8 +187,11 @@ func TestGoneWhileAnnounced(t *testing.T) {
 	data, d := testBlob(100_000, 1)
 	h, a := newHoldings(t), &answers{}
 	key, _ := fetcher.BlobKey(d)
-	h.keep(t, data, home{Backend: "a", Key: key, Written: true})
-	sd := newSeeder(h, func(digest.Digest) {}, nil, nil)
+	h.keep(t, data, lives("a", key, true))
+	if err := h.store.Unpin(t.Context(), d); err != nil {
+		t.Fatal(err)
+	}
+	sd := newSeeder(h, nil, nil)
 	sd.trackers = losing{a, func() {
 		if freed := h.store.MakeRoom(t.Context(), 1); freed == 0 {
 			t.Error("the blob was not evicted")

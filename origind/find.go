@@ -14,6 +14,7 @@ import (
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -34,7 +35,7 @@ func (p place) source() string {
 	return "backend " + p.name
 }
 
-func (p place) home() home { return home{Backend: p.name, Key: p.key, Written: true} }
+func (p place) at() record.Place { return record.Place{Backend: p.name, Key: p.key} }
 
 // finder finds blobs that are not here: by their record, or by asking backends.
 // All who ask for one at once share one look-up; whoever does not wait for its
@@ -42,7 +43,8 @@ func (p place) home() home { return home{Backend: p.name, Key: p.key, Written: t
 type finder struct {
 	cfg      LookupConfig
 	backends Backends
-	records  recordReader
+	ledger   entryReader
+	alive    aliveness
 	tasks    *tasks // look-ups, which others may wait for than those who began them
 
 	mu      sync.Mutex
@@ -52,9 +54,15 @@ type finder struct {
 	bad     *lru.LRU[digest.Digest, []badObject]
 }
 
-// recordReader says where blobs live, as far as that is recorded here.
-type recordReader interface {
-	get(d digest.Digest) (*record, error)
+// entryReader says what is kept here of blobs.
+type entryReader interface {
+	get(d digest.Digest) (*record.Entry, error)
+}
+
+// aliveness says whether an object at a place where the blob was removed is there since a later push, of which nothing is
+// known here: objects.
+type aliveness interface {
+	alive(ctx context.Context, rec *record.Record, at record.Place) (bool, error)
 }
 
 // flight is a look-up under way.
@@ -89,13 +97,13 @@ const (
 	maxPerLookup = 16               // backends asked at once
 )
 
-func newFinder(cfg LookupConfig, backends Backends, records recordReader, tasks *tasks) *finder {
+func newFinder(cfg LookupConfig, backends Backends, ledger entryReader, alive aliveness, tasks *tasks) *finder {
 	known, err := lru.NewLRU[digest.Digest, []answer](maxKnown, nil)
 	bad, err2 := lru.NewLRU[digest.Digest, []badObject](maxBad, nil)
 	if err != nil || err2 != nil {
 		panic("origind: a cache of no size")
 	}
-	return &finder{cfg: cfg, backends: backends, records: records, tasks: tasks, flights: map[origin.Ref]*flight{}, known: known, bad: bad}
+	return &finder{cfg: cfg, backends: backends, ledger: ledger, alive: alive, tasks: tasks, flights: map[origin.Ref]*flight{}, known: known, bad: bad}
 }
 
 // pushed ends what is remembered of where a blob is, or is not.
@@ -205,7 +213,7 @@ func (f *finder) fly(ctx context.Context, ref origin.Ref, fl *flight, gen uint64
 
 // lookup asks all who could have the blob, at once; the first who has it wins.
 func (f *finder) lookup(ctx context.Context, ref origin.Ref) (place, error) {
-	candidates, size, err := f.candidates(ref)
+	candidates, rec, err := f.candidates(ref)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type result struct {
@@ -217,7 +225,7 @@ func (f *finder) lookup(ctx context.Context, ref origin.Ref) (place, error) {
 	for _, p := range candidates {
 		go func() { // ends with ctx, and is waited for below
 			limit <- struct{}{}
-			p, err := f.ask(ctx, ref, p, size)
+			p, err := f.ask(ctx, ref, p, rec)
 			<-limit
 			results <- result{p, err}
 		}()
@@ -246,9 +254,8 @@ func (f *finder) lookup(ctx context.Context, ref origin.Ref) (place, error) {
 	return place{}, fmt.Errorf("%s is neither here nor in any backend: %w", ref, errdefs.ErrNotFound)
 }
 
-// candidates returns where a blob could be, and its size if a record says it, or
-// -1.
-func (f *finder) candidates(ref origin.Ref) (all []place, size int64, err error) {
+// candidates returns where a blob could be, and what is known of it here, or nil.
+func (f *finder) candidates(ref origin.Ref) (all []place, rec *record.Record, err error) {
 	stores := f.backends.All()
 	add := func(name, key string) {
 		b := stores[name]
@@ -257,14 +264,16 @@ func (f *finder) candidates(ref origin.Ref) (all []place, size int64, err error)
 		}
 		all = append(all, place{name: name, backend: b, key: key, namespace: ref.Namespace})
 	}
-	size = -1
-	r, err := f.records.get(ref.Digest)
-	if r != nil {
-		size = r.Size
-		for _, h := range r.Homes {
-			if !h.kept() {
+	e, err := f.ledger.get(ref.Digest)
+	if e != nil {
+		rec = e.Record
+		for _, h := range rec.Homes {
+			if !h.Kept() {
 				add(h.Backend, h.Key)
 			}
+		}
+		for _, at := range e.Found {
+			add(at.Backend, at.Key)
 		}
 	}
 	if ref.Namespace != "" {
@@ -282,12 +291,12 @@ func (f *finder) candidates(ref origin.Ref) (all []place, size int64, err error)
 			add(name, key)
 		}
 	}
-	return all, size, err
+	return all, rec, err
 }
 
 // ask asks one backend. Whatever is neither there nor certainly not there is
 // errdefs.ErrUnavailable, or errdefs.ErrDataLoss.
-func (f *finder) ask(ctx context.Context, ref origin.Ref, p place, size int64) (place, error) {
+func (f *finder) ask(ctx context.Context, ref origin.Ref, p place, rec *record.Record) (place, error) {
 	if err := f.condemned(ref.Digest, p.name, p.key); err != nil {
 		return p, err
 	}
@@ -295,8 +304,21 @@ func (f *finder) ask(ctx context.Context, ref origin.Ref, p place, size int64) (
 	if errdefs.IsNotFound(err) {
 		return p, err
 	}
+	if err == nil && rec != nil && len(rec.Removed) > 0 {
+		if h := rec.Home(p.at()); h == nil || !rec.Lives(h) {
+			if alive, aerr := f.alive.alive(ctx, rec, p.at()); aerr != nil {
+				err = aerr
+			} else if !alive {
+				return p, fmt.Errorf("%s was deleted: %w", ref, errdefs.ErrNotFound)
+			}
+		}
+	}
 	if err != nil {
 		return p, fmt.Errorf("backend %s: %w: %w", p.name, err, errdefs.ErrUnavailable)
+	}
+	size := int64(-1)
+	if rec != nil && rec.Size > 0 {
+		size = rec.Size
 	}
 	if info.Size < 0 {
 		info.Size = size

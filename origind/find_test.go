@@ -18,6 +18,7 @@ import (
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/origind/record"
 )
 
 // newTasks returns tasks that end with the test.
@@ -28,14 +29,22 @@ func newTasks(t testing.TB) *tasks {
 	return ts
 }
 
-// recorded is the records of a test.
-type recorded map[digest.Digest]*record
+// recorded is what is kept of blobs, of a test.
+type recorded map[digest.Digest]*record.Entry
 
-func (r recorded) get(d digest.Digest) (*record, error) {
-	if r[d] != nil && r[d].Size < 0 {
+func (r recorded) get(d digest.Digest) (*record.Entry, error) {
+	if r[d] != nil && r[d].Record.Size < 0 {
 		return nil, fmt.Errorf("damaged: %w", errdefs.ErrDataLoss)
 	}
 	return r[d], nil
+}
+
+// pushedAgain are the objects that are there since a push of which nothing is known here.
+type pushedAgain map[record.Place]error
+
+func (p pushedAgain) alive(_ context.Context, _ *record.Record, at record.Place) (bool, error) {
+	err, ok := p[at]
+	return ok && err == nil, err
 }
 
 const (
@@ -46,7 +55,7 @@ const (
 func testFinder(t testing.TB, s stores, r recorded) *finder {
 	return newFinder(LookupConfig{
 		Budget: config.Duration(testBudget), Repository: config.Duration(5 * testBudget), Negative: config.Duration(testNegative),
-	}, s, r, newTasks(t))
+	}, s, r, pushedAgain{}, newTasks(t))
 }
 
 // slowStat is a backend that takes its time to look, unless whoever asks goes away.
@@ -69,10 +78,18 @@ func TestFindVerdicts(t *testing.T) {
 	unsized := &sizeless{full}
 	hub := byRepository{&fetchertest.Memory{}}
 	put(t, hub, "hub/app", data)
+	living := func(size int64, backend, key string) *record.Record {
+		return &record.Record{Digest: d, Size: size, Homes: []record.Home{lives(backend, key, true)}}
+	}
+	removed := func(backend string) *record.Record {
+		r := living(1000, backend, key)
+		r.Removed = record.Stamps{"": 9}
+		return r
+	}
 	for _, tt := range []struct {
 		name   string
 		stores stores
-		record *record
+		record *record.Record
 		ns     string
 		want   string // class, or the backend where it is
 	}{
@@ -86,21 +103,28 @@ func TestFindVerdicts(t *testing.T) {
 		{"a registry is asked for a repository's", stores{"hub": hub, "empty": empty}, nil, "hub/app", "hub"},
 		{"another repository does not have it", stores{"hub": hub}, nil, "hub/other", "not_found"},
 		{"the record names the object in a registry", stores{"hub": byRepository{full}},
-			&record{Digest: d, Size: 1000, Homes: []home{{Backend: "hub", Key: key}}}, "", "hub"},
+			living(1000, "hub", key), "", "hub"},
 		{"the record names a backend that is gone", stores{"empty": empty},
-			&record{Digest: d, Size: 1000, Homes: []home{{Backend: "gone", Key: key}}}, "", "not_found"},
-		{"the record says another size", stores{"full": full}, &record{Digest: d, Size: 999}, "", "data_loss"},
-		{"the record is damaged, nobody has it", stores{"empty": empty}, &record{Digest: d, Size: -1}, "", "data_loss"},
-		{"the record is damaged, one has it", stores{"full": full}, &record{Digest: d, Size: -1}, "", "full"},
+			living(1000, "gone", key), "", "not_found"},
+		{"the record says another size", stores{"full": full}, living(999, "gone", key), "", "data_loss"},
+		{"the record is damaged, nobody has it", stores{"empty": empty}, living(-1, "gone", key), "", "data_loss"},
+		{"the record is damaged, one has it", stores{"full": full}, living(-1, "gone", key), "", "full"},
 		{"the backend does not know the size", stores{"dark": unsized}, nil, "", "unavailable"},
 		{"the backend does not know the size, the record does", stores{"dark": unsized},
-			&record{Digest: d, Size: 1000, Homes: []home{{Backend: "dark", Key: key}}}, "", "dark"},
+			living(1000, "dark", key), "", "dark"},
 		{"what is kept here is in no backend", stores{"empty": empty},
-			&record{Digest: d, Size: 1000, Homes: []home{{Backend: "empty"}}}, "", "not_found"},
+			living(1000, "empty", ""), "", "not_found"},
+		{"it was deleted, and is still to be erased", stores{"full": full}, removed("full"), "", "not_found"},
+		{"it was deleted, and pushed again elsewhere", stores{"again": full}, removed("again"), "", "again"},
+		{"it was deleted, and whether it was pushed again cannot be known", stores{"dark": full}, removed("dark"), "", "unavailable"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f := testFinder(t, tt.stores, recorded{d: tt.record})
+				f := testFinder(t, tt.stores, recorded{})
+				if tt.record != nil {
+					f.ledger = recorded{d: {Record: tt.record}}
+				}
+				f.alive = pushedAgain{{Backend: "again", Key: key}: nil, {Backend: "dark", Key: key}: errDown}
 				at, err := f.find(t.Context(), origin.Ref{Namespace: tt.ns, Digest: d})
 				got := at.name
 				if err != nil {

@@ -2,13 +2,10 @@ package origind
 
 import (
 	"bufio"
-	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
-
-	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/control/origin"
 )
@@ -60,31 +57,6 @@ func FuzzRequest(f *testing.F) {
 		h.ServeHTTP(w, r)
 		if w.Code >= 400 && origin.ClassOf(w.Header().Get(origin.HeaderError)) == nil {
 			t.Errorf("%s %s: status %d, class %q", method, target, w.Code, w.Header().Get(origin.HeaderError))
-		}
-	})
-}
-
-// A record that is accepted means the same when it is written again.
-func FuzzRecord(f *testing.F) {
-	d := digest.FromString("x")
-	f.Add([]byte(`{"digest":"`+string(d)+`","size":1,"homes":[{"backend":"a","key":"b/c","namespaces":["n"],"written":true}]}`), "n")
-	f.Add([]byte(`{"digest":"`+string(d)+`","size":5}`), "")
-	f.Fuzz(func(t *testing.T, b []byte, ns string) {
-		r, err := parseRecord(b, d)
-		if err != nil {
-			return
-		}
-		text, err := json.Marshal(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		again, err := parseRecord(text, d)
-		if err != nil || again.pinned() != r.pinned() || again.durable() != r.durable() || len(again.Homes) != len(r.Homes) {
-			t.Errorf("%s became %s: %v", b, text, err)
-		}
-		before := len(r.Homes)
-		if gone := r.remove(ns); len(gone)+len(r.Homes) != before || ns == "" && len(r.Homes) != 0 {
-			t.Errorf("removing %q of %s", ns, text)
 		}
 	})
 }

@@ -2,60 +2,56 @@ package origind
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
-	"github.com/containerd/log"
+	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/control/origin"
-	"github.com/capelin-io/capelin/internal/diskfull"
 	"github.com/capelin-io/capelin/internal/seeding"
+	"github.com/capelin-io/capelin/origind/record"
+	"github.com/capelin-io/capelin/origind/ringstate"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
-// holdings are the blobs that are here: their bytes and their records. A blob is visible
-// if it has both, and pinned as long as its record says that it has to be.
+// holdings are the blobs that are here: their bytes, and what is kept of them. A blob is visible if it is whole and was not
+// removed.
 type holdings struct {
-	store   *content.Store
-	records *records
+	store  *content.Store
+	ledger *ledger
 }
 
 // seeds are the blobs, for seeding.
 func (h *holdings) seeds() seeding.Store { return seeding.Store{Store: h.store} }
 
-// local returns the name of a blob that is whole and visible here, and its record.
+// visible reports whether a blob of which e is kept may be read, if its bytes are here.
+func visible(e *record.Entry) bool { return e == nil || len(e.Record.Removed) == 0 || e.Record.Live() }
+
+// local returns the name of a blob that is whole and visible here, and what is kept of it, which may be nil.
 // ok is false if it is not.
-func (h *holdings) local(d digest.Digest) (id piece.ID, r *record, ok bool, err error) {
-	if h.store.PresenceOf(d) < content.Cached {
+func (h *holdings) local(d digest.Digest) (id piece.ID, e *record.Entry, ok bool, err error) {
+	id, p := h.store.Find(d)
+	if p < content.Cached {
 		return id, nil, false, nil
 	}
-	r, err = h.records.get(d)
-	if err != nil || r == nil {
+	e, err = h.ledger.get(d)
+	if err != nil || !visible(e) {
 		return id, nil, false, err
 	}
-	if id, err = piece.ParseID(string(d), r.Size); err != nil {
-		return id, nil, false, err
-	}
-	return id, r, h.store.Presence(id) >= content.Cached, nil
+	return id, e, true, nil
 }
 
-// put is records.put that makes room if the disk is full.
-func (h *holdings) put(ctx context.Context, r *record) error {
-	return diskfull.Classed(h.store.WithRoom(ctx, 1<<20, func() error { return h.records.put(r) }))
-}
+// isDurable is origin.Info.Durable of a blob of which e is kept.
+func isDurable(e *record.Entry) bool { return e != nil && (len(e.Found) > 0 || e.Record.Durable()) }
 
-// unpin lets a blob be evicted. Its digest is locked.
-func (h *holdings) unpin(ctx context.Context, d digest.Digest) {
-	if err := h.store.Unpin(ctx, d); err != nil {
-		log.G(ctx).WithError(err).WithField("digest", d).Warn("cannot move a blob to the cache")
-	}
-}
-
-// located is where a blob can be read now: here, or in a backend.
+// located is where a blob can be read now: here, in a backend, or at another member.
 type located struct {
-	id    piece.ID
-	info  origin.Info
-	place *place // nil: here
+	id     piece.ID
+	info   origin.Info
+	place  *place // nil: here, or
+	member string // at this one; then nothing else is known
 }
 
 // locator says where blobs are.
@@ -63,23 +59,95 @@ type locator struct {
 	blobs  *holdings
 	cold   *coldReads
 	finder *finder
+	ring   ringLooks
+	peers  *peers
 }
 
-// locate finds a blob, which is not the empty one.
-func (l *locator) locate(ctx context.Context, ref origin.Ref) (located, error) {
-	id, r, ok, err := l.blobs.local(ref.Digest)
+// ringLooks says what members know of a blob: a member.
+type ringLooks interface {
+	serving() bool
+	where(ctx context.Context, d digest.Digest, hop bool) (ringstate.ActFound, error)
+	reader(ctx context.Context, d digest.Digest) (member string, err error)
+}
+
+// here finds a blob that can be read here without asking anybody. ok is false if it cannot.
+func (l *locator) here(d digest.Digest) (at located, ok bool, err error) {
+	if !l.ring.serving() {
+		return at, false, nil
+	}
+	id, e, ok, err := l.blobs.local(d)
 	if err != nil {
-		return located{}, err
+		return at, false, err
 	}
 	if ok {
-		return located{id: id, info: origin.Info{Size: id.Size, Durable: r.durable()}}, nil
+		return located{id: id, info: origin.Info{Size: id.Size, Durable: isDurable(e)}}, true, nil
 	}
-	// Before the finder: until the last byte was verified there is no record.
-	at, ok := l.cold.find(ref.Digest)
+	p, ok := l.cold.find(d)
 	if !ok {
-		if at, err = l.finder.find(ctx, ref); err != nil {
+		return at, false, nil
+	}
+	return located{id: p.id, info: origin.Info{Size: p.id.Size, Durable: p.name != ""}, place: &p}, true, nil
+}
+
+// locate finds a blob, which is not the empty one. hop: another member, or somebody whom it has sent, asks, so that this one asks
+// no other.
+func (l *locator) locate(ctx context.Context, ref origin.Ref, hop bool) (located, error) {
+	for range 3 {
+		at, ok, err := l.here(ref.Digest)
+		if ok || err != nil {
+			return at, err
+		}
+		f, err := l.ring.where(ctx, ref.Digest, hop)
+		if err != nil {
+			return located{}, fmt.Errorf("looking for %s: %w", ref, err)
+		}
+		switch f.Where {
+		case ringstate.Here: // since a moment
+			continue
+		case ringstate.Elsewhere:
+			return located{member: f.Member}, nil
+		case ringstate.Unavailable:
+			return located{}, fmt.Errorf("%s: %s cannot say yet what was deleted lately: %w", ref, strings.Join(f.Missing, ", "), errdefs.ErrUnavailable)
+		}
+		return l.backend(ctx, ref, f)
+	}
+	return located{}, fmt.Errorf("%s comes and goes: %w", ref, errdefs.ErrUnavailable)
+}
+
+// backend looks for a blob that no member has. One of them reads it for all.
+func (l *locator) backend(ctx context.Context, ref origin.Ref, f ringstate.ActFound) (located, error) {
+	if f.Member != "" {
+		err := l.at(ctx, f.Member, ref)
+		if err == nil {
+			return located{member: f.Member}, nil
+		}
+		if errdefs.IsNotFound(err) {
+			return located{}, missing(ref, f.Missing, err)
+		}
+		if !errdefs.IsUnavailable(err) {
 			return located{}, err
 		}
 	}
-	return located{at.id, origin.Info{Size: at.id.Size, Durable: at.name != ""}, &at}, nil
+	p, err := l.finder.find(ctx, ref)
+	if err != nil {
+		return located{}, missing(ref, f.Missing, err)
+	}
+	return located{id: p.id, info: origin.Info{Size: p.id.Size, Durable: true}, place: &p}, nil
+}
+
+// at reports whether a member can read a blob.
+func (l *locator) at(ctx context.Context, name string, ref origin.Ref) error {
+	m, err := l.peers.get(name)
+	if err == nil {
+		_, err = m.Stat(ctx, ref)
+	}
+	return err
+}
+
+// missing is why a blob cannot be read: that it is nowhere is only said if nobody else can have it.
+func missing(ref origin.Ref, members []string, err error) error {
+	if !errdefs.IsNotFound(err) || len(members) == 0 {
+		return err
+	}
+	return fmt.Errorf("%s is not here, and may be at %s, who cannot say: %w", ref, strings.Join(members, ", "), errdefs.ErrUnavailable)
 }

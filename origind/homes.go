@@ -1,7 +1,6 @@
 package origind
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -9,38 +8,50 @@ import (
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/origind/record"
 )
 
 // homes are the backends, as the places where blobs live.
 type homes struct{ Backends }
 
-// of returns where blobs of a namespace live.
-func (hs homes) of(namespace string, d digest.Digest) (home, error) {
+// of returns where blobs of a namespace live. Without a digest it is only whether they may.
+func (hs homes) of(namespace string, d digest.Digest) (record.Place, error) {
 	name, b, ok := hs.Match(namespace)
 	if !ok {
-		return home{}, fmt.Errorf("no backend takes the namespace %q: %w", namespace, errdefs.ErrFailedPrecondition)
+		return record.Place{}, fmt.Errorf("no backend takes the namespace %q: %w", namespace, errdefs.ErrFailedPrecondition)
 	}
-	h := home{Backend: name}
+	at := record.Place{Backend: name}
 	if b == nil {
-		return h, nil
+		return at, nil
 	}
 	if !b.Capabilities().Write {
-		return home{}, fmt.Errorf("backend %s, which has the namespace %q, is read only: %w", name, namespace, errdefs.ErrFailedPrecondition)
+		return record.Place{}, fmt.Errorf("backend %s, which has the namespace %q, is read only: %w", name, namespace, errdefs.ErrFailedPrecondition)
 	}
 	if d == "" {
-		return h, nil
+		return at, nil
 	}
 	var err error
-	h.Key, err = fetcher.Locate(b, namespace, d)
-	return h, err
+	at.Key, err = fetcher.Locate(b, namespace, d)
+	return at, err
 }
 
-// unrecorded returns where a blob without a record may live.
-func (hs homes) unrecorded(ref origin.Ref) (homes []home) {
+// removed returns the places that a removal is about: where the blob lives of which e is kept, or was found, and where it may
+// live without anybody's knowledge.
+func (hs homes) removed(ref origin.Ref, e *record.Entry) (all []record.Place) {
 	if ref.Namespace != "" {
-		if h, err := hs.of(ref.Namespace, ref.Digest); err == nil {
-			return []home{h}
+		if at, err := hs.of(ref.Namespace, ref.Digest); err == nil {
+			return []record.Place{at}
 		}
+	}
+	if e != nil {
+		for _, h := range living(e.Record) {
+			if _, in := h.Namespaces[ref.Namespace]; in || ref.Namespace == "" && !h.Kept() {
+				all = append(all, h.Place)
+			}
+		}
+		return append(all, e.Found...)
+	}
+	if ref.Namespace != "" {
 		return nil
 	}
 	for name, b := range hs.All() {
@@ -48,40 +59,39 @@ func (hs homes) unrecorded(ref origin.Ref) (homes []home) {
 			continue
 		}
 		if key, err := fetcher.Locate(b, "", ref.Digest); err == nil {
-			homes = append(homes, home{Backend: name, Key: key})
+			all = append(all, record.Place{Backend: name, Key: key})
 		}
 	}
-	return homes
+	return all
+}
+
+// living returns the homes in which a blob lives.
+func living(rec *record.Record) (all []record.Home) {
+	for i := range rec.Homes {
+		if rec.Lives(&rec.Homes[i]) {
+			all = append(all, rec.Homes[i])
+		}
+	}
+	return all
 }
 
 // erasable reports why a backend could not remove a blob.
-func (hs homes) erasable(h home, d digest.Digest) error {
-	if h.kept() {
+func (hs homes) erasable(at record.Place, d digest.Digest) error {
+	if at.Kept() {
 		return nil
 	}
-	b, _ := hs.Get(h.Backend)
+	b, _ := hs.Get(at.Backend)
 	if b == nil {
-		return fmt.Errorf("%s lives in backend %q, which is not configured any more: %w", d, h.Backend, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s lives in backend %q, which is not configured any more: %w", d, at.Backend, errdefs.ErrFailedPrecondition)
 	}
 	if !b.Capabilities().Delete {
-		return fmt.Errorf("backend %s cannot delete %s: %w", h.Backend, d, errdefs.ErrNotImplemented)
+		return fmt.Errorf("backend %s cannot delete %s: %w", at.Backend, d, errdefs.ErrNotImplemented)
 	}
 	return nil
 }
 
-// erase removes a blob and its record from a backend.
-func (hs homes) erase(ctx context.Context, h home, d digest.Digest) error {
-	if h.kept() {
-		return nil
-	}
-	if err := hs.erasable(h, d); err != nil {
-		return err
-	}
-	b, _ := hs.Get(h.Backend)
-	if b.Capabilities().Write {
-		if err := b.Delete(ctx, recordKey(d)); err != nil {
-			return err
-		}
-	}
-	return b.Delete(ctx, h.Key)
+// recordKey is what the record beside a blob is called in its backend.
+func recordKey(d digest.Digest) string {
+	hex := d.Encoded()
+	return "records/" + d.Algorithm().String() + "/" + hex[:2] + "/" + hex
 }

@@ -38,7 +38,8 @@ func child() {
 	cfg.Cache.Size, cfg.Cache.FreeFloor = 1, -1
 	cfg.OnListen = func(api, _, _ net.Addr) { fmt.Println(api) }
 	if text := os.Getenv("CAPELIN_ORIGIN_RING"); text != "" {
-		err := json.Unmarshal([]byte(text), &cfg.Ring)
+		err := json.Unmarshal([]byte(text), &cfg.Ring.Members)
+		cfg.Ring.Replicas, cfg.Ring.MinReplicas = 2, 2
 		if err == nil {
 			cfg.Listener, err = net.FileListener(os.NewFile(3, "listener"))
 		}

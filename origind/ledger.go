@@ -20,7 +20,7 @@ import (
 	"github.com/capelin-io/capelin/internal/diskfull"
 	"github.com/capelin-io/capelin/internal/durable"
 	"github.com/capelin-io/capelin/internal/durable/disk"
-	format2 "github.com/capelin-io/capelin/origind/record"
+	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/origind/ringstate"
 )
 
@@ -28,24 +28,24 @@ import (
 // deletion log, and ring.json with the rest. One goroutine at a time commits; others may read meanwhile.
 type ledger struct {
 	dir       string
-	records   *format2.Store
-	deletions *format2.Deletions
+	records   *record.Store
+	deletions *record.Deletions
 	inc       uint64
 
 	saved *ringstate.Saved // as it was found
 	log   ringstate.Log
 
 	// Of whoever commits.
-	ring   []byte             // ring.json, durably; nil: that is not known
-	logged []format2.Deletion // what a commit has appended that failed afterwards
+	ring   []byte            // ring.json, durably; nil: that is not known
+	logged []record.Deletion // what a commit has appended that failed afterwards
 }
 
 // changes are what one batch of decisions wants kept.
 type changes struct {
-	ring    *ringstate.Saved                 // nil: as it was
-	entries map[digest.Digest]*format2.Entry // what is kept of blobs from now on; a nil Entry: forgotten
-	log     []format2.Deletion               // appended to the deletion log, in this order
-	first   uint64                           // entries of the log before this number go (ringstate.ActTrim); 0: none
+	ring    *ringstate.Saved                // nil: as it was
+	entries map[digest.Digest]*record.Entry // what is kept of blobs from now on; a nil Entry: forgotten
+	log     []record.Deletion               // appended to the deletion log, in this order
+	first   uint64                          // entries of the log before this number go (ringstate.ActTrim); 0: none
 }
 
 const (
@@ -83,10 +83,10 @@ func openLedger(root, name string) (_ *ledger, err error) {
 			return nil, err
 		}
 	}
-	if l.deletions, err = format2.OpenDeletions(filepath.Join(l.dir, logName)); err != nil {
+	if l.deletions, err = record.OpenDeletions(filepath.Join(l.dir, logName)); err != nil {
 		return nil, err
 	}
-	if l.records, err = format2.OpenStore(filepath.Join(l.dir, recordsDir)); err != nil {
+	if l.records, err = record.OpenStore(filepath.Join(l.dir, recordsDir)); err != nil {
 		return nil, err
 	}
 	if f == nil {
@@ -154,7 +154,7 @@ func (l *ledger) begin(root, name string) error {
 // load reads the deletion log.
 func (l *ledger) load() error {
 	first, after := l.deletions.Bounds()
-	l.log = ringstate.Log{First: first, Entries: make([]format2.Deletion, 0, after+1-first)}
+	l.log = ringstate.Log{First: first, Entries: make([]record.Deletion, 0, after+1-first)}
 	after = 0
 	for {
 		page, last, err := l.deletions.Read(after, loadAtOnce)
@@ -176,10 +176,10 @@ func (l *ledger) start() (*ringstate.Saved, ringstate.Log) {
 }
 
 // get returns what is kept of a blob, or nil. Any goroutine may call it.
-func (l *ledger) get(d digest.Digest) (*format2.Entry, error) { return l.records.Get(d) }
+func (l *ledger) get(d digest.Digest) (*record.Entry, error) { return l.records.Get(d) }
 
 // each calls f for what is kept of each blob. What is committed meanwhile is called for as it was, or as it is.
-func (l *ledger) each(f func(*format2.Entry) error) error { return l.records.Each(f) }
+func (l *ledger) each(f func(*record.Entry) error) error { return l.records.Each(f) }
 
 // commit makes changes durable: the deletion log, then records, then ring.json, which says how far the logs of others were
 // read (an earlier one has them read again), then what goes. Each costs one sync, and nothing if nothing of it changes. If
@@ -204,7 +204,7 @@ func (l *ledger) commit(c *changes) error {
 }
 
 // append appends to the deletion log what a commit that failed has not: entries have the numbers that ringstate has counted.
-func (l *ledger) append(entries []format2.Deletion) error {
+func (l *ledger) append(entries []record.Deletion) error {
 	n := len(l.logged)
 	if len(entries) < n || !slices.Equal(entries[:n], l.logged) {
 		return fmt.Errorf("the deletion log has entries of a commit that failed, and this one is another: %w", errdefs.ErrFailedPrecondition)
@@ -242,7 +242,7 @@ func (l *ledger) trim(first uint64) error {
 		if err != nil {
 			return err
 		}
-		gone := make(map[digest.Digest]*format2.Entry)
+		gone := make(map[digest.Digest]*record.Entry)
 		for _, d := range page {
 			e, err := l.records.Get(d.Digest)
 			if err != nil {
@@ -260,7 +260,7 @@ func (l *ledger) trim(first uint64) error {
 	return l.deletions.Retire(first)
 }
 
-func latestRemoval(r *format2.Record) (s format2.Stamp) {
+func latestRemoval(r *record.Record) (s record.Stamp) {
 	for _, t := range r.Removed {
 		s = max(s, t)
 	}
@@ -311,7 +311,7 @@ func ExportV1(root, dir string) (records int, err error) {
 	} else if err != nil {
 		return 0, err
 	}
-	s, err := format2.OpenStore(filepath.Join(ring, recordsDir))
+	s, err := record.OpenStore(filepath.Join(ring, recordsDir))
 	if err != nil {
 		return 0, err
 	}

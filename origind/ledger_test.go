@@ -22,7 +22,7 @@ import (
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/internal/durable/disktest"
-	format2 "github.com/capelin-io/capelin/origind/record"
+	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/origind/ringstate"
 )
 
@@ -47,14 +47,14 @@ func mustCommit(t testing.TB, l *ledger, c *changes) {
 func ledgerBlob(n int) digest.Digest { return digest.FromString(fmt.Sprint("blob ", n)) }
 
 // ledgerEntry is what is kept of blob n, which was pushed at a time.
-func ledgerEntry(n int, at format2.Stamp) *format2.Entry {
+func ledgerEntry(n int, at record.Stamp) *record.Entry {
 	d := ledgerBlob(n)
-	place := format2.Place{Backend: "s3", Key: "blobs/" + d.Encoded()}
-	return &format2.Entry{Record: format2.Pushed(d, int64(n+1), place, "team/app", "origin-1", at)}
+	place := record.Place{Backend: "s3", Key: "blobs/" + d.Encoded()}
+	return &record.Entry{Record: record.Pushed(d, int64(n+1), place, "team/app", "origin-1", at)}
 }
 
-func ledgerEntries(es ...*format2.Entry) map[digest.Digest]*format2.Entry {
-	m := map[digest.Digest]*format2.Entry{}
+func ledgerEntries(es ...*record.Entry) map[digest.Digest]*record.Entry {
+	m := map[digest.Digest]*record.Entry{}
 	for _, e := range es {
 		m[e.Record.Digest] = e
 	}
@@ -62,9 +62,9 @@ func ledgerEntries(es ...*format2.Entry) map[digest.Digest]*format2.Entry {
 }
 
 // ledgerDeletions are entries of the deletion log with the numbers from..to.
-func ledgerDeletions(from, to int) (all []format2.Deletion) {
+func ledgerDeletions(from, to int) (all []record.Deletion) {
 	for n := from; n <= to; n++ {
-		all = append(all, format2.Deletion{Digest: ledgerBlob(n), Namespace: "team/app", Stamp: format2.Stamp(1000 + n)})
+		all = append(all, record.Deletion{Digest: ledgerBlob(n), Namespace: "team/app", Stamp: record.Stamp(1000 + n)})
 	}
 	return all
 }
@@ -91,12 +91,12 @@ func TestLedger(t *testing.T) {
 	}
 	first := &changes{ring: ledgerRing(l, 7), entries: ledgerEntries(ledgerEntry(1, 10), ledgerEntry(2, 20)), log: ledgerDeletions(1, 2500)}
 	mustCommit(t, l, first)
-	mustCommit(t, l, &changes{ring: ledgerRing(l, 8), entries: map[digest.Digest]*format2.Entry{
+	mustCommit(t, l, &changes{ring: ledgerRing(l, 8), entries: map[digest.Digest]*record.Entry{
 		ledgerBlob(1): nil, ledgerBlob(3): ledgerEntry(3, 1),
 	}})
 	for range 2 {
 		n := 0
-		err := l.each(func(e *format2.Entry) error { n++; return nil })
+		err := l.each(func(e *record.Entry) error { n++; return nil })
 		e, gerr := l.get(ledgerBlob(2))
 		gone, rerr := l.get(ledgerBlob(1))
 		if err = errors.Join(err, gerr, rerr); err != nil || n != 2 || gone != nil || !reflect.DeepEqual(e, ledgerEntry(2, 20)) {
@@ -125,11 +125,11 @@ func TestLedgerLikeTheWorld(t *testing.T) {
 	defer disk.Intercept(root, fast{})()
 	l := mustOpenLedger(t, root)
 	rng := rand.New(rand.NewPCG(1, 2))
-	first, log := uint64(1), []format2.Deletion(nil)
-	recs := map[digest.Digest]*format2.Entry{}
-	var stamp format2.Stamp
+	first, log := uint64(1), []record.Deletion(nil)
+	recs := map[digest.Digest]*record.Entry{}
+	var stamp record.Stamp
 	for range 200 {
-		c := &changes{entries: map[digest.Digest]*format2.Entry{}}
+		c := &changes{entries: map[digest.Digest]*record.Entry{}}
 		for range rng.IntN(20) {
 			stamp++
 			d := ledgerBlob(rng.IntN(40))
@@ -138,21 +138,21 @@ func TestLedgerLikeTheWorld(t *testing.T) {
 				e = recs[d]
 			}
 			if e == nil {
-				e = &format2.Entry{}
+				e = &record.Entry{}
 			}
 			switch rng.IntN(4) {
 			case 0:
-				r := format2.Pushed(d, 5, format2.Place{Backend: "b", Key: d.Encoded()}, "team/app", "o", stamp)
-				c.entries[d] = &format2.Entry{Record: format2.Merge(e.Record, r), Wrote: rng.IntN(4) == 0, Found: e.Found}
+				r := record.Pushed(d, 5, record.Place{Backend: "b", Key: d.Encoded()}, "team/app", "o", stamp)
+				c.entries[d] = &record.Entry{Record: record.Merge(e.Record, r), Wrote: rng.IntN(4) == 0, Found: e.Found}
 			case 1:
 				if e.Record != nil && e.Record.Size > 0 {
-					c.entries[d] = &format2.Entry{Record: e.Record, Wrote: e.Wrote, Found: []format2.Place{{Backend: "f", Key: "k"}}}
+					c.entries[d] = &record.Entry{Record: e.Record, Wrote: e.Wrote, Found: []record.Place{{Backend: "f", Key: "k"}}}
 				}
 			default:
-				entry := format2.Deletion{Digest: d, Namespace: []string{"", "team/app"}[rng.IntN(2)], Stamp: stamp}
+				entry := record.Deletion{Digest: d, Namespace: []string{"", "team/app"}[rng.IntN(2)], Stamp: stamp}
 				c.log = append(c.log, entry)
-				r := format2.Merge(e.Record, format2.Removed(d, entry.Namespace, stamp))
-				c.entries[d] = &format2.Entry{Record: r, Wrote: e.Wrote, Found: e.Found}
+				r := record.Merge(e.Record, record.Removed(d, entry.Namespace, stamp))
+				c.entries[d] = &record.Entry{Record: r, Wrote: e.Wrote, Found: e.Found}
 			}
 		}
 		maps.Copy(recs, c.entries)
@@ -181,9 +181,9 @@ func TestLedgerLikeTheWorld(t *testing.T) {
 			t.Fatalf("page after %d: %+v, %v, want %+v", after, got, err, want)
 		}
 		n := 0
-		err := l.each(func(e *format2.Entry) error {
+		err := l.each(func(e *record.Entry) error {
 			n++
-			if want := recs[e.Record.Digest]; want == nil || !format2.Equal(e.Record, want.Record) || e.Wrote != want.Wrote {
+			if want := recs[e.Record.Digest]; want == nil || !record.Equal(e.Record, want.Record) || e.Wrote != want.Wrote {
 				return fmt.Errorf("%+v is there, want %+v", e, want)
 			}
 			return nil
@@ -266,12 +266,12 @@ func TestCommitSteps(t *testing.T) {
 	l := mustOpenLedger(t, root) // whose files have their names
 	var s steps
 	defer disk.Intercept(root, &s)()
-	c := &changes{ring: ledgerRing(l, 7), log: ledgerDeletions(1, 500), entries: map[digest.Digest]*format2.Entry{}}
+	c := &changes{ring: ledgerRing(l, 7), log: ledgerDeletions(1, 500), entries: map[digest.Digest]*record.Entry{}}
 	for n := range 500 {
 		c.entries[ledgerBlob(n)] = ledgerEntry(n, 10)
 	}
 	gone := ledgerEntry(500, 1)
-	gone.Record = format2.Merge(gone.Record, format2.Removed(gone.Record.Digest, "team/app", 1500))
+	gone.Record = record.Merge(gone.Record, record.Removed(gone.Record.Digest, "team/app", 1500))
 	c.entries[gone.Record.Digest] = gone
 	c.first = 501
 	mustCommit(t, l, c)
@@ -287,7 +287,7 @@ func TestCommitSteps(t *testing.T) {
 	}
 	delete(c.entries, gone.Record.Digest)
 	s.all = nil
-	nothing := map[digest.Digest]*format2.Entry{ledgerBlob(999): nil}
+	nothing := map[digest.Digest]*record.Entry{ledgerBlob(999): nil}
 	for _, c := range []*changes{{}, {ring: c.ring}, {entries: c.entries}, {first: 501}, {first: 9}, {entries: nothing}} {
 		if mustCommit(t, l, c); len(s.all) > 0 {
 			t.Errorf("%+v: %q", c, s.all)
@@ -323,10 +323,10 @@ func ledgerStory(t testing.TB, failAt int, fail error) (d *disktest.Disk, err er
 	}
 	commit(1, &changes{log: ledgerDeletions(1, 3), entries: ledgerEntries(ledgerEntry(1, 1), ledgerEntry(2, 1))})
 	commit(2, &changes{log: ledgerDeletions(4, 40), entries: ledgerEntries(ledgerEntry(1, 2), ledgerEntry(2, 2))})
-	gone := &format2.Entry{Record: format2.Removed(ledgerBlob(9), "team/app", 1009)}
+	gone := &record.Entry{Record: record.Removed(ledgerBlob(9), "team/app", 1009)}
 	commit(3, &changes{entries: ledgerEntries(ledgerEntry(1, 3), ledgerEntry(2, 3), gone)})
 	commit(4, &changes{log: ledgerDeletions(41, 42), entries: ledgerEntries(ledgerEntry(1, 4), ledgerEntry(2, 4)), first: 40})
-	commit(5, &changes{log: ledgerDeletions(43, 43), entries: map[digest.Digest]*format2.Entry{
+	commit(5, &changes{log: ledgerDeletions(43, 43), entries: map[digest.Digest]*record.Entry{
 		ledgerBlob(1): ledgerEntry(1, 5), ledgerBlob(2): ledgerEntry(2, 5), ledgerBlob(0): nil,
 	}})
 	return d, err
@@ -355,7 +355,7 @@ func checkLedgerPower(t testing.TB, dir string, said map[string]string) {
 	if want := ledgerDeletions(int(log.First), int(head)); !slices.Equal(log.Entries, want) {
 		t.Errorf("the log from %d on is %v, want %v", log.First, log.Entries, want)
 	}
-	since := func(n int) format2.Stamp {
+	since := func(n int) record.Stamp {
 		e, err := l.get(ledgerBlob(n))
 		if err != nil {
 			t.Error(err)
@@ -377,8 +377,8 @@ func checkLedgerPower(t testing.TB, dir string, said map[string]string) {
 		t.Error("the record of format 1 is lost")
 	}
 	// It goes on from there.
-	e := format2.Deletion{Digest: ledgerBlob(77), Stamp: 1}
-	if err := l.commit(&changes{ring: ledgerRing(l, 99), log: []format2.Deletion{e}}); err != nil {
+	e := record.Deletion{Digest: ledgerBlob(77), Stamp: 1}
+	if err := l.commit(&changes{ring: ledgerRing(l, 99), log: []record.Deletion{e}}); err != nil {
 		t.Errorf("going on: %v", err)
 	}
 	if p, err := l.page(head); err != nil || p.Next != head+1 || len(p.Entries) != 1 || p.Entries[0] != e {
@@ -433,7 +433,7 @@ func TestCommitAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, log := range [][]format2.Deletion{nil, ledgerDeletions(1, 1), ledgerDeletions(2, 3)} {
+	for _, log := range [][]record.Deletion{nil, ledgerDeletions(1, 1), ledgerDeletions(2, 3)} {
 		if err := l.commit(&changes{log: log}); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%d other entries: %v", len(log), err)
 		}
@@ -446,7 +446,7 @@ func TestCommitAgain(t *testing.T) {
 }
 
 // writeV1 writes records as the release before has them.
-func writeV1(t testing.TB, dir string, es ...*format2.Entry) {
+func writeV1(t testing.TB, dir string, es ...*record.Entry) {
 	t.Helper()
 	for _, e := range es {
 		b, err := e.Record.V1()
@@ -486,7 +486,12 @@ func TestLedgerAndEarlierReleases(t *testing.T) {
 	if n, err := ExportV1(root, old); err != nil || n != 3 {
 		t.Fatalf("%d were exported: %v", n, err)
 	}
-	if r, err := openRecords(old).get(ledgerBlob(3)); err != nil || r == nil || !r.pinned() {
+	d := ledgerBlob(3)
+	text, err := os.ReadFile(filepath.Join(old, d.Algorithm().String(), d.Encoded()[:2], d.Encoded()+".json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := record.FromV1(text, d, "o"); err != nil || !r.Pinned() {
 		t.Errorf("the release before reads %+v, %v", r, err)
 	}
 	if _, err := openLedger(root, "o"); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), old) {
@@ -523,7 +528,7 @@ func TestDamagedLedger(t *testing.T) {
 		{"no log", "deletions", os.Remove, errdefs.IsDataLoss},
 		{"a log that was begun anew", "deletions", func(p string) error {
 			err := os.Remove(p)
-			d, oerr := format2.OpenDeletions(p)
+			d, oerr := record.OpenDeletions(p)
 			return errors.Join(err, oerr, d.Close())
 		}, errdefs.IsDataLoss},
 		{"a damaged log", "deletions", func(p string) error { return os.Truncate(p, 9) }, errdefs.IsDataLoss},
@@ -581,7 +586,7 @@ func BenchmarkCommit(b *testing.B) {
 			n := 0
 			for b.Loop() {
 				for range 1000 / together {
-					c := &changes{entries: map[digest.Digest]*format2.Entry{}, ring: ledgerRing(l, ringstate.Order(n))}
+					c := &changes{entries: map[digest.Digest]*record.Entry{}, ring: ledgerRing(l, ringstate.Order(n))}
 					c.log = ledgerDeletions(n, n+together-1)
 					for range together {
 						c.entries[ledgerBlob(n)] = ledgerEntry(n, 1)
@@ -599,7 +604,7 @@ func BenchmarkOpenLedger(b *testing.B) {
 	root := b.TempDir()
 	l := mustOpenLedger(b, root)
 	for n := 0; n < 1_000_000; {
-		c := &changes{entries: map[digest.Digest]*format2.Entry{}}
+		c := &changes{entries: map[digest.Digest]*record.Entry{}}
 		if n < 100_000 {
 			c.log = ledgerDeletions(n, n+9999)
 		}

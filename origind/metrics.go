@@ -107,6 +107,11 @@ var (
 	descCold       = desc("cold_reads", "Blobs that are being read from backends.")
 	descQueue      = desc("queue_length", "Blobs that are still to be written to a backend.")
 	descAge        = desc("queue_age_seconds", "How long the oldest of them has waited.")
+	descMembers    = desc("ring_members", "Members of the ring, as this one sees them.", "state")
+	descUnder      = desc("ring_under_replicated", "Blobs kept here that are not known to have all their copies where they belong (misplaced), and of those in sight that have fewer than min_replicas (urgent).", "class")
+	descLost       = desc("ring_lost", "Disks that the ring misses: what was only there is nowhere else.")
+	descWhole      = desc("ring_whole", "1 if each blob is proved to have its copies.")
+	descMoving     = desc("ring_copying", "Blobs that are being copied to others (to) and from others (from).", "direction")
 	descPeers      = desc("swarm_connections", "Nodes connected for the swarm.")
 	descSent       = desc("swarm_sent_bytes_total", "Bytes of blobs sent to nodes.")
 	descJoined     = desc("swarm_blobs", "Blobs open for the swarm.")
@@ -129,13 +134,7 @@ func (c *snapshot) Collect(ch chan<- prometheus.Metric) {
 	gauge(descUploads, float64(n))
 	gauge(descUploadHeld, float64(bytes))
 	gauge(descCold, float64(c.s.cold.count()))
-	length, oldest := c.s.queue.length()
-	gauge(descQueue, float64(length))
-	age := 0.0
-	if !oldest.IsZero() {
-		age = time.Since(oldest).Seconds()
-	}
-	gauge(descAge, age)
+	c.s.member.collect(gauge)
 	st := c.node.Snapshot()
 	gauge(descPeers, float64(len(st.Conns)))
 	gauge(descJoined, float64(len(st.Blobs)))

@@ -31,12 +31,12 @@ type ringOf struct {
 	client *origin.Client
 }
 
-// startRing starts n members, whose pushes have min copies: in processes of their own, which stop
+// startRing starts n members, of which min keep a blob: in processes of their own, which stop
 // then kills, or in this one.
 func startRing(t *testing.T, n, min int, processes bool) *ringOf {
 	t.Helper()
 	r := &ringOf{t: t}
-	all := &Ring{Replicas: 3, MinReplicas: min}
+	var all []string
 	var at []net.Listener
 	for i := range n {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -46,7 +46,7 @@ func startRing(t *testing.T, n, min int, processes bool) *ringOf {
 		at = append(at, l)
 		r.names = append(r.names, string(rune('a'+i)))
 		r.addrs = append(r.addrs, l.Addr().String())
-		all.Members = append(all.Members, RingMember{Name: r.names[i], Address: r.addrs[i]})
+		all = append(all, r.names[i]+"="+r.addrs[i])
 	}
 	for i, name := range r.names {
 		if processes {
@@ -54,7 +54,8 @@ func startRing(t *testing.T, n, min int, processes bool) *ringOf {
 			continue
 		}
 		cfg := testConfig(t, t.TempDir(), nil)
-		cfg.Node, cfg.Listener, cfg.Ring = name, at[i], all
+		cfg.Node, cfg.Listener = name, at[i]
+		cfg.Ring.Members, cfg.Ring.Replicas, cfg.Ring.MinReplicas = all, min, min
 		r.stop = append(r.stop, start(t, cfg).stop)
 	}
 	c, err := origin.New(origin.Config{Origins: r.addrs})
@@ -63,11 +64,33 @@ func startRing(t *testing.T, n, min int, processes bool) *ringOf {
 	}
 	t.Cleanup(c.Close)
 	r.client = c
+	eventually(t, "all are up", func() bool { return r.up() == n })
 	return r
 }
 
+// up counts the members that serve.
+func (r *ringOf) up() (n int) {
+	_, d := testBlob(1, 999)
+	for i := range r.addrs {
+		if err := r.at(i, func(m *origin.Member) error { _, err := m.Stat(r.t.Context(), origin.Ref{Digest: d}); return err }); errdefs.IsNotFound(err) {
+			n++
+		}
+	}
+	return n
+}
+
+// at asks a member something.
+func (r *ringOf) at(i int, ask func(m *origin.Member) error) error {
+	m, err := origin.NewMember(origin.Config{Origins: []string{r.addrs[i]}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer m.Close()
+	return ask(m)
+}
+
 // startMember starts a member in a process of its own.
-func startMember(t *testing.T, name string, all *Ring, l *net.TCPListener) (kill func()) {
+func startMember(t *testing.T, name string, all []string, l *net.TCPListener) (kill func()) {
 	t.Helper()
 	text, err := json.Marshal(all)
 	if err != nil {
@@ -86,17 +109,16 @@ func startMember(t *testing.T, name string, all *Ring, l *net.TCPListener) (kill
 	return kill
 }
 
-// copies counts the members that have a blob, whole.
+// copies counts the members that have a blob themselves.
 func (r *ringOf) copies(data []byte) (n int) {
-	for _, addr := range r.addrs {
-		c, err := origin.New(origin.Config{Origins: []string{addr}})
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		if got, _, err := readFrom(c, origin.Ref{Digest: digest.FromBytes(data)}, 0, -1); err == nil && bytes.Equal(got, data) {
+	for i := range r.addrs {
+		err := r.at(i, func(m *origin.Member) error {
+			_, err := m.Stat(r.t.Context(), origin.Ref{Digest: digest.FromBytes(data)})
+			return err
+		})
+		if err == nil {
 			n++
 		}
-		c.Close()
 	}
 	return n
 }
@@ -126,7 +148,7 @@ func TestMirrored(t *testing.T) {
 	for min := 1; min <= 3; min++ {
 		r := startRing(t, 3, min, false)
 		data, d := testBlob(3<<20, uint64(min))
-		id, err := r.client.StartUpload(t.Context(), "any/app", "")
+		id, err := r.client.StartUpload(t.Context(), "any/app", d)
 		if err != nil {
 			t.Fatal(err)
 		}

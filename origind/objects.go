@@ -13,7 +13,7 @@ import (
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/internal/keylock"
-	format2 "github.com/capelin-io/capelin/origind/record"
+	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/origind/ringstate"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -107,8 +107,8 @@ const (
 // errdefs.ErrFailedPrecondition if it is not configured any more, or cannot be written; errdefs.ErrNotImplemented if
 // it cannot delete; errdefs.ErrResourceExhausted if the record has become too large; errdefs.ErrDataLoss if the bytes here are wrong;
 // errdefs.ErrUnavailable, and those of fetcher.
-func (o *objects) do(ctx context.Context, do ringstate.BackendDo, rec *format2.Record, at format2.Place) (
-	found bool, beside *format2.Record, err error,
+func (o *objects) do(ctx context.Context, do ringstate.BackendDo, rec *record.Record, at record.Place) (
+	found bool, beside *record.Record, err error,
 ) {
 	b, err := o.backend(rec.Digest, at)
 	if err != nil {
@@ -145,7 +145,7 @@ func (o *objects) do(ctx context.Context, do ringstate.BackendDo, rec *format2.R
 // does not live at the place, the object may be what is still to be erased, or that of a later push of which all members
 // have lost what they knew. Then the record beside it decides: 1 request. If there is none, nobody pushed it. A
 // backend that cannot be written has no pushes: what is there is somebody else's.
-func (o *objects) alive(ctx context.Context, rec *format2.Record, at format2.Place) (bool, error) {
+func (o *objects) alive(ctx context.Context, rec *record.Record, at record.Place) (bool, error) {
 	if rec == nil || len(rec.Removed) == 0 || livesAt(ringstate.Only(rec, at), at.Key) {
 		return true, nil
 	}
@@ -161,11 +161,11 @@ func (o *objects) alive(ctx context.Context, rec *format2.Record, at format2.Pla
 	if err != nil {
 		return false, fmt.Errorf("looking whether %s in backend %s was deleted: %w", rec.Digest, at.Backend, err)
 	}
-	return livesAt(format2.Merge(rec, was.record), at.Key), nil
+	return livesAt(record.Merge(rec, was.record), at.Key), nil
 }
 
 // backend returns the backend of a place.
-func (o *objects) backend(d digest.Digest, at format2.Place) (fetcher.Backend, error) {
+func (o *objects) backend(d digest.Digest, at record.Place) (fetcher.Backend, error) {
 	if at.Kept() {
 		return nil, fmt.Errorf("%s is kept by the origins, and no object of a backend: %w", d, errdefs.ErrInvalidArgument)
 	}
@@ -180,13 +180,13 @@ func (o *objects) backend(d digest.Digest, at format2.Place) (fetcher.Backend, e
 type job struct {
 	*objects
 	beside *recordBeside
-	rec    *format2.Record
+	rec    *record.Record
 }
 
 // stat looks for the object. The record beside one that is not there is read, too, if the blob does not live there by what is
 // known here: then somebody wants to delete it, and the removal has to be later than every push, as far as anybody has
 // ever said. (If it lives here it is about to be written, and what is written is read again.)
-func (j *job) stat(ctx context.Context) (found bool, beside *format2.Record, err error) {
+func (j *job) stat(ctx context.Context) (found bool, beside *record.Record, err error) {
 	b, at := j.beside.b, j.beside.at
 	info, err := small(ctx, func(ctx context.Context) (fetcher.Info, error) { return b.Stat(ctx, at.Key) })
 	if err != nil && !errdefs.IsNotFound(err) {
@@ -203,7 +203,7 @@ func (j *job) stat(ctx context.Context) (found bool, beside *format2.Record, err
 }
 
 // write writes the object from the bytes that are here, and then its record.
-func (j *job) write(ctx context.Context) (found bool, beside *format2.Record, err error) {
+func (j *job) write(ctx context.Context) (found bool, beside *record.Record, err error) {
 	if err := j.writable(); err != nil || !livesAt(j.rec, j.beside.at.Key) {
 		return false, nil, err
 	}
@@ -226,7 +226,7 @@ func (j *job) write(ctx context.Context) (found bool, beside *format2.Record, er
 	return true, beside, err
 }
 
-func (j *job) note(ctx context.Context) (*format2.Record, error) {
+func (j *job) note(ctx context.Context) (*record.Record, error) {
 	if err := j.writable(); err != nil || !livesAt(j.rec, j.beside.at.Key) {
 		return nil, err
 	}
@@ -241,7 +241,7 @@ func (j *job) writable() error {
 }
 
 // erase removes the object, and the record with the last object that it is beside, unless the blob lives there after all.
-func (j *job) erase(ctx context.Context) (beside *format2.Record, err error) {
+func (j *job) erase(ctx context.Context) (beside *record.Record, err error) {
 	b, at := j.beside.b, j.beside.at
 	caps := b.Capabilities()
 	if !caps.Delete {
@@ -250,7 +250,7 @@ func (j *job) erase(ctx context.Context) (beside *format2.Record, err error) {
 	if caps.Write {
 		beside, err = j.beside.removed(ctx, j.rec)
 	}
-	if err != nil || livesAt(format2.Merge(j.rec, beside), at.Key) {
+	if err != nil || livesAt(record.Merge(j.rec, beside), at.Key) {
 		return beside, err
 	}
 	defer j.known.forget(j.rec.Digest)
@@ -265,7 +265,7 @@ func (j *job) erase(ctx context.Context) (beside *format2.Record, err error) {
 
 // livesAt reports whether an object is to be there by a record of those in one backend: under whatever name somebody has
 // configured that.
-func livesAt(r *format2.Record, key string) bool {
+func livesAt(r *record.Record, key string) bool {
 	for i := range r.Homes {
 		if h := &r.Homes[i]; h.Key == key && r.Lives(h) {
 			return true

@@ -22,7 +22,7 @@ import (
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
 	"github.com/capelin-io/capelin/fetcher/file"
-	format2 "github.com/capelin-io/capelin/origind/record"
+	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/origind/ringstate"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -65,8 +65,8 @@ type at struct {
 	data    []byte
 	d       digest.Digest
 	store   *content.Store
-	place   format2.Place
-	other   format2.Place // of the same blob, in the same backend
+	place   record.Place
+	other   record.Place // of the same blob, in the same backend
 	real    fetcher.Backend
 	backend *fetchertest.Faulty // what the members see
 	mu      sync.Mutex
@@ -83,7 +83,7 @@ func newAt(t testing.TB, b fetcher.Backend) *at {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.place, a.other = format2.Place{Backend: "main", Key: key}, format2.Place{Backend: "main", Key: "other/" + key}
+	a.place, a.other = record.Place{Backend: "main", Key: key}, record.Place{Backend: "main", Key: "other/" + key}
 	root := t.TempDir()
 	if a.store, err = content.Open(context.Background(), content.Config{Root: root, FreeFloor: -1}); err != nil {
 		t.Fatal(err)
@@ -123,16 +123,16 @@ func (a *at) traced() string {
 }
 
 // push is the record of a push to a place.
-func (a *at) push(p format2.Place, namespace string, s format2.Stamp) *format2.Record {
-	return format2.Pushed(a.d, int64(len(a.data)), p, namespace, "a", s)
+func (a *at) push(p record.Place, namespace string, s record.Stamp) *record.Record {
+	return record.Pushed(a.d, int64(len(a.data)), p, namespace, "a", s)
 }
 
-func (a *at) removal(namespace string, s format2.Stamp) *format2.Record {
-	return format2.Removed(a.d, namespace, s)
+func (a *at) removal(namespace string, s record.Stamp) *record.Record {
+	return record.Removed(a.d, namespace, s)
 }
 
 // has puts the blob's object somewhere.
-func (a *at) has(p format2.Place, text string) {
+func (a *at) has(p record.Place, text string) {
 	a.t.Helper()
 	if _, err := a.real.Write(context.Background(), p.Key, int64(len(text)), strings.NewReader(text)); err != nil {
 		a.t.Fatal(err)
@@ -142,11 +142,11 @@ func (a *at) has(p format2.Place, text string) {
 // beside puts something where the record belongs.
 func (a *at) beside(text []byte) {
 	a.t.Helper()
-	a.has(format2.Place{Key: recordKey(a.d)}, string(text))
+	a.has(record.Place{Key: recordKey(a.d)}, string(text))
 }
 
 // told puts a record beside the objects.
-func (a *at) told(recs ...*format2.Record) {
+func (a *at) told(recs ...*record.Record) {
 	a.t.Helper()
 	text, err := all(recs...).JSON()
 	if err != nil {
@@ -156,13 +156,13 @@ func (a *at) told(recs ...*format2.Record) {
 }
 
 // object reports whether the blob's object is somewhere.
-func (a *at) object(p format2.Place) bool {
+func (a *at) object(p record.Place) bool {
 	_, err := a.real.Stat(context.Background(), p.Key)
 	return err == nil
 }
 
 // record returns what is beside the objects: nil, nothing.
-func (a *at) record() *format2.Record {
+func (a *at) record() *record.Record {
 	a.t.Helper()
 	rc, _, err := a.real.Open(context.Background(), recordKey(a.d), 0, -1)
 	if errdefs.IsNotFound(err) {
@@ -176,7 +176,7 @@ func (a *at) record() *format2.Record {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	r, err := format2.Parse(text, a.d)
+	r, err := record.Parse(text, a.d)
 	if err != nil {
 		a.t.Fatalf("%s: %v", text, err)
 	}
@@ -184,18 +184,18 @@ func (a *at) record() *format2.Record {
 }
 
 // all merges records.
-func all(recs ...*format2.Record) (r *format2.Record) {
+func all(recs ...*record.Record) (r *record.Record) {
 	for _, o := range recs {
-		r = format2.Merge(r, o)
+		r = record.Merge(r, o)
 	}
 	return r
 }
 
-func same(a, b *format2.Record) bool {
-	return a == nil && b == nil || a != nil && b != nil && format2.Equal(a, b)
+func same(a, b *record.Record) bool {
+	return a == nil && b == nil || a != nil && b != nil && record.Equal(a, b)
 }
 
-func show(r *format2.Record) string {
+func show(r *record.Record) string {
 	if r == nil {
 		return "nothing"
 	}
@@ -222,15 +222,15 @@ func TestObjects(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		do     ringstate.BackendDo
-		object string                        // there before: nothing, or the blob
-		bad    bool                          // and it is known to be wrong
-		before func(a *at) []*format2.Record // beside it
-		rec    func(a *at) *format2.Record   // what is known
-		want   string                        // requests
-		plain  string                        // without compare-and-swap, if it differs
+		object string                       // there before: nothing, or the blob
+		bad    bool                         // and it is known to be wrong
+		before func(a *at) []*record.Record // beside it
+		rec    func(a *at) *record.Record   // what is known
+		want   string                       // requests
+		plain  string                       // without compare-and-swap, if it differs
 		found  bool
-		after  func(a *at) *format2.Record // beside it
-		gone   bool                        // the object
+		after  func(a *at) *record.Record // beside it
+		gone   bool                       // the object
 	}{
 		{name: "stat, not there", do: ringstate.Stat, rec: pushedA, want: "stat blobs", gone: true},
 		{name: "stat", do: ringstate.Stat, object: there, before: besideA, rec: pushedA, after: pushedA,
@@ -248,7 +248,7 @@ func TestObjects(t *testing.T) {
 		{name: "write", do: ringstate.Write, rec: pushedA, after: pushedA, found: true,
 			want: "write blobs, writeif records", plain: "write blobs, open records, write records"},
 		{name: "write, there is a record", do: ringstate.Write, before: besideB, rec: pushedA, found: true,
-			after: func(a *at) *format2.Record { return all(pushedA(a), pushedB(a)) },
+			after: func(a *at) *record.Record { return all(pushedA(a), pushedB(a)) },
 			want:  "write blobs, writeif records, open records, writeif records", plain: "write blobs, open records, write records"},
 		{name: "write, the record knows it", do: ringstate.Write, before: besideA, rec: pushedA, after: pushedA, found: true,
 			want: "write blobs, writeif records, open records", plain: "write blobs, open records"},
@@ -265,34 +265,34 @@ func TestObjects(t *testing.T) {
 			want:  "open records, writeif records, delete blobs, delete records",
 			plain: "open records, write records, delete blobs, delete records"},
 		{name: "erase, begun before", do: ringstate.Erase, object: there, rec: removedA, gone: true,
-			before: func(a *at) []*format2.Record {
-				return []*format2.Record{{Digest: a.d, Size: int64(len(a.data))}, a.removal("team/a", 20)}
+			before: func(a *at) []*record.Record {
+				return []*record.Record{{Digest: a.d, Size: int64(len(a.data))}, a.removal("team/a", 20)}
 			},
 			want: "open records, delete blobs, delete records"},
 		{name: "erase, no record", do: ringstate.Erase, object: there, rec: removedA, gone: true, want: "open records, delete blobs"},
 		{name: "erase, nothing but the removal is known", do: ringstate.Erase, object: there, before: besideA, gone: true,
-			rec: func(a *at) *format2.Record {
-				return all(format2.Pushed(a.d, 0, a.place, "team/a", "", format2.V1), a.removal("team/a", 20))
+			rec: func(a *at) *record.Record {
+				return all(record.Pushed(a.d, 0, a.place, "team/a", "", record.V1), a.removal("team/a", 20))
 			},
 			want:  "open records, writeif records, delete blobs, delete records",
 			plain: "open records, write records, delete blobs, delete records"},
 		{name: "erase, another namespace has it", do: ringstate.Erase, object: there, before: besideB, rec: removedA,
-			after: func(a *at) *format2.Record { return all(removedA(a), pushedB(a)) },
+			after: func(a *at) *record.Record { return all(removedA(a), pushedB(a)) },
 			want:  "open records, writeif records", plain: "open records, write records"},
 		{name: "erase, it was pushed again", do: ringstate.Erase, object: there, before: besideA,
-			rec:   func(a *at) *format2.Record { return all(removedA(a), a.push(a.place, "team/a", 30)) },
-			after: func(a *at) *format2.Record { return all(removedA(a), a.push(a.place, "team/a", 30)) },
+			rec:   func(a *at) *record.Record { return all(removedA(a), a.push(a.place, "team/a", 30)) },
+			after: func(a *at) *record.Record { return all(removedA(a), a.push(a.place, "team/a", 30)) },
 			want:  "open records, writeif records", plain: "open records, write records"},
 		{name: "erase, it lives under another key", do: ringstate.Erase, object: there, rec: removedA, gone: true,
-			before: func(a *at) []*format2.Record { return []*format2.Record{pushedA(a), a.push(a.other, "team/b", 10)} },
-			after:  func(a *at) *format2.Record { return all(a.removal("team/a", 20), a.push(a.other, "team/b", 10)) },
+			before: func(a *at) []*record.Record { return []*record.Record{pushedA(a), a.push(a.other, "team/b", 10)} },
+			after:  func(a *at) *record.Record { return all(a.removal("team/a", 20), a.push(a.other, "team/b", 10)) },
 			want:   "open records, writeif records, delete blobs", plain: "open records, write records, delete blobs"},
 		{name: "erase, somebody has the backend by another name", do: ringstate.Erase, object: there, rec: removedA,
-			before: func(a *at) []*format2.Record {
-				return []*format2.Record{a.push(format2.Place{Backend: "theirs", Key: a.place.Key}, "team/b", 10)}
+			before: func(a *at) []*record.Record {
+				return []*record.Record{a.push(record.Place{Backend: "theirs", Key: a.place.Key}, "team/b", 10)}
 			},
-			after: func(a *at) *format2.Record {
-				return all(a.removal("team/a", 20), a.push(format2.Place{Backend: "theirs", Key: a.place.Key}, "team/b", 10))
+			after: func(a *at) *record.Record {
+				return all(a.removal("team/a", 20), a.push(record.Place{Backend: "theirs", Key: a.place.Key}, "team/b", 10))
 			},
 			want: "open records, writeif records", plain: "open records, write records"},
 	} {
@@ -306,7 +306,7 @@ func TestObjects(t *testing.T) {
 				default:
 					a.has(a.place, tt.object)
 				}
-				var before *format2.Record
+				var before *record.Record
 				if tt.before != nil {
 					before = all(tt.before(a)...)
 					a.told(before)
@@ -325,7 +325,7 @@ func TestObjects(t *testing.T) {
 				if got := a.traced(); got != want {
 					t.Errorf("requests: %q, want %q", got, want)
 				}
-				var after *format2.Record
+				var after *record.Record
 				if tt.after != nil {
 					after = tt.after(a)
 				} else if tt.do == ringstate.Note {
@@ -337,7 +337,7 @@ func TestObjects(t *testing.T) {
 				if tt.after != nil && !same(beside, inBackend(after, "main")) {
 					t.Errorf("said to be beside it: %s, want %s", show(beside), show(after))
 				}
-				if beside != nil && slices.ContainsFunc(beside.Homes, func(h format2.Home) bool { return h.Backend != "main" }) {
+				if beside != nil && slices.ContainsFunc(beside.Homes, func(h record.Home) bool { return h.Backend != "main" }) {
 					t.Errorf("homes that nobody here can do anything about: %s", show(beside))
 				}
 				if there := a.object(a.place); there == tt.gone {
@@ -351,13 +351,13 @@ func TestObjects(t *testing.T) {
 	}
 }
 
-func pushedA(a *at) *format2.Record  { return a.push(a.place, "team/a", 10) }
-func pushedB(a *at) *format2.Record  { return a.push(a.place, "team/b", 12) }
-func removedA(a *at) *format2.Record { return all(pushedA(a), a.removal("team/a", 20)) }
-func unknown(a *at) *format2.Record  { return &format2.Record{Digest: a.d} }
+func pushedA(a *at) *record.Record  { return a.push(a.place, "team/a", 10) }
+func pushedB(a *at) *record.Record  { return a.push(a.place, "team/b", 12) }
+func removedA(a *at) *record.Record { return all(pushedA(a), a.removal("team/a", 20)) }
+func unknown(a *at) *record.Record  { return &record.Record{Digest: a.d} }
 
-func besideA(a *at) []*format2.Record { return []*format2.Record{pushedA(a)} }
-func besideB(a *at) []*format2.Record { return []*format2.Record{pushedB(a)} }
+func besideA(a *at) []*record.Record { return []*record.Record{pushedA(a)} }
+func besideB(a *at) []*record.Record { return []*record.Record{pushedB(a)} }
 
 // What is written is the blob.
 func TestObjectsBytes(t *testing.T) {
@@ -400,22 +400,22 @@ func TestObjectsFaults(t *testing.T) {
 	for kind, open := range backendKinds {
 		for name, tt := range map[string]struct {
 			do            ringstate.BackendDo
-			before        func(a *at) []*format2.Record
-			rec           func(a *at) *format2.Record
-			after         func(a *at) *format2.Record
+			before        func(a *at) []*record.Record
+			rec           func(a *at) *record.Record
+			after         func(a *at) *record.Record
 			requests      int
 			there, remain bool // the object before, and after
 		}{
 			"write": {do: ringstate.Write, rec: pushedA, after: pushedA, requests: 2, remain: true},
 			"write again": {do: ringstate.Write, before: besideB, rec: pushedA, requests: 3, remain: true,
-				after: func(a *at) *format2.Record { return all(pushedA(a), pushedB(a)) }},
+				after: func(a *at) *record.Record { return all(pushedA(a), pushedB(a)) }},
 			"note": {do: ringstate.Note, before: besideB, rec: pushedA, requests: 2, there: true, remain: true,
-				after: func(a *at) *format2.Record { return all(pushedA(a), pushedB(a)) }},
+				after: func(a *at) *record.Record { return all(pushedA(a), pushedB(a)) }},
 			"erase": {do: ringstate.Erase, before: besideA, rec: removedA, requests: 4, there: true,
-				after: func(*at) *format2.Record { return nil }},
+				after: func(*at) *record.Record { return nil }},
 			"erase one of two": {do: ringstate.Erase, rec: removedA, requests: 3, there: true,
-				before: func(a *at) []*format2.Record { return []*format2.Record{pushedA(a), a.push(a.other, "team/b", 10)} },
-				after:  func(a *at) *format2.Record { return all(a.removal("team/a", 20), a.push(a.other, "team/b", 10)) }},
+				before: func(a *at) []*record.Record { return []*record.Record{pushedA(a), a.push(a.other, "team/b", 10)} },
+				after:  func(a *at) *record.Record { return all(a.removal("team/a", 20), a.push(a.other, "team/b", 10)) }},
 		} {
 			for at := range tt.requests {
 				for _, done := range []bool{false, true} {
@@ -474,14 +474,14 @@ func TestObjectsAtOnce(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			a := newAt(t, backendKinds[kind](t))
 			var wg sync.WaitGroup
-			var want *format2.Record
+			var want *record.Record
 			for i := range besideTries {
 				p := a.place
 				if i%2 == 1 {
 					p = a.other
 				}
 				do := []ringstate.BackendDo{ringstate.Write, ringstate.Note}[i/2%2]
-				rec := a.push(p, fmt.Sprintf("team/%d", i), format2.Stamp(10+i))
+				rec := a.push(p, fmt.Sprintf("team/%d", i), record.Stamp(10+i))
 				want = all(want, rec)
 				o := a.member()
 				wg.Go(func() {
@@ -523,7 +523,7 @@ func TestBesideNeverOurs(t *testing.T) {
 	a.backend.Fail = func(op fetchertest.Op, key string) error {
 		if op == fetchertest.OpWriteIf {
 			n++
-			a.told(a.push(a.place, "team/b", format2.Stamp(100+n)))
+			a.told(a.push(a.place, "team/b", record.Stamp(100+n)))
 		}
 		return nil
 	}
@@ -546,7 +546,7 @@ func TestEraseAfterWrite(t *testing.T) {
 			return nil
 		}
 		var wg sync.WaitGroup
-		run := func(do ringstate.BackendDo, rec *format2.Record) {
+		run := func(do ringstate.BackendDo, rec *record.Record) {
 			wg.Go(func() {
 				if _, _, err := a.o.do(t.Context(), do, rec, a.place); err != nil {
 					t.Error(err)

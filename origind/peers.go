@@ -7,55 +7,154 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/origind/ringstate"
 	"github.com/capelin-io/capelin/origind/ringstate/mirror"
 )
 
-// peers are the other members of the ring, by name.
-type peers map[string]*origin.Member
+// peers are the other members of the ring, by name, and where they are: as the configuration says, or as they say themselves.
+type peers struct {
+	self        string
+	incarnation uint64
+	tls         *tls.Config // nil: plain HTTP
 
-// newPeers returns the members of the ring that a configuration has. It does not connect yet.
-func newPeers(cfg Config, id *identity.Source) (peers, error) {
-	p := peers{}
-	if cfg.Ring == nil {
-		return p, nil
-	}
-	var conf *tls.Config
+	mu  sync.Mutex
+	all map[string]*other
+}
+
+// other is one of them.
+type other struct {
+	addr  string
+	at    *origin.Member
+	given bool // by the configuration
+}
+
+// newPeers returns peers of which the configuration knows some. It does not connect yet.
+func newPeers(cfg Config, self string, incarnation uint64, id *identity.Source) (*peers, error) {
+	p := &peers{self: self, incarnation: incarnation, all: map[string]*other{}}
 	if id != nil {
-		conf = id.ClientTLS(identity.RoleOrigin)
+		p.tls = id.ClientTLS(identity.RoleOrigin)
 	}
-	for _, m := range cfg.Ring.Members {
-		if m.Name == cfg.Node {
-			continue
+	for _, m := range cfg.Ring.list() {
+		if m.name != "" && m.name != self {
+			if err := p.place(m.name, m.addr, true); err != nil {
+				p.close()
+				return nil, err
+			}
 		}
-		at, err := origin.NewMember(origin.Config{Origins: []string{m.Address}, TLS: conf})
-		if err != nil {
-			p.close()
-			return nil, fmt.Errorf("member %s: %w", m.Name, err)
-		}
-		p[m.Name] = at
 	}
 	return p, nil
 }
 
+// place notes where a member is.
+func (p *peers) place(name, addr string, given bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.all[name]
+	if name == p.self || addr == "" || old != nil && (old.addr == addr || old.given && !given) {
+		return nil
+	}
+	at, err := origin.NewMember(origin.Config{Origins: []string{addr}, TLS: p.tls})
+	if err != nil {
+		return fmt.Errorf("member %s: %w", name, err)
+	}
+	if old != nil {
+		old.at.Close()
+	}
+	p.all[name] = &other{addr, at, given}
+	return nil
+}
+
+// changed takes in what members say of each other.
+func (p *peers) changed(all []ringstate.Peer) {
+	for _, m := range all {
+		if err := p.place(m.Name, m.Addr, false); err != nil {
+			log.L.WithError(err).Debug("a member's address is none")
+		}
+	}
+}
+
+// knows reports whether there is a member at an address.
+func (p *peers) knows(addr string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.all {
+		if m.addr == addr {
+			return true
+		}
+	}
+	return false
+}
+
 // close closes idle connections.
-func (p peers) close() {
-	for _, m := range p {
-		m.Close()
+func (p *peers) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.all {
+		m.at.Close()
 	}
 }
 
 // get returns a member, or errdefs.ErrUnavailable.
-func (p peers) get(name string) (*origin.Member, error) {
-	if m := p[name]; m != nil {
-		return m, nil
+func (p *peers) get(name string) (*origin.Member, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m := p.all[name]; m != nil {
+		return m.at, nil
 	}
-	return nil, fmt.Errorf("member %s is not known: %w", name, errdefs.ErrUnavailable)
+	return nil, fmt.Errorf("where member %s is, is not known: %w", name, errdefs.ErrUnavailable)
+}
+
+// has reports whether a member is known, and whether there are any.
+func (p *peers) has(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.all[name] != nil
+}
+
+func (p *peers) none() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.all) == 0
+}
+
+// ask asks a member. An answer of somebody else at its address is none.
+func (p *peers) ask(ctx context.Context, to string, q ringstate.Ask) (incarnation uint64, a ringstate.Answer, err error) {
+	m, err := p.get(to)
+	if err != nil {
+		return 0, nil, err
+	}
+	incarnation, name, a, err := p.askAt(ctx, m, q)
+	if err == nil && name != to {
+		err = fmt.Errorf("member %s: %s answers at %s: %w", to, name, m.Base(), errdefs.ErrUnavailable)
+	}
+	return incarnation, a, err
+}
+
+// askTimeout is how long an answer is waited for; a member that takes longer is asked again.
+const askTimeout = 5 * time.Second
+
+func (p *peers) askAt(ctx context.Context, m *origin.Member, q ringstate.Ask) (incarnation uint64, name string, a ringstate.Answer, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	kind := ringstate.KindOf(q)
+	body, err := ringstate.EncodeAsk(q)
+	if err != nil {
+		return 0, "", nil, err
+	}
+	incarnation, name, body, err = m.Ring(ctx, p.self, p.incarnation, string(kind), body, ringstate.MaxAnswer)
+	if err != nil {
+		return 0, "", nil, err
+	}
+	a, err = ringstate.DecodeAnswer(kind, body)
+	return incarnation, name, a, err
 }
 
 // handle names the upload to other members.
@@ -123,11 +222,14 @@ func (u *upload) call(c mirror.Call, ask func(context.Context, *origin.Member, o
 	})
 }
 
+// tellWithin is how long a member has to be told something.
+const tellWithin = 5 * time.Second
+
 // tell asks a member something whose answer is not waited for.
 func (u *upload) tell(member string, f func(context.Context, *origin.Member)) {
 	u.s.tasks.run(func(ctx context.Context) {
 		if m, err := u.s.peers.get(member); err == nil {
-			ctx, cancel := context.WithTimeout(ctx, eraseWithin)
+			ctx, cancel := context.WithTimeout(ctx, tellWithin)
 			defer cancel()
 			f(ctx, m)
 		}
@@ -194,12 +296,13 @@ func (t *telling) Read(p []byte) (int, error) {
 // search finds the member to which a client is sent that asks for an upload that is not here.
 func (s *uploads) search(ctx context.Context, id string) (*origin.Member, error) {
 	missing := fmt.Errorf("no such upload: %s: %w", id, errdefs.ErrNotFound)
-	if len(s.peers) == 0 {
+	if s.peers.none() {
 		return nil, missing
 	}
 	var others []mirror.Member
 	for _, m := range s.members() {
 		if m.Name != s.mirror.Self.Name {
+			m.Up = true // whoever cannot take copies just now may have it
 			others = append(others, m)
 		}
 	}

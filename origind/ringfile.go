@@ -13,7 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	format2 "github.com/capelin-io/capelin/origind/record"
+	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/origind/ringstate"
 )
 
@@ -39,7 +39,7 @@ type ringEnvelope struct {
 type ringText struct {
 	Incarnation hexID         `json:"incarnation"`
 	Log         hexID         `json:"log"`
-	Clock       format2.Stamp `json:"clock,omitempty"`
+	Clock       record.Stamp  `json:"clock,omitempty"`
 	Order       uint64        `json:"order,omitempty"`
 	Members     []memberText  `json:"members,omitempty"`
 	Removals    []removalText `json:"removals,omitempty"`
@@ -191,7 +191,7 @@ func (f *ringFile) check() error {
 	if s == nil {
 		return nil
 	}
-	if s.Incarnation != f.incarnation || s.Clock > format2.MaxStamp || s.Lowest < 1 || s.Whole.Min < 0 || len(s.Members) == 0 {
+	if s.Incarnation != f.incarnation || s.Clock > record.MaxStamp || s.Lowest < 1 || s.Whole.Min < 0 || len(s.Members) == 0 {
 		return fmt.Errorf("incarnation %x of %x, clock %d, %d members, lowest %d, whole with %d",
 			s.Incarnation, f.incarnation, s.Clock, len(s.Members), s.Lowest, s.Whole.Min)
 	}

@@ -2,6 +2,7 @@ package origind
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -11,11 +12,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/ring"
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/fetcher/backends"
 	"github.com/capelin-io/capelin/internal/daemon"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/durable"
 	"github.com/capelin-io/capelin/internal/seeding"
+	"github.com/capelin-io/capelin/origind/ringstate"
 	"github.com/capelin-io/capelin/origind/ringstate/mirror"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
@@ -50,28 +54,26 @@ func Run(ctx context.Context, cfg Config) error {
 		if err != nil {
 			return err
 		}
-		s, err := openServer(ctx, d.Work, cfg, d.Metrics)
+		s, err := openServer(ctx, d.Work, cfg, d.Identity, api.Addr().String(), d.Metrics)
 		if err != nil {
 			return err
 		}
 		defer func() {
 			d.Stop()
 			s.requests.Wait()
-			s.tasks.wg.Wait()
-			if cerr := s.store.Close(); err == nil {
+			if cerr := s.close(); err == nil {
 				err = cerr
 			}
 		}()
-		s.identity = d.Identity
-		if s.uploads.peers, err = newPeers(cfg, d.Identity); err != nil {
-			return err
-		}
-		defer s.uploads.peers.close()
 		node, trackers, err := s.network(d.Work, peers, name)
 		if err != nil {
 			return err
 		}
 		s.metrics.watch(s, node)
+		if n := len(cfg.Ring.list()); n > 0 && n <= cfg.Ring.MinReplicas && cfg.Ring.static() {
+			log.G(ctx).WithField("members", n).WithField("min_replicas", cfg.Ring.MinReplicas).
+				Warn("with as many members as ring.min_replicas, pushes wait while one of them is away")
+		}
 		return d.Serve(ctx, daemon.Parts{
 			Servers: []daemon.Part{daemon.HTTP("API", api, s.httpServer(), shutdownTimeout)},
 			Work:    s.background(node, trackers),
@@ -104,7 +106,9 @@ func (s *server) background(node *swarm.Node, trackers *tracker.Client) []daemon
 		{Name: "content directory", Run: s.store.Run},
 		{Name: "swarm", Run: node.Run},
 		{Name: "seeding", Run: forever(func(ctx context.Context) { s.seeder.Run(ctx, node) })},
-		{Name: "write-back", Run: forever(s.queue.run)},
+		{Name: "ring", Run: s.member.failed},
+		{Name: "records", Run: forever(s.blobs.ledger.run)},
+		{Name: "members", Run: forever(s.runMembers)},
 		{Name: "uploads", Run: forever(s.runUploads)},
 		{Name: "reload", Run: forever(func(ctx context.Context) { reload(ctx, s.cfg.Reload, node) })},
 	}
@@ -129,9 +133,9 @@ func reload(ctx context.Context, configs <-chan Config, node interface{ SetLimit
 // lateObserver is a store's observer that is made after the store.
 type lateObserver struct{ content.Observer }
 
-// openServer opens what the origin keeps on disk. Nothing runs yet.
-func openServer(ctx, work context.Context, cfg Config, reg prometheus.Registerer) (_ *server, err error) {
-	s := &server{cfg: cfg, homes: homes{cfg.Stores}, metrics: newMetrics(reg), tasks: &tasks{ctx: work}}
+// openServer opens what the origin keeps on disk, and begins to decide. Whoever gets it closes it, when work has ended.
+func openServer(ctx, work context.Context, cfg Config, id *identity.Source, listen string, reg prometheus.Registerer) (_ *server, err error) {
+	s := &server{cfg: cfg, identity: id, homes: homes{cfg.Stores}, metrics: newMetrics(reg), tasks: &tasks{ctx: work}}
 	if cfg.Stores == nil {
 		s.homes = homes{here{}}
 	}
@@ -146,14 +150,20 @@ func openServer(ctx, work context.Context, cfg Config, reg prometheus.Registerer
 	}
 	defer func() {
 		if err != nil {
-			s.store.Close()
+			err = errors.Join(err, s.close())
 		}
 	}()
-	s.blobs = &holdings{s.store, openRecords(filepath.Join(cfg.Root, "records"))}
-	all := cfg.members()
+	s.blobs = &holdings{store: s.store}
+	if s.blobs.ledger, err = openLedger(cfg.Root, cfg.Node); err != nil {
+		return nil, err
+	}
+	if s.peers, err = newPeers(cfg, cfg.Node, s.blobs.ledger.incarnation(), id); err != nil {
+		return nil, err
+	}
+	self := ring.Member{Name: cfg.Node, Zone: cfg.Zone}
 	s.uploads, err = openUploads(uploadsConfig{
-		dir: filepath.Join(cfg.Root, "uploads"), boot: durable.BootID(), max: cfg.Uploads.Max, mirror: cfg.mirror(),
-		members: func() []mirror.Member { return all },
+		dir: filepath.Join(cfg.Root, "uploads"), boot: durable.BootID(), max: cfg.Uploads.Max, mirror: cfg.mirror(), peers: s.peers,
+		members: func() []mirror.Member { return mirrors(self, s.seen()) },
 		room:    s.store.MakeRoom, keep: s.keep, kept: s.kept, blob: s.file, tasks: s.tasks,
 	})
 	if err != nil {
@@ -161,22 +171,60 @@ func openServer(ctx, work context.Context, cfg Config, reg prometheus.Registerer
 	}
 	s.assemble(cfg)
 	changes.Observer = s.seeder
+	s.member, err = newMember(ctx, cfg.ringState(s.blobs.ledger.incarnation(), listen), memberParts{
+		ledger: s.blobs.ledger, bytes: s.store, objects: s.objects, copies: s.copies, asks: s.peers, watch: s,
+		writers: make(chan struct{}, cfg.Queue.Workers), tasks: s.tasks,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.cold.ring, s.locator.ring = s.member, s.member
+	s.member.begin(work)
 	return s, nil
 }
 
 // assemble makes the parts that know of each other: what is offered depends on what is
 // being read, and the other way round.
 func (s *server) assemble(cfg Config) {
-	s.finder = newFinder(cfg.Lookup, s.homes, s.blobs.records, s.tasks)
-	s.queue = newQueue(cfg.Queue, (&writer{blobs: s.blobs, homes: s.homes, objects: s.finder, metrics: s.metrics}).write)
-	s.seeder = newSeeder(s.blobs, s.queue.remember,
+	s.objects = &objects{backends: s.homes, blobs: s.store, metrics: s.metrics}
+	s.finder = newFinder(cfg.Lookup, s.homes, s.blobs.ledger, s.objects, s.tasks)
+	s.objects.known = s.finder
+	s.seeder = newSeeder(s.blobs,
 		func(ctx context.Context, id piece.ID) (bool, error) { return s.errands.wanted(ctx, id) },
 		func(id piece.ID) bool { return s.cold.wanted(id, 0) })
 	s.cold = &coldReads{
 		cfg: cfg.Cold, blobs: s.blobs, objects: s.finder, peers: s.seeder, metrics: s.metrics, tasks: s.tasks, m: map[piece.ID]*coldRead{},
 	}
-	s.locator = &locator{s.blobs, s.cold, s.finder}
+	s.copies = newCopies(s.store, s.cold, s.donor, int64(cfg.Ring.RepairRate), s.metrics)
+	s.locator = &locator{blobs: s.blobs, cold: s.cold, finder: s.finder, peers: s.peers}
 	s.errands = newErrands(s.locator, s.seeder, s.tasks)
+}
+
+// donor returns another member, to copy blobs from.
+func (s *server) donor(name string) (donor, error) { return s.peers.get(name) }
+
+// seen returns the members as this one sees them, none before it has begun.
+func (s *server) seen() []ringstate.Peer {
+	if s.member == nil {
+		return nil
+	}
+	return s.member.peers()
+}
+
+// close ends what openServer has begun, when the work that it was given has ended.
+func (s *server) close() error {
+	s.tasks.wg.Wait()
+	var errs []error
+	if s.member != nil {
+		s.member.close()
+	}
+	if s.peers != nil {
+		s.peers.close()
+	}
+	if s.blobs != nil && s.blobs.ledger != nil {
+		errs = append(errs, s.blobs.ledger.close())
+	}
+	return errors.Join(append(errs, s.store.Close())...)
 }
 
 // network makes the origin's part in the swarm, and its client of the trackers, if it

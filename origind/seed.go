@@ -6,7 +6,6 @@ import (
 	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
 
-	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/internal/seeding"
@@ -20,7 +19,6 @@ import (
 type seeder struct {
 	*seeding.Seeder
 	blobs    *holdings
-	pending  func(digest.Digest) // queues a blob that a backend is still to get
 	node     swarmNode
 	trackers announcer
 }
@@ -41,10 +39,8 @@ type announcer interface {
 
 // newSeeder returns a seeder that knows neither swarm nor trackers yet. wanted is
 // seeding.Config.Find, busy its Busy.
-func newSeeder(
-	blobs *holdings, pending func(digest.Digest), wanted func(context.Context, piece.ID) (bool, error), busy func(piece.ID) bool,
-) *seeder {
-	sd := &seeder{blobs: blobs, pending: pending, node: offline{}, trackers: offline{}}
+func newSeeder(blobs *holdings, wanted func(context.Context, piece.ID) (bool, error), busy func(piece.ID) bool) *seeder {
+	sd := &seeder{blobs: blobs, node: offline{}, trackers: offline{}}
 	sd.Seeder = seeding.New(seeding.Config{
 		Store:    blobs.seeds(),
 		Announce: func(ctx context.Context, id piece.ID, _ int) { sd.check(ctx, id) },
@@ -110,37 +106,15 @@ func (sd *seeder) BlobAdded(id piece.ID) { sd.Added(id) }
 // BlobGone tells that a blob is not here any more.
 func (sd *seeder) BlobGone(id piece.ID) { sd.gone(id) }
 
-// check puts right what a crash may have left of a whole blob, queues it if it is
-// still to be written to a backend, and announces it. A blob without a record was
-// never acknowledged: it becomes evictable, and stays out of sight.
+// check announces a blob that is whole, unless it was removed.
 func (sd *seeder) check(ctx context.Context, id piece.ID) {
-	d := digest.Digest(id.Digest())
-	unlock := sd.blobs.records.lock(d) // a push has both, once it lets go
-	defer unlock()
-	r, err := sd.blobs.records.get(d)
+	is, _, ok, err := sd.blobs.local(digest.Digest(id.Digest()))
 	if err != nil {
 		log.G(ctx).WithError(err).Error("a blob cannot be served")
-		return // and stays pinned, if it is
 	}
-	switch p := sd.blobs.store.Presence(id); {
-	case p < content.Cached:
-		return
-	case r == nil:
-		sd.blobs.unpin(ctx, d)
-		return
-	case r.Size != id.Size:
-		return
-	case r.pinned() && p == content.Cached:
-		if err := sd.blobs.store.Pin(d); err != nil {
-			log.G(ctx).WithError(err).WithField("digest", d).Error("cannot pin a blob")
-		}
-	case !r.pinned() && p == content.Pinned:
-		sd.blobs.unpin(ctx, d)
+	if ok && is == id {
+		sd.announce(ctx, id)
 	}
-	if r.pending() {
-		sd.pending(d)
-	}
-	sd.announce(ctx, id)
 }
 
 // offline is a swarm and trackers where there are none, and an observer of a store that

@@ -50,7 +50,7 @@ type uploadsConfig struct {
 	max     int
 	mirror  mirror.Config // but for the key
 	members func() []mirror.Member
-	peers   peers
+	peers   *peers
 	room    func(ctx context.Context, need int64) (freed int64)
 	// keep makes a blob of a verified upload, durable and visible. It takes the file.
 	keep func(ctx context.Context, u *upload, d digest.Digest, sums *piece.Sums) error
@@ -209,6 +209,13 @@ func (s *uploads) all() []*upload {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Collect(maps.Values(s.m))
+}
+
+// membersChanged tells all uploads who the members are.
+func (s *uploads) membersChanged() {
+	for _, u := range s.all() {
+		u.step(time.Now(), mirror.EvMembers{Members: s.members()})
+	}
 }
 
 // tick does what is due. It returns how many uploads went because of their age, and when

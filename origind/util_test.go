@@ -2,10 +2,13 @@ package origind
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -16,10 +19,12 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/control/ring"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/origind/ringstate/mirror"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -290,15 +295,73 @@ func alone(dir string, max int) uploadsConfig {
 func newServer(t testing.TB, cfg Config) (*server, context.Context) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	s, err := openServer(ctx, ctx, cfg, prometheus.NewRegistry())
+	s, err := openServer(ctx, ctx, cfg, nil, "127.0.0.1:0", prometheus.NewRegistry())
 	if err != nil {
 		cancel()
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		cancel()
-		s.tasks.wg.Wait()
-		s.store.Close()
+		if err := s.close(); err != nil {
+			t.Error(err)
+		}
 	})
 	return s, ctx
+}
+
+// newHoldings opens an empty content directory and ledger.
+func newHoldings(t testing.TB) *holdings {
+	t.Helper()
+	root := t.TempDir()
+	store, err := content.Open(t.Context(), content.Config{Root: root, FreeFloor: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := openLedger(root, "origin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(l.close(), store.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return &holdings{store, l}
+}
+
+// lives is a home that a blob was pushed to; with written, it was seen there since.
+func lives(backend, key string, seen bool) record.Home {
+	h := record.Home{Place: record.Place{Backend: backend, Key: key}, By: "origin", Since: 5, Namespaces: record.Stamps{backend + "/app": 5}}
+	if seen {
+		h.Written = 6
+	}
+	return h
+}
+
+// keep takes a blob in, as a push to some homes does.
+func (h *holdings) keep(t testing.TB, data []byte, homes ...record.Home) digest.Digest {
+	t.Helper()
+	id := idOf(t, data)
+	sums := piece.NewSums(id)
+	if err := piece.NewHasher(sums).Write(sums, data); err != nil {
+		t.Fatal(err)
+	}
+	pushed := filepath.Join(t.TempDir(), "pushed")
+	if err := os.WriteFile(pushed, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := digest.FromBytes(data)
+	err := h.store.Import(t.Context(), pushed, sums)
+	if len(homes) > 0 {
+		err = errors.Join(err, h.record(&record.Record{Digest: d, Size: id.Size, Homes: homes}))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// record keeps a record.
+func (h *holdings) record(r *record.Record) error {
+	return h.ledger.commit(&changes{entries: map[digest.Digest]*record.Entry{r.Digest: {Record: r}}})
 }

@@ -37,6 +37,7 @@ const (
 const (
 	HeaderSize    = "Capelin-Size"    // of the whole blob, in bytes
 	HeaderDurable = "Capelin-Durable" // "true" or "false", Info.Durable
+	HeaderCopies  = "Capelin-Copies"  // how many members have confirmed a push
 	HeaderUpload  = "Capelin-Upload"  // an upload's id
 	HeaderOffset  = "Capelin-Offset"  // where an upload's next byte goes
 	HeaderTerm    = "Capelin-Term"    // by which an upload is led

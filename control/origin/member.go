@@ -52,6 +52,22 @@ func (m *Member) Base() string { return m.o.Base }
 // Close closes idle connections.
 func (m *Member) Close() { m.c.Close() }
 
+// Stat is Client.Stat at this member, which answers from its own disk and its backends, and asks no other member.
+func (m *Member) Stat(ctx context.Context, ref Ref) (Info, error) {
+	q := url.Values{ParamHop: {"1"}}
+	if ref.Namespace != "" {
+		q.Set(ParamNamespace, ref.Namespace)
+	}
+	ctx, cancel := httpclient.Within(ctx, statTimeout)
+	defer cancel()
+	resp, err := m.c.send(ctx, m.o, &httpclient.Request{Method: "HEAD", Path: PathBlobs + "/" + string(ref.Digest) + "?" + q.Encode()})
+	if err != nil {
+		return Info{}, err
+	}
+	resp.Body.Close()
+	return m.c.readInfo(m.o, resp)
+}
+
 // Start begins an upload that another member leads, unless it is there, and returns where it stands.
 // hint is the digest that its client has named, or "".
 func (m *Member) Start(ctx context.Context, u Copy, namespace, hint string) (Stand, error) {

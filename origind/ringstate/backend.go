@@ -37,6 +37,7 @@ type work struct {
 	first   bool         // nobody before this member is about to write
 	rank    int          // how many are before it
 	gen     int          // counts pushes and removals
+	after   int64        // not before: who took the push asks once more whether it is pinned here
 	due     int64
 	pause   int64
 	index   int // in the heap; -1: not in it
@@ -90,10 +91,13 @@ func (r *Ring) duty(w *work, rec *record.Record, h *record.Home, pushed record.S
 	w.by, w.since = h.By, h.Since
 	told := h.Written > pushed
 	if pushed != w.pushed || removal > w.removal {
+		if pushed != w.pushed && h.By != r.cfg.Name {
+			w.after = r.now + 2*int64(r.cfg.Probe)
+		}
 		w.gen++
-		w.found, w.settled, w.pause, w.due = false, 0, 0, r.now
+		w.found, w.settled, w.pause, w.due = false, 0, 0, max(r.now, w.after)
 	} else if told && !w.told {
-		w.pause, w.due = 0, r.now
+		w.pause, w.due = 0, max(r.now, w.after)
 	}
 	w.pushed, w.removal, w.told = pushed, removal, told
 	r.plan(w, w.due)
@@ -112,8 +116,8 @@ func (r *Ring) plan(w *work, due int64) {
 
 // again has it be tried again, ever less often.
 func (r *Ring) again(w *work) {
-	w.index = -1
-	w.pause = min(2*w.pause+1e9, 60e9)
+	r.free(w)
+	w.pause = min(max(2*w.pause, int64(r.cfg.Retry)), int64(r.cfg.RetryMax))
 	r.plan(w, r.now+w.pause)
 }
 
@@ -122,13 +126,12 @@ func (r *Ring) writes() bool { return r.stale == 0 && !r.starting && r.me.listed
 
 // work does what is due.
 func (r *Ring) work() {
+	if !r.writes() {
+		return
+	}
 	for len(r.works) > 0 && r.works[0].due <= r.now && r.busy < atOnce {
 		w := heap.Pop(&r.works).(*work)
-		switch {
-		case w.gone || w.found:
-		case !r.writes():
-			r.plan(w, r.now+1e9)
-		default:
+		if !w.gone && !w.found {
 			w.index = busy
 			r.consult(w)
 		}
@@ -137,6 +140,13 @@ func (r *Ring) work() {
 
 // busy is the index of a work that is being done.
 const busy = -2
+
+// free ends that. What has been learnt meanwhile may have planned it already.
+func (r *Ring) free(w *work) {
+	if w.index == busy {
+		w.index = -1
+	}
+}
 
 // before returns who is to write before this one: who took the push, then by score.
 func (r *Ring) before(w *work) (all []*member) {
@@ -228,10 +238,7 @@ func (r *Ring) mayWrite(w *work) bool {
 }
 
 func (r *Ring) decide(w *work) {
-	settled := w.removal == 0 || r.erases[w.digest] == nil
-	for _, m := range r.others() {
-		settled = settled && (w.removal == 0 || w.settled&m.bit() != 0)
-	}
+	settled := r.settled(w)
 	switch {
 	case !r.writes():
 		r.again(w)
@@ -242,6 +249,19 @@ func (r *Ring) decide(w *work) {
 	default:
 		r.stat(w)
 	}
+}
+
+// settled reports whether nobody erases anything of before the last push any more, so that what is there is of that push.
+func (r *Ring) settled(w *work) bool {
+	if w.removal == 0 {
+		return true
+	}
+	for _, m := range r.others() {
+		if w.settled&m.bit() == 0 {
+			return false
+		}
+	}
+	return r.erases[w.digest] == nil
 }
 
 // backend has something done to w's object. f is called with how it went, unless there
@@ -264,22 +284,31 @@ func (r *Ring) backend(do BackendDo, w *work, f func(*EvBackend)) {
 	r.do(ActBackend{ID: r.nextID, Do: do, Digest: w.digest, Place: w.place})
 }
 
-// bring writes the object, or only the record beside it.
+// bring writes the object, or only the record beside it. Who has written both has seen them.
 func (r *Ring) bring(w *work, do BackendDo) {
-	pushed := w.pushed
-	r.backend(do, w, func(*EvBackend) {
+	pushed, settled := w.pushed, r.settled(w)
+	r.backend(do, w, func(ev *EvBackend) {
 		w.wrote, w.pause = pushed, 0
-		r.again(w)
+		l := r.local(w.digest, ev.Local)
+		if settled && ev.Found && named(w, l, ev.Beside) {
+			r.foundIt(w, l, ev.Beside)
+		} else {
+			r.again(w)
+		}
 	})
+}
+
+// named reports whether what is beside an object names all that was pushed there.
+func named(w *work, l Local, beside *record.Record) bool {
+	return beside != nil && l.Record != nil && beside.Covers(pushes(l.Record, w.place))
 }
 
 // stat looks whether the object is there, and whether what is beside it names all that was pushed.
 func (r *Ring) stat(w *work) {
 	r.backend(Stat, w, func(ev *EvBackend) {
 		l := r.local(w.digest, ev.Local)
-		named := ev.Beside != nil && l.Record != nil && ev.Beside.Covers(pushes(l.Record, w.place))
 		switch {
-		case ev.Found && named:
+		case ev.Found && named(w, l, ev.Beside):
 			r.foundIt(w, l, ev.Beside)
 		case !r.mayWrite(w):
 			r.again(w)
@@ -294,7 +323,7 @@ func (r *Ring) stat(w *work) {
 // foundIt notes that the backend has the blob: this member has seen it, after the last push
 // and after all removals were done.
 func (r *Ring) foundIt(w *work, l Local, beside *record.Record) {
-	w.index = -1
+	r.free(w)
 	b := r.blobs.get(w.digest)
 	if b == nil || l.Record.Home(w.place) == nil {
 		return

@@ -129,8 +129,8 @@ func (r *Ring) merge(l Local, o *record.Record) *record.Record {
 		return l.Record
 	}
 	l = r.local(o.Digest, l)
-	rec := record.Merge(l.Record, o)
-	if !rec.Fits() {
+	rec, ok := merged(l.Record, o)
+	if !ok {
 		return l.Record
 	}
 	r.clock.See(r.wall, rec.Latest())

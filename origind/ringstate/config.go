@@ -21,6 +21,8 @@ type Config struct {
 	Calm     time.Duration // how long a view is left alone before it is acted on; default 2 s
 	Exchange time.Duration // how often each pair compares; default 10 min
 	Standby  time.Duration // when the next holder writes what the one before does not; default 10 min
+	Retry    time.Duration // how long after a failure a backend is tried again, doubled by each; default 1 s
+	RetryMax time.Duration // at most; default 1 min
 	Push     time.Duration // how long copies, or deletions, are waited for; default 20 s
 	Ask      time.Duration // how long an answer is waited for; default 5 s
 	Grace    time.Duration // how long after a restart an erasure of before may still happen; default 1 min
@@ -49,6 +51,8 @@ func (c Config) WithDefaults() Config {
 	dur(&c.Calm, 2*time.Second)
 	dur(&c.Exchange, 10*time.Minute)
 	dur(&c.Standby, 10*time.Minute)
+	dur(&c.Retry, time.Second)
+	dur(&c.RetryMax, time.Minute)
 	dur(&c.Push, 20*time.Second)
 	dur(&c.Ask, 5*time.Second)
 	dur(&c.Grace, time.Minute)

@@ -95,7 +95,7 @@ type EvBackend struct {
 	ID     uint64
 	Local  Local
 	OK     bool
-	Found  bool           // of a Stat that is OK: the object is there
+	Found  bool           // of a Stat or Write that is OK: the object is there
 	Beside *record.Record // what is beside the object then; nil: nothing
 }
 

@@ -45,6 +45,10 @@ func (r *Ring) lookup(ev *EvLookup) {
 
 func (r *Ring) askHave(q *lookup) {
 	for _, m := range r.others() {
+		if r.lives&m.bit() == 0 { // nobody has heard of it for long
+			q.unsure |= m.bit()
+			continue
+		}
 		q.waiting |= m.bit()
 		r.ask(m, Have{q.digest}, func(a Answer, _ []Local) {
 			i := slices.Index(r.lookups, q)

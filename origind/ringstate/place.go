@@ -220,8 +220,8 @@ func (r *Ring) replica(q *Replica, l Local) *Replied {
 	if q.Put {
 		delete(r.stated, q.Digest)
 	}
-	rec := record.Merge(l.Record, q.Record)
-	if !rec.Fits() {
+	rec, ok := merged(l.Record, q.Record)
+	if !ok {
 		return &Replied{Code: CodeFull}
 	}
 	r.clock.See(r.wall, rec.Latest())
@@ -249,7 +249,7 @@ func (r *Ring) replica(q *Replica, l Local) *Replied {
 func (r *Ring) fetch(q *Replica, rec *record.Record) *Replied {
 	t := r.takes[q.Digest]
 	if t != nil {
-		if both := record.Merge(t.record, rec); both.Fits() {
+		if both, ok := merged(t.record, rec); ok {
 			t.record = both
 		}
 		return &Replied{Code: CodeTaking}
@@ -278,8 +278,8 @@ func (r *Ring) taken(ev *EvTaken) {
 		return
 	}
 	l := r.local(ev.Digest, ev.Local)
-	rec := record.Merge(l.Record, t.record)
-	if !rec.Fits() {
+	rec, ok := merged(l.Record, t.record)
+	if !ok {
 		return
 	}
 	if !rec.Live() {

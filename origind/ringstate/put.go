@@ -10,6 +10,12 @@ import (
 	"github.com/capelin-io/capelin/origind/record"
 )
 
+// Why a push is refused.
+const (
+	WhyDeleted = "it was deleted meanwhile"
+	WhyTooMuch = "it has too many homes, or is in too many namespaces: delete it from some"
+)
+
 // put is a client's PUT that is not acknowledged yet.
 type put struct {
 	id        uint64
@@ -47,9 +53,9 @@ func (r *Ring) push(p *put, size int64, l Local) {
 		p.have = r.me.bit()
 	}
 	l.Have = true
-	rec := record.Merge(l.Record, record.Pushed(p.digest, size, p.place, p.namespace, r.cfg.Name, p.stamp))
-	if !rec.Fits() {
-		r.endPut(p, ActDone{ID: p.id, Why: "it has too many homes, or is in too many namespaces: delete it from some"})
+	rec, ok := merged(l.Record, record.Pushed(p.digest, size, p.place, p.namespace, r.cfg.Name, p.stamp))
+	if !ok {
+		r.endPut(p, ActDone{ID: p.id, Why: WhyTooMuch})
 		return
 	}
 	delete(r.stated, p.digest)
@@ -204,7 +210,7 @@ func (r *Ring) pushOn() {
 			continue
 		}
 		if r.blobs.get(p.digest) == nil { // it was removed meanwhile
-			r.endPut(p, ActDone{ID: p.id, Why: "it was deleted meanwhile"})
+			r.endPut(p, ActDone{ID: p.id, Why: WhyDeleted})
 			continue
 		}
 		if r.now-p.since >= 2e9 {

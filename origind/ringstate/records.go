@@ -41,3 +41,10 @@ func pushes(r *record.Record, at record.Place) *record.Record {
 	}
 	return o
 }
+
+// merged returns what two records make. ok is false if that is no record: it says too much, or they are of blobs of different sizes.
+func merged(a, b *record.Record) (rec *record.Record, ok bool) {
+	rec = record.Merge(a, b)
+	sizes := a == nil || b == nil || a.Size == 0 || b.Size == 0 || a.Size == b.Size
+	return rec, sizes && rec.Fits()
+}

@@ -119,6 +119,9 @@ func (r *Ring) Step(now Instant, ev Event) []Action {
 		r.tickAt = r.now + int64(r.cfg.Probe)
 		r.tick()
 	}
+	if _, ok := ev.(EvHeld); !ok {
+		r.work()
+	}
 	r.seen()
 	r.placeOn()
 	if r.dirty {
@@ -137,8 +140,11 @@ func later64(t, d int64) int64 {
 
 // Deadline returns when an EvTick is due, as Instant.Mono.
 func (r *Ring) Deadline() time.Duration {
-	if r.blobs.placing() {
+	switch {
+	case r.blobs.placing():
 		return time.Duration(r.now)
+	case len(r.works) > 0 && r.busy < atOnce && r.writes():
+		return time.Duration(min(r.tickAt, r.works[0].due))
 	}
 	return time.Duration(r.tickAt)
 }
@@ -195,7 +201,6 @@ func (r *Ring) tick() {
 	r.lookOn()
 	r.forgetStated()
 	r.eraseOn()
-	r.work()
 	r.compareOn()
 	r.giveOn()
 	r.drained()

@@ -585,7 +585,7 @@ func (n *node) backend(a ActBackend) {
 		case Stat:
 			ev.Found = st.objects[key]
 		case Write:
-			st.objects[key] = true
+			st.objects[key], ev.Found = true, true
 			st.writes++
 		}
 		if a.Do == Write || a.Do == Note || a.Do == Erase && lives(record.Merge(rec, st.beside[key]), a.Place) {

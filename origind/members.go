@@ -1,0 +1,97 @@
+package origind
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/origind/ringstate"
+)
+
+// lookEvery is how often names of the DNS are looked up, and how full the disk is.
+const lookEvery = 5 * time.Second
+
+// runMembers finds members by the names of the DNS that are configured: whoever answers at one of their addresses is one. It also
+// tells the ring how full this member is.
+func (s *server) runMembers(ctx context.Context) {
+	asked := map[string]error{} // why an address that DNS gives is no member, as was last logged
+	full := false
+	t := time.NewTicker(lookEvery)
+	defer t.Stop()
+	for {
+		for _, l := range s.cfg.Ring.list() {
+			if l.name == "" {
+				s.lookUp(ctx, l.addr, asked)
+			}
+		}
+		if is := s.isFull(); is != full {
+			full = is
+			s.member.full(is)
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// lookUp asks who is at the addresses of a name.
+func (s *server) lookUp(ctx context.Context, name string, asked map[string]error) {
+	host, port, err := net.SplitHostPort(name)
+	if err != nil {
+		return // as Validate has said
+	}
+	ips, err := net.DefaultResolver.LookupHost(ctx, host)
+	if err != nil {
+		s.complain(ctx, name, err, asked)
+		return
+	}
+	s.complain(ctx, name, nil, asked)
+	for _, ip := range ips {
+		if addr := net.JoinHostPort(ip, port); !s.peers.knows(addr) {
+			s.complain(ctx, addr, s.meet(ctx, addr), asked)
+		}
+	}
+}
+
+// meet asks who is at an address.
+func (s *server) meet(ctx context.Context, addr string) error {
+	m, err := origin.NewMember(origin.Config{Origins: []string{addr}, TLS: s.peers.tls})
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	_, name, _, err := s.peers.askAt(ctx, m, ringstate.Probe{})
+	if err == nil && name != s.cfg.Node {
+		if err = s.peers.place(name, addr, false); err == nil {
+			s.member.listed([]string{name})
+		}
+	}
+	return err
+}
+
+// complain logs what is wrong with a name or an address when that has changed.
+func (s *server) complain(ctx context.Context, what string, err error, asked map[string]error) {
+	was := asked[what]
+	asked[what] = err
+	switch {
+	case ctx.Err() != nil || (was == nil) == (err == nil):
+	case err != nil:
+		log.G(ctx).WithError(err).WithField("member", what).Warn("no member of the ring answers there (ring.members)")
+	default:
+		log.G(ctx).WithField("member", what).Info("members of the ring answer there again")
+	}
+}
+
+// isFull reports whether there is no room for copies: what is left is needed for records.
+func (s *server) isFull() bool {
+	free, total, err := s.store.Space()
+	return err == nil && free+s.store.Usage().CacheBytes < min(fullBelow, total/50)
+}
+
+// fullBelow is how many bytes must be left, or be in the cache, for a member to take copies; of a small disk a fiftieth.
+const fullBelow = 256 << 20
