@@ -164,7 +164,7 @@ func (a *ringAccess) ring(cmd *cobra.Command, w *waiting) error {
 	}
 	defer closeAll()
 	ask := func(ctx context.Context) (*origin.RingStatus, error) { return askStatus(ctx, members) }
-	st, err := w.until(cmd, ask, func(st *origin.RingStatus) (bool, error) { return st.Whole || len(st.Missed) > 0, nil }, progress)
+	st, err := w.until(cmd, ask, func(st *origin.RingStatus) (bool, error) { return st.Whole || st.Stuck(), nil }, progress)
 	if st == nil {
 		return err
 	}
@@ -178,7 +178,7 @@ func (a *ringAccess) ring(cmd *cobra.Command, w *waiting) error {
 		return nil
 	}
 	err = errors.New(notWhole(st, time.Now()))
-	if len(st.Missed) == 0 && !w.wait {
+	if !st.Stuck() && !w.wait {
 		err = fmt.Errorf("%w (--wait waits until it is)", err)
 	}
 	return err

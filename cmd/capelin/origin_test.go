@@ -90,7 +90,11 @@ func whole(st *origin.RingStatus) {
 
 func missed(st *origin.RingStatus) {
 	st.Missed = []string{"origin-3", "origin-5"}
+	st.Lost = append(st.Lost, origin.RingLost{Name: "origin-5", Incarnation: 9})
 }
+
+// one is missed, and others have what it had.
+func one(st *origin.RingStatus) { st.Missed = []string{"origin-3"} }
 
 func TestPrintRing(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
@@ -170,7 +174,7 @@ func TestOriginCommands(t *testing.T) {
 		{"ring", []func(*origin.RingStatus){nil}, nil, "  origin-3 does not answer\n", "",
 			"the ring is not whole: origin-3 is down for 3m20s, origin-1 has 120 blobs that may be short (--wait waits until it is)"},
 		{"ring --json", []func(*origin.RingStatus){nil}, nil, `"min_replicas": 2`, "", "the ring is not whole"},
-		{"ring --wait", []func(*origin.RingStatus){nil, whole}, nil, "the ring is whole\n", "", ""},
+		{"ring --wait", []func(*origin.RingStatus){one, whole}, nil, "the ring is whole\n", "", ""},
 		{"ring --wait", []func(*origin.RingStatus){missed}, nil, "not whole", "", "capelin origin ring forget origin-3"},
 		{"ring --wait --timeout 1ms", []func(*origin.RingStatus){nil}, nil, "not whole", "",
 			"longer than --timeout: the ring is not whole: origin-3 is"},

@@ -144,7 +144,7 @@ func repair(st *origin.RingStatus) string {
 
 // notWhole is why a ring is not whole, in a line, and what there is to do.
 func notWhole(st *origin.RingStatus, now time.Time) string {
-	if len(st.Missed) > 0 {
+	if st.Stuck() {
 		var forget []string
 		for _, name := range st.Missed {
 			forget = append(forget, "capelin origin ring forget "+name)

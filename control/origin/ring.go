@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,8 +31,7 @@ type RingStatus struct {
 	// reason, which names who is to blame.
 	Whole bool     `json:"whole"`
 	Why   []string `json:"why,omitempty"`
-	// Missed are members whose lost disks may have had the only copies of something. Time does not help: they have to come
-	// back, or be forgotten.
+	// Missed are members whose lost disks are not back, and nobody has said that they never will be.
 	Missed  []string     `json:"missed,omitempty"`
 	Members []RingMember `json:"members"` // those that were removed, too, by name
 	Lost    []RingLost   `json:"lost,omitempty"`
@@ -206,6 +206,18 @@ func (m *RingMember) Text(now time.Time) string {
 		s += ", full"
 	}
 	return s
+}
+
+// Stuck reports whether so many disks are missed that they may have had the only copies of something. Time does not
+// help then: they have to come back, or be forgotten.
+func (s *RingStatus) Stuck() bool {
+	n := 0
+	for _, l := range s.Lost {
+		if !l.Drained && slices.Contains(s.Missed, l.Name) {
+			n++
+		}
+	}
+	return !s.Whole && n > 0 && n >= s.MinReplicas
 }
 
 // Member returns what the status says of a member; nil: nothing.

@@ -83,6 +83,20 @@ func TestRingStatus(t *testing.T) {
 			t.Errorf("%q, want %q", got, tt.want)
 		}
 	}
+	for _, tt := range []struct {
+		st    RingStatus
+		stuck bool
+	}{
+		{RingStatus{MinReplicas: 2, Missed: []string{"c"}, Lost: []RingLost{{"c", 1, false}}}, false},
+		{RingStatus{MinReplicas: 2, Missed: []string{"c"}, Lost: []RingLost{{"c", 1, false}, {"c", 2, true}, {"d", 3, false}}}, false},
+		{RingStatus{MinReplicas: 2, Missed: []string{"c"}, Lost: []RingLost{{"c", 1, false}, {"c", 2, false}}}, true},
+		{RingStatus{MinReplicas: 1, Missed: []string{"c"}, Lost: []RingLost{{"c", 1, false}}}, true},
+		{RingStatus{}, false},
+	} {
+		if tt.st.Stuck() != tt.stuck {
+			t.Errorf("%+v", tt.st)
+		}
+	}
 	if want.Member("b") != &want.Members[1] || want.Member("x") != nil {
 		t.Error("the wrong member")
 	}
