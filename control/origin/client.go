@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -41,6 +42,8 @@ type Config struct {
 	Origins []string
 	// TLS is for origins that are named by host:port (nil: plain HTTP) or https.
 	TLS *tls.Config
+	// Dial, if not nil, is used instead of TCP.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // Client asks origins: for each blob in an order of its own, the next one if one
@@ -62,6 +65,7 @@ func New(cfg Config) (*Client, error) {
 		What: "origin", Servers: cfg.Origins, TLS: cfg.TLS,
 		DialTimeout: dialTimeout, Bulk: true, MaxIdle: 32,
 		Redirects: 3, // an origin may name another one, that has the blob
+		Dial:      cfg.Dial,
 	})
 	if err != nil {
 		return nil, err

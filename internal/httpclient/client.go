@@ -38,8 +38,8 @@ type Options struct {
 	// answer.
 	Redirects int
 
-	// dial is for tests. nil: TCP.
-	dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Dial, if not nil, is used instead of TCP.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // Client sends requests to servers.
@@ -73,7 +73,7 @@ func New(o Options) (*Client, error) {
 		}
 	}
 	tr := &http.Transport{
-		DialContext:           o.dial,
+		DialContext:           o.Dial,
 		TLSHandshakeTimeout:   o.DialTimeout,
 		MaxIdleConnsPerHost:   o.MaxIdle,
 		IdleConnTimeout:       time.Minute,

@@ -85,7 +85,7 @@ func (n *network) dial(_ context.Context, _, addr string) (net.Conn, error) {
 
 func (n *network) client(servers ...string) *Client {
 	n.t.Helper()
-	c, err := New(Options{What: "shop", Servers: servers, Bulk: true, dial: n.dial})
+	c, err := New(Options{What: "shop", Servers: servers, Bulk: true, Dial: n.dial})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -311,7 +311,7 @@ func TestRedirects(t *testing.T) {
 			most   int
 			status int // 0: an error
 		}{{"/one", 0, 307}, {"/one", 1, 200}, {"/tls", 1, 0}, {"/loop", 3, 0}} {
-			c, err := New(Options{What: "shop", Servers: []string{"a:1"}, Redirects: tt.most, dial: n.dial})
+			c, err := New(Options{What: "shop", Servers: []string{"a:1"}, Redirects: tt.most, Dial: n.dial})
 			if err != nil {
 				t.Fatal(err)
 			}
