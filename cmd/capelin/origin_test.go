@@ -2,11 +2,16 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +22,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
 // fakeRing is an origin that says one status after the other, the last one for ever.
@@ -274,4 +280,46 @@ func TestRingWaits(t *testing.T) {
 			t.Errorf("%+v, %v", st, err)
 		}
 	})
+}
+
+// With identity, the certificate of an admin is shown; one who has none is told that.
+func TestOriginIdentity(t *testing.T) {
+	ca, err := identity.InitCA(t.TempDir(), "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func(name string, role identity.Role) (c identity.Config) {
+		dir := t.TempDir()
+		if err := ca.Issue(dir, identity.ID{Name: name, Roles: []identity.Role{role}}, nil, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		return identity.Config{
+			CA: filepath.Join(dir, identity.CACert), Cert: filepath.Join(dir, identity.Cert), Key: filepath.Join(dir, identity.Key),
+		}
+	}
+	src, err := identity.Load(issue("origin-1", identity.RoleOrigin), "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fakeRing{says: []*origin.RingStatus{ringStatus(time.Now(), whole)}}
+	srv := &http.Server{Handler: f, ErrorLog: log.New(io.Discard, "", 0)}
+	done := make(chan error)
+	go func() { done <- srv.Serve(tls.NewListener(l, src.ServerTLS(identity.RoleAdmin))) }()
+	defer func() { srv.Close(); <-done }()
+	admin := issue("me", identity.RoleAdmin)
+	at := []string{"origin", "ring", "--origin", l.Addr().String()}
+	if out, _, err := execute(t, append(at, "--ca", admin.CA, "--cert", admin.Cert, "--key", admin.Key)...); err != nil {
+		t.Errorf("%s, %v", out, err)
+	}
+	if _, _, err := execute(t, at...); err == nil || !strings.Contains(err.Error(), "does it ask for a certificate (--ca, --cert, --key)?") {
+		t.Error(err)
+	}
+	if _, _, err := execute(t, append(at, "--ca", admin.CA, "--cert", "/none", "--key", admin.Key)...); err == nil ||
+		!strings.HasPrefix(err.Error(), "--cert: ") {
+		t.Error(err)
+	}
 }
