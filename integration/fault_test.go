@@ -95,6 +95,38 @@ func TestTrackerAway(t *testing.T) {
 	})
 }
 
+// A tracker that hangs takes connections and says nothing. It is found out within the first pull, and
+// costs the next ones nothing; when it goes on it is asked again.
+func TestTrackerHangs(t *testing.T) {
+	e := newEnv(t)
+	n := e.node(t, "n", harness.NodeOptions{})
+	pull := func(what string) (img *harness.Image, ref string) {
+		img, ref = e.image(t, what, harness.ImageOptions{Layers: 2, LayerBytes: 4 << 20})
+		began := time.Now()
+		must(t, n.PullCRI(e.ctx, ref, nil))
+		t.Logf("%s: a pull of %.2f s", what, time.Since(began).Seconds())
+		e.check(t, n, ref, img)
+		return img, ref
+	}
+	pull("before")
+	must(t, e.tracker.Signal(syscall.SIGSTOP))
+	pull("hangs")
+	pull("still")
+	if s := get(n.Status(e.ctx))(t); len(s.Trackers) != 1 || !strings.Contains(s.Trackers[0].Error, "no answer") {
+		t.Errorf("the status of a tracker that hangs: %+v", s.Trackers)
+	}
+	if log := n.Agent().Tail(10_000); strings.Count(log, "tracker is silent") != 1 {
+		t.Errorf("the log does not say once that the tracker is silent")
+	}
+	must(t, e.tracker.Signal(syscall.SIGCONT))
+	e.poll(t, "the tracker is asked again", func() bool {
+		s := get(n.Status(e.ctx))(t)
+		return s.Trackers[0].Connected && s.Trackers[0].Error == ""
+	})
+	img, _ := pull("after")
+	must(t, e.tracker.AwaitHolder(e.ctx, "n", img))
+}
+
 func (e *env) connected(t *testing.T, n *harness.Node) bool {
 	s, err := n.Status(e.ctx)
 	must(t, err)

@@ -87,7 +87,7 @@ type BytesStatus struct {
 type TrackerStatus struct {
 	Address   string `json:"address"`
 	Connected bool   `json:"connected"`
-	Error     string `json:"error,omitempty"` // the last one, if not connected
+	Error     string `json:"error,omitempty"` // the last one, if not connected; or that it is, and hangs
 }
 
 // PeerStatus is one connection.

@@ -23,6 +23,7 @@ import (
 	"github.com/capelin-io/capelin/control/trackerpb"
 	"github.com/capelin-io/capelin/internal/daemon"
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/trackerd/state"
 )
 
 func dialRaw(t *testing.T, addr string, opts ...grpc.DialOption) *grpc.ClientConn {
@@ -239,6 +240,32 @@ func TestSlowReader(t *testing.T) {
 	if status.Code(st.end) != codes.ResourceExhausted || st.queue != nil {
 		t.Errorf("%v, %d queued", st.end, len(st.queue))
 	}
+}
+
+// How long an answer may take grows with the nodes, in steps.
+func TestBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNet()
+		var srv *server
+		defer n.serve(t, "t1:1", func(c *Config) { c.onServer = func(s *server) { srv = s } })()
+		is := func(streams int, want uint32) {
+			t.Helper()
+			srv.mu.Lock()
+			defer srv.mu.Unlock()
+			for i := range streams {
+				srv.streams[state.Stream(1<<40+i)] = &stream{wake: make(chan struct{}, 1)}
+			}
+			srv.counted()
+			if got := srv.busyMs.Load(); got != want {
+				t.Errorf("%d streams: %d ms, want %d", streams, got, want)
+			}
+		}
+		synctest.Wait()
+		is(0, 100)
+		is(1, 100)
+		is(2700, 2700)
+		is(2701, 2800)
+	})
 }
 
 func TestSplit(t *testing.T) {

@@ -109,8 +109,11 @@ func printStatus(w io.Writer, st plugin.Status, now time.Time) error {
 	}
 	for _, tr := range st.Trackers {
 		state := "connected"
-		if !tr.Connected {
+		switch {
+		case !tr.Connected:
 			state = "away: " + tr.Error
+		case tr.Error != "":
+			state = "silent: " + tr.Error
 		}
 		fmt.Fprintf(t, "tracker\t%s %s\n", tr.Address, state)
 	}

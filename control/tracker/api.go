@@ -169,7 +169,7 @@ type TrackerStatus struct {
 	Since     time.Time     // connected, or not connected, since
 	Age       time.Duration // the tracker's, when the stream began
 	Software  string        // the tracker's
-	Err       error         // why the last attempt or stream ended; nil if connected
+	Err       error         // why the last attempt or stream ended; if connected, that nothing comes from it
 	Namesake  Namesake      // as it was told when the stream began, for a minute
 }
 

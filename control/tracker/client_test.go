@@ -185,10 +185,10 @@ func TestTrackerAppears(t *testing.T) {
 	})
 }
 
-// A tracker whose machine loses power answers nothing. The first to want a blob
+// A tracker whose machine loses power, or which hangs, answers nothing. The first to want a blob
 // of it waits 150 ms, and then the other tracker decides; if there is none it waits
-// 5 s, since it may only be busy. After 12 s it is known to be gone, and nobody
-// waits any more.
+// 1.2 s, since it may only be busy. Then nobody waits for it any more, and after 12 s it is known
+// to be gone.
 func TestFrozenTracker(t *testing.T) {
 	for _, which := range []string{"first", "second", "both", "only"} {
 		t.Run(which, func(t *testing.T) {
@@ -218,11 +218,25 @@ func TestFrozenTracker(t *testing.T) {
 				}
 				want, within := tracker.Lease, 195*time.Millisecond
 				if which == "both" || which == "only" {
-					want, within = tracker.Unreachable, 5*time.Second
+					want, within = tracker.Unreachable, 1200*time.Millisecond
 				}
 				time.Sleep(within)
+				synctest.Wait()
 				if got := a.get(id); got != want {
 					t.Errorf("after %v: %v, want %v", time.Since(start), got, want)
+				}
+				if want == tracker.Unreachable {
+					id.Size++ // the next layer, the next pull
+					a.c.Want(id, tracker.Want{Waiting: true})
+					synctest.Wait()
+					if got := a.get(id); got != want {
+						t.Errorf("once it is silent: %v, want %v at once", got, want)
+					}
+					for _, s := range a.c.Status() {
+						if !s.Connected || s.Err == nil {
+							t.Errorf("%s connected: %v, %v", s.Addr, s.Connected, s.Err)
+						}
+					}
 				}
 				if want == tracker.Lease {
 					b.c.Want(id, tracker.Want{Waiting: true})

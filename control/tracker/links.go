@@ -111,6 +111,7 @@ func (m *Machine) connected(l *link, w *trackerpb.Welcome) {
 		return // no longer one of ours
 	}
 	l.up, l.ready, l.paces = true, false, w.GetFeatures()&trackerpb.FeatureSlow != 0
+	l.heard, l.busy, l.silent = m.now, 0, false
 	l.status = TrackerStatus{
 		Addr: l.name, Connected: true, Since: m.now,
 		Age: time.Duration(w.GetAgeMs()) * time.Millisecond, Software: w.GetSoftware(),

@@ -18,9 +18,11 @@ import (
 
 // Timing; control/PROTOCOL.md, "Timing". What concerns streams is in stream.go.
 const (
-	answerTimeout    = 150 * time.Millisecond // for a Verdict after a Want, before the second tracker is asked to grant
-	busyTimeout      = 5 * time.Second        // for one of a tracker that is connected, if no other has anything better to say
-	secondTimeout    = 40 * time.Millisecond  // for the second tracker, asked again because the first gave none
+	answerTimeout    = 150 * time.Millisecond  // for a Verdict after a Want, before the second tracker is asked to grant
+	busyTimeout      = 5 * time.Second         // for one of a tracker that is connected, if no other has anything better to say
+	silentAfter      = 1200 * time.Millisecond // for anything at all that comes from it, at least; see link.silence
+	silentAgain      = 100 * time.Millisecond  // of these, from the first look to the one that counts
+	secondTimeout    = 40 * time.Millisecond   // for the second tracker, asked again because the first gave none
 	progressInterval = time.Second
 
 	// namesakeFor is how long a machine is said to have the node's name that does not show itself: it
@@ -70,6 +72,11 @@ type link struct {
 	ready  bool // up, and the stream can take a message
 	status TrackerStatus
 	out    outbox
+
+	heard     time.Time     // when something came from it last
+	busy      time.Duration // how long it may take to answer, as it said; 0: it did not say
+	suspected time.Time     // when it was found to be silent first
+	silent    bool          // and again: its answers are not waited for until something comes from it
 }
 
 // blob is what the node has of one blob.
@@ -142,6 +149,7 @@ func (m *Machine) take(ev Event) {
 		m.disconnected(m.links[ev.Tracker], ev.Err)
 	case EvMessage:
 		if l := m.links[ev.Tracker]; l != nil && l.up {
+			m.heard(l, ev.Message)
 			m.receive(l, ev.Message)
 		}
 	case EvReady:
@@ -393,7 +401,7 @@ func (m *Machine) ask(a *active, i int, timeout time.Duration) {
 		return
 	}
 	m.seq++
-	a.want.answers[i] = answer{state: pending, seq: m.seq, until: m.now.Add(timeout)}
+	a.want.answers[i] = answer{state: pending, seq: m.seq, asked: m.now, until: m.now.Add(timeout), mute: l.silent}
 	l.mark(a.id, newsWant)
 }
 
@@ -402,6 +410,7 @@ func (m *Machine) ask(a *active, i int, timeout time.Duration) {
 func (m *Machine) settle(a *active) {
 	var due time.Time
 	if w := a.want; w != nil {
+		silence := m.silence(a)
 		if w.needsSecond(m.now) {
 			w.answers[0].state = abandoned
 			m.ask(a, 1, secondTimeout)
@@ -417,7 +426,7 @@ func (m *Machine) settle(a *active) {
 			w.lease = w.lease || v.Kind == Lease
 			m.calls.add(ActVerdict{ID: a.id, Verdict: v}, w.number)
 		}
-		due = next
+		due = earlier(next, silence)
 	}
 	if d := a.download; d != nil && d.bytes != d.told {
 		if at := d.at.Add(progressInterval); d.at.IsZero() || !at.After(m.now) {

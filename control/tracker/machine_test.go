@@ -213,6 +213,9 @@ func (w *world) call(act Action) string {
 	case ActLookup:
 		return "lookup " + w.names[act.ID]
 	case ActStatus:
+		if act.Status.Connected && act.Status.Err != nil {
+			return fmt.Sprintf("status %s: %v", act.Status.Addr, act.Status.Err)
+		}
 		if act.Status.Connected {
 			return fmt.Sprintf("status %s: connected", act.Status.Addr)
 		}
@@ -341,6 +344,13 @@ func (w *world) do(line string) {
 			w.t.Fatal(err)
 		}
 		w.advance(d)
+	case "sleep": // the process does not run
+		d, err := time.ParseDuration(f[1])
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.now = w.now.Add(d)
+		w.step(EvTick{})
 	case "remembered":
 		w.print("%d blobs, %d active, %d due", w.m.Remembered(), len(w.m.active), len(w.m.due.heap))
 	case "announceable":
@@ -361,7 +371,7 @@ func (w *world) do(line string) {
 // parse puts one part of what a tracker says into a message.
 func (w *world) parse(msg *trackerpb.ToAgent, tracker string, f []string) {
 	var blob *trackerpb.Blob
-	if f[0] != "accept" && f[0] != "command" {
+	if f[0] != "accept" && f[0] != "command" && f[0] != "busy" {
 		blob = trackerpb.FromID(w.id(f[1]))
 	}
 	millis := func(s string) uint32 {
@@ -386,6 +396,8 @@ func (w *world) parse(msg *trackerpb.ToAgent, tracker string, f []string) {
 			v.Seq = uint32(n)
 		}
 		msg.Verdicts = append(msg.Verdicts, v)
+	case "busy": // busy 100ms
+		msg.BusyMs = millis(f[1])
 	case "upstream": // upstream X r.example s.example mismatch
 		u := &trackerpb.Upstream{}
 		for _, s := range f[2:] {

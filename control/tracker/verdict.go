@@ -32,6 +32,7 @@ func (w *want) merge(now time.Time, connecting bool) (v Verdict, next time.Time)
 	}
 	for _, a := range w.answers {
 		switch {
+		case a.state == pending && a.mute:
 		case a.state == pending && !a.late(now):
 			undecided, next = true, earlier(next, a.until)
 		case a.state == pending:

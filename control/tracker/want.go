@@ -24,6 +24,9 @@ type answer struct {
 	state answerState
 	seq   uint32      // of that Want
 	kind  VerdictKind // if given
+	asked time.Time
+	// mute: nothing at all comes from the tracker, so that it is not waited for.
+	mute bool
 	// until is, of a pending answer, when it is no longer waited for; of a given Wait,
 	// when another one is due.
 	until time.Time
@@ -55,7 +58,7 @@ func (w *want) leaseDone(number uint32, now time.Time) {
 	w.verdict, w.lease = Verdict{}, false
 	for i := range w.answers {
 		if a := &w.answers[i]; a.state == given && a.kind == Lease {
-			*a = answer{state: pending, seq: a.seq, until: now.Add(answerTimeout)}
+			*a = answer{state: pending, seq: a.seq, asked: now, until: now.Add(answerTimeout), mute: a.mute}
 		}
 	}
 }
@@ -71,7 +74,7 @@ func (w *want) forgetAway(b *blob) {
 
 // late reports whether the tracker was asked and has not answered in time.
 func (a answer) late(now time.Time) bool {
-	return a.state == abandoned || a.state == pending && !a.until.After(now)
+	return a.state == abandoned || a.state == pending && (a.mute || !a.until.After(now))
 }
 
 // move puts what the trackers said where they are now: the i-th is what was the

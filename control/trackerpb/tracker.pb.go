@@ -367,7 +367,8 @@ type ToAgent struct {
 	Enough        []*Enough              `protobuf:"bytes,5,rep,name=enough,proto3" json:"enough,omitempty"`
 	Commands      []*Command             `protobuf:"bytes,6,rep,name=commands,proto3" json:"commands,omitempty"`
 	Accepts       []*Accept              `protobuf:"bytes,8,rep,name=accepts,proto3" json:"accepts,omitempty"`
-	Lookups       []*Blob                `protobuf:"bytes,7,rep,name=lookups,proto3" json:"lookups,omitempty"` // to origins: do you have it? The answer is an Announce of PARTIAL or COMPLETE, or not_here
+	BusyMs        uint32                 `protobuf:"varint,9,opt,name=busy_ms,json=busyMs,proto3" json:"busy_ms,omitempty"` // how long an answer may take from now on, if all nodes ask at once; 0: as it was told before
+	Lookups       []*Blob                `protobuf:"bytes,7,rep,name=lookups,proto3" json:"lookups,omitempty"`              // to origins: do you have it? The answer is an Announce of PARTIAL or COMPLETE, or not_here
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -449,6 +450,13 @@ func (x *ToAgent) GetAccepts() []*Accept {
 		return x.Accepts
 	}
 	return nil
+}
+
+func (x *ToAgent) GetBusyMs() uint32 {
+	if x != nil {
+		return x.BusyMs
+	}
+	return 0
 }
 
 func (x *ToAgent) GetLookups() []*Blob {
@@ -2036,7 +2044,7 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\bnot_here\x18\t \x03(\v2\x18.capelin.tracker.v1.BlobR\anotHere\x12;\n" +
 	"\tinventory\x18\n" +
 	" \x03(\v2\x1d.capelin.tracker.v1.InventoryR\tinventory\x121\n" +
-	"\x06offers\x18\v \x03(\v2\x19.capelin.tracker.v1.OfferR\x06offers\"\xb3\x03\n" +
+	"\x06offers\x18\v \x03(\v2\x19.capelin.tracker.v1.OfferR\x06offers\"\xcc\x03\n" +
 	"\aToAgent\x125\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.capelin.tracker.v1.WelcomeR\awelcome\x12/\n" +
 	"\x05peers\x18\x02 \x03(\v2\x19.capelin.tracker.v1.PeersR\x05peers\x120\n" +
@@ -2044,7 +2052,8 @@ const file_control_trackerpb_tracker_proto_rawDesc = "" +
 	"\bverdicts\x18\x04 \x03(\v2\x1b.capelin.tracker.v1.VerdictR\bverdicts\x122\n" +
 	"\x06enough\x18\x05 \x03(\v2\x1a.capelin.tracker.v1.EnoughR\x06enough\x127\n" +
 	"\bcommands\x18\x06 \x03(\v2\x1b.capelin.tracker.v1.CommandR\bcommands\x124\n" +
-	"\aaccepts\x18\b \x03(\v2\x1a.capelin.tracker.v1.AcceptR\aaccepts\x122\n" +
+	"\aaccepts\x18\b \x03(\v2\x1a.capelin.tracker.v1.AcceptR\aaccepts\x12\x17\n" +
+	"\abusy_ms\x18\t \x01(\rR\x06busyMs\x122\n" +
 	"\alookups\x18\a \x03(\v2\x18.capelin.tracker.v1.BlobR\alookups\"2\n" +
 	"\x04Blob\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x12\n" +

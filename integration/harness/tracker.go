@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
@@ -40,6 +41,9 @@ func NewTrackerOn(ctx context.Context, h *Host, keys map[string]string) (*Tracke
 	t := &Tracker{Host: h, Listen: h.Addr + ":7470", keys: keys}
 	return t, t.Start(ctx)
 }
+
+// Signal sends the tracker's process a signal.
+func (t *Tracker) Signal(s syscall.Signal) error { return t.proc.Signal(s) }
 
 // Start starts it, again after a Kill or Stop, and waits until it listens.
 func (t *Tracker) Start(ctx context.Context) error {

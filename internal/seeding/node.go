@@ -44,8 +44,8 @@ func Trackers(ctx context.Context, addrs []string, nc swarm.NodeConfig, id *iden
 	if id != nil {
 		secure = id.ClientTLS(identity.RoleTracker)
 	}
-	away := map[string]bool{} // OnStatus is called by one goroutine
-	var warned time.Time      // of a namesake
+	away, silent := map[string]bool{}, map[string]bool{} // OnStatus is called by one goroutine
+	var warned time.Time                                 // of a namesake
 	return tracker.Config{
 		Trackers: addrs, TLS: secure,
 		Hello: tracker.Hello{
@@ -69,12 +69,18 @@ func Trackers(ctx context.Context, addrs []string, nc swarm.NodeConfig, id *iden
 				return
 			case isName:
 				l.WithError(st.Err).Warn("the trackers' name has no address: as long as that is so, nobody is asked")
+			case st.Connected && st.Err != nil:
+				l.WithError(st.Err).Warn("tracker is silent: nobody waits for it")
+				silent[st.Addr] = true
+				return
+			case st.Connected && silent[st.Addr]:
+				l.Info("tracker answers again")
 			case st.Connected:
 				l.WithField("software", st.Software).Info("tracker connected")
 			case ctx.Err() == nil && !away[st.Addr]: // once, not at each attempt
 				l.WithError(st.Err).Warn("tracker is away")
 			}
-			away[st.Addr] = !st.Connected
+			away[st.Addr], silent[st.Addr] = !st.Connected, false
 		},
 	}
 }

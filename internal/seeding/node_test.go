@@ -2,6 +2,7 @@ package seeding
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,4 +34,25 @@ func TestNamesakeIsLogged(t *testing.T) {
 			t.Errorf("in an hour and a half the log says %d times %+v", len(said), said[0])
 		}
 	})
+}
+
+// A tracker that hangs is in the log once, and when it answers again.
+func TestSilenceIsLogged(t *testing.T) {
+	logger, hook := logtest.NewNullLogger()
+	told := Trackers(log.WithLogger(t.Context(), logrus.NewEntry(logger)), nil, swarm.NodeConfig{}, nil).OnStatus
+	up := tracker.TrackerStatus{Addr: "t1:1", Connected: true, Software: "capelin"}
+	silent, away := up, tracker.TrackerStatus{Addr: "t1:1", Err: errors.New("no answer")}
+	silent.Err = errors.New("connected, and no answer")
+	for _, st := range []tracker.TrackerStatus{up, silent, up, silent, away, away, up} {
+		told(st)
+	}
+	var said []string
+	for _, e := range hook.AllEntries() {
+		said = append(said, e.Message)
+	}
+	const hangs = "tracker is silent: nobody waits for it"
+	want := []string{"tracker connected", hangs, "tracker answers again", hangs, "tracker is away", "tracker connected"}
+	if !slices.Equal(said, want) {
+		t.Errorf("the log says %q, want %q", said, want)
+	}
 }
