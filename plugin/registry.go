@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/capelin-io/capelin/internal/rpcerr"
 	"github.com/capelin-io/capelin/plugin/fetch"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -51,7 +52,8 @@ const (
 // newRegistryNames returns registryNames that ask the containerd at this socket, once it is
 // there.
 func newRegistryNames(im *images, socket string) (*registryNames, error) {
-	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithUnaryInterceptor(rpcerr.Unary))
 	if err != nil {
 		return nil, fmt.Errorf("containerd's socket %s: %w", socket, err)
 	}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/capelin-io/capelin/control/ring"
 	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/internal/rpcerr"
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
 )
@@ -312,7 +313,7 @@ func progressOf(m *trackerpb.Progress) Progress {
 func (c *Control) names(ctx context.Context) ([]string, error) {
 	names, err := resolve(ctx, c.cfg.Trackers, c.cfg.LookupHost)
 	if len(names) == 0 {
-		return nil, status.Errorf(codes.Unavailable, "no tracker is found: %v", err)
+		return nil, rpcerr.New(codes.Unavailable, fmt.Sprintf("no tracker is found: %v", err))
 	}
 	return names, nil
 }

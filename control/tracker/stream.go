@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/internal/rpcerr"
 )
 
 // Timing of streams; control/PROTOCOL.md, "Timing".
@@ -242,9 +243,8 @@ func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", addr)
 }
 
-// explain says what gRPC does not: that one end speaks TLS, and the other does not, or that
-// there is no tracker. secure
-// is this end; without is what there is to do if the other one wants TLS.
+// explain puts gRPC's errors into words, and says what it does not: that one end speaks TLS, and the
+// other does not, or that there is no tracker. secure is this end; without is what there is to do if the other one wants TLS.
 func explain(err error, secure bool, without string) error {
 	said := status.Convert(err)
 	// A tracker that waits for a TLS handshake closes the connection when it gets something else.
@@ -252,13 +252,13 @@ func explain(err error, secure bool, without string) error {
 		strings.Contains(said.Message(), "error reading server preface") && strings.Contains(said.Message(), "connection reset")
 	switch {
 	case !secure && plain:
-		return status.Error(said.Code(), "it ends plain connections, as one does that speaks TLS: "+without)
+		return rpcerr.New(said.Code(), "it ends plain connections, as one does that speaks TLS: "+without)
 	case strings.Contains(said.Message(), "error reading server preface: http2:"), said.Code() == codes.Unimplemented:
-		return status.Error(said.Code(), "something answers there that is no tracker: this is another port, such as an origin's")
+		return rpcerr.New(said.Code(), "something answers there that is no tracker: this is another port, such as an origin's")
 	case secure && strings.Contains(said.Message(), "first record does not look like a TLS handshake"):
-		return status.Error(said.Code(), "it does not speak TLS, and this side does: it has no [identity], or this is another port")
+		return rpcerr.New(said.Code(), "it does not speak TLS, and this side does: it has no [identity], or this is another port")
 	}
-	return err
+	return rpcerr.Plain(err)
 }
 
 // newConn returns a connection to a tracker that is not made yet; secure is nil for a

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/capelin-io/capelin/internal/rpcerr"
 	"github.com/capelin-io/capelin/plugin"
 )
 
@@ -151,7 +152,8 @@ func (l Local) Lookup(ctx context.Context, name string) ([]string, error) {
 
 // dialUnix returns a client of the gRPC server on a Unix socket.
 func dialUnix(socket string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithUnaryInterceptor(rpcerr.Unary))
 }
 
 // Containerd asks for version and plugins.
