@@ -79,10 +79,3 @@ func (c *Common) CheckListen(key, addr string, given net.Listener) []error {
 	}
 	return c.Identity.CheckListen(key, addr, c.Insecure)
 }
-
-func (c *Common) setLog() error {
-	if err := log.SetFormat(log.OutputFormat(c.LogFormat)); err != nil {
-		return err
-	}
-	return log.SetLevel(c.LogLevel)
-}
