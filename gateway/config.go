@@ -53,6 +53,9 @@ func DefaultConfig() Config {
 // Validate reports every value that cannot work.
 func (c *Config) Validate() error {
 	errs := slices.Concat(c.Common.Check(), c.checkListen())
+	if c.Listener == nil {
+		errs = append(errs, daemon.CheckPorts(daemon.Address{Key: "listen", Addr: c.Listen}, daemon.Address{Key: "metrics", Addr: c.Metrics})...)
+	}
 	bad := func(key, format string, args ...any) { errs = append(errs, config.Invalid(key, format, args...)) }
 	if len(c.Origins) == 0 {
 		bad("origins", "must name at least one")

@@ -83,6 +83,9 @@ type WaitConfig struct {
 	Stop     config.Duration `toml:"stop" comment:"For the swarm to go on with what containerd waits for when the agent is stopped; then containerd downloads the rest. Calls that run, such as unpacking, are served to their end, and so are new ones meanwhile, for five minutes at most."`
 }
 
+// maxFind is for how long a tracker's answer is waited for in any case.
+const maxFind = 5 * time.Second
+
 // Notes adds to the comments of common keys.
 func (Config) Notes() map[string]string {
 	return map[string]string{
@@ -102,7 +105,7 @@ func DefaultConfig() Config {
 		Authorize:  "manifest",
 		Cache:      CacheConfig{Size: 32 << 30, FreeFloor: 0.20},
 		Wait: WaitConfig{
-			Find:     config.Duration(5 * time.Second),
+			Find:     config.Duration(maxFind),
 			Stall:    config.Duration(5 * time.Second),
 			Prefetch: config.Duration(time.Minute),
 			Stop:     config.Duration(10 * time.Second),
@@ -115,7 +118,9 @@ func DefaultConfig() Config {
 
 // Validate reports everything that is wrong with c, by key.
 func (c *Config) Validate() error {
-	errs := slices.Concat(c.Common.Check(), c.CheckListen("listen", c.Listen, nil))
+	errs := slices.Concat(c.Common.Check(), c.CheckListen("listen", c.Listen, nil), daemon.CheckPorts(
+		daemon.Address{Key: "listen", Addr: c.Listen}, daemon.Address{Key: "metrics", Addr: c.Metrics},
+		daemon.Address{Key: "shim.listen", Addr: c.Shim.Listen}))
 	bad := func(key, format string, args ...any) { errs = append(errs, config.Invalid(key, format, args...)) }
 	abs := func(key, path string) {
 		switch {
@@ -178,6 +183,9 @@ func (c *Config) Validate() error {
 			bad(key, "%v is not positive", d)
 		}
 	}
+	if c.Wait.Find.D() > maxFind {
+		bad("wait.find", "%v is more than %v, after which trackers are given up anyway", c.Wait.Find, maxFind)
+	}
 	errs = append(errs, c.Shim.Check("shim.", c.Insecure)...)
 	return errors.Join(errs...)
 }
@@ -197,7 +205,7 @@ func (c *Config) CheckIdentity(id identity.ID) error {
 		return fmt.Errorf("the name of this node: %w", err)
 	}
 	if id.Name != name || !id.Has(identity.RoleNode) {
-		return fmt.Errorf("identity: the certificate %s is for %s, and this is node %q: issue one with that name and the role node, or set node",
+		return config.Invalid("identity.cert", "%s is for %s, and this is node %q: issue one with that name and the role node, or set node",
 			c.Identity.Cert, id, name)
 	}
 	return nil

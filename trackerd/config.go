@@ -114,6 +114,9 @@ func DefaultConfig() Config {
 // Validate reports every value that cannot work.
 func (c *Config) Validate() error {
 	errs := slices.Concat(c.CheckListen("listen", c.Listen, c.Listener), c.Common.Check())
+	if c.Listener == nil {
+		errs = append(errs, daemon.CheckPorts(daemon.Address{Key: "listen", Addr: c.Listen}, daemon.Address{Key: "metrics", Addr: c.Metrics})...)
+	}
 	bad := func(key, format string, args ...any) { errs = append(errs, config.Invalid(key, format, args...)) }
 	if c.MaxStreams < 1 {
 		bad("max_streams", "must be at least 1, is %d", c.MaxStreams)

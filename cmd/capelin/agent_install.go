@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/plugin"
 	"github.com/capelin-io/capelin/plugin/install"
 )
 
@@ -95,7 +96,7 @@ replaced without --force. containerd is not restarted without --restart-containe
 	hostFlags(cmd, &root, &o.Where)
 	cmd.Flags().StringVar(&o.Binary, "binary", install.BinaryPath, "where the capelin program is on the host")
 	cmd.Flags().StringArrayVar(&trackers, "tracker", nil, "tracker for a new agent.toml, host:port; repeat for several")
-	cmd.Flags().StringArrayVar(&o.Set, "set", nil, "for a new agent.toml: "+config.Set)
+	cmd.Flags().StringArrayVar(&o.Set, "set", nil, "for a new agent.toml: "+config.Usage(plugin.DefaultConfig()))
 	cmd.Flags().BoolVar(&o.Force, "force", false, "replace files that somebody else has changed, and install for a containerd that is too old")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print what would be written, and write nothing")
 	cmd.Flags().BoolVar(&start, "start", false, "have systemd load and enable the units and open the agent's sockets")

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,9 +23,9 @@ type role[C any] struct {
 	// reload, if not nil, makes a configuration take changes from a channel: there is
 	// something in it, beside the log, that can change while the role runs.
 	reload func(*C, <-chan C)
-	// parts, if not nil, are the configurations of which this one is made; each may have an
-	// identity of its own.
-	parts func(C) []daemon.Config
+	// identity, if not nil, is daemon.CheckIdentity for one that is made of several, each of which may
+	// have an identity of its own.
+	identity func(C) error
 	// survive, if not nil, makes the role run on with the configuration that worked last when
 	// its file is refused: it returns that, changed as it must be, and whether that is less.
 	survive func(last, refused C, why []*config.Problem) (use C, less bool)
@@ -167,7 +166,7 @@ what needs a restart.`,
 		},
 	}
 	cmd.PersistentFlags().StringVarP(&s.path, "config", "c", "", "configuration file (default "+s.usual+", if it exists)")
-	cmd.Flags().StringArrayVar(&s.set, "set", nil, config.Set)
+	cmd.Flags().StringArrayVar(&s.set, "set", nil, config.Usage(r.defaults()))
 	if r.survive != nil {
 		// systemd sets it; with several directories, which ours has not, the first.
 		state, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
@@ -190,33 +189,35 @@ func checkCommand[C any, P interface {
 }](r role[C], s *source, load func() (C, error)) *cobra.Command {
 	var alone bool
 	cmd := &cobra.Command{
-		Use:   "check",
+		Use:   "check [FILE]",
 		Short: "Check a configuration as the daemon would when it starts, and change nothing",
 		Long: `Check a configuration as the daemon would when it starts, and change nothing.
 
 The status is 0 if it would start with it, and 1 if not; everything that is wrong
 is printed, each with file, line and key. The certificate of [identity] is read as
 well, unless --file-only is given, and neither ports nor other files are looked at.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				if s.path != "" {
+					return misused(cmd, errors.New("either FILE or --config"))
+				}
+				s.path = args[0]
+			}
 			path, err := s.file()
 			if err != nil {
 				return err
 			}
 			cfg, err := load()
+			if !alone { // of a file that is refused, too: everything is told at once
+				why := daemon.CheckIdentity
+				if r.identity != nil {
+					why = func(daemon.Config) error { return r.identity(cfg) }
+				}
+				err = errors.Join(err, config.Place(why(P(&cfg)), path, &cfg, s.set...))
+			}
 			if err != nil {
 				return err
-			}
-			if !alone {
-				parts := []daemon.Config{P(&cfg)}
-				if r.parts != nil {
-					parts = r.parts(cfg)
-				}
-				for _, c := range parts {
-					if err := daemon.CheckIdentity(c); err != nil {
-						return fmt.Errorf("%s: %w", cmp.Or(path, "the defaults"), err)
-					}
-				}
 			}
 			if path == "" {
 				path = fmt.Sprintf("there is no %s, and the defaults", s.usual)
@@ -226,6 +227,6 @@ well, unless --file-only is given, and neither ports nor other files are looked 
 		},
 	}
 	cmd.Flags().BoolVar(&alone, "file-only", false, "do not read the certificate, such as on another machine than the one that has it")
-	cmd.Flags().StringArrayVar(&s.set, "set", nil, config.Set)
+	cmd.Flags().StringArrayVar(&s.set, "set", nil, config.Usage(r.defaults()))
 	return cmd
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -134,15 +135,14 @@ func strict(cmd *cobra.Command) {
 	if !cmd.Runnable() {
 		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 		cmd.DisableFlagsInUseLine = true
+	}
+	if cmd.HasSubCommands() {
 		args = func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return nil
 			}
 			text := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
-			if cmd.SuggestionsMinimumDistance == 0 {
-				cmd.SuggestionsMinimumDistance = 2
-			}
-			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			if near := near(cmd, args[0]); len(near) > 0 {
 				text += fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
 			}
 			return errors.New(text)
@@ -160,6 +160,29 @@ func strict(cmd *cobra.Command) {
 	for _, c := range cmd.Commands() {
 		strict(c)
 	}
+}
+
+// near returns commands that somebody may have meant by a name that cmd does not know: those of
+// cmd that are like it, or else all that have this name elsewhere, with their paths.
+func near(cmd *cobra.Command, name string) []string {
+	if cmd.SuggestionsMinimumDistance == 0 {
+		cmd.SuggestionsMinimumDistance = 2
+	}
+	if like := cmd.SuggestionsFor(name); len(like) > 0 {
+		return like
+	}
+	var found []string
+	var look func(*cobra.Command)
+	look = func(c *cobra.Command) {
+		for _, sub := range c.Commands() {
+			if sub.IsAvailableCommand() && sub.Name() == name {
+				found = append(found, strconv.Quote(sub.CommandPath()))
+			}
+			look(sub)
+		}
+	}
+	look(cmd.Root())
+	return found
 }
 
 // reloads annotates commands for which SIGHUP means to read the configuration again.

@@ -49,6 +49,6 @@ release is started, move "ring" away, which is below the root, too.`,
 			return err
 		},
 	}
-	cmd.Flags().StringArrayVar(&s.set, "set", nil, config.Set)
+	cmd.Flags().StringArrayVar(&s.set, "set", nil, config.Usage(origind.DefaultConfig()))
 	return cmd
 }

@@ -28,14 +28,8 @@ func serverCommand(hangups chan os.Signal) *cobra.Command {
 		defaults: defaultServerConfig,
 		run:      runServer,
 		reload:   func(c *serverConfig, live <-chan serverConfig) { c.reload = live },
-		parts: func(c serverConfig) (all []daemon.Config) {
-			full, _ := c.fill()
-			for _, r := range full.roles() {
-				all = append(all, r.config)
-			}
-			return all
-		},
-		tidy: func(ctx context.Context, c *serverConfig) { c.ignoreRoleLogs(ctx) },
+		identity: serverConfig.checkIdentity,
+		tidy:     func(ctx context.Context, c *serverConfig) { c.ignoreRoleLogs(ctx) },
 	}, hangups)
 	return cmd
 }
@@ -71,8 +65,10 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 		as := func(name string, run func(context.Context) error) daemon.Part {
 			return daemon.Part{Run: func(ctx context.Context) error { // its errors name the role
 				err := run(log.WithLogger(ctx, log.G(ctx).WithField("role", name)))
-				if why := errors.Unwrap(err); config.KeyOf(why) != "" { // the key is in the role's table here
-					return config.Renamed(why, func(key string) string { return name + "." + key })[0]
+				// The keys are in the role's table here.
+				why := config.Renamed(errors.Unwrap(err), func(key string) string { return name + "." + key })
+				if len(why) > 0 && config.KeyOf(why[0]) != "" {
+					return errors.Join(why...)
 				}
 				return err
 			}}

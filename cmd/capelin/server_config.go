@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
-	"net/netip"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/log"
 
@@ -163,37 +163,11 @@ func (c *serverConfig) Written(is func(key string) bool) {
 		return
 	}
 	for _, r := range c.roles() {
-		if samePort(r.common.Metrics, c.Metrics) {
+		if daemon.SamePort(r.common.Metrics, c.Metrics) {
 			c.Metrics = r.common.Metrics
 			return
 		}
 	}
-}
-
-// samePort reports whether two addresses, host:port, have the same port, other than 0.
-func samePort(a, b string) bool {
-	_, p, errA := net.SplitHostPort(a)
-	_, q, errB := net.SplitHostPort(b)
-	return errA == nil && errB == nil && p == q && p != "0"
-}
-
-// overlap reports whether one cannot listen on both of two addresses, host:port. Names,
-// but for localhost, are taken for what they are.
-func overlap(a, b string) bool {
-	if !samePort(a, b) {
-		return false
-	}
-	host := func(addr string) (string, netip.Addr) {
-		h, _, _ := net.SplitHostPort(addr)
-		if h == "localhost" {
-			h = "127.0.0.1"
-		}
-		ip, _ := netip.ParseAddr(h)
-		return h, ip.Unmap()
-	}
-	h, p := host(a)
-	i, q := host(b)
-	return h == i || p.IsValid() && p == q || h == "" || i == "" || p.IsUnspecified() || q.IsUnspecified()
 }
 
 // ignoreRoleLogs takes out what roles say of the log, which is one, and warns of it.
@@ -247,12 +221,49 @@ func (c *serverConfig) Validate() error {
 			told[key] = true
 			errs = append(errs, err)
 		}
-		if overlap(r.common.Metrics, full.Metrics) && !told["metrics"] { // those that are equal are shared
+		if daemon.Overlap(r.common.Metrics, full.Metrics) && !told["metrics"] { // those that are equal are shared
 			bad(r.name+".metrics", "%q and metrics, %q, are on one port: make them equal, which shows all roles there, or choose another port",
 				r.common.Metrics, full.Metrics)
 		}
 	}
+	for _, err := range full.checkPorts() {
+		if key := config.KeyOf(err); !told[key] {
+			told[key] = true
+			errs = append(errs, err)
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// checkIdentity reports what is wrong with the roles' certificates, each thing once, by the keys that somebody wrote.
+func (c serverConfig) checkIdentity() error {
+	full, from := c.fill()
+	told := map[string]bool{}
+	var errs []error
+	for _, r := range full.roles() {
+		for _, err := range config.Renamed(daemon.CheckIdentity(r.config), func(key string) string { return written(from, r.name+"."+key) }) {
+			if !told[err.Error()] {
+				told[err.Error()] = true
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkPorts returns which addresses of a complete configuration are one another's. Metrics of a role and
+// the server's were compared.
+func (c *serverConfig) checkPorts() []error {
+	listens := []daemon.Address{
+		{Key: "tracker.listen", Addr: c.Tracker.Listen}, {Key: "origin.listen", Addr: c.Origin.Listen},
+		{Key: "origin.swarm.listen", Addr: c.Origin.Swarm.Listen}, {Key: "index.listen", Addr: c.Index.Listen},
+		{Key: "gateway.listen", Addr: c.Gateway.Listen},
+	}
+	metrics := slices.Clone(listens)
+	for _, r := range c.roles() {
+		metrics = append(metrics, daemon.Address{Key: r.name + ".metrics", Addr: r.common.Metrics})
+	}
+	return append(daemon.CheckPorts(append(listens, daemon.Address{Key: "metrics", Addr: c.Metrics})...), daemon.CheckPorts(metrics...)...)
 }
 
 // written returns the key that somebody wrote, or could have, of which key follows.

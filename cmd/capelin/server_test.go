@@ -116,9 +116,11 @@ func TestServer(t *testing.T) {
 func TestServerFiles(t *testing.T) {
 	for _, tt := range []struct{ name, set, want string }{
 		{"the server's identity", "identity={ca=\"/nope\",cert=\"/nope\",key=\"/nope\"}",
-			"server: identity.ca: /nope: no such file or directory"},
+			"server: identity.ca: /nope: no such file or directory\nidentity.cert: /nope: no such file or directory\n" +
+				"identity.key: /nope: no such file or directory"},
 		{"a role's identity", "index.identity={ca=\"/nope\",cert=\"/nope\",key=\"/nope\"}",
-			"server: index.identity.ca: /nope: no such file or directory"},
+			"server: index.identity.ca: /nope: no such file or directory\nindex.identity.cert: /nope: no such file or directory\n" +
+				"index.identity.key: /nope: no such file or directory"},
 		{"the users", "gateway.users=/nope", "server: gateway.users: /nope: no such file or directory"},
 	} {
 		_, _, err := execute(t, "server", "--set", "address="+ownAddress(t), "--set", "data="+filepath.Join(t.TempDir(), "d"),
@@ -182,31 +184,6 @@ func TestServerMetricsOfARole(t *testing.T) {
 		full, _ := c.fill()
 		if got := []string{full.Metrics, full.Gateway.Metrics}; !slices.Equal(got, tt.want) {
 			t.Errorf("%q %q: the server's and the gateway's are %q, want %q", tt.doc, tt.set, got, tt.want)
-		}
-	}
-}
-
-// Two addresses overlap if one process cannot listen on both.
-func TestOverlap(t *testing.T) {
-	for _, tt := range []struct {
-		a, b string
-		want bool
-	}{
-		{"127.0.0.1:1", "127.0.0.1:1", true},
-		{"127.0.0.1:1", "127.0.0.1:2", false},
-		{"127.0.0.1:1", "127.0.0.2:1", false},
-		{"127.0.0.1:1", ":1", true},
-		{"0.0.0.0:1", "127.0.0.1:1", true},
-		{"127.0.0.1:1", "[::]:1", true},
-		{"localhost:1", "127.0.0.1:1", true},
-		{"[::ffff:127.0.0.1]:1", "127.0.0.1:1", true},
-		{"[::1]:1", "127.0.0.1:1", false},
-		{"a:1", "b:1", false},
-		{":0", "127.0.0.1:0", false}, // any port
-		{"", "127.0.0.1:1", false},
-	} {
-		if got, back := overlap(tt.a, tt.b), overlap(tt.b, tt.a); got != tt.want || back != tt.want {
-			t.Errorf("%q and %q: %t, and the other way round %t, want %t", tt.a, tt.b, got, back, tt.want)
 		}
 	}
 }

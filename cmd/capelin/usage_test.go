@@ -26,6 +26,13 @@ func TestUsage(t *testing.T) {
 		{"imgae", 2, `unknown command "imgae" for "capelin"; did you mean image? (see "capelin --help")`},
 		{"image inspct", 2, `unknown command "inspct" for "capelin image"; did you mean inspect? (see "capelin image --help")`},
 		{"agent statsu", 2, `unknown command "statsu" for "capelin agent" (see "capelin agent --help")`},
+		{"agent chekc", 2, `unknown command "chekc" for "capelin agent"; did you mean check? (see "capelin agent --help")`},
+		{"doctor", 2, `unknown command "doctor" for "capelin"; did you mean "capelin agent doctor"? (see "capelin --help")`},
+		{"agent status", 2, `unknown command "status" for "capelin agent"; did you mean "capelin status"? (see "capelin agent --help")`},
+		{"check", 2, `unknown command "check" for "capelin"; did you mean "capelin agent check" or "capelin gateway check" or `},
+		{"decode-zstd", 2, `unknown command "decode-zstd" for "capelin" (see "capelin --help")`},
+		{"agent check a b", 2, `accepts at most 1 arg(s), received 2 (see "capelin agent check --help")`},
+		{"agent check a --config b", 2, `either FILE or --config (see "capelin agent check --help")`},
 		{"status --frob", 2, `unknown flag: --frob (see "capelin status --help")`},
 		{"image pull", 2, `accepts 2 arg(s), received 0 (see "capelin image pull --help")`},
 		{"ca issue", 2, `required flag(s) "name", "role" not set (see "capelin ca issue --help")`},
@@ -130,11 +137,31 @@ func TestPreheatFailed(t *testing.T) {
 	}
 }
 
+// What --set is explained with are keys that the command has.
+func TestSetExamples(t *testing.T) {
+	for _, d := range daemons {
+		out, _, err := execute(t, d.command, "--help")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, text, _ := strings.Cut(out, "such as ")
+		text, _, _ = strings.Cut(text, "; repeat")
+		args := []string{d.command, "check", "--file-only"}
+		for _, e := range strings.FieldsFunc(strings.ReplaceAll(text, " or ", ", "), func(r rune) bool { return r == ',' || r == ' ' }) {
+			args = append(args, "--set", strings.ReplaceAll(strings.ReplaceAll(e, "'", ""), "HOST:PORT", "a:1"))
+		}
+		if _, _, err := execute(t, args...); len(args) < 5 || err != nil && strings.Contains(err.Error(), "no such key") {
+			t.Errorf("%s: %s: %v", d.command, text, err)
+		}
+	}
+}
+
 // Every daemon's check says what its start would.
 func TestCheck(t *testing.T) {
 	good, bad := file(t, "log_level = \"debug\"\n"), file(t, "cluster = \"\"\nlog_lvl = \"debug\"\n")
 	invalid := file(t, "cluster = \"\"\nlog_level = \"loud\"\n")
 	identity := file(t, "[identity]\nca = \"/none/ca\"\ncert = \"/none/cert\"\nkey = \"/none/key\"\n")
+	both := file(t, "cluster = \"\"\n[identity]\nca = \"/none/ca\"\ncert = \"/none/cert\"\nkey = \"/none/key\"\n")
 	commands := []string{"server"}
 	for _, d := range daemons {
 		commands = append(commands, d.command)
@@ -145,10 +172,13 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%s: %q, %v", c, out, err)
 		}
 		for path, want := range map[string]string{
-			bad:      bad + ":2:1: log_lvl: no such key",
-			invalid:  invalid + `:1:1: cluster: "" has 0 bytes, not 1 to 64` + "\n" + invalid + `:2:1: log_level: "loud" is not`,
-			identity: identity + ": identity.ca: /none/ca: no such file or directory",
-			"/none":  "reading the configuration: open /none: no such file or directory",
+			bad:     bad + ":2:1: log_lvl: no such key",
+			invalid: invalid + `:1:1: cluster: "" has 0 bytes, not 1 to 64` + "\n" + invalid + `:2:1: log_level: "loud" is not`,
+			identity: identity + ":2:1: identity.ca: /none/ca: no such file or directory\n" +
+				identity + ":3:1: identity.cert: /none/cert: no such file or directory\n" +
+				identity + ":4:1: identity.key: /none/key: no such file or directory",
+			both:    both + ":1:1: cluster: \"\" has 0 bytes, not 1 to 64\n" + both + ":3:1: identity.ca: /none/ca: no such file or directory\n",
+			"/none": "reading the configuration: open /none: no such file or directory",
 		} {
 			out, _, err := execute(t, c, "check", "--config", path)
 			if _, code := exit(err, nil); code != 1 || out != "" || !strings.HasPrefix(fmt.Sprint(err), want) {
@@ -160,6 +190,13 @@ func TestCheck(t *testing.T) {
 		}
 		if _, _, err := execute(t, c, "check", "--config", good, "--set", "log_level=loud"); err == nil {
 			t.Errorf("%s: a value of the command line is not looked at", c)
+		}
+		if out, _, err := execute(t, c, "check", good); err != nil || !strings.HasPrefix(out, good+": good") {
+			t.Errorf("%s: a file that is named: %q, %v", c, out, err)
+		}
+		_, _, err = execute(t, c, "check", "--file-only", "--set", "metrics=127.0.0.1:7999", "--set", "listen=127.0.0.1:7999", good)
+		if c != "server" && c != "origind" && !strings.Contains(fmt.Sprint(err), `metrics: "127.0.0.1:7999" is the port of listen`) {
+			t.Errorf("%s: one port for two keys: %v", c, err)
 		}
 	}
 }

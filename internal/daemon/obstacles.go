@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -84,7 +85,7 @@ func (d *Daemon) Overcome(ctx context.Context, key, without string, do func() er
 	l := log.G(ctx).WithField("key", key)
 	var said time.Time
 	for {
-		err := do()
+		err := inOneLine(do())
 		if err == nil {
 			if d.obstacles.remove(key) {
 				l.Info(d.role + " has overcome what was in its way")
@@ -101,6 +102,14 @@ func (d *Daemon) Overcome(ctx context.Context, key, without string, do func() er
 		case <-time.After(pauses.NextBackOff()):
 		}
 	}
+}
+
+// inOneLine is several errors that are joined, as they fit into a line of a log or a table.
+func inOneLine(err error) error {
+	if err == nil || !strings.Contains(err.Error(), "\n") {
+		return err
+	}
+	return errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 }
 
 // Patiently is [Daemon.Overcome] for a part that needs an address to listen on.

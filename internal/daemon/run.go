@@ -138,9 +138,9 @@ func loadIdentity(cfg Config) (*identity.Source, error) {
 }
 
 // CheckIdentity reports what keeps a role from starting with the certificate that its
-// configuration, which was checked, names.
+// configuration names: errors of config.Invalid, all that there are. Of an identity that lacks a file Validate tells.
 func CheckIdentity(cfg Config) error {
-	if !cfg.common().Identity.Enabled() {
+	if c := cfg.common().Identity; !c.Enabled() || len(c.Check("")) > 0 {
 		return nil
 	}
 	_, err := loadIdentity(cfg)

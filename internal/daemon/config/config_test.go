@@ -288,6 +288,24 @@ func TestUnits(t *testing.T) {
 			t.Errorf("%q: got %d, %q, %v; want %d, %q", tt.in, n, n.String(), err, tt.want, tt.out)
 		}
 	}
+	for in, want := range map[string]string{
+		"300Mb/s":   `"300Mb/s" may be in bits: did you mean "300MB/s", or "37500kB/s" for so many bits?`,
+		"10 Gib":    `"10 Gib" may be in bits: did you mean "10GiB", or "1280MiB" for so many bits?`,
+		"1Gbit/s":   `"1Gbit/s" may be in bits: did you mean "1GB/s", or "125MB/s" for so many bits?`,
+		"100 mbps":  `"100 mbps" may be in bits: did you mean "100MB/s", or "12500kB/s" for so many bits?`,
+		"8kbits/s":  `"8kbits/s" may be in bits: did you mean "8kB/s", or "1kB/s" for so many bits?`,
+		"1.2.3Mb/s": `"1.2.3Mb/s" is not a number of bytes per second, such as "300MB/s"`,
+		"300mb/s":   "", "300MB/s": "", "300Mb ": `"300Mb" may be in bits: did you mean "300MB", or "37500kB" for so many bits?`,
+	} {
+		var r Rate
+		got := ""
+		if err := r.UnmarshalText([]byte(in)); err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%q: %s, want %s", in, got, want)
+		}
+	}
 	var r Rate
 	if err := r.UnmarshalText([]byte("300MB/s")); err != nil || r != 300e6 || r.String() != "300MB/s" {
 		t.Errorf("rate: %v %v", r, err)

@@ -95,7 +95,7 @@ const noSuchKey = "no such key"
 
 // Load reads the TOML file at path into a pointer to a struct, whose fields keep
 // the values they have (the defaults) where the file does not set them. What set
-// has, "key=value" as [Set] describes it, goes over the file; path may be empty, and
+// has, "key=value" as [Usage] describes it, goes over the file; path may be empty, and
 // then there is nothing below. If into has a method
 // Written(func(key string) bool) it is called then, with what reports whether somebody set
 // a key, and if it has Validate() error that is called last.
@@ -119,11 +119,52 @@ func Parse(path string, data []byte, into any, set ...string) error {
 }
 
 func read(file *document, into any, set []string) error {
-	var docs []*document
+	docs, problems := decode(file, into, set)
+	if len(problems) == 0 {
+		if w, ok := into.(interface{ Written(func(key string) bool) }); ok {
+			w.Written(func(key string) bool {
+				return slices.ContainsFunc(docs, func(d *document) bool { return find(d.exprs, key) != nil })
+			})
+		}
+		if v, ok := into.(interface{ Validate() error }); ok {
+			problems = place(docs, v.Validate())
+		}
+	}
+	return joined(problems)
+}
+
+// Place returns an error of [Invalid], or several that are joined, as Load would if Validate had returned
+// them: with the places in the file, or in set, that they are about. into is a pointer to a struct as Load
+// fills it, and is left as it is.
+func Place(err error, path string, into any, set ...string) error {
+	if err == nil {
+		return nil
+	}
+	var file *document
+	if path != "" {
+		data, rerr := os.ReadFile(path)
+		if rerr != nil {
+			return err
+		}
+		file = &document{path: path, text: data}
+	}
+	docs, _ := decode(file, reflect.New(reflect.TypeOf(into).Elem()).Interface(), set)
+	return joined(place(docs, err))
+}
+
+func joined(problems []*Problem) error {
+	errs := make([]error, len(problems))
+	for i, p := range problems {
+		errs[i] = p
+	}
+	return errors.Join(errs...)
+}
+
+// decode sets the fields of into that the file names, which may be nil, and those that set does.
+func decode(file *document, into any, set []string) (docs []*document, problems []*Problem) {
 	if file != nil {
 		docs = append(docs, file)
 	}
-	var problems []*Problem
 	for _, s := range set {
 		d, p := assignment(s, reflect.TypeOf(into))
 		if p != nil {
@@ -135,30 +176,13 @@ func read(file *document, into any, set []string) error {
 	for _, d := range docs {
 		problems = append(problems, d.decode(into)...)
 	}
-	if len(problems) == 0 {
-		if w, ok := into.(interface{ Written(func(key string) bool) }); ok {
-			w.Written(func(key string) bool {
-				return slices.ContainsFunc(docs, func(d *document) bool { return find(d.exprs, key) != nil })
-			})
-		}
-		problems = validate(docs, into)
-	}
-	errs := make([]error, len(problems))
-	for i, p := range problems {
-		errs[i] = p
-	}
-	return errors.Join(errs...)
+	return docs, problems
 }
 
-// validate calls into's Validate, and tells where the keys are that it names: in the
-// last document that sets them.
-func validate(docs []*document, into any) (problems []*Problem) {
-	v, ok := into.(interface{ Validate() error })
-	if !ok {
-		return nil
-	}
+// place tells where the keys are that errors name: in the last document that sets them.
+func place(docs []*document, err error) (problems []*Problem) {
 	order := map[*Problem]int{}
-	for _, err := range flatten(v.Validate()) {
+	for _, err := range flatten(err) {
 		p := &Problem{Text: err.Error()}
 		if len(docs) > 0 && !docs[0].inner {
 			p.File = docs[0].path

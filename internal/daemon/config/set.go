@@ -1,16 +1,53 @@
 package config
 
 import (
+	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 )
 
-// Set says how values are given on command lines.
-const Set = `value that goes over the file, such as zone=rack7, cache.size=50GiB or trackers='["t1:7470"]'; repeat for several`
+// Usage says how values of a configuration are given on command lines, with some of its own keys: a text, a
+// number and a list.
+func Usage(defaults any) string {
+	var text, number, list string
+	var look func(prefix string, v reflect.Value)
+	look = func(prefix string, v reflect.Value) {
+		for name, f := range fields(v.Type()) {
+			value, key := v.FieldByIndex(f.Index), join(prefix, name)
+			switch is := value.Interface().(type) {
+			case string:
+				if text == "" {
+					text = map[string]string{"zone": "zone=rack7", "cluster": "cluster=prod"}[key]
+				}
+			case []string:
+				if list == "" {
+					list = key + `='["HOST:PORT"]'`
+				}
+			case Bytes, Duration:
+				if s := fmt.Sprint(is); number == "" && !value.IsZero() {
+					number = key + "=" + s
+				}
+			default:
+				if isTable(value) {
+					look(key, value)
+				}
+			}
+		}
+	}
+	look("", reflect.Indirect(reflect.ValueOf(defaults)))
+	examples := slices.DeleteFunc([]string{text, number, list}, func(s string) bool { return s == "" })
+	last := len(examples) - 1
+	if last > 0 {
+		examples[last-1] += " or " + examples[last]
+		examples = examples[:last]
+	}
+	return "value that goes over the file, such as " + strings.Join(examples, ", ") + "; repeat for several"
+}
 
-// assignment makes a document of "key=value". The key is dotted. The value is TOML, or
+// assignment makes a document of "key=value", as [Load] takes it from command lines. The key is dotted. The value is TOML, or
 // else, like all that a field for text gets, a string as it is.
 func assignment(s string, into reflect.Type) (*document, *Problem) {
 	path := "--set " + s
@@ -18,7 +55,7 @@ func assignment(s string, into reflect.Type) (*document, *Problem) {
 	d := &document{path: path, inner: true, data: []byte(key + " = 0")}
 	exprs, problem := d.outline()
 	if !ok || problem != nil || len(exprs) != 1 || !exprs[0].value {
-		return nil, &Problem{File: path, Text: "is not key=value, such as cluster=prod or cache.size=50GiB"}
+		return nil, &Problem{File: path, Text: "is not key=value, such as cluster=prod"}
 	}
 	d.text = []byte(key + " = " + literal(strings.TrimSpace(value), typeOf(into, exprs[0].parts)))
 	return d, nil

@@ -1,8 +1,10 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -30,8 +32,8 @@ func (d *Duration) UnmarshalText(b []byte) error {
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // Bytes is a number of bytes, in text as "10GiB", "64MB" or "4096": decimal
-// (kB, MB, GB, TB) or binary (KiB, MiB, GiB, TiB) units, upper or lower case,
-// with a fraction if need be. Negative values are written with a leading "-".
+// (kB, MB, GB, TB) or binary (KiB, MiB, GiB, TiB) units, upper or lower case, but not Mb, which means
+// bits to many; with a fraction if need be. Negative values are written with a leading "-".
 type Bytes int64
 
 var units = []struct {
@@ -59,12 +61,40 @@ func (n Bytes) String() string {
 
 // UnmarshalText takes a number with an optional unit.
 func (n *Bytes) UnmarshalText(b []byte) error {
+	if err := refuseBits(string(b)); err != nil {
+		return err
+	}
 	v, ok := parseBytes(string(b))
 	if !ok {
 		return fmt.Errorf("%q is not a number of bytes, such as \"10GiB\", \"500MB\" or \"4096\"", b)
 	}
 	*n = Bytes(v)
 	return nil
+}
+
+// bits is how people write numbers of bits, and few numbers of bytes.
+var bits = regexp.MustCompile(`^\s*(-?[0-9.]+)\s*(?:([KMGT]i?)b|(?i:([kmgt]i?)(?:bits?|bps)))(/s|ps)?\s*$`)
+
+// refuseBits refuses a number that may be meant in bits, and says what to write for either.
+func refuseBits(text string) error {
+	m := bits.FindStringSubmatch(text)
+	if m == nil {
+		return nil
+	}
+	unit := cmp.Or(m[2], m[3])
+	unit = strings.ToUpper(unit[:1]) + strings.ToLower(unit[1:]) + "B"
+	if unit == "KB" {
+		unit = "kB"
+	}
+	per := ""
+	if m[4] != "" || strings.HasSuffix(strings.ToLower(strings.TrimSpace(text)), "bps") {
+		per = "/s"
+	}
+	v, ok := parseBytes(m[1] + unit)
+	if !ok {
+		return nil // the number is what is wrong
+	}
+	return fmt.Errorf("%q may be in bits: did you mean \"%s%s%s\", or \"%v%s\" for so many bits?", strings.TrimSpace(text), m[1], unit, per, Bytes(v/8), per)
 }
 
 func parseBytes(text string) (int64, bool) {
@@ -103,6 +133,9 @@ func (r Rate) String() string { return Bytes(r).String() + "/s" }
 
 // UnmarshalText takes what Bytes takes, with or without "/s".
 func (r *Rate) UnmarshalText(b []byte) error {
+	if err := refuseBits(string(b)); err != nil {
+		return err
+	}
 	v, ok := parseBytes(strings.TrimSuffix(strings.TrimSpace(string(b)), "/s"))
 	if !ok {
 		return fmt.Errorf("%q is not a number of bytes per second, such as \"300MB/s\"", b)

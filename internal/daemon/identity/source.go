@@ -107,20 +107,26 @@ func Load(c Config, cluster string) (*Source, error) {
 
 func (s *Source) read() (*material, error) {
 	m := &material{roots: x509.NewCertPool()}
-	for _, f := range []struct{ key, path string }{{"ca", s.cfg.CA}, {"cert", s.cfg.Cert}, {"key", s.cfg.Key}} {
-		if _, err := os.Stat(f.path); err != nil {
-			return nil, config.Unreadable("identity."+f.key, f.path, err)
+	var errs []error
+	read := func(key, path string) []byte {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			errs = append(errs, config.Unreadable("identity."+key, path, err))
+		}
+		return data
+	}
+	ca, cert, key := read("ca", s.cfg.CA), read("cert", s.cfg.Cert), read("key", s.cfg.Key)
+	if ca != nil && !m.roots.AppendCertsFromPEM(ca) {
+		errs = append(errs, config.Invalid("identity.ca", "%s holds no certificate", s.cfg.CA))
+	}
+	var err error
+	if cert != nil && key != nil {
+		if m.cert, err = tls.X509KeyPair(cert, key); err != nil {
+			errs = append(errs, config.Invalid("identity.cert", "%s with %s: %v", s.cfg.Cert, s.cfg.Key, err))
 		}
 	}
-	pem, err := os.ReadFile(s.cfg.CA)
-	if err != nil {
-		return nil, config.Unreadable("identity.ca", s.cfg.CA, err)
-	}
-	if !m.roots.AppendCertsFromPEM(pem) {
-		return nil, config.Invalid("identity.ca", "%s holds no certificate", s.cfg.CA)
-	}
-	if m.cert, err = tls.LoadX509KeyPair(s.cfg.Cert, s.cfg.Key); err != nil {
-		return nil, config.Invalid("identity.cert", "%s with %s: %v", s.cfg.Cert, s.cfg.Key, err)
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
 	}
 	chain := make([]*x509.Certificate, 0, len(m.cert.Certificate))
 	for _, der := range m.cert.Certificate {
