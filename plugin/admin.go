@@ -24,6 +24,7 @@ type Status struct {
 	Cluster   string    `json:"cluster"`
 	Zone      string    `json:"zone,omitempty"`
 	Advertise string    `json:"advertise"`         // where peers connect
+	Swarm     string    `json:"swarm,omitempty"`   // why the node takes no part in the swarm; empty: it does
 	Metrics   string    `json:"metrics,omitempty"` // where /metrics is
 	Shim      string    `json:"shim,omitempty"`    // where the registry API for other clients is
 	Started   time.Time `json:"started"`
@@ -149,6 +150,7 @@ func (a *agent) status() Status {
 		Peers: []PeerStatus{}, Blobs: []BlobStatus{},
 	}
 	st.Trackers, st.Namesake = a.trackerStatus()
+	st.Swarm = a.outside()
 	st.Configuration = a.configuration()
 	st.Shim, _ = a.shimAddr.Load().(string)
 	for _, o := range a.daemon.Obstacles() {
@@ -199,6 +201,22 @@ func (a *agent) status() Status {
 		}
 	}
 	return st
+}
+
+// outside returns why the node takes no part in the swarm, or "".
+func (a *agent) outside() string {
+	if a.network.Load() != nil {
+		return ""
+	}
+	if a.cfg.Alone != "" {
+		return a.cfg.Alone
+	}
+	for _, o := range a.daemon.Obstacles() {
+		if o.Key == "listen" || o.Key == "identity" {
+			return o.Text
+		}
+	}
+	return "it is about to begin"
 }
 
 func (a *agent) configuration() ConfigurationStatus {

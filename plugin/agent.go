@@ -2,9 +2,11 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -98,6 +100,9 @@ func (a *agent) open(ctx context.Context, d *daemon.Daemon) (err error) {
 	}
 	if a.door, err = newDoor(a.listeners.content, a.cfg.Unpack, a.metrics); err != nil {
 		return err
+	}
+	if _, err := os.Stat(a.cfg.Root); errors.Is(err, os.ErrNotExist) {
+		log.G(ctx).WithField("root", a.cfg.Root).Warn("containerd's content directory is not there, and is made: is root right?")
 	}
 	store, err := content.Open(ctx, content.Config{
 		Root: a.cfg.Root, CacheBytes: int64(a.cfg.Cache.Size), FreeFloor: a.cfg.Cache.FreeFloor, Observer: a,

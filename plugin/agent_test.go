@@ -430,8 +430,10 @@ func TestAgentObstacles(t *testing.T) {
 	a.until(t, func(st Status) bool { return keys(st) == "identity metrics shim " })
 	st := a.status(t)
 	if !strings.Contains(st.Obstacles[0].Error, `this is node "`+cfg.Node+`"`) ||
-		!strings.Contains(st.Obstacles[1].Error, "metrics address "+cfg.Metrics+": another process has it") ||
-		!strings.Contains(st.Obstacles[2].Error, "shim-ca") || st.Metrics != "" || st.Shim != "" || st.Advertise != "" {
+		!strings.Contains(st.Obstacles[1].Error, "metrics address "+cfg.Metrics+": this process itself has it") ||
+		!strings.Contains(st.Obstacles[2].Error, "shim-ca") || st.Metrics != "" || st.Shim != "" || st.Advertise != "" ||
+		!strings.HasPrefix(st.Swarm, "identity.cert: ") ||
+		len(st.Trackers) != 1 || st.Trackers[0].Address != cfg.Trackers[0] || !strings.HasPrefix(st.Trackers[0].Error, "not asked") {
 		t.Errorf("status %+v", st)
 	}
 	id, data := fetchtest.Random(t, 3<<16, 91)
@@ -456,7 +458,8 @@ func TestAgentObstacles(t *testing.T) {
 		l.Close()
 	}
 	a.until(t, func(st Status) bool {
-		return keys(st) == "" && st.Metrics == cfg.Metrics && st.Shim == cfg.Shim.Listen && st.Advertise == cfg.Listen && len(st.Trackers) == 1
+		return keys(st) == "" && st.Metrics == cfg.Metrics && st.Shim == cfg.Shim.Listen && st.Advertise == cfg.Listen && st.Swarm == "" &&
+			len(st.Trackers) == 1 && !strings.HasPrefix(st.Trackers[0].Error, "not asked")
 	})
 	resp, err := http.Get("http://" + cfg.Metrics + "/metrics")
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/containerd/log"
 	"github.com/coreos/go-systemd/v22/activation"
 
 	"github.com/capelin-io/capelin/internal/daemon"
@@ -163,7 +164,13 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 		return nil, fmt.Errorf("socket %s: a file that is not a socket is in its place", path)
 	}
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	// A directory below one that is not there either is rather a slip than meant.
+	switch err := os.Mkdir(dir, 0o711); {
+	case errors.Is(err, os.ErrNotExist):
+		return nil, fmt.Errorf("socket %s: there is no directory %s: is the path right? Only the last directory of it is made", path, filepath.Dir(dir))
+	case err == nil && dir != filepath.Dir(DefaultConfig().Socket): // which is gone after each boot
+		log.G(ctx).WithFields(log.Fields{"socket": path, "directory": dir}).Warn("made the directory of a socket, which was not there: is the path right?")
+	case err != nil && !errors.Is(err, os.ErrExist):
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
 	// A directory of its own keeps others out until the mode is set.

@@ -76,7 +76,13 @@ func (t *trackers) Command(cmd *trackerpb.Command) { t.commands.add(cmd) }
 func (a *agent) trackerStatus() (out []TrackerStatus, namesake tracker.Namesake) {
 	out = []TrackerStatus{}
 	n := a.network.Load()
-	if n == nil || n.trackers == nil {
+	switch {
+	case n == nil:
+		for _, t := range a.cfg.Trackers {
+			out = append(out, TrackerStatus{Address: t, Error: "not asked, because this node takes no part in the swarm"})
+		}
+		return out, ""
+	case n.trackers == nil:
 		return out, ""
 	}
 	for _, st := range n.trackers.client.Status() {

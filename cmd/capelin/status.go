@@ -87,7 +87,11 @@ func printStatus(w io.Writer, st plugin.Status, now time.Time) error {
 	if st.Zone != "" {
 		zone = ", zone " + st.Zone
 	}
-	fmt.Fprintf(t, "node\t%s in cluster %s%s, at %s\n", st.Node, st.Cluster, zone, st.Advertise)
+	at := "at " + st.Advertise
+	if st.Swarm != "" {
+		at = "not in the swarm: " + st.Swarm
+	}
+	fmt.Fprintf(t, "node\t%s in cluster %s%s, %s\n", st.Node, st.Cluster, zone, at)
 	fmt.Fprintf(t, "agent\t%s, up %s", st.Version, now.Sub(st.Started).Round(time.Second))
 	if st.Stopping {
 		fmt.Fprint(t, ", stopping")

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -164,7 +165,7 @@ func (d *Daemon) Listen(ctx context.Context, key, addr string, given net.Listene
 		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
 		switch {
 		case errors.Is(err, syscall.EADDRINUSE):
-			return nil, fmt.Errorf("%s address %s: another process has it: %w", key, addr, ErrInUse)
+			return nil, fmt.Errorf("%s address %s: %s has it: %w", key, addr, cmp.Or(holder(addr), "another process"), ErrInUse)
 		case err != nil:
 			return nil, fmt.Errorf("%s address %s: %w", key, addr, err)
 		}

@@ -236,7 +236,7 @@ func TestRunRefuses(t *testing.T) {
 		{"identity", func(c *testConfig) { c.Identity.CA, c.Identity.Cert, c.Identity.Key = "/no/ca", "/no/c", "/no/k" }, nil, nil,
 			"test: identity.ca: /no/ca: no such file or directory"},
 		{"an address", func(*testConfig) {}, listen, ErrInUse, "test: swarm.listen address " + taken.Addr().String() +
-			": another process has it"},
+			": this process itself has it"},
 		{"no address", func(*testConfig) {}, func(ctx context.Context, d *Daemon) error {
 			_, err := d.Listen(ctx, "listen", "127.0.0.1:999999", nil)
 			return err

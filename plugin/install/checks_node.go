@@ -238,7 +238,12 @@ func nodeName(h Host, c *plugin.Config) (string, error) {
 // checkTrackers asks the running agent about its trackers, or if there is none, connects to
 // each: whether it is a tracker, and of this cluster, only a tracker's client can tell.
 func checkTrackers(ctx context.Context, p *patient, add report) {
-	if p.running != nil && len(p.running.Trackers) > 0 {
+	switch {
+	case p.running != nil && p.running.Swarm != "":
+		add(Warn, "the agent asks none, because it takes no part in the swarm: "+p.running.Swarm,
+			"Nodes do not find each other: this one pulls from the registry by itself.", "Mend that first.")
+		return
+	case p.running != nil && len(p.running.Trackers) > 0:
 		askedTrackers(p, add)
 		return
 	}
@@ -270,7 +275,7 @@ func askedTrackers(p *patient, add report) {
 	var down []string
 	for _, t := range p.running.Trackers {
 		switch {
-		case t.Connected:
+		case t.Connected && t.Error == "":
 			up++
 		case strings.HasPrefix(t.Error, "tracker "+t.Address):
 			down = append(down, t.Error)
@@ -280,6 +285,11 @@ func askedTrackers(p *patient, add report) {
 	}
 	if up > 0 {
 		add(OK, fmt.Sprintf("the agent is connected to %d of %d", up, len(p.running.Trackers)), "", "")
+	}
+	if len(down) > 0 && p.running.Namesake != "" {
+		add(Warn, fmt.Sprintf("%d of %d are away: %v, and takes this one's place there", len(down), len(p.running.Trackers), p.running.Namesake),
+			"Trackers tell machines apart by their names.", "Give the two different names first, as is said above of the name.")
+		return
 	}
 	downTrackers(up, down, add)
 }
@@ -300,7 +310,7 @@ func downTrackers(up int, down []string, add report) {
 // checkPeers greets two of the peers that the running agent knows, those first that it
 // could not reach.
 func checkPeers(ctx context.Context, p *patient, add report) {
-	if p.running == nil {
+	if p.running == nil || p.running.Swarm != "" {
 		return
 	}
 	const greeted = 2
@@ -490,6 +500,35 @@ func checkAdvertise(_ context.Context, p *patient, add report) {
 		add(OK, "listens on "+p.agent.Listen, "", "")
 	default:
 		add(OK, told, "", "")
+	}
+}
+
+// checkReached has the node connect to itself where others are told that it is. That it answers is no proof that
+// others reach it; that another has connected is.
+func checkReached(ctx context.Context, p *patient, add report) {
+	if p.running == nil || p.running.Swarm != "" || p.running.Advertise == "" {
+		return
+	}
+	told := p.running.Advertise
+	var came []string
+	for _, c := range p.running.Peers {
+		if c.Inbound {
+			came = append(came, c.Node)
+		}
+	}
+	err := greetPeer(ctx, p, told)
+	switch {
+	case len(came) > 0:
+		add(OK, fmt.Sprintf("%s has connected to this node", came[0]), "", "")
+	case err == nil && identity.IsLoopback(told):
+		add(OK, told+" answers, and only on this machine", "", "")
+	case err == nil:
+		add(OK, told+" answers from here; whether it does from other machines, their \"capelin status\" and \"capelin agent doctor\" tell "+
+			"(UNREACHABLE, peers): none is connected that came by it", "", "")
+	default:
+		add(Warn, fmt.Sprintf("this node does not reach itself at %s, which others are told: %v", told, err),
+			"Unless the address is translated on the way, such as by NAT, they do not reach it either: it takes from the swarm and gives little.",
+			"Check listen and advertise in "+p.agent.file()+", and that firewalls let TCP to it through; try it from another node.")
 	}
 }
 

@@ -81,6 +81,7 @@ var checks = []check{
 	{"trackers", checkTrackers},
 	{"peers", checkPeers},
 	{"advertise", checkAdvertise},
+	{"reached", checkReached},
 	{"layers", checkLayers},
 	{"authorize", checkAuthorize},
 }

@@ -56,6 +56,25 @@ func TestDoctorAsksTheAgent(t *testing.T) {
 		{"a namesake", func(st *status) { st.Node, st.Namesake = "node-1", "10.0.0.7" }, "name",
 			[]string{"fail: node-1: another machine at 10.0.0.7 has this name|neither is found|Set node in"}},
 		{"no namesake", func(*status) {}, "name", nil},
+		{"in no swarm, and so at no tracker", func(st *status) { st.Swarm = "listen: it is taken" }, "trackers",
+			[]string{"warn: the agent asks none, because it takes no part in the swarm: listen: it is taken|Nodes do not find each other|Mend that"}},
+		{"in no swarm, and so nobody is known", func(st *status) { st.Swarm = "listen: it is taken" }, "peers", nil},
+		{"a namesake, and so the trackers come and go", func(st *status) {
+			st.Namesake = "10.0.0.7"
+			st.Trackers[1] = plugin.TrackerStatus{Address: "10.0.0.1:7480", Error: "tracker 10.0.0.1:7480: the node connected anew"}
+		}, "trackers", []string{"ok: the agent is connected to 1 of 2",
+			"warn: 1 of 2 are away: another machine at 10.0.0.7 has this name, and takes|by their names|two different names"}},
+		{"a tracker that hangs", func(st *status) {
+			st.Trackers[1].Error = "tracker " + st.Trackers[1].Address + ": connected, and no answer for 1.2s"
+		}, "trackers", []string{"ok: the agent is connected to 1 of 2", "warn: tracker |The others do its work"}},
+		{"it reaches itself", func(st *status) { st.Advertise = "good:7401" }, "reached", []string{"ok: good:7401 answers from here; whether"}},
+		{"it does not reach itself", func(st *status) { st.Advertise = "bad:7401" }, "reached",
+			[]string{"warn: this node does not reach itself at bad:7401, which others are told: connection refused|translated|advertise"}},
+		{"others reach it", func(st *status) {
+			st.Advertise = "good:7401"
+			st.Peers = []plugin.PeerStatus{peer("a", "good:1"), {Node: "b", Inbound: true}}
+		}, "reached", []string{"ok: b has connected to this node"}},
+		{"nobody is told where it is", func(*status) {}, "reached", nil},
 		{"nobody is known", func(*status) {}, "peers", []string{"ok: none are known"}},
 		{"two peers of many", func(st *status) {
 			st.Peers = []plugin.PeerStatus{peer("in", ""), peer("a", "good:1"), peer("b", "good:2"), peer("c", "bad:3")}
