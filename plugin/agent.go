@@ -95,6 +95,9 @@ func (a *agent) open(ctx context.Context, d *daemon.Daemon) (err error) {
 	if a.name, err = a.cfg.node(); err != nil {
 		return fmt.Errorf("the name of this node: %w", err)
 	}
+	if a.cfg.Alone != "" { // before anybody can ask
+		d.Obstruct("configuration", "no part in the swarm, blobs come from the registry: "+a.cfg.Alone)
+	}
 	if err := a.listen(ctx, d); err != nil {
 		return err
 	}
@@ -271,7 +274,6 @@ func (a *agent) close() error {
 func (a *agent) runNetwork(ctx context.Context) error {
 	cfg := a.cfg
 	if cfg.Alone != "" {
-		a.daemon.Obstruct("configuration", "no part in the swarm, blobs come from the registry: "+cfg.Alone)
 		a.fetches.Connect(nil, nil)
 		return nil
 	}

@@ -249,7 +249,7 @@ from each other and from origins, into their caches.`,
 				return err
 			}
 			defer t.Close()
-			blobs, err := c.Blobs(cmd.Context(), args[0], picked...)
+			blobs, err := c.Blobs(cmd.Context(), args[0], cmd.Flags().Changed("platform"), picked...)
 			if err != nil {
 				return err
 			}

@@ -50,6 +50,11 @@ func (c *Client) Copy(ctx context.Context, from, to Place, o Options) (Copied, e
 		return Copied{}, fmt.Errorf("reading %s: %w", from, c.explain(err, from))
 	}
 	defer done()
+	if o.Platform != nil {
+		if err := src.suits(*o.Platform); err != nil {
+			return Copied{}, fmt.Errorf("reading %s: %w", from, err)
+		}
+	}
 	if o.Platform == nil && to.Kind == DockerArchive {
 		o.Platform = &v1.Platform{OS: "linux", Architecture: arch}
 	}

@@ -355,3 +355,43 @@ func TestHostileArchive(t *testing.T) {
 		})
 	}
 }
+
+// Who asks for a platform gets an image for it, or is told that there is none; also of an image that is no index.
+func TestPlatformThatIsNotThere(t *testing.T) {
+	reg := newRegistry(t, nil)
+	c := newClient(t, Config{})
+	copyTo(t, c, newLayout(t, item{image: oneImage(t, "amd64")}, "v1"), reg+"/one:v1", Options{})
+	copyTo(t, c, newLayout(t, item{index: multi(t)}, "v1"), reg+"/two:v1", Options{})
+	for _, tt := range []struct {
+		ref, platform string
+		asked         bool
+		want          string
+	}{
+		{"/one:v1", "linux/amd64", true, ""},
+		{"/one:v1", "linux/riscv64", true, "it is an image for linux/amd64, not for linux/riscv64"},
+		{"/one:v1", "linux/riscv64", false, ""}, // this machine's, of which nobody spoke
+		{"/two:v1", "linux/arm64", true, ""},
+		{"/two:v1", "linux/riscv64", true, "has no image for linux/riscv64, only for [linux/amd64 linux/arm64]"},
+		{"/two:v1", "linux/riscv64", false, "has no image for linux/riscv64, only for [linux/amd64 linux/arm64]"},
+	} {
+		p, err := ParsePlatform(tt.platform)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids, err := c.Blobs(t.Context(), reg+tt.ref, tt.asked, p)
+		if tt.want == "" && (err != nil || len(ids) == 0) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s for %s: %d blobs, %v; want %q", tt.ref, tt.platform, len(ids), err, tt.want)
+		}
+		if !tt.asked {
+			continue
+		}
+		src, err := c.Source(reg + tt.ref)
+		dst, derr := c.Target("oci:" + filepath.Join(t.TempDir(), "d"))
+		if err != nil || derr != nil {
+			t.Fatal(err, derr)
+		}
+		if _, err := c.Copy(t.Context(), src, dst, Options{Platform: &p}); (err == nil) != (tt.want == "") {
+			t.Errorf("a copy of %s for %s: %v", tt.ref, tt.platform, err)
+		}
+	}
+}

@@ -160,6 +160,29 @@ func (i item) readImage(m *Manifest) error {
 	return nil
 }
 
+// suits returns an error if i is an image, no index, and for another platform. Whoever asked for a platform is
+// told so; what does not say for which one it is, such as an artifact, is for all.
+func (i item) suits(p v1.Platform) error {
+	if i.index != nil {
+		return nil
+	}
+	m, err := i.image.Manifest()
+	if err != nil {
+		return err
+	}
+	if !m.Config.MediaType.IsConfig() {
+		return nil
+	}
+	c, err := i.image.ConfigFile()
+	if err != nil {
+		return err
+	}
+	if is := c.Platform(); is != nil && is.OS != "" && is.Architecture != "" && !is.Satisfies(p) {
+		return fmt.Errorf("it is an image for %s, not for %s", is, p)
+	}
+	return nil
+}
+
 // pick returns the image of one platform.
 func (i item) pick(p v1.Platform) (item, error) {
 	if i.index == nil {
@@ -203,7 +226,13 @@ func (m *Manifest) Select(platforms ...v1.Platform) ([]*Manifest, error) {
 	for _, p := range platforms {
 		i := slices.IndexFunc(all, func(m *Manifest) bool { return m.platform != nil && m.platform.Satisfies(p) })
 		if i < 0 {
-			return nil, fmt.Errorf("%s has no image for %s", m.Digest, p)
+			var have []string
+			for _, m := range all {
+				if m.Platform != "" {
+					have = append(have, m.Platform)
+				}
+			}
+			return nil, fmt.Errorf("%s has no image for %s, only for %v", m.Digest, p, have)
 		}
 		picked = append(picked, all[i])
 	}
@@ -309,15 +338,29 @@ func (m *Manifest) Locate(ctx context.Context, who Members) error {
 var errNothing = errors.New("there is no image in it")
 
 // Blobs returns what nodes need of an image for some platforms (none: all): configs and
-// layers.
-func (c *Client) Blobs(ctx context.Context, ref string, platforms ...v1.Platform) ([]piece.ID, error) {
+// layers. An image that is no index must be for all platforms if somebody asked for them, and
+// else is taken for what it is.
+func (c *Client) Blobs(ctx context.Context, ref string, asked bool, platforms ...v1.Platform) ([]piece.ID, error) {
 	from, err := c.Reference(ref)
 	if err != nil {
 		return nil, err
 	}
-	m, err := c.Inspect(ctx, from)
+	i, done, err := c.open(ctx, from, newMeter(c.transport))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading %s: %w", from, err)
+	}
+	defer done()
+	m, err := i.tree(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", from, err)
+	}
+	for _, p := range platforms {
+		if !asked {
+			break
+		}
+		if err := i.suits(p); err != nil {
+			return nil, fmt.Errorf("%s: %w", from, err)
+		}
 	}
 	images, err := m.Select(platforms...)
 	if err != nil {
