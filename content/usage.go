@@ -50,3 +50,15 @@ func (s *Store) Find(d digest.Digest) (id piece.ID, p Presence) {
 	}
 	return id, s.Presence(id)
 }
+
+// Whole returns the blobs that are whole, with where they are, from memory: also those whose size nobody has asked for yet,
+// which [Store.Blobs] leaves out.
+func (s *Store) Whole() map[digest.Digest]Presence {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make(map[digest.Digest]Presence, len(s.index))
+	for d, e := range s.index {
+		all[d] = e.place
+	}
+	return all
+}

@@ -669,7 +669,9 @@ func (a *api) putUpload(w http.ResponseWriter, r *http.Request) error {
 	if u == nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), commitWait+commitSlack)
+	// For the upload's machine, and then for the ring. Who was frozen meanwhile does not go on with a push that its client has
+	// given up, as the blob may have been pushed elsewhere, and deleted, since.
+	ctx, cancel := context.WithTimeout(r.Context(), 2*(commitWait+commitSlack))
 	defer cancel()
 	at, err := u.await(ctx, u.ask(req, nil))
 	setStand(w, at)
@@ -683,8 +685,6 @@ func (a *api) putUpload(w http.ResponseWriter, r *http.Request) error {
 		w.WriteHeader(http.StatusCreated)
 		return nil
 	}
-	ctx, cancel = context.WithTimeout(r.Context(), commitWait+commitSlack)
-	defer cancel()
 	info, copies, err := a.s.acknowledge(ctx, d, u.meta.Namespace, at.Mirrors)
 	if errors.Is(err, context.DeadlineExceeded) && r.Context().Err() == nil {
 		w.WriteHeader(http.StatusAccepted) // the client asks again

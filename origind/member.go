@@ -67,7 +67,7 @@ type blobBytes interface {
 	Unpin(ctx context.Context, d digest.Digest) error
 	Find(d digest.Digest) (piece.ID, content.Presence)
 	DropCached(id piece.ID) error
-	Blobs(f func(id piece.ID, p content.Presence) bool)
+	Whole() map[digest.Digest]content.Presence
 	MakeRoom(ctx context.Context, need int64) (freed int64)
 }
 
@@ -155,16 +155,11 @@ func (m *member) load(ctx context.Context) error {
 	if err := m.end(ctx, b); err != nil {
 		return err
 	}
-	var left []digest.Digest
-	m.bytes.Blobs(func(id piece.ID, p content.Presence) bool {
-		d := digest.Digest(id.Digest())
-		if e, err := m.ledger.get(d); err == nil && (p == content.Pinned && e == nil || !visible(e)) {
-			left = append(left, d)
+	for d, p := range m.bytes.Whole() {
+		e, err := m.ledger.get(d)
+		if err == nil && (p == content.Pinned && e == nil || !visible(e)) {
+			m.letGo(d)
 		}
-		return true
-	})
-	for _, d := range left {
-		m.letGo(d)
 	}
 	return nil
 }
@@ -328,6 +323,10 @@ func (m *member) imports(d digest.Digest) { m.do(func(*batch) { m.fresh.add(d, f
 // many have. errdefs.ErrNotFound: the blob is not here any more.
 func (m *member) push(ctx context.Context, ev ringstate.EvPut) (copies int, err error) {
 	done, err := askRing[ringstate.ActDone](ctx, m, func(b *batch, id uint64) ringstate.Event {
+		if t, ok := ctx.Deadline(); ok && time.Now().After(t) {
+			m.answer(id, ringstate.ActDone{ID: id})
+			return ringstate.EvTick{}
+		}
 		if m.bytes.PresenceOf(ev.Digest) < content.Pinned {
 			err := m.bytes.Pin(ev.Digest)
 			if e, eerr := b.entry(ev.Digest); err != nil {

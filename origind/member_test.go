@@ -1,0 +1,161 @@
+package origind
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/fetcher/fetchertest"
+	"github.com/capelin-io/capelin/origind/record"
+	"github.com/capelin-io/capelin/origind/ringstate"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// At a start each blob is pinned if its record says so; what nobody acknowledged, and what was removed, is not shown, and goes.
+func TestLoad(t *testing.T) {
+	data, d := testBlob(100_000, 1)
+	key, _ := fetcher.BlobKey(d)
+	removed := func(h record.Home) *record.Record {
+		return &record.Record{Digest: d, Size: 100_000, Homes: []record.Home{h}, Removed: record.Stamps{"": 9}}
+	}
+	for _, tt := range []struct {
+		name   string
+		homes  []record.Home
+		record *record.Record // instead
+		cached bool           // it is evictable before
+		is     content.Presence
+		read   string
+	}{
+		{name: "pushed, and still to be written", homes: []record.Home{lives("down", key, false)}, is: content.Pinned, read: "ok"},
+		{name: "kept for good", homes: []record.Home{lives("kept", "", false)}, is: content.Pinned, read: "ok"},
+		{name: "kept for good, and evictable", homes: []record.Home{lives("kept", "", false)}, cached: true, is: content.Pinned, read: "ok"},
+		{name: "still to be written, and evictable", homes: []record.Home{lives("down", key, false)}, cached: true,
+			is: content.Pinned, read: "ok"},
+		{name: "seen at its backend, pinned until it is seen again", homes: []record.Home{lives("down", key, true)}, is: content.Pinned, read: "ok"},
+		{name: "seen at its backend, and evictable", homes: []record.Home{lives("down", key, true)}, cached: true, is: content.Cached, read: "ok"},
+		{name: "one of two homes has it", homes: []record.Home{lives("a", key, true), lives("down", key, false)}, cached: true,
+			is: content.Pinned, read: "ok"},
+		{name: "never acknowledged", is: content.Cached, read: "ok"},
+		{name: "removed", record: removed(lives("kept", "", false)), is: content.Absent, read: "not_found"},
+		{name: "removed, and evictable", record: removed(lives("kept", "", false)), cached: true, is: content.Absent, read: "not_found"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := testConfig(t, t.TempDir(), stores{"a": &fetchertest.Memory{}, "down": refusing(errDown)})
+			store, err := content.Open(t.Context(), content.Config{Root: cfg.Root, FreeFloor: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := openLedger(cfg.Root, "origin")
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := &holdings{store, l}
+			h.keep(t, data, tt.homes...)
+			if tt.record != nil {
+				err = h.record(tt.record)
+			}
+			if tt.cached {
+				err = errors.Join(err, store.Unpin(t.Context(), d))
+			}
+			if err := errors.Join(err, l.close(), store.Close()); err != nil {
+				t.Fatal(err)
+			}
+			s, ctx := newServer(t, cfg)
+			if p := s.store.PresenceOf(d); p != tt.is {
+				t.Errorf("it is %v, want %v", p, tt.is)
+			}
+			if tt.read == "not_found" { // a backend that does not answer is no answer
+				delete(s.homes.Backends.(stores), "down")
+			}
+			at, err := s.locator.locate(ctx, origin.Ref{Digest: d}, false)
+			if class(err) != tt.read || err == nil && at.place != nil {
+				t.Errorf("reading it: %+v, %v; want %s", at, err, tt.read)
+			}
+		})
+	}
+}
+
+// upload brings a blob's bytes here, as an upload does before the ring is asked.
+func (s *server) upload(t *testing.T, data []byte) digest.Digest {
+	t.Helper()
+	d := digest.FromBytes(data)
+	s.member.imports(d)
+	sums := piece.NewSums(idOf(t, data))
+	if err := piece.NewHasher(sums).Write(sums, data); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.store.Import(t.Context(), uploadedFile(t, s, data), sums); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// A push that its client has given up is not made when it is found at last: the blob may have been deleted since.
+func TestLatePush(t *testing.T) {
+	s, ctx := newServer(t, testConfig(t, t.TempDir(), nil))
+	data, _ := testBlob(1000, 1)
+	d := s.upload(t, data)
+	late, cancel := context.WithDeadline(ctx, time.Now().Add(-time.Second))
+	defer cancel()
+	if _, _, err := s.acknowledge(late, d, "any/app", nil); err == nil {
+		t.Error("it was acknowledged")
+	}
+	if err := s.member.look(ctx, func(*ringstate.Ring) {}); err != nil { // whatever was asked for is done
+		t.Fatal(err)
+	}
+	if e, err := s.blobs.ledger.get(d); e != nil || err != nil {
+		t.Errorf("it was made: %+v, %v", e, err)
+	}
+	if _, _, err := s.acknowledge(ctx, d, "any/app", nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is removed while it is pushed again is not taken from under the push.
+func TestRemovedWhilePushed(t *testing.T) {
+	s, ctx := newServer(t, testConfig(t, t.TempDir(), nil))
+	data, _ := testBlob(1000, 1)
+	d := s.upload(t, data)
+	if _, _, err := s.acknowledge(ctx, d, "any/app", nil); err != nil {
+		t.Fatal(err)
+	}
+	s.upload(t, data)
+	if err := s.delete(ctx, origin.Ref{Digest: d}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.locator.locate(ctx, origin.Ref{Digest: d}, false); !errdefs.IsNotFound(err) {
+		t.Errorf("what was removed is read: %v", err)
+	}
+	if info, _, err := s.acknowledge(ctx, d, "any/app", nil); err != nil || info.Size != 1000 {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	if at, err := s.locator.locate(ctx, origin.Ref{Digest: d}, false); err != nil || at.place != nil {
+		t.Errorf("reading it: %+v, %v", at, err)
+	}
+}
+
+// Each goes once, when its time has come for the last time.
+func TestDelays(t *testing.T) {
+	var q delays
+	q.add("a", time.Hour)
+	q.add("b", time.Hour)
+	q.add("a", time.Hour)
+	now := time.Now()
+	if d, ok := q.next(now.Add(time.Minute)); ok {
+		t.Errorf("%s goes early", d)
+	}
+	var went []digest.Digest
+	for d, ok := q.next(now.Add(2 * time.Hour)); ok; d, ok = q.next(now.Add(2 * time.Hour)) {
+		went = append(went, d)
+	}
+	if len(went) != 2 || went[0] != "b" || went[1] != "a" || len(q.has) != 0 {
+		t.Errorf("%q went, %v are left", went, q.has)
+	}
+}
