@@ -50,6 +50,7 @@ type Blob struct {
 //	            those who borrowed it close it when they are asked to.
 //	committed   whole, in blobs/: an entry, containerd's, or pinned. Publish and Info bring
 //	            it there from cache/; Delete brings it back, or to the trash.
+//	            If Config.Wrong heals, pieces of it may not count because they were found wrong.
 //	bad         an entry of blobs/ whose bytes are wrong, marked by a .bad file. A partial may
 //	            arrive beside it; completing, it takes the place in blobs/.
 //	gone        dropped, evicted, or the store was closed: who has it open keeps the file,
@@ -135,7 +136,8 @@ func (b *Blob) Sums() (s *piece.Sums, proven bool) {
 }
 
 // Completed reports whether the blob is complete: every piece counts, and is
-// durable, in cache/ or blobs/.
+// durable, in cache/ or blobs/. Pieces that were found wrong since then, and are to be healed
+// (Config.Wrong), do not count.
 func (b *Blob) Completed() bool {
 	b.st.mu.Lock()
 	defer b.st.mu.Unlock()

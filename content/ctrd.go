@@ -224,7 +224,8 @@ func (s *Store) delete(d digest.Digest, now bool) (int64, error) {
 	}
 	_, swarm := swarmID(d, size)
 	bad := e.bad
-	cache := swarm && !bad && !now && s.cfg.CacheBytes > 0 && e.size <= s.cfg.CacheBytes
+	spoiled := bad || len(e.wrong) > 0
+	cache := swarm && !spoiled && !now && s.cfg.CacheBytes > 0 && e.size <= s.cfg.CacheBytes
 	s.mu.Unlock()
 
 	s.files.remove(d)
@@ -239,7 +240,7 @@ func (s *Store) delete(d digest.Digest, now bool) (int64, error) {
 			cache, err = false, nil // somebody else has unlinked it
 		}
 	} else {
-		if bad {
+		if spoiled {
 			_ = disk.Remove(s.sumsPath(d) + ".bad")
 		}
 		if now = now || s.cfg.CacheBytes < 0 && s.short(DefaultFreeFloor) > 0; now {

@@ -198,7 +198,7 @@ func (s *Store) forget(e *entry) {
 	if e.sums {
 		s.junk = append(s.junk, s.sumsPath(e.dgst))
 	}
-	if e.bad {
+	if e.bad || len(e.wrong) > 0 {
 		s.junk = append(s.junk, s.sumsPath(e.dgst)+".bad")
 	}
 }
@@ -321,7 +321,7 @@ func (s *Store) unlink(p string, trash bool) error {
 		defer s.places.Lock(d)()
 		s.mu.Lock()
 		e := s.index[d]
-		used := e != nil && (bad && e.bad || !bad && e.sums)
+		used := e != nil && (bad && (e.bad || len(e.wrong) > 0) || !bad && e.sums)
 		s.mu.Unlock()
 		if used {
 			return nil

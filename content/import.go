@@ -93,7 +93,7 @@ func (s *Store) importFile(path string, sums *piece.Sums) (added bool, err error
 	var bad, known, has bool
 	if e != nil {
 		place, has = e.place, e.sums
-		bad = e.bad || e.size >= 0 && e.size != id.Size
+		bad = e.bad || len(e.wrong) > 0 || e.size >= 0 && e.size != id.Size
 		known = !bad
 	}
 	s.mu.Unlock()
@@ -146,7 +146,7 @@ func (s *Store) importFile(path string, sums *piece.Sums) (added bool, err error
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if old := s.index[d]; old != nil { // a wrong one, whose users keep the old file
-		old.sums, old.bad = false, false
+		old.sums, old.bad, old.wrong = false, false, nil
 		s.forget(old)
 	}
 	s.put(&entry{dgst: d, place: Committed, size: id.Size, sums: true, created: now, updated: now})

@@ -81,7 +81,10 @@ func (s *Store) load(ctx context.Context) error {
 			case !ok || e == nil:
 				s.junk = append(s.junk, s.path("swarm/sums", alg, name))
 			case bad:
-				e.bad = true
+				if s.cfg.Wrong != nil && e.place == Committed {
+					e.wrong = readWrong(s.path("swarm/sums", alg, name))
+				}
+				e.bad = len(e.wrong) == 0
 			default:
 				e.sums = true
 			}

@@ -157,7 +157,7 @@ func (st *state) loadComplete() error {
 		s.mu.Unlock()
 		return ErrNotFound
 	}
-	place, sums := e.place, e.sums
+	place, sums, wrong := e.place, e.sums, e.wrong
 	s.mu.Unlock()
 	f, err := os.Open(s.blobPath(st.dgst, place))
 	if err != nil {
@@ -175,6 +175,11 @@ func (st *state) loadComplete() error {
 	}
 	st.f, st.complete = f, true
 	st.have.SetAll()
+	for _, i := range wrong {
+		if i < st.id.Pieces() {
+			st.have.Clear(i)
+		}
+	}
 	if !sums {
 		return nil
 	}

@@ -21,13 +21,20 @@ func checkPower(t testing.TB, top string, said map[string]string) {
 	dir := filepath.Join(top, "content")
 	checkMaps(t, dir)
 	checkWhole(t, dir, said)
-	s, err := Open(t.Context(), Config{Root: dir, FreeFloor: -1, Report: func(err error) { t.Errorf("reported: %v", err) }})
+	cfg := Config{Root: dir, FreeFloor: -1, Report: func(err error) { t.Errorf("reported: %v", err) }}
+	if said[mends] != "" {
+		cfg.Wrong = func(piece.ID, int) {}
+	}
+	s, err := Open(t.Context(), cfg)
 	if err != nil {
 		t.Errorf("opening: %v", err)
 		return
 	}
 	defer s.Close()
 	for what, promise := range said {
+		if what == mends {
+			continue
+		}
 		if label, ok := strings.CutPrefix(what, "label of "); ok {
 			if info, err := s.Info(t.Context(), digest.Digest(label)); err != nil || info.Labels["a"] != promise {
 				t.Errorf("the label of %s: %v, %v, want %q", label, info.Labels, err, promise)
@@ -44,7 +51,7 @@ func checkPower(t testing.TB, top string, said map[string]string) {
 	s.sweep(t.Context())
 	checkLitter(t, s, dir)
 	for what, promise := range said { // and everything goes on
-		if data := powerBlobs[what]; data != nil && promise != promisedRotten {
+		if data := powerBlobs[what]; data != nil && promise != promisedRotten && promise != promisedWrong {
 			id, _ := piece.ParseID(what, int64(len(data)))
 			if err := arrive(t, s, id, data); err != nil {
 				t.Errorf("fetching %s again: %v", id, err)
@@ -95,6 +102,17 @@ func checkPromise(t testing.TB, s *Store, id piece.ID, promise string) {
 		defer b.Close()
 		if n := b.Have().Count(); n < want {
 			t.Errorf("%s has %d pieces, want %d", id, n, want)
+		}
+	case promisedWrong:
+		b, err := s.Blob(t.Context(), id, false)
+		if err != nil {
+			t.Errorf("%s: %v", id, err)
+			return
+		}
+		defer b.Close()
+		checkTrue(t, b, powerBlobs[id.Digest()])
+		if n := b.Have().Count(); s.Presence(id) != Committed || n < id.Pieces()-1 {
+			t.Errorf("%s is %v and has %d pieces, want all but one", id, s.Presence(id), n)
 		}
 	case promisedCached, promisedCommitted:
 		want := map[string]Presence{promisedCached: Cached, promisedCommitted: Committed}[what]
@@ -150,7 +168,7 @@ func checkWhole(t testing.TB, dir string, said map[string]string) {
 			d := filepath.Base(filepath.Dir(path)) + ":" + filepath.Base(path)
 			b, err := os.ReadFile(path)
 			if err != nil || !bytes.Equal(b, powerBlobs[d]) &&
-				!(bytes.HasPrefix(b, []byte("rotten")) && (said[d] == promisedRotten || said[d] == "" || strings.HasPrefix(said[d], promisedPieces))) {
+				!(bytes.HasPrefix(b, []byte("rotten")) && (said[d] == promisedRotten || said[d] == promisedWrong || said[d] == "" || strings.HasPrefix(said[d], promisedPieces))) {
 				t.Errorf("%s is not whole: %d bytes, %v", path, len(b), err)
 			}
 		}

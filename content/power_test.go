@@ -40,6 +40,7 @@ const (
 	promisedCached    = "cached"
 	promisedCommitted = "committed"
 	promisedRotten    = "rotten" // until it is found out it may be taken for whole
+	promisedWrong     = "wrong"  // piece 0, and the others are right
 )
 
 func (p *play) promise(id piece.ID, what string) { p.say(id.Digest(), what) }
@@ -170,6 +171,7 @@ func (p *play) stockWrite(id piece.ID, data []byte) error {
 
 type powerStory struct {
 	name   string
+	mends  bool          // Config.Wrong
 	before func(p *play) // on a disk that works; nil: the directory is not even opened
 	run    func(p *play) error
 }
@@ -392,6 +394,35 @@ func powerStories() []powerStory {
 			}
 			return b2.Close()
 		},
+	}, {
+		name:  "a wrong piece is found and healed",
+		mends: true,
+		before: func(p *play) {
+			must(p.t, p.importBlob(x, xdata))
+			path := p.s.blobPath(dgst(x), Committed)
+			must(p.t, os.Chmod(path, 0o600))
+			overwrite(p.t, path, []byte("rotten"), 0)
+			p.promise(x, promisedRotten)
+		},
+		run: func(p *play) error {
+			b, err := p.s.Blob(ctx, x, false)
+			if err != nil {
+				return err
+			}
+			defer b.Close()
+			if b.Have().Has(0) {
+				err := b.Recheck(0)
+				if !errors.Is(err, piece.ErrMismatch) || p.failedIn(err) {
+					return err
+				}
+				p.promise(x, promisedWrong)
+			}
+			if err := b.Heal(piece.NewClaim(sumsOf(p.t, x, xdata), 0, pieceOf(x, xdata, 0))); err != nil {
+				return err
+			}
+			p.promise(x, promisedCommitted)
+			return nil
+		},
 	}}
 }
 
@@ -407,6 +438,9 @@ func (story *powerStory) begin(t testing.TB) *play {
 	top := filepath.Join(t.TempDir(), "disk")
 	must(t, os.Mkdir(top, 0o700))
 	p := &play{t: t, root: filepath.Join(top, "content"), said: map[string]string{}}
+	if story.mends {
+		p.said[mends] = "yes"
+	}
 	if story.before != nil {
 		must(t, p.open())
 		story.before(p)
@@ -419,9 +453,16 @@ func (story *powerStory) begin(t testing.TB) *play {
 }
 
 func (p *play) open() (err error) {
-	p.s, err = Open(p.t.Context(), Config{Root: p.root, FreeFloor: -1, Report: func(err error) { p.reported = append(p.reported, err) }})
+	cfg := Config{Root: p.root, FreeFloor: -1, Report: func(err error) { p.reported = append(p.reported, err) }}
+	if p.said[mends] != "" {
+		cfg.Wrong = func(piece.ID, int) {}
+	}
+	p.s, err = Open(p.t.Context(), cfg)
 	return err
 }
+
+// mends is said of a store that has Config.Wrong.
+const mends = "mends"
 
 // end plays the rest, until something fails, and lets go of the directory.
 func (p *play) end(story *powerStory) error {

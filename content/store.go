@@ -60,6 +60,12 @@ type Config struct {
 	// called like Unlend.
 	GiveUp func(ctx context.Context)
 
+	// Wrong, if not nil, is told of each piece of a blob of blobs/ that is found to be wrong, by whoever reads it
+	// again. The piece does not count any more, and whoever is told sees to it that Blob.Heal replaces it, while
+	// the others go on to count; so it is after a restart (Store.Wrong). It is called like an Observer. Nil:
+	// such a blob is quarantined, since containerd, which reads it, knows no pieces.
+	Wrong func(id piece.ID, i int)
+
 	// Observer is told what changes. It may be nil.
 	Observer Observer
 
@@ -163,6 +169,7 @@ type entry struct {
 	place    Presence      // Cached or Committed
 	sums     bool          // there is a sums file, or was none to write: its one piece was verified
 	bad      bool          // quarantined
+	wrong    []int         // pieces that were found wrong; never changed in place
 	unsynced bool          // its name in blobs/ may not survive a power cut
 	spent    bool          // containerd had it, and has deleted it
 	size     int64         // -1: not known yet

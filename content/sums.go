@@ -55,7 +55,7 @@ func (b *Blob) Adopt(s *piece.Sums) (dropped []int, err error) {
 // Recheck reads piece i again and verifies it. If it does not match it stops
 // counting, and the error is piece.ErrMismatch; a complete blob is then out of
 // the swarm: evicted from cache/ when its last user is gone, or quarantined if
-// it is containerd's.
+// it is containerd's; or the piece is kept apart, if Config.Wrong is there to have it healed.
 func (b *Blob) Recheck(i int) error {
 	st := b.st
 	st.mu.Lock()
@@ -79,6 +79,14 @@ func (b *Blob) Recheck(i int) error {
 	err = fmt.Errorf("rechecking piece %d of %s: %w", i, st.dgst, err)
 	st.op <- struct{}{} // not in the middle of a Complete
 	defer func() { <-st.op }()
+	if st.mends() {
+		return st.spoil(i, err, func() error {
+			if _, err := f.ReadAt(buf, st.id.Offset(i)); err != nil {
+				return err
+			}
+			return sums.Verify(i, buf)
+		})
+	}
 	st.mu.Lock()
 	if st.sums.Agrees(sums, i) && st.have.Clear(i) {
 		st.dirty = max(st.dirty, 1)
