@@ -17,6 +17,12 @@
 //
 // FORMAT.md says what is on disk, what survives what, and how recovery goes.
 //
+// # Wrong bytes
+//
+// A piece that is found wrong ([Blob.Recheck], [Blob.ComputeSums], [Scan]) does not count any more. A whole blob is out of
+// the swarm then; an origin, which has other copies to heal it from, goes on with the other pieces of what it has
+// pinned ([Config].Wrong, [Blob.Heal]).
+//
 // # Concurrency
 //
 // Everything is safe for concurrent use, except one [Appender], which belongs

@@ -47,7 +47,7 @@ func (s *Store) WrongOf(id piece.ID) (wrong []int) {
 	defer s.mu.Unlock()
 	e := s.index[digest.Digest(id.Digest())]
 	switch {
-	case e == nil:
+	case e == nil || !e.bad && len(e.wrong) == 0:
 	case e.bad:
 		for i := range id.Pieces() {
 			wrong = append(wrong, i)

@@ -8,8 +8,10 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+	"unsafe"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/capelin-io/capelin/swarm/piece"
 )
@@ -254,6 +256,17 @@ func TestWrongAndElsewhere(t *testing.T) {
 			t.Errorf("%v, the blob is %v, told of %v", err, k.s.Presence(k.id), k.found)
 		}
 	})
+	t.Run("unpinned while it is found out", func(t *testing.T) {
+		k := newSick(t)
+		b := k.blob()
+		err := b.st.spoil(3, piece.ErrMismatch, func() error {
+			must(t, k.s.Unpin(t.Context(), digest.Digest(k.id.Digest())))
+			return piece.ErrMismatch
+		})
+		if p := k.s.Presence(k.id); !errors.Is(err, piece.ErrMismatch) || p != Absent || len(k.found) > 0 {
+			t.Errorf("%v, the blob is %v, told of %v", err, p, k.found)
+		}
+	})
 	t.Run("for a store that does not heal", func(t *testing.T) {
 		k, b := spoil(t)
 		b.Close()
@@ -287,4 +300,51 @@ func TestWrongAndElsewhere(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A scan reads the disk, and nothing of it is in the page cache afterwards.
+func TestScanPastCache(t *testing.T) {
+	dir, err := os.MkdirTemp("/var/tmp", "capelin-scan-") // no tmpfs
+	must(t, err)
+	defer os.RemoveAll(dir)
+	f, err := os.OpenFile(filepath.Join(dir, "probe"), os.O_CREATE|os.O_RDWR|unix.O_DIRECT, 0o600)
+	if err != nil {
+		t.Skipf("%s cannot be read past the page cache: %v", dir, err)
+	}
+	f.Close()
+	k := &sick{t: t, rec: newRecorder()}
+	k.id, k.data = testBlob(t, piece.SHA256, 5_000_000, 1)
+	k.sums = sumsOf(t, k.id, k.data)
+	k.open(dir)
+	k.bring()
+	b := k.blob()
+	resident := func() (n int) {
+		m, err := unix.Mmap(int(b.File().Fd()), 0, int(k.id.Size), unix.PROT_READ, unix.MAP_SHARED)
+		must(t, err)
+		defer unix.Munmap(m)
+		in := make([]byte, (len(m)+os.Getpagesize()-1)/os.Getpagesize())
+		if _, _, err := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&in[0]))); err != 0 {
+			t.Fatal(err)
+		}
+		for _, p := range in {
+			n += int(p & 1)
+		}
+		return n
+	}
+	must(t, unix.Fadvise(int(b.File().Fd()), 0, 0, unix.FADV_DONTNEED))
+	before := resident()
+	sc, err := b.Scan()
+	must(t, err)
+	for i := range k.id.Pieces() {
+		if _, err := sc.Check(i); err != nil {
+			t.Error(err)
+		}
+	}
+	if !sc.direct {
+		t.Error("it was read as everybody does")
+	}
+	must(t, sc.Close())
+	if n := resident(); n > before {
+		t.Errorf("%d pages are in the page cache, %d were before", n, before)
+	}
 }

@@ -303,8 +303,11 @@ func (a *api) sendBlob(w http.ResponseWriter, r *http.Request, ref origin.Ref, h
 			return fmt.Errorf("%w: %w", errMoved, err)
 		}
 		defer f.Close()
+		if n > 0 && b.Readable(off, 1) == 0 {
+			return errSpoiled(at.id, off)
+		}
 		begin()
-		return sendFile(w, f, off, n)
+		return sendSound(w, b, f, off, n)
 	case off-a.s.cold.prefix(at.id) > farAhead && n <= farBytes:
 		body, _, err := at.place.backend.Open(ctx, at.place.key, off, n)
 		if err != nil {

@@ -270,6 +270,8 @@ func (m *member) perform(a ringstate.Action) {
 		m.take(a)
 	case ringstate.ActBackend:
 		m.backend(a)
+	case ringstate.ActHeal:
+		m.heal(a)
 	}
 }
 
@@ -319,6 +321,41 @@ func (m *member) take(a ringstate.ActTake) {
 			if release != nil {
 				b.then(release)
 			}
+		})
+	})
+}
+
+// heal has pieces replaced, of a blob of which none are being replaced already. If all of them stay wrong, nobody is
+// asked for a while, which doubles: the first time, others may not have been heard of.
+func (m *member) heal(a ringstate.ActHeal) {
+	rec, h := m.record(a.Digest), m.healing[a.Digest]
+	if rec == nil || h != nil && h.under {
+		return
+	}
+	if h == nil {
+		h = &healing{}
+		m.healing[a.Digest] = h
+	}
+	h.under = true
+	pause := h.pause
+	m.tasks.run(func(ctx context.Context) {
+		left := m.copies.heal(ctx, a.Digest, rec.Size, a.Pieces, a.From)
+		if len(left) < len(a.Pieces) {
+			pause = 0
+		} else {
+			pause = min(max(2*pause, healPauseMin), healPauseMax)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return
+			}
+		}
+		m.do(func(b *batch) {
+			wrong := m.copies.wrong(a.Digest, rec.Size)
+			if h.under, h.pause = false, pause; len(wrong) == 0 {
+				delete(m.healing, a.Digest)
+			}
+			b.step(ringstate.EvBad{Digest: a.Digest, Pieces: wrong})
 		})
 	})
 }

@@ -32,6 +32,7 @@ type server struct {
 	objects  *objects
 	copies   *copies
 	peers    *peers
+	scrub    *scrub
 	seeder   *seeder
 	errands  *errands
 	locator  *locator

@@ -31,11 +31,13 @@ func (c *checked) Read(p []byte) (int, error) {
 	p = p[:min(int64(len(p)), id.Size-c.off)]
 	n, err := c.b.ReadAt(p, c.off)
 	if err != nil {
+		recheck(c.b, c.off, int64(len(p)))
 		return 0, err
 	}
 	c.h.Write(p[:n])
 	c.off += int64(n)
 	if d := digest.Digest(id.Digest()); c.off == id.Size && digest.NewDigest(d.Algorithm(), c.h) != d {
+		recheck(c.b, 0, id.Size)
 		return 0, fmt.Errorf("%s on this origin's disk is not what its digest says: %w", d, errdefs.ErrDataLoss)
 	}
 	return n, nil

@@ -311,8 +311,17 @@ func newPace(perSecond int64) *pace {
 	return &pace{rate.NewLimiter(rate.Limit(perSecond), maxBurst)}
 }
 
-// most is how many bytes wait takes at most.
+// most is how many bytes are moved at once at most.
 func (p *pace) most() int64 { return int64(p.Burst()) }
 
 // wait waits until n bytes may have gone.
-func (p *pace) wait(ctx context.Context, n int) error { return p.WaitN(ctx, n) }
+func (p *pace) wait(ctx context.Context, n int) error {
+	for n > 0 {
+		m := min(n, p.Burst())
+		if err := p.WaitN(ctx, m); err != nil {
+			return err
+		}
+		n -= m
+	}
+	return nil
+}

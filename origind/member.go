@@ -41,6 +41,7 @@ type member struct {
 	// Of the goroutine alone.
 	id      uint64 // of calls
 	calls   map[uint64]func(ringstate.Action)
+	healing map[digest.Digest]*healing     // blobs of which pieces are wrong
 	waiting map[digest.Digest][]chan error // who wants to know when a blob's backends have it
 	let     delays                         // what may be evicted in a while
 	fresh   delays                         // bytes of pushes that nobody may come to acknowledge
@@ -79,6 +80,8 @@ type backendWorks interface {
 // copyWorks get bytes from other members: copies.
 type copyWorks interface {
 	take(ctx context.Context, d digest.Digest, size int64, sources []string) (release func(), err error)
+	heal(ctx context.Context, d digest.Digest, size int64, pieces []int, from []string) (left []int)
+	wrong(d digest.Digest, size int64) []int
 }
 
 // asker asks other members: peers.
@@ -100,12 +103,21 @@ type sight struct {
 	peers   []ringstate.Peer
 }
 
+// healing is how far it is with wrong pieces of a blob.
+type healing struct {
+	under bool          // members are being asked, or it pauses
+	pause time.Duration // the last one
+}
+
 // turn is something that happens. It runs on the member's goroutine.
 type turn func(b *batch)
 
 const (
 	// unpinAfter is how long what is needed no more stays: others may be about to read it, as it was said that it is here.
 	unpinAfter = time.Minute
+	// Pauses of healing, when nobody could.
+	healPauseMin = time.Second
+	healPauseMax = time.Minute
 	// freshFor is how long bytes stay that came in a push which nobody has acknowledged.
 	freshFor = 15 * time.Minute
 	// turnsAtOnce bounds a batch, so that nobody waits long for its end.
@@ -118,7 +130,7 @@ const (
 func newMember(ctx context.Context, cfg ringstate.Config, parts memberParts) (*member, error) {
 	m := &member{
 		memberParts: parts, began: time.Now(), kick: make(chan struct{}, 1), stop: make(chan struct{}), ended: make(chan struct{}),
-		calls: map[uint64]func(ringstate.Action){}, waiting: map[digest.Digest][]chan error{},
+		calls: map[uint64]func(ringstate.Action){}, waiting: map[digest.Digest][]chan error{}, healing: map[digest.Digest]*healing{},
 	}
 	saved, deleted := m.ledger.start()
 	m.ring = ringstate.New(cfg, saved, deleted, m.now())

@@ -25,6 +25,8 @@ type metrics struct {
 	writeTime  prometheus.Histogram
 
 	repairBytes prometheus.Counter
+	scrubBytes  prometheus.Counter
+	scrubBad    prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -49,7 +51,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 	}
 	m.repairBytes = counter("ring_repair_bytes_total", "Bytes read from other members of the ring, to have copies or to heal pieces.")
-	m.reg.MustRegister(m.repairBytes)
+	m.scrubBytes = counter("ring_scrub_bytes_total", "Bytes of what is kept that were read again and compared with their digests.")
+	m.scrubBad = counter("ring_scrub_bad_total", "Pieces of what is kept that were found wrong, by scrubbing or by a reader.")
+	m.reg.MustRegister(m.repairBytes, m.scrubBytes, m.scrubBad)
 	m.reg.MustRegister(m.requests, m.pushes, m.pushBytes, m.inBytes, m.reads, m.readBytes, m.writes, m.writeBytes, m.writeTime)
 	return m
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/log"
+	digest "github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/capelin-io/capelin/content"
@@ -109,6 +110,7 @@ func (s *server) background(node *swarm.Node, trackers *tracker.Client) []daemon
 		{Name: "ring", Run: s.member.failed},
 		{Name: "records", Run: forever(s.blobs.ledger.run)},
 		{Name: "members", Run: forever(s.runMembers)},
+		{Name: "scrub", Run: forever(s.scrub.run)},
 		{Name: "uploads", Run: forever(s.runUploads)},
 		{Name: "reload", Run: forever(func(ctx context.Context) { reload(ctx, s.cfg.Reload, node) })},
 	}
@@ -143,6 +145,7 @@ func openServer(ctx, work context.Context, cfg Config, id *identity.Source, list
 	s.store, err = content.Open(ctx, content.Config{
 		Root: cfg.Root, CacheBytes: int64(cfg.Cache.Size), FreeFloor: cfg.Cache.FreeFloor, Observer: changes,
 		Unlend: func(ctx context.Context, ids []piece.ID, need int64) { s.seeder.Unlend(ctx, ids, need) },
+		Wrong:  func(id piece.ID, i int) { s.scrub.found(id, i) },
 		Report: func(err error) { log.G(work).WithError(err).Warn("content directory") },
 	})
 	if err != nil {
@@ -196,6 +199,8 @@ func (s *server) assemble(cfg Config) {
 		cfg: cfg.Cold, blobs: s.blobs, objects: s.finder, peers: s.seeder, metrics: s.metrics, tasks: s.tasks, m: map[piece.ID]*coldRead{},
 	}
 	s.copies = newCopies(s.store, s.cold, s.donor, int64(cfg.Ring.RepairRate), s.metrics)
+	s.scrub = newScrub(s.store, int64(cfg.Ring.Scrub), s.seeder.lost,
+		func(d digest.Digest, pieces []int) { s.member.bad(d, pieces) }, s.metrics)
 	s.locator = &locator{blobs: s.blobs, cold: s.cold, finder: s.finder, peers: s.peers}
 	s.errands = newErrands(s.locator, s.seeder, s.tasks)
 }

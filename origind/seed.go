@@ -29,6 +29,7 @@ type swarmNode interface {
 	Leave(id piece.ID)
 	Appended(id piece.ID, from, to int, states []byte)
 	Proven(id piece.ID)
+	Lost(id piece.ID, i int)
 }
 
 // announcer is a client of the trackers, for a seeder.
@@ -72,6 +73,9 @@ func (sd *seeder) gone(id piece.ID) {
 	sd.Gone(id)
 	sd.node.Leave(id)
 }
+
+// lost says that a piece of a whole blob is wrong, and is offered no more until it is healed.
+func (sd *seeder) lost(id piece.ID, i int) { sd.node.Lost(id, i) }
 
 // arriving offers a blob that is being read from a backend.
 func (sd *seeder) arriving(ctx context.Context, id piece.ID) {
@@ -125,6 +129,7 @@ func (offline) Join(context.Context, piece.ID, swarm.JoinOptions) error { return
 func (offline) Leave(piece.ID)                                          {}
 func (offline) Appended(piece.ID, int, int, []byte)                     {}
 func (offline) Proven(piece.ID)                                         {}
+func (offline) Lost(piece.ID, int)                                      {}
 func (offline) Announce(piece.ID, tracker.State)                        {}
 func (offline) AnnounceComplete(piece.ID, *[32]byte)                    {}
 func (offline) NotHere(piece.ID)                                        {}

@@ -357,6 +357,11 @@ func (n *Node) Proven(id piece.ID) {
 	})
 }
 
+// Lost says that a piece of a blob in the Store was found not to be what it should be, by somebody else than this
+// Node, and does not count any more. When it does again, that is Appended. It does nothing for a blob that is
+// not joined.
+func (n *Node) Lost(id piece.ID, i int) { n.send(EvLost{id, i}) }
+
 // SetLimits bounds the bandwidth, in bytes per second; 0: no bound.
 func (n *Node) SetLimits(up, down int64) { n.send(EvLimits{up, down}) }
 

@@ -3,6 +3,7 @@ package swarm_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -102,6 +103,59 @@ func TestCutThrough(t *testing.T) {
 		}
 		if err := source.wait(t, id); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// A piece that somebody else finds wrong at a source is not sent, and the others are; it is when it is there again.
+func TestLost(t *testing.T) {
+	inMemory(t, func(t *testing.T, at *place) {
+		const lost = 3
+		source := at.start(t, "source", swarmtest.NewStore(""), nil)
+		id, data, b := addBlob(t, source.store, 4<<20)
+		sums, _ := b.Sums()
+		b.Fault = func(op string) error {
+			if op == "recheck" {
+				return piece.ErrMismatch
+			}
+			return nil
+		}
+		source.join(t, id, false)
+		leech := at.start(t, "leech", swarmtest.NewStore(""), nil)
+		leech.join(t, id, true)
+		others := make(chan struct{})
+		var stored atomic.Int32
+		leech.store.Blob(id).Fault = func(op string) error {
+			if op == "write" && stored.Add(1) == int32(id.Pieces()-1) {
+				close(others)
+			}
+			return nil
+		}
+		if err := b.Recheck(lost); !errors.Is(err, piece.ErrMismatch) {
+			t.Fatal(err)
+		}
+		source.Lost(id, lost)
+		if s, ok := source.Status(id); !ok || s.Have != id.Pieces()-1 {
+			t.Errorf("the source offers %+v", s)
+		}
+		leech.AddPeers(id, []swarm.PeerInfo{{Node: source.name, Addr: source.addr, Source: true}})
+		select {
+		case <-others:
+		case <-time.After(patience):
+			t.Fatal("the other pieces do not move")
+		}
+		if leech.store.Blob(id).Have().Has(lost) {
+			t.Error("the piece was sent")
+		}
+		if err := b.WritePiece(piece.NewClaim(sums, lost, data[id.Offset(lost):][:id.PieceSize(lost)])); err != nil {
+			t.Fatal(err)
+		}
+		source.Appended(id, lost, lost+1, sums.Range(lost, 1))
+		if err := leech.wait(t, id); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(leech.store.Blob(id).Bytes(), data) {
+			t.Error("other bytes arrived")
 		}
 	})
 }

@@ -1,0 +1,135 @@
+package origind
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/swarm/piece"
+)
+
+// heal replaces pieces of a blob that are wrong here by those of the first member whose verify, and returns all
+// pieces that are wrong still. A blob that is wrong as a whole, because its sums are lost, is taken anew.
+func (c *copies) heal(ctx context.Context, d digest.Digest, size int64, pieces []int, from []string) (left []int) {
+	id, err := piece.ParseID(string(d), size)
+	if err != nil {
+		return pieces
+	}
+	b, err := c.store.Blob(ctx, id, false)
+	switch {
+	case errors.Is(err, content.ErrQuarantined):
+		var release func()
+		if release, err = c.take(ctx, d, size, from); err == nil {
+			release()
+		}
+	case err == nil:
+		err = c.healPieces(ctx, b, pieces, from)
+		b.Close()
+	}
+	if left = c.store.WrongOf(id); len(left) > 0 && ctx.Err() == nil {
+		log.G(ctx).WithError(err).WithField("digest", d).WithField("pieces", len(left)).Error("pieces of a blob are wrong on this disk, and no member could heal them")
+	}
+	return left
+}
+
+// wrong returns the pieces of a blob that are wrong here.
+func (c *copies) wrong(d digest.Digest, size int64) []int {
+	id, err := piece.ParseID(string(d), size)
+	if err != nil {
+		return nil
+	}
+	return c.store.WrongOf(id)
+}
+
+// healPieces heals what it can, and returns what went wrong with the rest.
+func (c *copies) healPieces(ctx context.Context, b *content.Blob, pieces []int, from []string) error {
+	sums, proven := b.Sums()
+	if !proven {
+		return fmt.Errorf("%s has no sums: %w", b.ID(), errdefs.ErrFailedPrecondition)
+	}
+	var errs []error
+	silent := map[string]bool{} // members that are not asked again
+	for _, i := range pieces {
+		if i < 0 || i >= b.ID().Pieces() || b.Mend(i) == nil { // perhaps only a read went wrong
+			continue
+		}
+		for _, name := range from {
+			if silent[name] {
+				continue
+			}
+			data, err := c.piece(ctx, b.ID(), i, name)
+			if err != nil {
+				silent[name] = true
+			} else if err = b.Heal(piece.NewClaim(sums, i, data)); err == nil {
+				log.G(ctx).WithField("digest", b.ID().Digest()).WithField("piece", i).WithField("member", name).Warn("healed a piece that was wrong on this disk")
+				break
+			}
+			errs = append(errs, fmt.Errorf("member %s: %w", name, err))
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// piece reads a piece from another member.
+func (c *copies) piece(ctx context.Context, id piece.ID, i int, name string) ([]byte, error) {
+	m, err := c.member(name)
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, id.PieceSize(i))
+	r, info, err := m.Open(ctx, origin.Ref{Digest: digest.Digest(id.Digest())}, id.Offset(i), int64(len(data)))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	if info.Size != id.Size {
+		return nil, fmt.Errorf("its blob has %d bytes: %w", info.Size, piece.ErrMismatch)
+	}
+	if err := c.pace.wait(ctx, len(data)); err != nil {
+		return nil, err
+	}
+	n, err := io.ReadFull(r, data)
+	c.metrics.repaired(n)
+	return data, err
+}
+
+// recheck looks which of the pieces that a part of a blob is in are wrong, after a reader of it was not content: who
+// heals is told.
+func recheck(b *content.Blob, off, n int64) {
+	id := b.ID()
+	for i := int(off / id.Length()); i < id.Pieces() && id.Offset(i) < off+n; i++ {
+		_ = b.Recheck(i) // the store tells whom it concerns
+	}
+}
+
+// sendSound sends a part of a blob that is whole here, up to a piece that is wrong.
+func sendSound(w http.ResponseWriter, b *content.Blob, f *os.File, off, n int64) error {
+	for n > 0 {
+		m := b.Readable(off, min(n, sendChunk))
+		if m == 0 {
+			return errSpoiled(b.ID(), off)
+		}
+		if err := sendFile(w, f, off, m); err != nil {
+			return err
+		}
+		off, n = off+m, n-m
+	}
+	return nil
+}
+
+// errSpoiled is what a reader is told, who may have more luck with another member.
+func errSpoiled(id piece.ID, off int64) error {
+	return fmt.Errorf("%s: piece %d is wrong on this origin's disk, and is to be healed: %w", id, off/id.Length(), errdefs.ErrUnavailable)
+}
