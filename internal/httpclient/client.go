@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -45,9 +46,16 @@ type Options struct {
 // Client sends requests to servers.
 type Client struct {
 	what    string
-	servers []*Server
+	servers []*Server // that are configured
+	secure  bool      // whether host:port means https
 	http    *http.Client
+
+	mu     sync.Mutex
+	learnt map[string]*Server // others, by base
 }
+
+// maxLearnt is how many servers that are not configured are remembered.
+const maxLearnt = 256
 
 // When a question is asked again for which no server was there.
 const (
@@ -62,7 +70,7 @@ func New(o Options) (*Client, error) {
 	if len(o.Servers) == 0 {
 		return nil, fmt.Errorf("%s client: no %s is configured: %w", o.What, o.What, errdefs.ErrInvalidArgument)
 	}
-	c := &Client{what: o.What}
+	c := &Client{what: o.What, secure: o.TLS != nil, learnt: map[string]*Server{}}
 	for _, addr := range o.Servers {
 		base, err := baseURL(addr, o.TLS != nil)
 		if err != nil {
@@ -125,8 +133,42 @@ func follow(most int) func(*http.Request, []*http.Request) error {
 	}
 }
 
-// Servers returns all servers, in the order in which they are configured.
+// Servers returns the servers that are configured, in their order.
 func (c *Client) Servers() []*Server { return slices.Clone(c.servers) }
+
+// Server returns the server at an address that was learnt, of the same form as in Options,
+// and always the same one until Keep forgets it.
+func (c *Client) Server(addr string) (*Server, error) {
+	base, err := baseURL(addr, c.secure)
+	if err != nil {
+		return nil, fmt.Errorf("%s %q %w: %w", c.what, addr, err, errdefs.ErrInvalidArgument)
+	}
+	for _, s := range c.servers {
+		if s.Base == base {
+			return s, nil
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.learnt[base]
+	if s == nil {
+		s = newServer(base)
+		if len(c.learnt) < maxLearnt {
+			c.learnt[base] = s
+		}
+	}
+	return s, nil
+}
+
+// Keep forgets all servers that were learnt but for those of which keep is true.
+func (c *Client) Keep(keep func(*Server) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(c.learnt, func(_ string, s *Server) bool { return !keep(s) })
+}
+
+// At returns the server at a URL that an answer came from.
+func (c *Client) At(u *url.URL) (*Server, error) { return c.Server(u.Scheme + "://" + u.Host) }
 
 // Close closes idle connections. Calls that are under way go on.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
@@ -140,7 +182,11 @@ func (c *Client) Turns(ctx context.Context, servers []*Server, twice bool) iter.
 		pause := backoff.ExponentialBackOff{InitialInterval: pauseMin, MaxInterval: pauseMax, Multiplier: 2, RandomizationFactor: 0.5}
 		for round := 1; ; round++ {
 			answered := false
-			for _, s := range healthiest(servers) {
+			for left := slices.Clone(servers); len(left) > 0; {
+				// Now, not once for all: a server may have failed because of what another one was asked.
+				i := healthiest(left)
+				s := left[i]
+				left = slices.Delete(left, i, i+1)
 				before := s.absences.Load()
 				if !yield(s) || ctx.Err() != nil {
 					return
@@ -170,7 +216,8 @@ func (c *Client) LastRound(errs []error) error {
 
 // Do sends a request and returns the answer, whatever it says; its body is to be
 // closed. A lack of an answer is errdefs.ErrUnavailable, and held against the server
-// unless the caller gave up.
+// unless the caller gave up. If it is one to which s has sent the request on, it is held
+// against that one, and the error is a [SentOnError].
 func (c *Client) Do(ctx context.Context, s *Server, r *Request) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, r.Method, s.Base+r.Path, r.Body)
 	if err != nil {
@@ -182,28 +229,53 @@ func (c *Client) Do(ctx context.Context, s *Server, r *Request) (*http.Response,
 		s.answered()
 		return resp, nil
 	}
+	at := s
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err // without method and URL, which our text has
+		if last, perr := url.Parse(u.URL); perr == nil {
+			if to, perr := c.At(last); perr == nil && to.Base != s.Base {
+				s.answered()
+				at = to
+			}
+		}
 	}
 	if absent(err) {
-		s.absences.Add(1)
+		at.absences.Add(1)
 	}
 	err = fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, ErrTimeout):
-		s.Failed()
+		at.Failed()
 		err = cause
 	case cause == nil:
-		s.Failed()
+		at.Failed()
+	}
+	if at != s {
+		err = &SentOnError{at.Base, err}
 	}
 	return nil, fmt.Errorf("%s %s: %s %s: %w", c.what, s.Base, r.Method, r.Path, err)
 }
+
+// SentOnError is the error of a server to which another one has sent a request on.
+type SentOnError struct {
+	To  string // its base
+	Err error
+}
+
+func (e *SentOnError) Error() string { return "sent on to " + e.To + ": " + e.Err.Error() }
+func (e *SentOnError) Unwrap() error { return e.Err }
 
 // Stranger is the error for an answer that is none of such a server. Not even "not
 // found" can be believed of whoever this is: it is errdefs.ErrUnavailable.
 func (c *Client) Stranger(s *Server, r *Request, text string) error {
 	return fmt.Errorf("%s %s: %s %s: %s; is this the address of an %s? %w",
 		c.what, s.Base, r.Method, r.Path, text, c.what, errdefs.ErrUnavailable)
+}
+
+// Answered reports whether an error is what a server has answered.
+func Answered(err error) bool {
+	_, ok := errors.AsType[*refusal](err)
+	return ok
 }
 
 // Refused is the error that a server ("origin http://host:port") answered: its text,

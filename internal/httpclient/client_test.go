@@ -6,86 +6,29 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/capelin-io/capelin/internal/httpclient/memnet"
 )
 
 // network is servers in memory, by host:port, so that time in a bubble is virtual.
 type network struct {
-	t  *testing.T
-	mu sync.Mutex
-	at map[string]*listener // who listens
+	*memnet.Network
+	t *testing.T
 }
 
-func newNetwork(t *testing.T) *network { return &network{t: t, at: map[string]*listener{}} }
-
-// listener accepts what dial makes.
-type listener struct {
-	conns  chan net.Conn
-	closed chan struct{}
-}
-
-func (l *listener) Addr() net.Addr { return &net.TCPAddr{} }
-
-func (l *listener) Close() error { close(l.closed); return nil }
-
-func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-// serve starts a server; stop ends it at once.
-func (n *network) serve(addr string, h http.HandlerFunc) (stop func()) {
-	l := &listener{make(chan net.Conn), make(chan struct{})}
-	srv := &http.Server{Handler: h}
-	n.mu.Lock()
-	n.at[addr] = l
-	n.mu.Unlock()
-	done := make(chan struct{})
-	go func() { _ = srv.Serve(l); close(done) }()
-	return func() {
-		n.mu.Lock()
-		delete(n.at, addr)
-		n.mu.Unlock()
-		srv.Close()
-		<-done
-	}
-}
-
-var errRefused = fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
-
-func (n *network) dial(_ context.Context, _, addr string) (net.Conn, error) {
-	n.mu.Lock()
-	l := n.at[addr]
-	n.mu.Unlock()
-	if l == nil {
-		return nil, errRefused
-	}
-	ours, theirs := net.Pipe()
-	select {
-	case l.conns <- theirs:
-		return ours, nil
-	case <-l.closed:
-		return nil, errRefused
-	}
-}
+func newNetwork(t *testing.T) *network { return &network{memnet.New(), t} }
 
 func (n *network) client(servers ...string) *Client {
 	n.t.Helper()
-	c, err := New(Options{What: "shop", Servers: servers, Bulk: true, Dial: n.dial})
+	c, err := New(Options{What: "shop", Servers: servers, Bulk: true, Dial: n.Dial})
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -143,7 +86,7 @@ func TestAddresses(t *testing.T) {
 func TestDownServersAreAskedLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
-		defer n.serve("b:1", says("b"))()
+		defer n.Serve("b:1", says("b"))()
 		c := n.client("a:1", "b:1")
 		defer c.Close()
 		want := func(when string, want ...string) {
@@ -160,7 +103,7 @@ func TestDownServersAreAskedLast(t *testing.T) {
 			time.Sleep(time.Nanosecond)
 			want("when it is over", both...)
 		}
-		stop := n.serve("a:1", says("a"))
+		stop := n.Serve("a:1", says("a"))
 		time.Sleep(downMax)
 		want("when it is back", "a:1")
 		stop()
@@ -175,7 +118,7 @@ func TestDownServersAreAskedLast(t *testing.T) {
 func TestBlame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
-		defer n.serve("a:1", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })()
+		defer n.Serve("a:1", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })()
 		c := n.client("a:1")
 		defer c.Close()
 		a := c.Servers()[0]
@@ -222,7 +165,7 @@ func TestAskingAgain(t *testing.T) {
 		c := n.client("a:1", "b:1")
 		defer c.Close()
 		asked, _, errs := ask(t.Context(), c, false)
-		if len(asked) != 2 || len(errs) != 2 || !errors.Is(errs[0], errRefused) {
+		if len(asked) != 2 || len(errs) != 2 || !errors.Is(errs[0], memnet.ErrRefused) {
 			t.Errorf("what must not be done twice was asked of %q: %v", asked, errs)
 		}
 		start := time.Now()
@@ -236,7 +179,7 @@ func TestAskingAgain(t *testing.T) {
 		}
 		time.Sleep(downMax)
 		restarted := make(chan func(), 1) // what stops it
-		time.AfterFunc(pauseMin/3, func() { restarted <- n.serve("a:1", says("a")) })
+		time.AfterFunc(pauseMin/3, func() { restarted <- n.Serve("a:1", says("a")) })
 		asked, answer, _ := ask(t.Context(), c, true)
 		if len(asked) != 3 || answer != "a" {
 			t.Errorf("asked %q, answer %q, want the one that has restarted", asked, answer)
@@ -255,7 +198,7 @@ func TestAskingAgain(t *testing.T) {
 func TestAnswerEndsTheRounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
-		defer n.serve("b:1", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) })()
+		defer n.Serve("b:1", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) })()
 		c := n.client("a:1", "b:1")
 		defer c.Close()
 		var asked int
@@ -276,9 +219,9 @@ func TestAnswerEndsTheRounds(t *testing.T) {
 func TestOnlyAbsentServersAreAskedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
-		defer n.serve("slow:1", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })()
-		defer n.serve("broken:1", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })()
-		defer n.serve("plain:1", says("plain"))()
+		defer n.Serve("slow:1", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })()
+		defer n.Serve("broken:1", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })()
+		defer n.Serve("plain:1", says("plain"))()
 		for addr, want := range map[string]int{"slow:1": 1, "broken:1": maxRounds, "nobody:1": maxRounds, "https://plain:1": 1} {
 			c := n.client(addr)
 			asked := 0
@@ -302,16 +245,16 @@ func TestRedirects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
 		to := map[string]string{"/one": "http://b:1/", "/tls": "https://b:1/", "/loop": "http://a:1/loop"}
-		defer n.serve("a:1", func(w http.ResponseWriter, r *http.Request) {
+		defer n.Serve("a:1", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, to[r.URL.Path], http.StatusTemporaryRedirect)
 		})()
-		defer n.serve("b:1", says("b"))()
+		defer n.Serve("b:1", says("b"))()
 		for _, tt := range []struct {
 			path   string
 			most   int
 			status int // 0: an error
 		}{{"/one", 0, 307}, {"/one", 1, 200}, {"/tls", 1, 0}, {"/loop", 3, 0}} {
-			c, err := New(Options{What: "shop", Servers: []string{"a:1"}, Redirects: tt.most, Dial: n.dial})
+			c, err := New(Options{What: "shop", Servers: []string{"a:1"}, Redirects: tt.most, Dial: n.Dial})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -329,12 +272,62 @@ func TestRedirects(t *testing.T) {
 	})
 }
 
+// A server that sends requests on to one that does not answer is not to blame. The one that does not
+// answer is, and is asked last, in the round that runs, too.
+func TestSentOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		defer n.Serve("a:1", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://dead:1"+r.URL.RequestURI(), http.StatusTemporaryRedirect)
+		})()
+		defer n.Serve("b:1", says("b"))()
+		c, err := New(Options{What: "shop", Servers: []string{"a:1", "dead:1", "b:1"}, Redirects: 3, Dial: n.Dial})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		for range 2 {
+			asked, answer, errs := ask(t.Context(), c, true)
+			if !slices.Equal(asked, []string{"a:1", "b:1"}) || answer != "b" {
+				t.Errorf("asked %q, got %q", asked, answer)
+			}
+			sent, ok := errors.AsType[*SentOnError](errs[0])
+			if !ok || sent.To != "http://dead:1" || !errdefs.IsUnavailable(errs[0]) || !errors.Is(errs[0], memnet.ErrRefused) {
+				t.Errorf("sent on: %v", errs[0])
+			}
+		}
+		// One that is not configured is remembered, too, as long as somebody wants it.
+		far, err := c.Server("far:1")
+		if err != nil || far.Base != "http://far:1" {
+			t.Fatal(far, err)
+		}
+		far.Failed()
+		if again, _ := c.Server("http://far:1/"); again != far {
+			t.Error("a server is another one when it is asked for again")
+		}
+		c.Keep(func(s *Server) bool { return s == far })
+		if again, _ := c.Server("far:1"); again != far {
+			t.Error("a server that is wanted is forgotten")
+		}
+		c.Keep(func(*Server) bool { return false })
+		if again, _ := c.Server("far:1"); again == far {
+			t.Error("a server that nobody wants is remembered")
+		}
+		if same, _ := c.Server("b:1"); same != c.Servers()[2] {
+			t.Error("a server that is configured is another one")
+		}
+		if _, err := c.Server("far"); !errdefs.IsInvalidArgument(err) {
+			t.Error(err)
+		}
+	})
+}
+
 // What is sent is what was asked for; errors of a server keep its text and class.
 func TestRequestsAndErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
 		got := ""
-		defer n.serve("a:1", func(_ http.ResponseWriter, r *http.Request) {
+		defer n.Serve("a:1", func(_ http.ResponseWriter, r *http.Request) {
 			b, _ := io.ReadAll(r.Body)
 			got = r.Method + " " + r.RequestURI + " " + r.Header.Get("X-Y") + " " + string(b)
 		})()
@@ -353,6 +346,9 @@ func TestRequestsAndErrors(t *testing.T) {
 		err = Refused("shop "+a.Base, "sold out", errdefs.ErrNotFound)
 		if !errdefs.IsNotFound(err) || err.Error() != "shop http://a:1: sold out" {
 			t.Errorf("refused: %v", err)
+		}
+		if !Answered(fmt.Errorf("x: %w", err)) {
+			t.Errorf("it was answered: %v", err)
 		}
 		err = c.Stranger(a, r, "status 404 without a shop's answer")
 		if !errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "shop http://a:1: PUT /p?q=1: status 404") {

@@ -73,16 +73,9 @@ func (s *Server) down(now time.Time) bool {
 	return s.until.After(now)
 }
 
-// healthiest returns servers in their order, those last that have just failed.
-func healthiest(servers []*Server) []*Server {
+// healthiest returns which server is to be asked next: the first that has not just failed,
+// or else the first.
+func healthiest(servers []*Server) int {
 	now := time.Now()
-	var up, down []*Server
-	for _, s := range servers {
-		if s.down(now) {
-			down = append(down, s)
-		} else {
-			up = append(up, s)
-		}
-	}
-	return slices.Concat(up, down)
+	return max(0, slices.IndexFunc(servers, func(s *Server) bool { return !s.down(now) }))
 }

@@ -20,7 +20,7 @@ const limit = 30 * time.Second
 func TestAnswerStalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
-		defer n.serve("a:1", func(w http.ResponseWriter, r *http.Request) {
+		defer n.Serve("a:1", func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Length", "100")
 			for range 10 {
 				time.Sleep(limit - time.Second)
@@ -66,7 +66,7 @@ func TestSendingStalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
 		over := make(chan struct{})
-		defer n.serve("a:1", func(_ http.ResponseWriter, r *http.Request) {
+		defer n.Serve("a:1", func(_ http.ResponseWriter, r *http.Request) {
 			_, _ = io.CopyN(io.Discard, r.Body, 3<<20)
 			<-over
 		})()
