@@ -18,26 +18,30 @@ type Member struct {
 // It is part of the protocol (control/PROTOCOL.md, "Which origins").
 func Place(members []Member, key string, n int) []Member {
 	type scored struct {
-		Member
 		score uint64
+		i     int // in members; -1: it is an owner
 	}
-	all := make([]scored, len(members))
+	var few [16]scored
+	all := few[:0]
 	for i, m := range members {
-		all[i] = scored{m, Score(m.Name, key)}
+		all = append(all, scored{Score(m.Name, key), i})
 	}
 	slices.SortFunc(all, func(a, b scored) int {
-		return cmp.Or(cmp.Compare(b.score, a.score), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(b.score, a.score), cmp.Compare(members[a.i].Name, members[b.i].Name))
 	})
-	used := make(map[string]bool)
-	var first, rest []Member // of a zone, and the others
-	for _, m := range all {
-		if used[m.Zone] {
-			rest = append(rest, m.Member)
-		} else {
-			used[m.Zone] = true
-			first = append(first, m.Member)
+	n = min(n, len(all))
+	owners := make([]Member, 0, n)
+	for i := 0; i < len(all) && len(owners) < n; i++ { // zones are few: looking through them is cheaper than a map
+		m := members[all[i].i]
+		if !slices.ContainsFunc(owners, func(o Member) bool { return o.Zone == m.Zone }) {
+			owners = append(owners, m)
+			all[i].i = -1
 		}
 	}
-	owners := append(first, rest...)
-	return owners[:min(n, len(owners))]
+	for i := 0; i < len(all) && len(owners) < n; i++ {
+		if all[i].i >= 0 {
+			owners = append(owners, members[all[i].i])
+		}
+	}
+	return owners
 }

@@ -78,3 +78,15 @@ func TestPlaceMovesOne(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkPlace(b *testing.B) {
+	for _, all := range []string{"a b c", "a=1 b=1 c=2", "a=1 b=1 c=2 d=2 e=3 f=3 g=3"} {
+		members := ringtest.Members(all)
+		b.Run(fmt.Sprint(len(members), members[0].Zone), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				ring.Place(members, key(1), len(members))
+			}
+		})
+	}
+}
