@@ -16,7 +16,7 @@ type Config struct {
 	Listen string `toml:"listen" comment:"Address of the registry API, host:port. The default is reached from this machine only; \":7500\" for all interfaces, with identity or a certificate."`
 	daemon.Common
 
-	Origins []string `toml:"origins" comment:"Addresses of the origins' APIs, host:port each, where blobs are. Default 127.0.0.1:7480."`
+	Origins []string `toml:"origins" comment:"Addresses of the origins' APIs, host:port each, where blobs are. Of a ring one that answers is enough: it names the others. Default 127.0.0.1:7480."`
 	Indexes []string `toml:"indexes" comment:"Addresses of the indexes' APIs, host:port each, where tags are. Default 127.0.0.1:7490."`
 
 	Cert string `toml:"cert" comment:"PEM file with the certificate that Docker, containerd and other clients see. Empty: the identity's, whose --host then must be the name by which they know the gateway. A changed file is read again."`

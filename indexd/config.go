@@ -21,7 +21,7 @@ type Config struct {
 
 	Storage StorageConfig `toml:"storage" comment:"Where tags and records of manifests are kept. Several indexes may share it."`
 
-	Origins []string `toml:"origins" comment:"Addresses of the origins' APIs, host:port each. Tags and manifests are accepted only if an origin has what they refer to. Default 127.0.0.1:7480."`
+	Origins []string `toml:"origins" comment:"Addresses of the origins' APIs, host:port each; of a ring one that answers is enough. Tags and manifests are accepted only if an origin has what they refer to. Default 127.0.0.1:7480."`
 
 	// Listener, if not nil, is used instead of Listen. Run closes it.
 	Listener net.Listener `toml:"-"`

@@ -2,25 +2,20 @@ package origin
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	lru "github.com/hashicorp/golang-lru/v2"
-	digest "github.com/opencontainers/go-digest"
 
-	"github.com/capelin-io/capelin/control/ring"
 	"github.com/capelin-io/capelin/internal/httpclient"
 )
 
@@ -30,28 +25,35 @@ const (
 	statTimeout   = 15 * time.Second // a registry behind the origin may be slow
 	openTimeout   = 20 * time.Second // until the answer begins
 	writeTimeout  = 30 * time.Second // of what has no body: starting, cancelling, deleting
-	commitTimeout = 5 * time.Minute  // one attempt; a commit that takes longer is asked for again
+	commitTimeout = 5 * time.Minute  // one attempt
+	commitAgain   = time.Minute      // an origin that says that it could not is asked again
+	commitFor     = time.Hour        // one that says that it is at it
 	stallTimeout  = 30 * time.Second // without a byte, in the middle of an answer
 )
 
 // Config says where the origins are.
 type Config struct {
-	// Origins are host:port, or http(s)://host:port; at least one. All clients of a
-	// cluster should write them in the same way: an upload that was started by one
-	// is then found by the others, and each blob is asked for at the same origin.
+	// Origins are host:port, or http(s)://host:port; at least one. Of a ring one is
+	// enough, as long as it answers: it names the others, which are reached as the
+	// members reach each other. Those that are named here are best written as members
+	// have them, and by all clients in the same way.
 	Origins []string
-	// TLS is for origins that are named by host:port (nil: plain HTTP) or https.
+	// TLS is for origins that are named by host:port (nil: plain HTTP) or https, and for
+	// the members of their rings.
 	TLS *tls.Config
 	// Dial, if not nil, is used instead of TCP.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // Client asks origins: for each blob in an order of its own, the next one if one
-// fails, those that failed lately last.
+// fails, those that failed lately last. The order is that of the names and zones that
+// origins say they have, the same for all clients, trackers and origins; until they have
+// said it, and of origins that do not, it is that of their addresses.
 type Client struct {
 	http    *httpclient.Client
-	names   []string                      // bases of all
+	names   []string                      // bases of those that are configured
 	origins map[string]*httpclient.Server // by base
+	members *members
 	// moved are uploads that go on at another origin than the one that gave out their id.
 	moved *lru.Cache[string, *httpclient.Server]
 }
@@ -75,6 +77,7 @@ func New(cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{http: h, origins: map[string]*httpclient.Server{}, moved: moved}
+	c.members = newMembers(h, c.status)
 	for _, o := range h.Servers() {
 		c.names = append(c.names, o.Base)
 		c.origins[o.Base] = o
@@ -82,26 +85,23 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// tagOf tells an origin's uploads from others'.
-func tagOf(o *httpclient.Server) string {
-	sum := sha256.Sum256([]byte(o.Base))
-	return hex.EncodeToString(sum[:4])
+// Close closes idle connections. Calls that are under way go on.
+func (c *Client) Close() {
+	c.members.close()
+	c.http.Close()
 }
 
-// Close closes idle connections. Calls that are under way go on.
-func (c *Client) Close() { c.http.Close() }
-
 // Stat returns what is known of a blob. The error is errdefs.ErrNotFound only if
-// every origin says that it is certainly not there.
+// every origin that is alone, and a member of each ring, says that it is certainly not there.
 func (c *Client) Stat(ctx context.Context, ref Ref) (Info, error) {
 	if err := check(ref); err != nil {
 		return Info{}, err
 	}
 	var info Info
-	err := c.find(ctx, ref, func(o *httpclient.Server) error {
+	err := c.find(ctx, ref, func(o *httpclient.Server, path string) error {
 		ctx, cancel := httpclient.Within(ctx, statTimeout)
 		defer cancel()
-		resp, err := c.send(ctx, o, &httpclient.Request{Method: "HEAD", Path: blobPath(ref)})
+		resp, err := c.send(ctx, o, &httpclient.Request{Method: "HEAD", Path: path})
 		if err != nil {
 			return err
 		}
@@ -142,212 +142,20 @@ func (c *Client) Open(ctx context.Context, ref Ref, off, n int64) (io.ReadCloser
 	return r, info, nil
 }
 
-// StartUpload begins an upload to a namespace and returns its id, which is of
-// lower-case hexadecimal digits and "-". It is begun where the blob d belongs, if that is not ""; it may
-// become another one. errdefs.ErrFailedPrecondition if no backend takes the namespace. An upload is
-// at one origin, and at its mirrors if that is in a ring. After an error that is
-// errdefs.ErrUnavailable, UploadOffset finds out where it goes on.
-func (c *Client) StartUpload(ctx context.Context, namespace string, d digest.Digest) (id string, err error) {
-	if namespace == "" {
-		return "", fmt.Errorf("starting an upload: no namespace: %w", errdefs.ErrInvalidArgument)
-	}
-	if err := CheckNamespace(namespace); err != nil {
-		return "", fmt.Errorf("starting an upload: %w", err)
-	}
-	key, q := strconv.FormatUint(rand.Uint64(), 16), url.Values{ParamNamespace: {namespace}}
-	if CheckDigest(d) == nil { // else Commit will say so
-		key = string(d)
-		q.Set(ParamDigest, key)
-	}
-	err = c.each(ctx, key, func(o *httpclient.Server) error {
-		at, err := c.startAt(ctx, o, q)
-		if errdefs.IsInvalidArgument(err) && q.Has(ParamDigest) { // of version 1
-			q.Del(ParamDigest)
-			at, err = c.startAt(ctx, o, q)
-		}
-		if err == nil {
-			id = tagOf(o) + "-" + at
-		}
-		return err
-	})
-	return id, err
-}
-
-// startAt begins an upload at one origin, and returns the id that it has there.
-func (c *Client) startAt(ctx context.Context, o *httpclient.Server, q url.Values) (string, error) {
-	ctx, cancel := httpclient.Within(ctx, writeTimeout)
-	defer cancel()
-	resp, err := c.send(ctx, o, &httpclient.Request{Method: "POST", Path: PathUploads + "?" + q.Encode()})
-	if err != nil {
-		return "", err
-	}
-	resp.Body.Close()
-	at := resp.Header.Get(HeaderUpload)
-	if err := CheckUploadID(at); err != nil {
-		return "", fmt.Errorf("origin %s: starting an upload: %w: %w", o.Base, err, errdefs.ErrUnavailable)
-	}
-	return at, nil
-}
-
-// Append writes what r has to an upload, at its offset; any other off is
-// errdefs.ErrOutOfRange. It returns where the upload ends now. After an error a part
-// may have been written: UploadOffset says how much. Only one Append at a time
-// (errdefs.ErrConflict).
-func (c *Client) Append(ctx context.Context, id string, off int64, r io.Reader) (end int64, err error) {
-	o, path, err := c.upload(id)
-	if err != nil {
-		return 0, err
-	}
-	if off < 0 || off > MaxSize {
-		return 0, fmt.Errorf("appending at %d to upload %s: %w", off, id, errdefs.ErrOutOfRange)
-	}
-	stall := httpclient.NewStall(ctx, stallTimeout)
-	defer stall.End()
-	resp, err := c.send(stall.Context(), o, &httpclient.Request{
-		Method: "PATCH", Path: path + "?" + url.Values{ParamOffset: {strconv.FormatInt(off, 10)}}.Encode(), Body: stall.Sending(r),
-		Header: http.Header{"Content-Type": {"application/octet-stream"}, "Expect": {"100-continue"}},
-	})
-	if err != nil {
-		return 0, err
-	}
-	resp.Body.Close()
-	return c.readNumber(o, resp, HeaderOffset)
-}
-
-// UploadOffset returns where the next byte of an upload goes. If its origin does not answer, and
-// another member of its ring has a copy, the upload goes on there, where it may be shorter.
-func (c *Client) UploadOffset(ctx context.Context, id string) (int64, error) {
-	at, path, err := c.upload(id)
-	if err != nil {
-		return 0, err
-	}
-	off, err := c.offsetAt(ctx, at, id, path)
-	if !errdefs.IsUnavailable(err) {
-		return off, err
-	}
-	for o := range c.http.Turns(ctx, c.order(id), false) {
-		if o == at {
-			continue
-		}
-		if off, oerr := c.offsetAt(ctx, o, id, path); oerr == nil {
-			return off, nil
-		}
-	}
-	return 0, err // what others say is of no consequence: the upload's own origin may come back
-}
-
-// offsetAt asks one origin, which may send the question on to the one that has the upload.
-func (c *Client) offsetAt(ctx context.Context, o *httpclient.Server, id, path string) (int64, error) {
-	ctx, cancel := httpclient.Within(ctx, writeTimeout)
-	defer cancel()
-	resp, err := c.send(ctx, o, &httpclient.Request{Method: "HEAD", Path: path})
-	if err != nil {
-		return 0, err
-	}
-	resp.Body.Close()
-	off, err := c.readNumber(o, resp, HeaderOffset)
-	if err == nil {
-		c.found(id, o, resp.Request.URL)
-	}
-	return off, err
-}
-
-// found remembers where an upload is: at o, or at another origin whose URL an answer has.
-func (c *Client) found(id string, o *httpclient.Server, at *url.URL) {
-	if there := c.origins[at.Scheme+"://"+at.Host]; there != nil {
-		o = there
-	}
-	if tag, _, _ := strings.Cut(id, "-"); tag == tagOf(o) {
-		c.moved.Remove(id)
-	} else {
-		c.moved.Add(id, o)
-	}
-}
-
-// Commit ends an upload: its bytes become the blob d, which is as durable as the
-// origin is configured to promise when Commit returns. errdefs.ErrInvalidArgument if
-// they have another digest; the upload is still there then. It may be repeated.
-func (c *Client) Commit(ctx context.Context, id string, d digest.Digest) (Info, error) {
-	if err := CheckDigest(d); err != nil {
-		return Info{}, err
-	}
-	o, path, err := c.upload(id)
-	if err != nil {
-		return Info{}, err
-	}
-	path += "?" + url.Values{ParamDigest: {string(d)}}.Encode()
-	for {
-		info, done, err := c.commit(ctx, o, path)
-		if errdefs.IsUnavailable(err) {
-			if at, moved := c.elsewhere(ctx, id, o); moved {
-				o = at
-				continue
-			}
-		}
-		if done || err != nil {
-			return info, err
-		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-			return Info{}, fmt.Errorf("committing upload %s: %w", id, ctx.Err())
-		}
-	}
-}
-
-// elsewhere looks for an upload after its origin has failed.
-func (c *Client) elsewhere(ctx context.Context, id string, was *httpclient.Server) (at *httpclient.Server, moved bool) {
-	if _, err := c.UploadOffset(ctx, id); err != nil {
-		return nil, false
-	}
-	at, _, err := c.upload(id)
-	return at, err == nil && at != was
-}
-
-// commit asks for a commit; not done: the origin is at it still.
-func (c *Client) commit(ctx context.Context, o *httpclient.Server, path string) (_ Info, done bool, _ error) {
-	ctx, cancel := httpclient.Within(ctx, commitTimeout)
-	defer cancel()
-	resp, err := c.send(ctx, o, &httpclient.Request{Method: "PUT", Path: path})
-	if err != nil {
-		return Info{}, false, err
-	}
-	resp.Body.Close()
-	if resp.StatusCode == http.StatusAccepted {
-		return Info{}, false, nil
-	}
-	info, err := c.readInfo(o, resp)
-	return info, true, err
-}
-
-// Cancel removes an upload. It is no error if there is none.
-func (c *Client) Cancel(ctx context.Context, id string) error {
-	o, path, err := c.upload(id)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := httpclient.Within(ctx, writeTimeout)
-	defer cancel()
-	resp, err := c.send(ctx, o, &httpclient.Request{Method: "DELETE", Path: path})
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return resp.Body.Close()
-}
-
-// Delete removes a blob from a namespace, at every origin; when no namespace has
-// it any more, or none is given, from its backend too. It is no error if it is not
-// there.
+// Delete removes a blob from a namespace; when no namespace has it any more, or none is given,
+// from its backend too. It is no error if it is not there. Every origin that is alone has to do
+// it, and one member of each ring; the error says who did not.
 func (c *Client) Delete(ctx context.Context, ref Ref) error {
 	if err := check(ref); err != nil {
 		return err
 	}
-	var errs []error
-	for _, name := range c.names {
-		o := c.origins[name]
+	v := c.members.known(ctx)
+	var t tries
+	for o := range c.http.Turns(ctx, v.order(string(ref.Digest)), false) {
+		g := v.ring(o)
+		if t.done(g) {
+			continue
+		}
 		err := func() error {
 			ctx, cancel := httpclient.Within(ctx, writeTimeout)
 			defer cancel()
@@ -357,11 +165,18 @@ func (c *Client) Delete(ctx context.Context, ref Ref) error {
 			}
 			return resp.Body.Close()
 		}()
-		if err != nil && !errdefs.IsNotFound(err) {
-			errs = append(errs, err)
+		switch {
+		case err == nil || errdefs.IsNotFound(err):
+			t.settle(g)
+		case errdefs.IsUnavailable(err):
+			c.members.soon()
+			t.failed(o, g, err)
+		default: // nor would the others
+			t.settle(g)
+			t.failed(o, nil, err)
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(t.errs(), ctx.Err())
 }
 
 func check(ref Ref) error {
@@ -379,67 +194,106 @@ func blobPath(ref Ref) string {
 	return p
 }
 
-// upload returns the origin of an upload and the path that it has there.
-func (c *Client) upload(id string) (*httpclient.Server, string, error) {
-	tag, at, ok := strings.Cut(id, "-")
-	if !ok || CheckUploadID(at) != nil {
-		return nil, "", fmt.Errorf("%q is not the id of an upload: %w", shorten(id), errdefs.ErrInvalidArgument)
+// hopPath is blobPath for who is to answer by what it has itself.
+func hopPath(ref Ref) string {
+	q := url.Values{ParamHop: {"1"}}
+	if ref.Namespace != "" {
+		q.Set(ParamNamespace, ref.Namespace)
 	}
-	if o, ok := c.moved.Get(id); ok {
-		return o, PathUploads + "/" + at, nil
-	}
-	for _, o := range c.origins {
-		if tagOf(o) == tag {
-			return o, PathUploads + "/" + at, nil
-		}
-	}
-	return nil, "", fmt.Errorf("upload %s: its origin is none of %s: %w", id, strings.Join(c.names, ", "), errdefs.ErrNotFound)
+	return PathBlobs + "/" + string(ref.Digest) + "?" + q.Encode()
 }
 
 // order returns the origins in the order in which they are asked for key.
-func (c *Client) order(key string) []*httpclient.Server {
-	all := make([]*httpclient.Server, 0, len(c.names))
-	for _, name := range ring.Top(c.names, key, len(c.names)) {
-		all = append(all, c.origins[name])
-	}
-	return all
+func (c *Client) order(key string) []*httpclient.Server { return c.members.now().order(key) }
+
+// tries are the failures of one call.
+type tries struct {
+	settled []*group // rings that have answered for all their members
+	list    []try
 }
 
-// each calls ask with one origin after the other until one is not unavailable. It asks
-// none twice: what ask asks for may have been done although no answer came.
-func (c *Client) each(ctx context.Context, key string, ask func(*httpclient.Server) error) error {
+type try struct {
+	o   *httpclient.Server
+	g   *group
+	err error
+}
+
+func (t *tries) settle(g *group) {
+	if g != nil {
+		t.settled = append(t.settled, g)
+	}
+}
+
+func (t *tries) done(g *group) bool { return g != nil && slices.Contains(t.settled, g) }
+
+// failed notes the last failure of an origin.
+func (t *tries) failed(o *httpclient.Server, g *group, err error) {
+	i := slices.IndexFunc(t.list, func(f try) bool { return f.o == o })
+	if i < 0 {
+		t.list = append(t.list, try{o, g, err})
+	} else {
+		t.list[i] = try{o, g, err}
+	}
+}
+
+// errs joins the failures, but for those of rings that have answered all the same.
+func (t *tries) errs() error {
 	var errs []error
-	for o := range c.http.Turns(ctx, c.order(key), false) {
-		err := ask(o)
-		if err == nil || !errdefs.IsUnavailable(err) {
-			return err
+	for _, f := range t.list {
+		if !t.done(f.g) {
+			errs = append(errs, f.err)
 		}
-		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-// find is each for reading a blob, as often as it takes: that one origin does not have it
-// says nothing of the others. If one could not say, the blob is unavailable.
-func (c *Client) find(ctx context.Context, ref Ref, ask func(*httpclient.Server) error) error {
-	var missing, errs []error
-	for o := range c.http.Turns(ctx, c.order(string(ref.Digest)), true) {
-		err := ask(o)
+// find asks one origin after the other for a blob, as often as it takes. That one does not have it
+// says nothing of the others, unless it answers for all of its ring. If one could not say, the blob is
+// unavailable.
+//
+// An origin may send a request on to another one, which does not answer, as others would do, too, until
+// they have noticed. So from then on each member of that ring is asked for what it has itself: one
+// that has the blob is enough, and that one has not does not count.
+func (c *Client) find(ctx context.Context, ref Ref, ask func(o *httpclient.Server, path string) error) error {
+	v := c.members.now()
+	var t tries
+	var missing error
+	var vain *group // that has sent a request on in vain
+	for o := range c.http.Turns(ctx, v.order(string(ref.Digest)), true) {
+		g := v.ring(o)
+		if t.done(g) {
+			continue
+		}
+		path, alone := blobPath(ref), g != nil && g == vain
+		if alone {
+			path = hopPath(ref)
+		}
+		err := ask(o, path)
+		if err != nil && alone && !errdefs.IsDataLoss(err) {
+			err = fmt.Errorf("%v: %w", err, errdefs.ErrUnavailable)
+		}
 		switch {
 		case err == nil:
 			return nil
 		case errdefs.IsNotFound(err):
-			missing = append(missing, err)
-		case errdefs.IsUnavailable(err) || errdefs.IsDataLoss(err):
-			errs = append(errs, err)
-		default:
+			if missing == nil {
+				missing = err
+			}
+			t.settle(g)
+			continue
+		case !errdefs.IsUnavailable(err) && !errdefs.IsDataLoss(err):
 			return err
 		}
+		c.members.soon()
+		t.failed(o, g, err)
+		if _, sent := errors.AsType[*httpclient.SentOnError](err); sent {
+			vain = g
+		}
 	}
-	if len(errs) > 0 {
-		return c.http.LastRound(errs)
+	if err := errors.Join(t.errs(), ctx.Err()); err != nil {
+		return err
 	}
-	return missing[0]
+	return missing
 }
 
 // send makes a request and returns an answer that is not an error; its body is
@@ -455,15 +309,37 @@ func (c *Client) send(ctx context.Context, o *httpclient.Server, r *httpclient.R
 		text := fmt.Sprintf("%s %s: another origin has it: %s", r.Method, r.Path, shorten(resp.Header.Get("Location")))
 		return resp, httpclient.Refused("origin "+o.Base, text, errdefs.ErrUnavailable)
 	}
+	at := c.answered(o, resp)
 	class := ClassOf(resp.Header.Get(HeaderError))
-	if class == nil {
-		return nil, c.http.Stranger(o, r, fmt.Sprintf("status %d without an origin's answer", resp.StatusCode))
-	}
 	text := resp.Header.Get(HeaderReason)
-	if text == "" {
+	switch {
+	case class == nil:
+		err = c.http.Stranger(at, r, fmt.Sprintf("status %d without an origin's answer", resp.StatusCode))
+		resp = nil
+	case text == "":
 		text = r.Method + " " + r.Path + ": " + class.Error()
 	}
-	return resp, httpclient.Refused("origin "+o.Base, text[:min(len(text), MaxReason)], class)
+	if at != o && errdefs.IsNotFound(class) && resp.Request.URL.Query().Has(ParamHop) {
+		class = errdefs.ErrUnavailable // o thought that it was there, and nobody has looked elsewhere
+	}
+	if class != nil {
+		err = httpclient.Refused("origin "+at.Base, text[:min(len(text), MaxReason)], class)
+	}
+	if at != o {
+		err = fmt.Errorf("origin %s: %w", o.Base, &httpclient.SentOnError{To: at.Base, Err: err})
+	}
+	return resp, err
+}
+
+// answered returns who has answered a request: o, or to whom it has sent it on.
+func (c *Client) answered(o *httpclient.Server, resp *http.Response) *httpclient.Server {
+	if resp.Request.Response == nil { // there was no redirect
+		return o
+	}
+	if at, err := c.http.At(resp.Request.URL); err == nil {
+		return at
+	}
+	return o
 }
 
 func (c *Client) readInfo(o *httpclient.Server, resp *http.Response) (Info, error) {

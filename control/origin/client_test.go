@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -73,6 +74,7 @@ func serve(data []byte, cut func() int) http.HandlerFunc {
 	}
 }
 
+// newClient returns a client that does not ask who the origins are.
 func newClient(t *testing.T, fakes ...*fake) *Client {
 	t.Helper()
 	var cfg Config
@@ -84,6 +86,7 @@ func newClient(t *testing.T, fakes ...*fake) *Client {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
+	c.members.due.Store(math.MaxInt64)
 	return c
 }
 
@@ -293,7 +296,7 @@ func TestUploadsStayAtTheirOrigin(t *testing.T) {
 	if strings.Join(paths, "\n") != strings.Join(want, "\n") {
 		t.Errorf("requests:\n%s\nwant\n%s", strings.Join(paths, "\n"), strings.Join(want, "\n"))
 	}
-	other := newClient(t, newFake(t, refuse(errdefs.ErrInternal)))
+	other := newClient(t, newFake(t, refuse(errdefs.ErrNotFound)))
 	if _, err := other.UploadOffset(t.Context(), up); !errdefs.IsNotFound(err) {
 		t.Errorf("at another origin: %v", err)
 	}

@@ -19,6 +19,7 @@
 //
 // # Concurrency
 //
-// A Client is safe for concurrent use. It starts no goroutine of its own; each
-// call, and each Read of what Open returns, ends soon after its context.
+// A Client is safe for concurrent use. Each call, and each Read of what Open returns,
+// ends soon after its context. While it is being used, a Client asks origins now and then
+// who they are, in a goroutine that ends within seconds, or with Close.
 package origin

@@ -54,13 +54,9 @@ func (m *Member) Close() { m.c.Close() }
 
 // Stat is Client.Stat at this member, which answers from its own disk and its backends, and asks no other member.
 func (m *Member) Stat(ctx context.Context, ref Ref) (Info, error) {
-	q := url.Values{ParamHop: {"1"}}
-	if ref.Namespace != "" {
-		q.Set(ParamNamespace, ref.Namespace)
-	}
 	ctx, cancel := httpclient.Within(ctx, statTimeout)
 	defer cancel()
-	resp, err := m.c.send(ctx, m.o, &httpclient.Request{Method: "HEAD", Path: PathBlobs + "/" + string(ref.Digest) + "?" + q.Encode()})
+	resp, err := m.c.send(ctx, m.o, &httpclient.Request{Method: "HEAD", Path: hopPath(ref)})
 	if err != nil {
 		return Info{}, err
 	}

@@ -24,12 +24,8 @@ func (m *Member) Open(ctx context.Context, ref Ref, off, n int64) (io.ReadCloser
 	if off < 0 || n == 0 {
 		return nil, Info{}, fmt.Errorf("reading %d bytes of %s at %d: %w", n, ref, off, errdefs.ErrOutOfRange)
 	}
-	q := url.Values{ParamHop: {"1"}}
-	if ref.Namespace != "" {
-		q.Set(ParamNamespace, ref.Namespace)
-	}
-	r := &reader{c: m.c, ctx: ctx, ref: ref, off: off, n: n, once: true, path: PathBlobs + "/" + string(ref.Digest) + "?" + q.Encode()}
-	info, err := r.ask(m.o)
+	r := &reader{c: m.c, ctx: ctx, ref: ref, off: off, n: n, once: true}
+	info, err := r.ask(m.o, hopPath(ref))
 	if err != nil {
 		return nil, Info{}, err
 	}

@@ -21,10 +21,9 @@ type reader struct {
 	c       *Client
 	ctx     context.Context
 	ref     Ref
-	path    string // of the request; "": blobPath
-	once    bool   // it does not go on after a failure
-	off, n  int64  // what is still to be read; negative n: not known yet
-	size    int64  // of the blob, once known
+	once    bool  // it does not go on after a failure
+	off, n  int64 // what is still to be read; negative n: not known yet
+	size    int64 // of the blob, once known
 	o       *httpclient.Server
 	body    io.ReadCloser // nil: to be opened
 	resumes int
@@ -33,8 +32,8 @@ type reader struct {
 
 // open asks for the rest of the range.
 func (r *reader) open() (info Info, err error) {
-	err = r.c.find(r.ctx, r.ref, func(o *httpclient.Server) error {
-		info, err = r.ask(o)
+	err = r.c.find(r.ctx, r.ref, func(o *httpclient.Server, path string) error {
+		info, err = r.ask(o, path)
 		return err
 	})
 	return info, err
@@ -42,7 +41,7 @@ func (r *reader) open() (info Info, err error) {
 
 // ask asks one origin. The request's context ends when the reader is closed, or
 // nothing comes for too long.
-func (r *reader) ask(o *httpclient.Server) (info Info, err error) {
+func (r *reader) ask(o *httpclient.Server, path string) (info Info, err error) {
 	stall := httpclient.NewStall(r.ctx, stallTimeout)
 	defer func() {
 		if r.body == nil {
@@ -58,10 +57,6 @@ func (r *reader) ask(o *httpclient.Server) (info Info, err error) {
 	if r.off == 0 && r.n < 0 {
 		header = nil // the whole blob; an empty one has no range
 	}
-	path := r.path
-	if path == "" {
-		path = blobPath(r.ref)
-	}
 	resp, err := r.c.send(stall.Context(), o, &httpclient.Request{Method: "GET", Path: path, Header: header})
 	if errdefs.IsOutOfRange(err) && resp != nil {
 		// At its very end there is nothing, which is no error.
@@ -75,6 +70,7 @@ func (r *reader) ask(o *httpclient.Server) (info Info, err error) {
 	if err != nil {
 		return Info{}, err
 	}
+	o = r.c.answered(o, resp) // who is to blame from now on
 	if info, err = r.c.readInfo(o, resp); err == nil {
 		err = r.accept(o, resp, info)
 	}
@@ -142,6 +138,7 @@ func (r *reader) Read(p []byte) (int, error) {
 			err = io.ErrUnexpectedEOF
 		}
 		r.o.Failed()
+		r.c.members.soon()
 		if r.resumes++; r.once || r.resumes > maxResumes {
 			r.err = fmt.Errorf("origin %s: reading %s at %d: %w: %w", r.o.Base, r.ref, r.off, err, errdefs.ErrUnavailable)
 			return 0, r.err
