@@ -180,6 +180,12 @@ func (m *member) keep(b *batch) error {
 	return errors.Join(append(errs, m.ledger.commit(&b.keep))...)
 }
 
+// came notes that the push of bytes that came lately has come to the ring, which says from now on whether they stay.
+func (b *batch) came(d digest.Digest) {
+	b.m.fresh.drop(d)
+	b.then(func() { b.m.release(d) })
+}
+
 // release lets a blob go in a while, unless the ring needs it then. Bytes of a push under way stay.
 func (m *member) release(d digest.Digest) {
 	if m.ring.Pinned(d) || m.fresh.has[d] > 0 || m.bytes.PresenceOf(d) < content.Cached {
@@ -206,20 +212,20 @@ func (m *member) letGo(d digest.Digest) {
 	if m.ring.Pinned(d) {
 		return
 	}
-	err := m.bytes.Unpin(m.tasks.ctx, d)
-	e, gerr := m.ledger.get(d)
-	if err == nil && gerr == nil && !visible(e) {
-		if id, p := m.bytes.Find(d); p == content.Cached {
-			err = m.bytes.DropCached(id)
-		}
+	e, err := m.ledger.get(d)
+	if err == nil && !visible(e) {
+		err = drop(m.tasks.ctx, m.bytes, d)
+	} else {
+		err = errors.Join(err, m.bytes.Unpin(m.tasks.ctx, d))
 	}
-	logged(m.tasks.ctx, errors.Join(err, gerr), d, "cannot let a blob go")
+	logged(m.tasks.ctx, err, d, "cannot let a blob go")
 }
 
 // delays are blobs that may go after a while, the first first.
 type delays struct {
-	all []delayed
-	has map[digest.Digest]int // how often each is in all
+	all     []delayed
+	has     map[digest.Digest]int // how often each is in all, but for those that were dropped
+	dropped map[digest.Digest]int // how many of each in all, the first ones, are not waited for
 }
 
 type delayed struct {
@@ -229,10 +235,18 @@ type delayed struct {
 
 func (q *delays) add(d digest.Digest, after time.Duration) {
 	if q.has == nil {
-		q.has = map[digest.Digest]int{}
+		q.has, q.dropped = map[digest.Digest]int{}, map[digest.Digest]int{}
 	}
 	q.has[d]++
 	q.all = append(q.all, delayed{d, time.Now().Add(after)})
+}
+
+// drop takes a blob out once, if it is there.
+func (q *delays) drop(d digest.Digest) {
+	if q.has[d] > 0 {
+		less(q.has, d)
+		q.dropped[d]++
+	}
 }
 
 // next takes the first out if its time has come. One that is there again waits for that.
@@ -240,12 +254,22 @@ func (q *delays) next(now time.Time) (d digest.Digest, ok bool) {
 	for len(q.all) > 0 && !now.Before(q.all[0].at) {
 		d = q.all[0].d
 		q.all = q.all[1:]
-		if q.has[d]--; q.has[d] == 0 {
-			delete(q.has, d)
+		if q.dropped[d] > 0 {
+			less(q.dropped, d)
+		} else if less(q.has, d) {
 			return d, true
 		}
 	}
 	return "", false
+}
+
+// less counts one down, and reports whether none is left.
+func less(n map[digest.Digest]int, d digest.Digest) (none bool) {
+	if n[d]--; n[d] > 0 {
+		return false
+	}
+	delete(n, d)
+	return true
 }
 
 // perform does what the ring says once all that it has decided is durable.

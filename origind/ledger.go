@@ -151,6 +151,37 @@ func (l *ledger) begin(root, name string) error {
 	return l.keep(nil)
 }
 
+// dropUnknown drops blobs without a record of format 1, before those records are taken over: to the release that wrote them
+// such a blob was deleted, or not pushed yet. From now on it would be visible. Before and after that it does nothing.
+func dropUnknown(ctx context.Context, root string, bytes blobBytes) error {
+	old := filepath.Join(root, recordsDir)
+	if _, err := os.Lstat(old); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if _, err := os.Lstat(filepath.Join(root, ledgerDir, ringName)); !errors.Is(err, fs.ErrNotExist) {
+		return nil // openLedger says what is wrong
+	}
+	for d := range bytes.Whole() {
+		known, err := record.HasV1(old, d)
+		if err == nil && !known {
+			err = drop(ctx, bytes, d)
+		}
+		if err != nil {
+			return fmt.Errorf("blobs that an earlier release has deleted: %w", err)
+		}
+	}
+	return nil
+}
+
+// drop removes a blob's bytes, pinned or not.
+func drop(ctx context.Context, bytes blobBytes, d digest.Digest) error {
+	err := bytes.Unpin(ctx, d)
+	if id, p := bytes.Find(d); err == nil && p == content.Cached {
+		err = bytes.DropCached(id)
+	}
+	return err
+}
+
 // load reads the deletion log.
 func (l *ledger) load() error {
 	first, after := l.deletions.Bounds()

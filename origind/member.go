@@ -347,6 +347,7 @@ func (m *member) push(ctx context.Context, ev ringstate.EvPut) (copies int, err 
 			}
 		}
 		ev.ID, ev.Local = id, b.local(ev.Digest)
+		b.came(ev.Digest)
 		return &ev
 	})
 	switch {
@@ -473,6 +474,9 @@ func (m *member) asked(ctx context.Context, from string, incarnation uint64, q r
 			ev.Local = b.locals(q.Digests())
 		}
 		b.step(ev)
+		if r, ok := q.(*ringstate.Replica); ok && m.ring.Pinned(r.Digest) {
+			b.came(r.Digest)
+		}
 		b.then(func() { m.answer(id, ringstate.ActReply{}) }) // if there is no answer
 	})
 	a, err := wait(ctx, m, answer)

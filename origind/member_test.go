@@ -3,6 +3,7 @@ package origind
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -157,5 +158,69 @@ func TestDelays(t *testing.T) {
 	}
 	if len(went) != 2 || went[0] != "b" || went[1] != "a" || len(q.has) != 0 {
 		t.Errorf("%q went, %v are left", went, q.has)
+	}
+}
+
+// What a backend has is evictable at once, unless more of it came in a push that nobody has acknowledged yet.
+func TestWrittenIsLetGo(t *testing.T) {
+	s, ctx := newServer(t, testConfig(t, t.TempDir(), stores{"mem": &fetchertest.Memory{}}))
+	data, _ := testBlob(1000, 1)
+	d := s.upload(t, data)
+	s.upload(t, data)
+	for _, want := range []content.Presence{content.Pinned, content.Cached} {
+		if _, _, err := s.acknowledge(ctx, d, "mem/app", nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.member.written(ctx, d); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the ring does not need it any more", func() (ok bool) {
+			err := s.member.look(ctx, func(r *ringstate.Ring) { ok = !r.Pinned(d) })
+			return err == nil && ok
+		})
+		if err := s.member.look(ctx, func(*ringstate.Ring) {}); err != nil { // and what follows from that is done
+			t.Fatal(err)
+		}
+		if p := s.store.PresenceOf(d); p != want {
+			t.Errorf("it is %v, want %v", p, want)
+		}
+	}
+	if n := len(s.member.fresh.has); n != 0 {
+		t.Errorf("%d pushes are waited for", n)
+	}
+}
+
+// What a release before the ring has deleted, or did not have pushed yet, does not come back with this one.
+func TestEarlierDeletions(t *testing.T) {
+	cfg := testConfig(t, t.TempDir(), nil)
+	store, err := content.Open(t.Context(), content.Config{Root: cfg.Root, FreeFloor: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &holdings{store: store}
+	var all []digest.Digest
+	for i := range uint64(3) {
+		data, _ := testBlob(1000, i)
+		all = append(all, h.keep(t, data))
+	}
+	if err := errors.Join(store.Unpin(t.Context(), all[1]), store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	writeV1(t, filepath.Join(cfg.Root, recordsDir), &record.Entry{Record: &record.Record{
+		Digest: all[0], Size: 1000, Homes: []record.Home{lives("kept", "", false)},
+	}})
+	for _, start := range []string{"the first start", "the next one"} {
+		t.Run(start, func(t *testing.T) {
+			s, ctx := newServer(t, cfg)
+			for i, d := range all {
+				_, err := s.locator.locate(ctx, origin.Ref{Digest: d}, false)
+				if want := []string{"ok", "not_found", "not_found"}[i]; class(err) != want {
+					t.Errorf("blob %d: %v, want %s", i, err, want)
+				}
+			}
+			if n := len(s.store.Whole()); n != 1 {
+				t.Errorf("%d blobs are here", n)
+			}
+		})
 	}
 }

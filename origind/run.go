@@ -157,6 +157,9 @@ func openServer(ctx, work context.Context, cfg Config, id *identity.Source, list
 		}
 	}()
 	s.blobs = &holdings{store: s.store}
+	if err := dropUnknown(ctx, cfg.Root, s.store); err != nil {
+		return nil, err
+	}
 	if s.blobs.ledger, err = openLedger(cfg.Root, cfg.Node); err != nil {
 		return nil, err
 	}

@@ -23,6 +23,15 @@ func v1Path(dir string, d digest.Digest) string {
 	return filepath.Join(dir, d.Algorithm().String(), enc[:2], enc+".json")
 }
 
+// HasV1 reports whether there is a record of format 1 below dir for a blob.
+func HasV1(dir string, d digest.Digest) (bool, error) {
+	_, err := os.Lstat(v1Path(dir, d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 const migratedSuffix = ".migrated"
 
 // Migrate takes the records of format 1 below dir into the store, as the member by has them, and then removes them: only
