@@ -14,9 +14,15 @@ type compare struct {
 	running bool
 	began   Order // when it was begun
 	done    Order // when the last that was finished was begun; 0: none in this epoch
+	pause   int64 // until the next one, as long as something here is short
+	more    bool  // it has shown that the other has something
 	buckets []uint8
 	subs    []uint16
 }
+
+// compareSoon is the pause before the next comparison when one has failed, or has shown that copies arrive: who was given them
+// knows only by comparing that others have them, too. It doubles with each that shows nothing new.
+const compareSoon = 5e9
 
 // How much one ask is about, at most: some 80 KB of sums.
 const (
@@ -32,13 +38,16 @@ func (r *Ring) compareOn() {
 	for _, m := range r.owners {
 		c := &m.compared
 		again := int64(r.cfg.Exchange)
-		if c.done == 0 {
-			again = 5e9
+		switch {
+		case c.done == 0:
+			again = compareSoon
+		case r.under() > 0:
+			again = min(again, max(c.pause, compareSoon))
 		}
 		if m == r.me || c.running || !r.hears(m) || c.at != 0 && r.now-c.at < again {
 			continue
 		}
-		*c = compare{at: r.now, running: true, began: r.turn(), done: c.done}
+		*c = compare{at: r.now, running: true, began: r.turn(), done: c.done, pause: c.pause}
 		r.compareTop(m)
 	}
 }
@@ -128,7 +137,12 @@ func (r *Ring) compareBuckets(m *member) {
 func (r *Ring) compareSubs(m *member) {
 	todo := m.compared.subs
 	if len(todo) == 0 {
-		m.compared.running, m.compared.done = false, m.compared.began
+		c := &m.compared
+		c.running, c.done = false, c.began
+		c.pause = min(2*max(c.pause, compareSoon), int64(r.cfg.Exchange))
+		if c.more || r.under() == 0 {
+			c.pause = compareSoon
+		}
 		return
 	}
 	todo = todo[:min(len(todo), subsAtOnce)]
@@ -163,6 +177,7 @@ func (r *Ring) same(m *member, digest digest.Digest, b *blob, has bool) {
 	}
 	r.count(digest, b, -1)
 	if has {
+		m.compared.more = true
 		b.confirmed |= m.bit()
 		b.lacks &^= m.bit()
 	} else {

@@ -88,6 +88,20 @@ func TestOldAnswer(t *testing.T) {
 	}
 }
 
+// Who was given copies learns soon that the others have them, too, whenever the next exchange may be.
+func TestComparesSoon(t *testing.T) {
+	w := newWorld(t, 1, "a b c", Config{Exchange: 10 * time.Hour}).begin()
+	w.whole()
+	for i := range 20 {
+		w.mustPush("a", 3*i, team) // no backend has them
+	}
+	w.until(time.Minute, "a ring that is whole after pushes", func() bool { return w.settled() && w.oracle.proof() })
+	w.loseDisk("c")
+	w.node("c").start()
+	w.until(2*time.Minute, "a ring that is whole after a disk was lost", func() bool { return w.settled() && w.oracle.proof() })
+	w.end()
+}
+
 // A ring of one is an origin as it was before.
 func TestAlone(t *testing.T) {
 	w := newWorld(t, 1, "a", Config{MinReplicas: 1, Replicas: 1}).begin()

@@ -51,7 +51,7 @@ func (r *Ring) Proof() (whole bool, at Order, why []string) {
 		case s.Under > 0:
 			add("%d blobs at %s are not known to be where they should be", s.Under, m.name)
 		case s.Exchanged <= latest:
-			add("%s has not compared with all others since", m.name)
+			add("%s has not compared with all others yet", m.name)
 		}
 		at = min(at, s.Order)
 	}
