@@ -516,3 +516,26 @@ namespaces = ["a("]
 		t.Errorf("%v\n%s", err, out.String())
 	}
 }
+
+// Members of a ring are told where this one is.
+func TestRingAddress(t *testing.T) {
+	for _, tt := range []struct {
+		name, self, listen, address string
+		members                     []string
+		ok                          bool
+	}{
+		{"alone", "a", ":1", "", nil, true},
+		{"by name", "a", ":1", "", []string{"a=10.0.0.1:1", "dns+o:1"}, true},
+		{"another's name", "b", ":1", "", []string{"a=10.0.0.1:1", "dns+o:1"}, false},
+		{"a name that is not known yet", "", ":1", "", []string{"a=10.0.0.1:1", "dns+o:1"}, true},
+		{"no name", "", "[::]:1", "", []string{"dns+o:1"}, false},
+		{"by listen", "b", "10.0.0.2:1", "", []string{"dns+o:1"}, true},
+		{"by address", "b", "0.0.0.0:1", "10.0.0.2:1", []string{"dns+o:1"}, true},
+	} {
+		cfg := DefaultConfig()
+		cfg.Insecure, cfg.Node, cfg.Listen, cfg.Ring.Address, cfg.Ring.Members = true, tt.self, tt.listen, tt.address, tt.members
+		if err := cfg.Validate(); (err == nil) != tt.ok || err != nil && !strings.HasPrefix(err.Error(), "ring.address: ") {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}

@@ -203,6 +203,9 @@ func (c *Config) Validate() error {
 		}
 	}
 	errs = append(errs, c.Ring.check()...)
+	if err := c.Ring.checkAddress(c.Node, c.Listen); err != nil && c.Listener == nil {
+		errs = append(errs, err)
+	}
 	errs = append(errs, backends.Check(c.Backends, "backend")...)
 	return errors.Join(errs...)
 }

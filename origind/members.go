@@ -22,9 +22,9 @@ func (s *server) runMembers(ctx context.Context) {
 	t := time.NewTicker(lookEvery)
 	defer t.Stop()
 	for {
-		for _, l := range s.cfg.Ring.list() {
-			if l.name == "" {
-				s.lookUp(ctx, l.addr, asked)
+		for _, l := range s.cfg.Ring.List() {
+			if l.Name == "" {
+				s.lookUp(ctx, l.Address, asked)
 			}
 		}
 		if is := s.isFull(); is != full {

@@ -42,9 +42,9 @@ func newPeers(cfg Config, self string, incarnation uint64, id *identity.Source) 
 	if id != nil {
 		p.tls = id.ClientTLS(identity.RoleOrigin)
 	}
-	for _, m := range cfg.Ring.list() {
-		if m.name != "" && m.name != self {
-			if err := p.place(m.name, m.addr, true); err != nil {
+	for _, m := range cfg.Ring.List() {
+		if m.Name != "" && m.Name != self {
+			if err := p.place(m.Name, m.Address, true); err != nil {
 				p.close()
 				return nil, err
 			}

@@ -14,19 +14,19 @@ import (
 
 // RingConfig is Config.Ring.
 type RingConfig struct {
-	Members []string `toml:"members" comment:"All members, this one may be among them: name=host:port, the name as its certificate has it, or dns+host:port for all addresses of a name. Names that were once learnt stay until \"capelin origin ring rm\" or a drain. Empty: this origin is alone."`
-	Address string   `toml:"address" comment:"host:port of the API, as the other members and clients are told it. Empty: the one that members has, or listen."`
+	Members []string `toml:"members" comment:"All members, this one too, written the same at all of them: name=host:port (the name that its certificate has, or node; its listen), or dns+host:port for whoever answers at the addresses of a name. An origin stays a member, although it is taken out here, until it was drained, or until \"capelin origin ring rm\". Empty: this origin is alone."`
+	Address string   `toml:"address" comment:"host:port at which the other members and clients reach this one's API. Empty: what members says of it, or else listen."`
 
-	Replicas    int `toml:"replicas" comment:"How many members keep a blob that is in no backend (yet). The same at all members."`
-	MinReplicas int `toml:"min_replicas" comment:"How many of them have it before a push is acknowledged. The same at all members. With as many members as that, pushes wait while one restarts."`
+	Replicas    int `toml:"replicas" comment:"How many members keep each blob that no backend has (yet). The same at all members."`
+	MinReplicas int `toml:"min_replicas" comment:"How many members have a blob on disk before its push is acknowledged. With 2, any one of them can be lost at once. The same at all members. With no more members than that, pushes wait whenever one restarts."`
 
 	Probe    config.Duration `toml:"probe" comment:"How often each member asks each other one how it is."`
-	Down     config.Duration `toml:"down" comment:"A member of which nobody has heard for so long is down: what has too few copies without it is copied."`
-	Gone     config.Duration `toml:"gone" comment:"After so long others keep what it kept."`
-	Exchange config.Duration `toml:"exchange" comment:"How often members compare what they keep."`
+	Down     config.Duration `toml:"down" comment:"When nobody has heard of a member for so long it is down, and others copy what has fewer than min_replicas copies without it."`
+	Gone     config.Duration `toml:"gone" comment:"When nobody has heard of it for so long others take its place for good: all that it kept is copied. What takes less time, such as a restart, copies next to nothing."`
+	Exchange config.Duration `toml:"exchange" comment:"How often members compare what they keep, beside each change among them."`
 
 	RepairRate     config.Rate `toml:"repair_rate" comment:"At which this member copies blobs from others, all together. 0: no limit."`
-	RepairParallel int         `toml:"repair_parallel" comment:"How many blobs it copies at once; four times as many of those that have too few copies."`
+	RepairParallel int         `toml:"repair_parallel" comment:"How many blobs it copies at once; four times as many of those that have fewer than min_replicas copies."`
 	Scrub          config.Rate `toml:"scrub" comment:"At which what is kept is read again and compared with its digests; what is wrong is replaced from other members. 0: not at all."`
 }
 
@@ -38,27 +38,27 @@ func defaultRing() RingConfig {
 	}
 }
 
-// listedMember is one of RingConfig.Members.
-type listedMember struct {
-	name string // "": all that addr, a name of the DNS, has
-	addr string
+// RingMember is one of RingConfig.Members.
+type RingMember struct {
+	Name    string // "": all that Address, a name of the DNS, has
+	Address string // host:port, or http(s)://host:port
 }
 
-// list returns the members that are configured.
-func (c *RingConfig) list() (all []listedMember) {
+// List returns the members that are configured, as far as c is valid.
+func (c *RingConfig) List() (all []RingMember) {
 	for _, text := range c.Members {
 		name, addr, ok := strings.Cut(text, "=")
 		if !ok {
 			name, addr = "", strings.TrimPrefix(text, "dns+")
 		}
-		all = append(all, listedMember{name, addr})
+		all = append(all, RingMember{name, addr})
 	}
 	return all
 }
 
-// static reports whether all members are named.
-func (c *RingConfig) static() bool {
-	return !slices.ContainsFunc(c.list(), func(m listedMember) bool { return m.name == "" })
+// Static reports whether all members are named.
+func (c *RingConfig) Static() bool {
+	return !slices.ContainsFunc(c.List(), func(m RingMember) bool { return m.Name == "" })
 }
 
 // check returns all that is wrong with c, by key.
@@ -134,12 +134,28 @@ func (c *RingConfig) address(self, listen string) string {
 	if c.Address != "" {
 		return c.Address
 	}
-	for _, m := range c.list() {
-		if m.name == self {
-			return m.addr
+	for _, m := range c.List() {
+		if m.Name == self {
+			return m.Address
 		}
 	}
 	return listen
+}
+
+// checkAddress reports that others would be told an address of this member at which they cannot reach it; self is its name, "" if
+// that is not known yet.
+func (c *RingConfig) checkAddress(self, listen string) error {
+	host, _, err := net.SplitHostPort(listen)
+	if c.alone() || c.Address != "" || err != nil || !unspecified(host) {
+		return nil
+	}
+	for _, m := range c.List() {
+		if m.Name != "" && (m.Name == self || self == "") { // that may be this one
+			return nil
+		}
+	}
+	return config.Invalid("ring.address", "must be set, because ring.members does not say where this origin is, and listen (%s) is no address "+
+		"that others could connect to", listen)
 }
 
 // ringState is what the ring is told of the configuration.
@@ -153,9 +169,9 @@ func (c *Config) ringState(incarnation uint64, listen string) ringstate.Config {
 		Standby: c.Queue.Standby.D(), Retry: c.Queue.Backoff.D(), RetryMax: c.Queue.Max.D(), Parallel: r.RepairParallel,
 		Push: commitWait,
 	}
-	for _, m := range r.list() {
-		if m.name != "" {
-			cfg.Members = append(cfg.Members, m.name)
+	for _, m := range r.List() {
+		if m.Name != "" {
+			cfg.Members = append(cfg.Members, m.Name)
 		}
 	}
 	return cfg

@@ -39,6 +39,9 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 		cfg.Node = name
+		if err := cfg.Ring.checkAddress(name, cfg.Listen); err != nil && cfg.Listener == nil {
+			return err
+		}
 		if cfg.Stores == nil && len(cfg.Backends) > 0 {
 			set, err := backends.OpenSet(cfg.Backends)
 			if err != nil {
@@ -71,7 +74,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 		s.metrics.watch(s, node)
-		if n := len(cfg.Ring.list()); n > 0 && n <= cfg.Ring.MinReplicas && cfg.Ring.static() {
+		if n := len(cfg.Ring.List()); n > 0 && n <= cfg.Ring.MinReplicas && cfg.Ring.Static() {
 			log.G(ctx).WithField("members", n).WithField("min_replicas", cfg.Ring.MinReplicas).
 				Warn("with as many members as ring.min_replicas, pushes wait while one of them is away")
 		}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containerd/log"
 
@@ -41,6 +43,8 @@ func (serverConfig) Notes() map[string]string {
 		"metrics": "Shows all roles but those that have an address of their own; /readyz speaks for all.",
 		"identity": "The certificate needs the roles tracker, origin, index and gateway: \"capelin ca issue --role " +
 			"tracker,origin,index,gateway --name NAME --host ADDRESS\".",
+		"origin.ring.members": "Servers that are one ring need this key, the same on all of them, and gateway.indexes or index.storage. " +
+			"What else is empty follows from it: name from address, origin.trackers (port 7470 of each), index.origins and gateway.origins.",
 	}
 	for _, r := range new(serverConfig).roles() {
 		for _, key := range []string{"log_level", "log_format"} { // the process has one log
@@ -117,12 +121,71 @@ func (c *serverConfig) derived() []derived[string] {
 
 // references are how the roles find each other, when all addresses are known.
 func (c *serverConfig) references() []derived[[]string] {
+	trackers, origins := c.ring()
 	return []derived[[]string]{
-		{"origin.trackers", &c.Origin.Trackers, "tracker.listen", []string{c.Tracker.Listen}},
-		{"index.origins", &c.Index.Origins, "origin.listen", []string{c.Origin.Listen}},
-		{"gateway.origins", &c.Gateway.Origins, "origin.listen", []string{c.Origin.Listen}},
-		{"gateway.indexes", &c.Gateway.Indexes, "index.listen", []string{c.Index.Listen}},
+		{"origin.trackers", &c.Origin.Trackers, "tracker.listen", trackers},
+		{"index.origins", &c.Index.Origins, "origin.listen", origins},
+		{"gateway.origins", &c.Gateway.Origins, "origin.listen", origins},
+		{"gateway.indexes", &c.Gateway.Indexes, "index.listen", []string{c.reached(c.Index.Listen)}},
 	}
+}
+
+// ring returns the trackers and origins of all servers whose origins are one ring: this one's, and those of the other members, which
+// have their trackers on this one's port.
+func (c *serverConfig) ring() (trackers, origins []string) {
+	_, port, _ := net.SplitHostPort(c.Tracker.Listen)
+	for _, m := range c.Origin.Ring.List() {
+		tracker := net.JoinHostPort(hostOf(m), port)
+		if m.Name == "" {
+			tracker = "dns+" + tracker
+		}
+		trackers, origins = append(trackers, tracker), append(origins, m.Address)
+	}
+	if !c.listed() {
+		trackers = append([]string{c.reached(c.Tracker.Listen)}, trackers...)
+		origins = append([]string{c.reached(c.Origin.Listen)}, origins...)
+	}
+	return trackers, origins
+}
+
+// reached returns where others reach what listens on an address, host:port.
+func (c *serverConfig) reached(listen string) string {
+	host, port, err := net.SplitHostPort(listen)
+	if ip, _ := netip.ParseAddr(host); err == nil && (host == "" || ip.IsUnspecified()) {
+		return net.JoinHostPort(c.Address, port)
+	}
+	return listen
+}
+
+// hostOf returns where a member is; "" if its address is none, as the origin's Validate says.
+func hostOf(m origind.RingMember) string {
+	addr := m.Address
+	if _, after, ok := strings.Cut(addr, "://"); ok {
+		addr = after
+	}
+	host, _, _ := net.SplitHostPort(addr)
+	return host
+}
+
+// memberAt returns the name of the member of the ring that is on this machine, as far as its configuration says.
+func (c *serverConfig) memberAt() string {
+	for _, m := range c.Origin.Ring.List() {
+		if hostOf(m) == c.Address {
+			return m.Name
+		}
+	}
+	return ""
+}
+
+// listed reports whether the members of the ring name this server's origin.
+func (c *serverConfig) listed() bool {
+	return slices.ContainsFunc(c.Origin.Ring.List(), func(m origind.RingMember) bool { return m.Name != "" && m.Name == c.Origin.Node })
+}
+
+// several reports whether there are other servers, as far as the configuration says.
+func (c *serverConfig) several() bool {
+	all := c.Origin.Ring.List()
+	return len(all) > 1 || len(all) == 1 && all[0].Name == ""
 }
 
 // fill returns c with the roles' tables complete, and from which key each follows that
@@ -133,6 +196,12 @@ func (c serverConfig) fill() (full serverConfig, from map[string]string) {
 		if *d.at == "" {
 			*d.at, from[d.key] = d.value, d.from
 		}
+	}
+	if c.Origin.Node == "" {
+		c.Origin.Node = c.memberAt()
+	}
+	if r := &c.Origin.Ring; r.Address == "" && len(r.Members) > 0 && c.reached(c.Origin.Listen) != c.Origin.Listen && !c.listed() {
+		r.Address, from["origin.ring.address"] = c.reached(c.Origin.Listen), "origin.listen"
 	}
 	for _, d := range c.references() {
 		if len(*d.at) == 0 {
@@ -204,11 +273,18 @@ func (c *serverConfig) Validate() error {
 			bad(r.name+".pprof", "is served on loopback only, and %s.metrics is %q", r.name, m)
 		}
 	}
+	if c.several() && len(c.Gateway.Indexes) == 0 && c.Index.Storage.File.Path == "" {
+		bad("gateway.indexes", "must be set, because there are several servers (origin.ring.members) and each one's index has tags of its "+
+			"own: name one server's index here, the same on all of them, such as %q", net.JoinHostPort(c.Address, "7490"))
+	}
+	full, from := c.fill()
+	if len(full.Origin.Ring.Members) > 0 && full.Origin.Ring.Static() && !full.listed() {
+		bad("origin.ring.members", "has no member at address, which is %q: write the one in both, or this server's name as members has it", c.Address)
+	}
 	told := map[string]bool{}
 	for _, err := range errs {
 		told[config.KeyOf(err)] = true
 	}
-	full, from := c.fill()
 	for _, r := range full.roles() {
 		for _, err := range config.Renamed(r.config.Validate(), func(key string) string { return r.name + "." + key }) {
 			key := config.KeyOf(err)

@@ -188,6 +188,51 @@ func TestServerMetricsOfARole(t *testing.T) {
 	}
 }
 
+// One key makes servers a ring, the same on all of them: what else they need to know of each other follows from it.
+func TestServerRing(t *testing.T) {
+	const members = `[origin.ring]
+members = ["a=10.0.0.1:7480", "b=http://10.0.0.2:7480", "c=10.0.0.3:7480"]
+[gateway]
+indexes = ["10.0.0.1:7490"]
+`
+	for _, tt := range []struct {
+		name, doc                string
+		node                     string
+		trackers, origins, index string
+	}{
+		{"alone", "", "", "127.0.0.1:7470", "127.0.0.1:7480", "127.0.0.1:7490"},
+		{"the second", "address = \"10.0.0.2\"\n" + members, "b",
+			"10.0.0.1:7470 10.0.0.2:7470 10.0.0.3:7470", "10.0.0.1:7480 http://10.0.0.2:7480 10.0.0.3:7480", "10.0.0.1:7490"},
+		{"by its name", "address = \"c.example\"\nname = \"c\"\n" + members, "c",
+			"10.0.0.1:7470 10.0.0.2:7470 10.0.0.3:7470", "10.0.0.1:7480 http://10.0.0.2:7480 10.0.0.3:7480", "10.0.0.1:7490"},
+		{"another port", "address = \"10.0.0.1\"\ntracker.listen = \"10.0.0.1:7770\"\n" + members, "a",
+			"10.0.0.1:7770 10.0.0.2:7770 10.0.0.3:7770", "10.0.0.1:7480 http://10.0.0.2:7480 10.0.0.3:7480", "10.0.0.1:7490"},
+		{"a name of the DNS, and shared tags", "address = \"10.0.0.1\"\norigin.ring.members = [\"dns+o.example:7480\"]\n" +
+			"index.storage.file.path = \"/shared\"", "",
+			"10.0.0.1:7470 dns+o.example:7470", "10.0.0.1:7480 o.example:7480", "10.0.0.1:7490"},
+		{"on all addresses", "address = \"10.0.0.1\"\norigin.listen = \":7480\"\ntracker.listen = \"[::]:7470\"\n" +
+			"index.listen = \"0.0.0.0:7490\"\nindex.storage.file.path = \"/shared\"\norigin.ring.members = [\"dns+o.example:7480\"]", "",
+			"10.0.0.1:7470 dns+o.example:7470", "10.0.0.1:7480 o.example:7480", "10.0.0.1:7490"},
+		{"what is written stays", "address = \"10.0.0.1\"\n" + members +
+			"origins = [\"o:1\"]\n[origin]\ntrackers = [\"t:1\"]\n[index]\norigins = [\"o:1\"]",
+			"a", "t:1", "o:1", "10.0.0.1:7490"},
+	} {
+		c := defaultServerConfig()
+		if err := config.Parse("F", []byte("insecure = true\n"+tt.doc), &c); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		full, _ := c.fill()
+		got := []string{full.Origin.Node}
+		for _, l := range [][]string{full.Origin.Trackers, full.Index.Origins, full.Gateway.Origins, full.Gateway.Indexes} {
+			got = append(got, strings.Join(l, " "))
+		}
+		if want := []string{tt.node, tt.trackers, tt.origins, tt.origins, tt.index}; !slices.Equal(got, want) {
+			t.Errorf("%s: name, trackers, index's and gateway's origins, index:\n%q\nwant\n%q", tt.name, got, want)
+		}
+	}
+}
+
 // Errors name the keys that somebody wrote.
 func TestServerConfigErrors(t *testing.T) {
 	for _, tt := range []struct{ name, doc, want string }{
@@ -222,6 +267,13 @@ func TestServerConfigErrors(t *testing.T) {
 			`F:3:1: gateway.pprof: is served on loopback only, and gateway.metrics is ":7501"`},
 		{"a role on the server's port", "metrics = \"127.0.0.1:7501\"\n[gateway]\nmetrics = \"0.0.0.0:7501\"",
 			`F:3:1: gateway.metrics: "0.0.0.0:7501" and metrics, "127.0.0.1:7501", are on one port`},
+		{"several servers, each with tags of its own", "[origin.ring]\nmembers = [\"a=127.0.0.1:7480\", \"b=127.0.0.2:7480\"]",
+			"F: gateway.indexes: must be set, because there are several servers (origin.ring.members)"},
+		{"a ring of others", "[origin.ring]\nmembers = [\"a=127.0.0.2:7480\"]\n",
+			`F:2:1: origin.ring.members: has no member at address, which is "127.0.0.1"`},
+		{"a ring of itself", "[origin.ring]\nmembers = [\"a=127.0.0.1:7480\"]\n", "<nil>"},
+		{"a member without a name", "[origin.ring]\nmembers = [\"127.0.0.1:7480\"]\n[gateway]\nindexes = [\"i:1\"]",
+			`F:2:1: origin.ring.members: "127.0.0.1:7480" is neither name=host:port nor dns+host:port`},
 		{"a role on the server's address", "pprof = false\n[gateway]\nmetrics = \"127.0.0.1:7501\"\npprof = true", "<nil>"},
 	} {
 		c := defaultServerConfig()
