@@ -269,8 +269,8 @@ func (c *Client) find(ctx context.Context, ref Ref, ask func(o *httpclient.Serve
 			path = hopPath(ref)
 		}
 		err := ask(o, path)
-		if err != nil && alone && !errdefs.IsDataLoss(err) {
-			err = fmt.Errorf("%v: %w", err, errdefs.ErrUnavailable)
+		if err != nil && alone && !errdefs.IsDataLoss(err) && !errdefs.IsOutOfRange(err) {
+			err = fmt.Errorf("%s: %w", err.Error(), errdefs.ErrUnavailable) // and nothing else any more
 		}
 		switch {
 		case err == nil:
@@ -285,6 +285,10 @@ func (c *Client) find(ctx context.Context, ref Ref, ask func(o *httpclient.Serve
 			return err
 		}
 		c.members.soon()
+		if errdefs.IsDataLoss(err) {
+			t.failed(o, nil, err) // whatever others say
+			continue
+		}
 		t.failed(o, g, err)
 		if _, sent := errors.AsType[*httpclient.SentOnError](err); sent {
 			vain = g

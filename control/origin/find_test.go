@@ -32,7 +32,7 @@ func TestMisses(t *testing.T) {
 		{"what was a ring long ago", three, learnValid, nil, 3, errdefs.ErrNotFound},
 		{"one cannot say, and another one can", three, 0, map[string]http.HandlerFunc{"1": down}, 2, errdefs.ErrNotFound},
 		{"nobody can say", three, 0, map[string]http.HandlerFunc{"1": down, "2": down, "3": down}, 3, errdefs.ErrUnavailable},
-		{"one has other bytes", three, 0, map[string]http.HandlerFunc{"1": refuse(errdefs.ErrDataLoss)}, 2, errdefs.ErrNotFound},
+		{"one has other bytes", three, 0, map[string]http.HandlerFunc{"1": refuse(errdefs.ErrDataLoss)}, 2, errdefs.ErrDataLoss},
 		{"of many one cannot say", "", 0, map[string]http.HandlerFunc{"2": down}, 3, errdefs.ErrUnavailable},
 		{"one refuses", three, 0, map[string]http.HandlerFunc{"1": refuse(errdefs.ErrPermissionDenied)}, 1, errdefs.ErrPermissionDenied},
 	} {
@@ -97,6 +97,18 @@ func TestMissesOfSeveralRings(t *testing.T) {
 		holder = "z"
 		if _, err := c.Stat(t.Context(), ref); err != nil {
 			t.Errorf("it is at the one that is alone: %v", err)
+		}
+	})
+}
+
+// If nobody is there, all are asked again, and the error names each of them once.
+func TestNobodyIsThere(t *testing.T) {
+	inTown(t, "", func(t *testing.T, o *town) {
+		c := o.client(false, "a", "b")
+		defer c.Close()
+		_, err := c.Stat(t.Context(), ref)
+		if !errdefs.IsUnavailable(err) || strings.Count(err.Error(), "http://a:1") != 1 || strings.Count(err.Error(), "http://b:1") != 1 {
+			t.Errorf("got %v", err)
 		}
 	})
 }
@@ -256,6 +268,14 @@ func TestSentOn(t *testing.T) {
 		if got, err := read(c, 10, 10); !errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) || !strings.Contains(err.Error(), third) {
 			t.Errorf("%q, %v, want that %s is missing", got, err, third)
 		}
+		o.took()
+
+		// But that it is no longer than that does.
+		restart(second, refuse(errdefs.ErrOutOfRange))
+		if _, err := read(c, 10, 10); !errdefs.IsOutOfRange(err) {
+			t.Errorf("%v, want that it is out of range", err)
+		}
+		restart(second, refuse(errdefs.ErrNotFound))
 		o.took()
 
 		// Nor that the one that it was sent on to does not have it.

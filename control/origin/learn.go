@@ -16,12 +16,13 @@ import (
 // When origins are asked who they are.
 const (
 	learnEvery  = time.Minute
-	learnSoon   = time.Second     // after a failure: not more often
-	learnWithin = 3 * time.Second // each
-	learnWait   = 5 * time.Second // of a caller who has to know
-	learnValid  = 3 * learnEvery  // so long a member of a ring is believed to answer for all
-	maxStatus   = 1 << 20         // bytes of an answer
-	maxMembers  = 256             // in it
+	learnOften  = 10 * time.Second // while some are not up
+	learnSoon   = time.Second      // after a failure: not more often
+	learnWithin = 3 * time.Second  // each
+	learnWait   = 5 * time.Second  // of a caller who has to know
+	learnValid  = 3 * learnEvery   // so long a member of a ring is believed to answer for all
+	maxStatus   = 1 << 20          // bytes of an answer
+	maxMembers  = 256              // in it
 )
 
 // members finds out who the origins are, in the background: no request waits for it but those that
@@ -122,8 +123,11 @@ func (m *members) begin() <-chan struct{} {
 		defer m.mu.Unlock()
 		m.ended = time.Now()
 		next := learnEvery
-		if !answered {
+		switch {
+		case !answered:
 			next = 5 * learnSoon
+		case m.view.Load().changes:
+			next = learnOften
 		}
 		m.due.Store(m.ended.Add(next).UnixNano())
 		m.running = nil

@@ -61,6 +61,18 @@ func TestLearning(t *testing.T) {
 		stat()
 		want("and with one", "a:1 b:1")
 
+		o.setRing("a up, b starting, c up")
+		time.Sleep(learnEvery)
+		stat()
+		want("one starts", "a:1 b:1")
+		time.Sleep(learnOften)
+		o.setRing(three)
+		stat()
+		want("ten seconds later", "a:1 b:1")
+		time.Sleep(learnOften)
+		stat()
+		want("when it is up", "")
+
 		o.stop("b")
 		for range 100 {
 			if _, err := c.Stat(t.Context(), ref); err != nil {

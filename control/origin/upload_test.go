@@ -143,6 +143,20 @@ func TestUploadsAreFound(t *testing.T) {
 		if got := o.took(); !strings.HasPrefix(got, "new: PATCH") {
 			t.Errorf("asked are %s", got)
 		}
+		// And back to the one that its id names.
+		own := tagOf(o.server(c, "a")) + "-" + uploadID
+		for _, knows = range []string{"c", "a"} {
+			if err := tests["HEAD"](c, own); err != nil {
+				t.Error(err)
+			}
+			o.took()
+			if err := tests["PATCH"](c, own); err != nil {
+				t.Error(err)
+			}
+			if got := o.took(); !strings.HasPrefix(got, knows+": PATCH") {
+				t.Errorf("asked are %s, want %s", got, knows)
+			}
+		}
 		knows = ""
 		nowhere := tagOf(old.http.Servers()[0]) + "-" + strings.Repeat("cd", 16)
 		if _, err := c.UploadOffset(t.Context(), nowhere); !errdefs.IsNotFound(err) {

@@ -21,6 +21,7 @@ type view struct {
 	rings   map[*httpclient.Server]*group
 	tags    map[string]*httpclient.Server // by what ids of uploads begin with
 	n       int                           // of all that are asked
+	changes bool                          // some are not up, and may be soon
 	all     map[*httpclient.Server]bool   // those that are not, too
 }
 
@@ -148,6 +149,7 @@ func newView(h *httpclient.Client, told map[*httpclient.Server]*said) *view {
 		}
 	}
 	v.n += len(v.last)
+	v.changes = len(k.classes[classSoon])+len(k.classes[classDown]) > 0
 	v.all = k.used
 	for s := range k.used {
 		tag := tagOf(s)

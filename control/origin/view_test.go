@@ -89,6 +89,10 @@ func TestViews(t *testing.T) {
 			"all on this machine", "127.0.0.1:1", []string{"127.0.0.1:1 = a: a up, b@127.0.0.1:2 up"},
 			"a@127.0.0.1:1 b@127.0.0.1:2", "", "127.0.0.1:1 127.0.0.1:2",
 		},
+		{
+			"by TLS", "https://a:1", []string{"https://a:1 = a: a up, b up, c@http://c:1 up"},
+			"a@https://a:1 b@https://b:1", "", "https://a:1 https://b:1",
+		},
 		{"another one has its address now", "a:1 b:1", []string{"a:1 = a: a up, c@b:1 up", "b:1 = b: b up"}, "a b", "", "a:1"},
 		{"what was long ago", "a:1 b:1", []string{"b:1 = was b: b up, old up", "a:1 = a: a up, b up"}, "a b", "", "a:1 b:1"},
 		{
