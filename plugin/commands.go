@@ -230,7 +230,11 @@ func (c *commands) lookAfter(b *preheated, priority int, now time.Time) error {
 		return errors.New("too many other blobs are fetched, or the agent is not connected")
 	}
 	c.fetches.Prefetch(b.id, priority)
+	before := b.fetch
 	b.fetch = c.fetches.Follow(b.id)
+	if before != nil { // it may have failed since the look above, and this be another one
+		return before().Failed
+	}
 	return nil
 }
 

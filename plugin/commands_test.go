@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -171,6 +172,22 @@ func TestPreheatFails(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A fetch that fails between two looks at it, and has made room for another one, has failed.
+func TestPreheatFailsBetweenLooks(t *testing.T) {
+	withCommands(t, nil, func(w *fetchtest.World, o *operator) {
+		looks := 0
+		b := &preheated{id: w.ID, since: time.Now(), fetch: func() (st fetch.Status) {
+			if looks++; looks > 1 {
+				st.Failed = fetchtest.ErrFull
+			}
+			return st
+		}}
+		if err := o.c.lookAfter(b, 0, time.Now()); !errors.Is(err, fetchtest.ErrFull) {
+			w.Errorf("%v, want %v", err, fetchtest.ErrFull)
+		}
+	})
 }
 
 func TestDropCommand(t *testing.T) {

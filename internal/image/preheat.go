@@ -35,6 +35,9 @@ type Preheated struct {
 // the result. If no node matches r, that is an error.
 func Preheat(ctx context.Context, t Preheater, blobs []piece.ID, r tracker.PreheatRequest, told func(Preheated)) (Preheated, error) {
 	p := Preheated{Blobs: len(blobs), Failed: map[string]string{}}
+	if len(blobs) == 0 {
+		return p, errors.New("the image has no blob that nodes could fetch")
+	}
 	for portion := range slices.Chunk(blobs, trackerpb.MaxBatch) {
 		r.Blobs = portion
 		before := p
