@@ -3,7 +3,6 @@ package plugin
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -147,22 +146,27 @@ func (c *Config) Validate() error {
 	if c.UnpackLayers < 1 || c.UnpackLayers > 64 {
 		bad("unpack_layers", "%d is not 1 to 64", c.UnpackLayers)
 	}
-	if len(c.Node) > 253 {
-		bad("node", "%q has more than 253 bytes", c.Node)
+	for _, s := range []struct {
+		key, text string
+		most      int
+	}{{"node", c.Node, 253}, {"zone", c.Zone, 64}} {
+		switch {
+		case len(s.text) > s.most:
+			bad(s.key, "%q has more than %d bytes", s.text, s.most)
+		case !config.IsText(s.text):
+			bad(s.key, "%q has characters that are not to be seen", s.text)
+		}
 	}
-	if len(c.Zone) > 64 {
-		bad("zone", "%q has more than 64 bytes", c.Zone)
-	}
-	for _, t := range c.Trackers {
-		addr := strings.TrimPrefix(t, "dns+")
-		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
+	for i, t := range c.Trackers {
+		switch {
+		case !config.IsAddress(strings.TrimPrefix(t, "dns+")):
 			bad("trackers", "%q is not host:port or dns+host:port", t)
+		case slices.Contains(c.Trackers[:i], t):
+			bad("trackers", "%q is there twice", t)
 		}
 	}
-	if c.Advertise != "" {
-		if host, port, err := net.SplitHostPort(c.Advertise); err != nil || host == "" || port == "" {
-			bad("advertise", "%q is not host:port", c.Advertise)
-		}
+	if c.Advertise != "" && !config.IsAddress(c.Advertise) {
+		bad("advertise", "%q is not host:port", c.Advertise)
 	}
 	if c.Authorize != "manifest" && c.Authorize != "blob" {
 		bad("authorize", "%q is neither \"manifest\" nor \"blob\"", c.Authorize)

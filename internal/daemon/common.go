@@ -57,6 +57,8 @@ func (c *Common) Check() []error {
 	errs := slices.Concat(c.Identity.Check("identity."), ops.Check(c.Metrics, c.Pprof))
 	if n := len(c.Cluster); n < 1 || n > maxCluster {
 		errs = append(errs, config.Invalid("cluster", "%.100q has %d bytes, not 1 to %d", c.Cluster, n, maxCluster))
+	} else if !config.IsText(c.Cluster) {
+		errs = append(errs, config.Invalid("cluster", "%q has characters that are not to be seen", c.Cluster))
 	}
 	if !slices.Contains(levels, c.LogLevel) {
 		errs = append(errs, config.Invalid("log_level", "%q is not trace, debug, info, warn or error", c.LogLevel))
@@ -74,7 +76,7 @@ func (c *Common) CheckListen(key, addr string, given net.Listener) []error {
 	if given != nil {
 		return nil
 	}
-	if _, _, err := net.SplitHostPort(addr); err != nil {
+	if !config.IsListen(addr) {
 		return []error{config.Invalid(key, "%q is not host:port", addr)}
 	}
 	return c.Identity.CheckListen(key, addr, c.Insecure)

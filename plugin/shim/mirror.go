@@ -72,7 +72,7 @@ func (c *MirrorConfig) Check(prefix string, insecure bool) (errs []error) {
 		errs = append(errs, config.Invalid(prefix+key, format, args...))
 	}
 	if c.Listen != "" {
-		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		if !config.IsListen(c.Listen) {
 			bad("listen", "%q is not host:port", c.Listen)
 		} else if !insecure && !identity.IsLoopback(c.Listen) {
 			bad("listen", "%q is reached from other machines, and they would pull through this node: "+

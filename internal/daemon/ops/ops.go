@@ -3,7 +3,6 @@ package ops
 import (
 	"context"
 	stdlog "log"
-	"net"
 	"strings"
 
 	"github.com/containerd/log"
@@ -16,12 +15,11 @@ import (
 // none) and the wish for a profiler there, as errors about the keys metrics and
 // pprof.
 func Check(metrics string, profiler bool) []error {
-	_, _, err := net.SplitHostPort(metrics)
 	switch {
 	case metrics == "" && profiler:
 		return []error{config.Invalid("pprof", "needs a metrics address")}
 	case metrics == "":
-	case err != nil:
+	case !config.IsListen(metrics):
 		return []error{config.Invalid("metrics", "%q is not host:port", metrics)}
 	case profiler && !identity.IsLoopback(metrics):
 		return []error{config.Invalid("pprof", "is served on loopback only, and metrics is %q", metrics)}
