@@ -8,12 +8,15 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containerd/log"
+
+	"github.com/capelin-io/capelin/plugin"
 )
 
 func TestMain(m *testing.M) {
@@ -173,5 +176,37 @@ func hangup(t *testing.T) {
 	t.Helper()
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// What a node lacks is told where people look for it.
+func TestStatusSays(t *testing.T) {
+	address := "t1:7470"
+	for _, tt := range []struct {
+		name string
+		st   plugin.Status
+		want []string
+	}{
+		{"all is well", plugin.Status{Node: "n", Cluster: "c", Advertise: "10.0.0.1:7401",
+			Trackers: []plugin.TrackerStatus{{Address: address, Connected: true}}},
+			[]string{"n in cluster c, at 10.0.0.1:7401\n", "t1:7470 connected\n"}},
+		{"not in the swarm", plugin.Status{Node: "n", Cluster: "c", Swarm: "its port is taken",
+			Trackers: []plugin.TrackerStatus{{Address: address, Error: "not asked"}}},
+			[]string{"n in cluster c, not in the swarm: its port is taken\n", "t1:7470 not asked\n"}},
+		{"a tracker that is away", plugin.Status{Trackers: []plugin.TrackerStatus{{Address: address, Error: "tracker t1:7470: connection refused"}}},
+			[]string{"t1:7470 away: connection refused\n"}},
+		{"one that hangs", plugin.Status{Trackers: []plugin.TrackerStatus{{Address: address, Connected: true, Error: "tracker t1:7470: no answer"}}},
+			[]string{"t1:7470 silent: no answer\n"}},
+		{"none", plugin.Status{}, []string{"tracker  none\n"}},
+	} {
+		var b strings.Builder
+		if err := printStatus(&b, tt.st, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(b.String(), want) {
+				t.Errorf("%s: %s lacks %q", tt.name, b.String(), want)
+			}
+		}
 	}
 }

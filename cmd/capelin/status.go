@@ -112,12 +112,14 @@ func printStatus(w io.Writer, st plugin.Status, now time.Time) error {
 		fmt.Fprintf(t, "zones\t%s from others, %s to others\n", size(st.Bytes.FromOtherZones), size(st.Bytes.ToOtherZones))
 	}
 	for _, tr := range st.Trackers {
-		state := "connected"
+		state, why := "connected", strings.TrimPrefix(tr.Error, "tracker "+tr.Address+": ")
 		switch {
+		case st.Swarm != "":
+			state = why
 		case !tr.Connected:
-			state = "away: " + tr.Error
-		case tr.Error != "":
-			state = "silent: " + tr.Error
+			state = "away: " + why
+		case why != "":
+			state = "silent: " + why
 		}
 		fmt.Fprintf(t, "tracker\t%s %s\n", tr.Address, state)
 	}

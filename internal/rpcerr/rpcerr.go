@@ -44,7 +44,7 @@ var (
 	quoted  = regexp.MustCompile(`^(?:.*: )?connection error: desc = ("(?:[^"\\]|\\.)*")$`)
 	nested  = regexp.MustCompile(`^rpc error: code = \w+ desc = `)
 	dialing = regexp.MustCompile(`^dial (?:tcp|unix)(?: \S+)?: (?:connect: )?`)
-	network = regexp.MustCompile(`(?:read|write) (?:tcp|unix) \S+: (?:read|write): `)
+	network = regexp.MustCompile(`(?:raw-)?(?:read|write) (?:tcp|unix) \S+: (?:(?:read|write): )?`)
 )
 
 // prefixes say where in gRPC something has failed.
@@ -75,7 +75,8 @@ func words(code codes.Code, text string) string {
 	switch {
 	case text == "EOF":
 		return "it ended the connection"
-	case code == codes.DeadlineExceeded && strings.Contains(text, context.DeadlineExceeded.Error()), text == "i/o timeout":
+	case code == codes.DeadlineExceeded && strings.Contains(text, context.DeadlineExceeded.Error()), text == "i/o timeout",
+		text == "use of closed network connection": // by gRPC, when its handshake has taken too long
 		return "no answer in time"
 	case strings.HasPrefix(text, "keepalive ping failed to receive ACK within timeout"):
 		return "no answer any more"

@@ -34,6 +34,10 @@ func TestPlain(t *testing.T) {
 		{status.Error(codes.Unavailable, "error reading from server: read tcp 10.0.0.1:5->10.0.0.2:6: read: connection reset by peer"),
 			"connection reset by peer"},
 		{status.Error(codes.Internal, `rpc error: code = Aborted desc = the node connected anew`), "the node connected anew"},
+		{status.Error(codes.Unavailable, `connection error: desc = "error reading server preface: raw-read tcp 127.0.0.1:4->127.0.0.1:5: `+
+			`use of closed network connection"`), "no answer in time"},
+		{status.Error(codes.Unavailable, `connection error: desc = "error reading server preface: read tcp 127.0.0.1:4->127.0.0.1:5: i/o timeout"`),
+			"no answer in time"},
 		{status.Error(codes.Unavailable, ""), "unavailable"},
 		{status.Error(codes.PermissionDenied, `node a may not be node "b"`), `node a may not be node "b"`},
 	} {

@@ -113,12 +113,7 @@ func TestDoctorAsksTheAgent(t *testing.T) {
 			st := status{Trackers: []plugin.TrackerStatus{{Address: "t1:7470", Connected: true}, {Address: "10.0.0.1:7470", Connected: true}}}
 			tt.set(&st)
 			h.agent = map[string]plugin.Status{a.Admin: st}
-			var got []Finding
-			for _, f := range Doctor(t.Context(), h, *a, Where{}) {
-				if f.Check == tt.check {
-					got = append(got, f)
-				}
-			}
+			got := findingsOf(t, tt.check, h, a)
 			if len(got) != len(tt.want) {
 				t.Fatalf("findings %+v, want %q", got, tt.want)
 			}

@@ -114,12 +114,9 @@ func TestDoctorElsewhere(t *testing.T) {
 		"/var/lib/rancher/k3s/agent/etc/containerd/": "",
 	})
 	mustInstall(t, h, Options{Where: Where{Flavor: "containerd", Config: "/etc/k0s/containerd.toml", Unit: "k0sworker.service"}})
-	found := false
-	for _, f := range Doctor(t.Context(), h, Agent{Config: plugin.DefaultConfig()}, Where{}) {
-		found = found || f.Check == "drop-in" && f.Severity == OK && strings.Contains(f.Text, "/etc/k0s/conf.d/capelin.toml")
-	}
-	if !found {
-		t.Error("the drop-in is not found")
+	got := findingsOf(t, "drop-in", h, &Agent{Config: plugin.DefaultConfig()})
+	if len(got) != 1 || got[0].Severity != OK || !strings.Contains(got[0].Text, "/etc/k0s/conf.d/capelin.toml") {
+		t.Errorf("the drop-in is not found: %+v", got)
 	}
 }
 
@@ -380,17 +377,23 @@ func TestDoctorTrackerTLS(t *testing.T) {
 			t.Cleanup(func() { s.Stop(); <-done })
 			a.Trackers = []string{ln.Addr().String()}
 			h.dial = func(addr string) (net.Conn, error) { return net.Dial("tcp", addr) }
-			var got []string
-			for _, f := range Doctor(t.Context(), h, *a, Where{}) {
-				if f.Check == "trackers" {
-					got = append(got, string(f.Severity)+" "+f.Text)
-				}
-			}
-			if len(got) != 1 || !strings.HasPrefix(got[0], string(tt.sev)) || !strings.Contains(got[0], tt.text) {
-				t.Errorf("got %q, want %s %q", got, tt.sev, tt.text)
+			got := findingsOf(t, "trackers", h, a)
+			if len(got) != 1 || got[0].Severity != tt.sev || !strings.Contains(got[0].Text, tt.text) {
+				t.Errorf("got %+v, want %s %q", got, tt.sev, tt.text)
 			}
 		})
 	}
+}
+
+// findingsOf returns what one check finds.
+func findingsOf(t *testing.T, check string, h *fakeHost, a *Agent) (found []Finding) {
+	t.Helper()
+	for _, f := range Doctor(t.Context(), h, *a, Where{}) {
+		if f.Check == check {
+			found = append(found, f)
+		}
+	}
+	return found
 }
 
 func diskOf(percent int64) func(string) (Disk, error) {
