@@ -62,7 +62,7 @@ type Config struct {
 
 	// Wrong, if not nil, is told of each piece of a blob of blobs/ that is found to be wrong, by whoever reads it
 	// again. The piece does not count any more, and whoever is told sees to it that Blob.Heal replaces it, while
-	// the others go on to count; so it is after a restart (Store.Wrong). It is called like an Observer. Nil:
+	// the others go on to count; so it is after a restart (Store.Wrong). It must not block, or use the blob. Nil:
 	// such a blob is quarantined, since containerd, which reads it, knows no pieces.
 	Wrong func(id piece.ID, i int)
 

@@ -88,8 +88,8 @@ func (d *donors) lacks(s *source, err error) {
 // adopt makes the list of whom a read will ask first the one that its pieces are verified by, if that member
 // has one. It reports whether pieces that counted were dropped: the lists are not the same.
 func (d *donors) adopt(ctx context.Context, blob *content.Blob) (dropped bool) {
-	if _, proven := blob.Sums(); proven || d.id.Pieces() == 1 {
-		return false
+	if sums, _ := blob.Sums(); sums.Complete() {
+		return false // it goes on by those
 	}
 	for _, s := range d.turns(blob.Prefix()) {
 		m, err := d.at(s.name)

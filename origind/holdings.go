@@ -94,6 +94,9 @@ func (l *locator) here(d digest.Digest) (at located, ok bool, err error) {
 func (l *locator) locate(ctx context.Context, ref origin.Ref, hop bool) (located, error) {
 	for range 3 {
 		at, ok, err := l.here(ref.Digest)
+		if ok && hop && at.place != nil && at.place.name == "" { // who copies it from here might wait for itself
+			return located{}, fmt.Errorf("%s is just being copied here from other members: %w", ref, errdefs.ErrUnavailable)
+		}
 		if ok || err != nil {
 			return at, err
 		}

@@ -27,6 +27,7 @@ import (
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
 	"github.com/capelin-io/capelin/internal/durable/disk"
+	"github.com/capelin-io/capelin/origind/ringstate"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -165,6 +166,10 @@ func TestTake(t *testing.T) {
 	const at = 64 << 10
 	data, _ := testBlob(size, 1)
 	sums := sumsFor(t, data)
+	lie := piece.NewSums(idOf(t, data))
+	if err := lie.Append(sumsFor(t, make([]byte, size)).Bytes()); err != nil {
+		t.Fatal(err)
+	}
 	offline := fmt.Errorf("down: %w", errdefs.ErrUnavailable)
 	for _, tt := range []struct {
 		name    string
@@ -203,6 +208,8 @@ func TestTake(t *testing.T) {
 			map[string][]int64{"a": {0}, "b": {0}}, 2 * size},
 		{"another blob of that size", map[string]*giver{"a": {sums: sums, data: make([]byte, size)}, "b": {sums: sums}}, "a b", "ok",
 			map[string][]int64{"a": {0}, "b": {0}}, 2*size + 10*chunk},
+		{"other bytes, and their sums", map[string]*giver{"a": {sums: lie, data: make([]byte, size)}, "b": {sums: sums}}, "a b", "ok",
+			map[string][]int64{"a": {0}, "b": {0}}, 2 * size},
 		{"another size", map[string]*giver{"a": {sums: sums, data: data[:1000]}, "b": {sums: sums}}, "a b", "ok",
 			map[string][]int64{"a": {0}, "b": {0}}, size},
 		{"nobody has it", map[string]*giver{"a": {none: errdefs.ErrNotFound}}, "a", "unavailable", map[string][]int64{"a": {0}}, 0},
@@ -233,7 +240,7 @@ func TestTake(t *testing.T) {
 					t.Errorf("%d bytes were moved, want %d at most", n, tt.moved)
 				}
 				told := []string{"arriving"}
-				if strings.HasPrefix(tt.name, "the last piece") || tt.name == "a wrong piece and no sums" {
+				if strings.HasPrefix(tt.name, "the last piece") || tt.name == "a wrong piece and no sums" || tt.name == "other bytes, and their sums" {
 					told = append(told, "gone", "arriving") // all of it is asked for again
 				}
 				if err == nil {
@@ -554,4 +561,38 @@ func uploadedFile(t testing.TB, s *server, data []byte) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// serving is a ring in which nobody has anything.
+type serving struct{}
+
+func (serving) serving() bool { return true }
+
+func (serving) where(context.Context, digest.Digest, bool) (ringstate.ActFound, error) {
+	return ringstate.ActFound{Where: ringstate.Unavailable}, nil
+}
+
+func (serving) reader(context.Context, digest.Digest) (string, error) { return "", nil }
+
+// What is being copied is read by clients, and by no member: it might be copied from there.
+func TestTakeIsNotTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data, d := testBlob(1<<20, 1)
+		g := &giver{gate: newGated(nil)}
+		c := newCircle(t, len(data), map[string]*giver{"a": g})
+		go func() {
+			if release, err := c.taking("a"); err == nil {
+				release()
+			}
+		}()
+		synctest.Wait()
+		l := &locator{blobs: c.blobs, cold: c.coldReads, ring: serving{}}
+		if at, err := l.locate(t.Context(), origin.Ref{Digest: d}, false); err != nil || at.place == nil || at.info.Durable {
+			t.Errorf("a client is told %+v, %v", at, err)
+		}
+		if _, err := l.locate(t.Context(), origin.Ref{Digest: d}, true); !errdefs.IsUnavailable(err) {
+			t.Errorf("a member is told %v", err)
+		}
+		g.gate.let(1 << 40)
+	})
 }
