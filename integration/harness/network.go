@@ -202,3 +202,24 @@ func (c *Cluster) SetLink(host *Host, up bool) error {
 	}
 	return h.LinkSetDown(l)
 }
+
+// unreach has host send what is for another one to nobody, or ends that.
+func unreach(host, other *Host, yes bool) error {
+	h, err := netlink.NewHandleAt(host.net)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	eth, err := h.LinkByName("eth0")
+	if err != nil {
+		return err
+	}
+	n := &netlink.Neigh{
+		LinkIndex: eth.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: net.ParseIP(other.Addr).To4(),
+		HardwareAddr: net.HardwareAddr{0x02, 0xca, 0xbe, 0, 0xff, 0xff},
+	}
+	if yes {
+		return h.NeighSet(n)
+	}
+	return h.NeighDel(n)
+}
