@@ -37,9 +37,10 @@ func (s *Sum) add(i Item, n int32) {
 type index struct {
 	buckets [256]map[digest.Digest]*blob // by the digest's first byte
 	n       int
-	placed  int // buckets below it know their owners in this view
-	rescan  int // buckets below it were looked at since somebody went down
-	under   int // blobs that are short, of the buckets that are placed
+	placed  int   // buckets below it know their owners in this view
+	rescan  int   // buckets below it were looked at since somebody went down
+	under   int   // blobs that are short, of the buckets that are placed
+	news    int64 // when there last was something new to compare: a blob, or that somebody went down
 	sums    [maxMembers]*[256]Sum
 	delayed []delayed
 }
@@ -189,6 +190,7 @@ func (r *Ring) enter(rec *record.Record) {
 		r.count(rec.Digest, b, -1)
 	}
 	b.item, b.confirmed, b.lacks = item, 0, 0
+	x.news = r.now
 	r.duties(rec, b)
 	if int(at) < x.placed {
 		b.owners = r.ownersOf(string(rec.Digest))

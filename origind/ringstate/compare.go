@@ -41,6 +41,8 @@ func (r *Ring) compareOn() {
 		switch {
 		case c.done == 0:
 			again = compareSoon
+		case c.at <= r.blobs.news:
+			again = min(again, compareSoon)
 		case r.under() > 0:
 			again = min(again, max(c.pause, compareSoon))
 		}

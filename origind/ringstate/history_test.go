@@ -102,6 +102,25 @@ func TestComparesSoon(t *testing.T) {
 	w.end()
 }
 
+// Who took a push dies before it has given the blob to its owners. Only those who got it as it was pushed know of it, and soon compare,
+// although they have long had something that they cannot give to anybody.
+func TestPusherDies(t *testing.T) {
+	for i := range 30 {
+		w := newWorld(t, uint64(i), "a b c d e", Config{Exchange: time.Hour}).begin()
+		w.whole()
+		w.mustPush("a", 300, team)
+		w.node("e").stop()
+		w.run(14 * time.Minute) // before e is gone
+		name := w.nodes[i%4].name
+		w.mustPush(name, 3*i, team)
+		w.node(name).stop()
+		w.run(15 * time.Second)
+		if got := w.pinned(3 * i); len(slices.DeleteFunc(got, func(n string) bool { return n == name })) < 2 {
+			t.Errorf("blob %d, pushed at %s, is pinned at %v only", 3*i, name, got)
+		}
+	}
+}
+
 // A ring of one is an origin as it was before.
 func TestAlone(t *testing.T) {
 	w := newWorld(t, 1, "a", Config{MinReplicas: 1, Replicas: 1}).begin()

@@ -228,17 +228,17 @@ func (r *Ring) judge() {
 	before := r.lives
 	r.alive, r.lives = r.me.bit(), r.me.bit()
 	for _, m := range r.members {
-		if m != r.me && (r.hears(m) || r.heardOf(m)) {
+		switch {
+		case m != r.me && (r.hears(m) || r.heardOf(m)):
 			m.live = r.now
 			r.alive |= m.bit()
-		}
-		if !m.gone && r.now-m.live < int64(r.cfg.Down) {
+		case m.heard == 0 && !m.gone && r.now-r.born < int64(r.cfg.Down):
 			r.lives |= m.bit()
 		}
 	}
 	r.lives |= r.alive
 	if before&^r.lives != 0 {
-		r.blobs.rescan = 0 // what they had may have too few copies now
+		r.blobs.rescan, r.blobs.news = 0, r.now // what they had may have too few copies now
 	}
 	for _, m := range r.members {
 		if m == r.me {
