@@ -65,7 +65,10 @@ func (s *server) meet(ctx context.Context, addr string) error {
 		return err
 	}
 	defer m.Close()
-	_, name, _, err := s.peers.askAt(ctx, m, ringstate.Probe{})
+	incarnation, name, _, err := s.peers.askAt(ctx, m, ringstate.Probe{})
+	if name == s.cfg.Node && incarnation == s.peers.incarnation {
+		return nil // this one, which has refused to ask itself
+	}
 	if err == nil && name != s.cfg.Node {
 		if err = s.peers.place(name, addr, false); err == nil {
 			s.member.listed([]string{name})

@@ -141,6 +141,7 @@ func (p *peers) ask(ctx context.Context, to string, q ringstate.Ask) (incarnatio
 // askTimeout is how long an answer is waited for; a member that takes longer is asked again.
 const askTimeout = 5 * time.Second
 
+// askAt asks whoever is at an address. Who answers is said with an error, too.
 func (p *peers) askAt(ctx context.Context, m *origin.Member, q ringstate.Ask) (incarnation uint64, name string, a ringstate.Answer, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -150,10 +151,9 @@ func (p *peers) askAt(ctx context.Context, m *origin.Member, q ringstate.Ask) (i
 		return 0, "", nil, err
 	}
 	incarnation, name, body, err = m.Ring(ctx, p.self, p.incarnation, string(kind), body, ringstate.MaxAnswer)
-	if err != nil {
-		return 0, "", nil, err
+	if err == nil {
+		a, err = ringstate.DecodeAnswer(kind, body)
 	}
-	a, err = ringstate.DecodeAnswer(kind, body)
 	return incarnation, name, a, err
 }
 
