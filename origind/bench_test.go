@@ -2,19 +2,25 @@ package origind
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
+	"runtime/debug"
 	"testing"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/origind/record"
+	"github.com/capelin-io/capelin/origind/ringstate"
 	"github.com/capelin-io/capelin/swarm"
 	"github.com/capelin-io/capelin/swarm/piece"
 	"github.com/capelin-io/capelin/swarm/wire"
@@ -262,4 +268,67 @@ func benchColdSwarm(b *testing.B, nodes int, size int64) {
 	b.ReportMetric(first/n*1000, "ms/first-piece")
 	b.ReportMetric(all/n/(float64(l.size)/l.rate), "times-the-line")
 	b.ReportMetric(opens/n, "backend-reads")
+}
+
+// BenchmarkStart is the start of a member that keeps a million blobs, until it can be asked: content directory, ledger, and all of
+// it told to the ring. TMPDIR should be a tmpfs, where the bytes, one of each blob, are soon written.
+func BenchmarkStart(b *testing.B) {
+	const blobs = 1_000_000
+	cfg := testConfig(b, b.TempDir(), nil)
+	l := mustOpenLedger(b, cfg.Root)
+	dir := filepath.Join(cfg.Root, "blobs", "sha256")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		b.Fatal(err)
+	}
+	for n := 0; n < blobs; {
+		c := &changes{entries: map[digest.Digest]*record.Entry{}}
+		for range 10_000 {
+			e := ledgerEntry(n, 1)
+			e.Record.Size = 1
+			e.Record.Homes[0].Place = record.Place{Backend: "none"}
+			c.entries[e.Record.Digest] = e
+			if err := os.WriteFile(filepath.Join(dir, e.Record.Digest.Encoded()), []byte{0}, 0o400); err != nil {
+				b.Fatal(err)
+			}
+			n++
+		}
+		mustCommit(b, l, c)
+	}
+	if err := errors.Join(l.records.Compact(), l.close()); err != nil {
+		b.Fatal(err)
+	}
+	before := rss(b)
+	var kept int
+	for b.Loop() {
+		ctx, cancel := context.WithCancel(b.Context())
+		s, err := openServer(ctx, ctx, cfg, nil, "127.0.0.1:0", prometheus.NewRegistry())
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := s.member.look(ctx, func(r *ringstate.Ring) { kept = r.Blobs() }); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric((rss(b)-before)/blobs, "RSS-B/blob")
+		cancel()
+		if err := s.close(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+	if kept != blobs {
+		b.Fatalf("%d blobs are kept", kept)
+	}
+}
+
+// rss returns the bytes of memory that this process has.
+func rss(b *testing.B) float64 {
+	debug.FreeOSMemory()
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var all, pages int
+	_, _ = fmt.Sscan(string(text), &all, &pages)
+	return float64(pages * os.Getpagesize())
 }

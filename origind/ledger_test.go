@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -618,17 +617,7 @@ func BenchmarkOpenLedger(b *testing.B) {
 		b.Fatal(err)
 	}
 	l = nil
-	rss := func() float64 {
-		debug.FreeOSMemory()
-		text, err := os.ReadFile("/proc/self/statm")
-		if err != nil {
-			b.Skip(err)
-		}
-		var all, pages int
-		_, _ = fmt.Sscan(string(text), &all, &pages)
-		return float64(pages * os.Getpagesize())
-	}
-	before := rss()
+	before := rss(b)
 	for b.Loop() {
 		l = nil //nolint:wastedassign // or there are two at once
 		l = mustOpenLedger(b, root)
@@ -637,6 +626,6 @@ func BenchmarkOpenLedger(b *testing.B) {
 			b.Fatal(len(log.Entries))
 		}
 	}
-	b.ReportMetric((rss()-before)/1_000_000, "RSS-B/record")
+	b.ReportMetric((rss(b)-before)/1_000_000, "RSS-B/record")
 	runtime.KeepAlive(l)
 }

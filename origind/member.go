@@ -140,15 +140,21 @@ func newMember(ctx context.Context, cfg ringstate.Config, parts memberParts) (*m
 
 // load tells the ring what is here. What is pinned without a record was never acknowledged; what was removed goes.
 func (m *member) load(ctx context.Context) error {
+	whole := m.bytes.Whole()
+	var gone []digest.Digest
 	b := m.newBatch()
 	err := m.ledger.each(func(e *record.Entry) error {
 		d := e.Record.Digest
-		p := m.bytes.PresenceOf(d)
+		p := whole[d]
+		delete(whole, d)
 		if p == content.Cached && e.Record.Pinned() { // a power cut can have undone that
 			if err := m.bytes.Pin(d); err != nil {
 				return fmt.Errorf("pinning %s: %w", d, err)
 			}
 			p = content.Pinned
+		}
+		if p >= content.Cached && !visible(e) {
+			gone = append(gone, d)
 		}
 		if p == content.Pinned || e.Wrote {
 			b.step(ringstate.EvHeld{Local: ringstate.Local{Record: e.Record, Have: p >= content.Cached, Wrote: e.Wrote}, Pinned: p == content.Pinned})
@@ -167,11 +173,13 @@ func (m *member) load(ctx context.Context) error {
 	if err := m.end(ctx, b); err != nil {
 		return err
 	}
-	for d, p := range m.bytes.Whole() {
-		e, err := m.ledger.get(d)
-		if err == nil && (p == content.Pinned && e == nil || !visible(e)) {
-			m.letGo(d)
+	for d, p := range whole { // without an entry
+		if p == content.Pinned {
+			gone = append(gone, d)
 		}
+	}
+	for _, d := range gone {
+		m.letGo(d)
 	}
 	return nil
 }

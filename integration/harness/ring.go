@@ -222,3 +222,6 @@ func (m *RingMember) Metric(ctx context.Context, name string, labels ...string) 
 	}
 	return sum, nil
 }
+
+// PID returns the process's id, as this machine sees it.
+func (m *RingMember) PID() int { return m.proc.PID() }

@@ -16,12 +16,14 @@ type compare struct {
 	done    Order // when the last that was finished was begun; 0: none in this epoch
 	pause   int64 // until the next one, as long as something here is short
 	more    bool  // it has shown that the other has something
+	differ  int   // how many buckets and sub-buckets differed
 	buckets []uint8
 	subs    []uint16
 }
 
 // compareSoon is the pause before the next comparison when one has failed, or has shown that copies arrive: who was given them
-// knows only by comparing that others have them, too. It doubles with each that shows nothing new.
+// knows only by comparing that others have them, too. It doubles with each that shows nothing new, and is longer when much differs: that
+// costs something.
 const compareSoon = 5e9
 
 // How much one ask is about, at most: some 80 KB of sums.
@@ -102,6 +104,7 @@ func (r *Ring) compareTop(m *member) {
 				m.compared.buckets = append(m.compared.buckets, uint8(i))
 			}
 		}
+		m.compared.differ = len(m.compared.buckets)
 		r.compareBuckets(m)
 	})
 }
@@ -129,6 +132,7 @@ func (r *Ring) compareBuckets(m *member) {
 			for sub := range ours {
 				if ours[sub].N != 0 && theirs[sub].N != 0 && ours[sub] != theirs[sub] {
 					m.compared.subs = append(m.compared.subs, uint16(at)<<8|uint16(sub))
+					m.compared.differ++
 				}
 			}
 		}
@@ -141,10 +145,11 @@ func (r *Ring) compareSubs(m *member) {
 	if len(todo) == 0 {
 		c := &m.compared
 		c.running, c.done = false, c.began
-		c.pause = min(2*max(c.pause, compareSoon), int64(r.cfg.Exchange))
+		c.pause = 2 * max(c.pause, compareSoon)
 		if c.more || r.under() == 0 {
 			c.pause = compareSoon
 		}
+		c.pause = min(c.pause+compareSoon*int64(c.differ/64), int64(r.cfg.Exchange))
 		return
 	}
 	todo = todo[:min(len(todo), subsAtOnce)]
