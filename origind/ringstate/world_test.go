@@ -58,18 +58,6 @@ func (h *eventHeap) Pop() any {
 	return e
 }
 
-// backend is a storage. What is away answers nothing.
-type backend struct {
-	objects map[string]bool           // by key
-	beside  map[string]*record.Record // by key
-	away    bool
-	writes  int
-}
-
-func newBackend() *backend {
-	return &backend{objects: map[string]bool{}, beside: map[string]*record.Record{}}
-}
-
 // disk is what survives a stop.
 type disk struct {
 	inc   uint64
@@ -102,7 +90,8 @@ type node struct {
 	starting bool     // no crash then
 	inbox    []func() // what comes while it is frozen
 	tick     time.Duration
-	calls    map[uint64]func(Action) // clients that wait
+	calls    map[uint64]func(Action)  // clients that wait
+	jobs     map[digest.Digest][]*job // at one object, one after the other
 }
 
 func newWorld(t testing.TB, seed uint64, names string, cfg Config) *world {
@@ -205,7 +194,7 @@ func (n *node) start() {
 	n.frozen, n.inbox = false, nil
 	n.starting = true
 	n.ring = New(cfg, n.disk.saved, Log{n.disk.first, slices.Clone(n.disk.log)}, n.instant())
-	n.calls = map[uint64]func(Action){}
+	n.calls, n.jobs = map[uint64]func(Action){}, map[digest.Digest][]*job{}
 	for d := range n.disk.bytes { // what has no record was never acknowledged
 		if n.disk.recs[d].Record == nil {
 			delete(n.disk.bytes, d)
@@ -557,218 +546,4 @@ func (w *world) partition(names ...string) {
 			}
 		}
 	}
-}
-
-// --- the backend
-
-// backend does something with an object. It happens after a while, whether or not the
-// member is still there to hear of it; one that is frozen before it has sent its request
-// sends it when it goes on.
-func (n *node) backend(a ActBackend) {
-	w, st := n.w, n.store
-	key := a.Place.Key
-	w.oracle.backend(n, a)
-	if a.Do == Write {
-		l := n.disk.recs[a.Digest]
-		l.Wrote = true
-		n.disk.recs[a.Digest] = l
-	}
-	w.logf("%s: backend %d %s", n.name, a.Do, short(a.Digest))
-	rec := Only(n.disk.recs[a.Digest].Record, a.Place)
-	ev := &EvBackend{ID: a.ID}
-	// The steps of the request: between two of them others do theirs.
-	steps := []func(){func() {
-		if ev.OK = !st.away; !ev.OK {
-			return
-		}
-		switch a.Do {
-		case Stat:
-			ev.Found = st.objects[key]
-		case Write:
-			st.objects[key], ev.Found = true, true
-			st.writes++
-		}
-		if a.Do == Write || a.Do == Note || a.Do == Erase && lives(record.Merge(rec, st.beside[key]), a.Place) {
-			st.beside[key] = record.Merge(rec, st.beside[key])
-		}
-		ev.Beside = st.beside[key]
-	}, func() {
-		if ev.OK && a.Do == Erase && !lives(record.Merge(rec, ev.Beside), a.Place) {
-			w.logf("%s erases %s", n.name, short(a.Digest))
-			delete(st.objects, key)
-			delete(st.beside, key)
-			w.oracle.erased(a.Digest)
-		}
-	}}
-	life, inc := n.life, n.disk.inc
-	var next func(i int)
-	next = func(i int) {
-		switch {
-		case n.life != life && w.rng.IntN(2) == 0:
-			return // else the request was on its way
-		case n.life == life && n.frozen && n.disk.inc == inc && w.rng.IntN(2) == 0:
-			w.after(time.Second, func() { next(i) })
-			return
-		case i < len(steps):
-			steps[i]()
-			pause := w.delay()
-			if a.Do == Erase {
-				pause += w.stall
-			}
-			w.after(pause, func() { next(i + 1) })
-			return
-		}
-		if ev.OK && w.lose() {
-			ev.OK = false // it was done, and nobody says so
-		}
-		n.in(life, w.delay(), func() {
-			ev.Local = n.local(a.Digest)
-			n.step(ev)
-		})
-	}
-	w.after(w.delay(), func() { next(0) })
-}
-
-// --- clients
-
-func digestOf(i int) digest.Digest {
-	r := rand.New(rand.NewPCG(uint64(i), 5))
-	return digest.Digest(fmt.Sprintf("sha256:%016x%016x%016x%016x", r.Uint64(), r.Uint64(), r.Uint64(), r.Uint64()))
-}
-
-func short(d digest.Digest) string { return string(d[7:13]) }
-
-// placeOf is where blob i lives: every third one the ring keeps.
-func placeOf(i int) record.Place {
-	if i%3 == 0 {
-		return record.Place{Backend: "kept"}
-	}
-	return record.Place{Backend: "store", Key: string(digestOf(i))}
-}
-
-// push has a client push blob i at n; done hears how that went.
-func (n *node) push(i int, namespace string, done func(ok bool)) {
-	w, d := n.w, digestOf(i)
-	op := w.oracle.begin(d, namespace, true)
-	if !n.up() || n.disk.full {
-		w.oracle.fail(op, true)
-		done(false)
-		return
-	}
-	w.nextID++
-	id, life := w.nextID, n.life
-	mirrors := n.ring.Mirrors(string(d), w.cfg.MinReplicas-1, nil)
-	n.has(d)
-	n.disk.bytes[d].pinned = true
-	for _, m := range mirrors {
-		if m := w.node(m); m.up() && w.reaches(n.name, m.name) && !m.disk.full && w.rng.IntN(8) > 0 {
-			m.has(d)
-		}
-	}
-	over := false
-	end := func(ok bool) {
-		if over {
-			return
-		}
-		over = true
-		w.logf("%s: push of %s to %s: %v", n.name, short(d), namespace, ok)
-		if ok {
-			w.oracle.end(op)
-		} else {
-			w.oracle.fail(op, false)
-		}
-		done(ok)
-	}
-	w.after(w.cfg.Push+15*time.Second, func() { end(false) })
-	n.calls[id] = func(a Action) {
-		if n.life == life {
-			end(a.(ActDone).OK)
-		}
-	}
-	n.step(&EvPut{ID: id, Digest: d, Size: 1000, Place: placeOf(i), Namespace: namespace, Mirrors: mirrors, Local: n.local(d)})
-}
-
-// remove has a client delete blob i at n.
-func (n *node) remove(i int, namespace string, done func(ok bool)) {
-	w, d := n.w, digestOf(i)
-	op := w.oracle.begin(d, namespace, false)
-	if !n.up() {
-		w.oracle.fail(op, true)
-		done(false)
-		return
-	}
-	w.nextID++
-	id, life := w.nextID, n.life
-	over := false
-	end := func(ok bool) {
-		if over {
-			return
-		}
-		over = true
-		w.logf("%s: deletion of %s from %s: %v", n.name, short(d), namespace, ok)
-		if ok {
-			w.oracle.end(op)
-		} else {
-			w.oracle.fail(op, false)
-		}
-		done(ok)
-	}
-	w.after(w.cfg.Push+15*time.Second, func() { end(false) })
-	n.calls[id] = func(a Action) {
-		if n.life == life {
-			end(a.(ActDone).OK)
-		}
-	}
-	n.step(&EvDelete{ID: id, Digest: d, Namespace: namespace, Place: placeOf(i), Local: n.local(d)})
-}
-
-// answer is what a client that reads is told.
-type answer int
-
-const (
-	noAnswer answer = iota
-	ok200
-	no404
-	no503
-)
-
-// read has a client read blob i at n.
-func (n *node) read(i int, done func(answer)) {
-	w, d := n.w, digestOf(i)
-	if !n.up() {
-		done(noAnswer)
-		return
-	}
-	w.nextID++
-	id := w.nextID
-	began := w.now
-	n.calls[id] = func(a Action) {
-		f := a.(ActFound)
-		got := no503
-		switch f.Where {
-		case Here:
-			got = ok200
-			unread := f.Unread && n.ring.now-n.ring.stale >= int64(w.cfg.Starting)
-			w.oracle.served(d, unread, began, n.name)
-		case Elsewhere:
-			got = ok200
-			w.oracle.served(d, f.Unread, began, f.Member)
-		case Backend:
-			st := n.store
-			if m := w.node(f.Member); m != nil {
-				st = m.store
-			}
-			there := st.objects[string(d)]
-			switch {
-			case st.away:
-			case there:
-				got = ok200
-			case len(f.Missing) == 0:
-				got = no404
-				w.oracle.absent(d, n.name, began)
-			}
-		}
-		done(got)
-	}
-	n.step(&EvLookup{ID: id, Digest: d, Local: n.local(d)})
 }
