@@ -48,9 +48,15 @@ func (m Stamps) later(o Stamps) Stamps {
 	if len(m) == 0 {
 		return o
 	}
-	all := maps.Clone(m)
+	all, own := m, false
 	for ns, s := range o {
-		all[ns] = max(all[ns], s)
+		if s <= all[ns] {
+			continue
+		}
+		if !own {
+			all, own = maps.Clone(m), true
+		}
+		all[ns] = s
 	}
 	return all
 }

@@ -186,7 +186,7 @@ func (r *Ring) consult(w *work) {
 		w.first, w.rank = blocked == 0, len(before)
 		r.decide(w)
 	}
-	for _, m := range r.others() {
+	for m := range r.others() {
 		if blocked&m.bit() == 0 && (w.removal == 0 || w.settled&m.bit() != 0) || !r.hears(m) {
 			continue
 		}
@@ -256,7 +256,7 @@ func (r *Ring) settled(w *work) bool {
 	if w.removal == 0 {
 		return true
 	}
-	for _, m := range r.others() {
+	for m := range r.others() {
 		if w.settled&m.bit() == 0 {
 			return false
 		}
@@ -334,7 +334,7 @@ func (r *Ring) foundIt(w *work, l Local, beside *record.Record) {
 		return // what is beside knows of a removal
 	}
 	w.found = true
-	for _, m := range r.others() {
+	for m := range r.others() {
 		if r.hears(m) {
 			r.ask(m, &Consult{Digest: w.digest}, func(a Answer, local []Local) {
 				if c, ok := a.(*Consulted); ok && c.Record != nil {

@@ -88,11 +88,7 @@ func count(slots uint64) int { return bits.OnesCount64(slots) }
 
 // ownersOf returns the slots of a key's owners.
 func (r *Ring) ownersOf(key string) (slots uint64) {
-	place := make([]ring.Member, len(r.owners))
-	for i, m := range r.owners {
-		place[i] = ring.Member{Name: m.name, Zone: m.zone}
-	}
-	for _, p := range ring.Place(place, key, r.cfg.Replicas) {
+	for _, p := range ring.Place(r.place, key, r.cfg.Replicas) {
 		slots |= r.find(p.Name).bit()
 	}
 	return slots

@@ -114,7 +114,7 @@ func (r *Ring) askDeleted(d *deletion) {
 func (r *Ring) tookEntry(q Deleted, l Local) *Took {
 	seq, rec := r.condemn(q.Entry, q.Erase, l)
 	t := &Took{Seq: seq, Record: rec}
-	for _, m := range r.others() {
+	for m := range r.others() {
 		if r.hears(m) {
 			t.Heard = append(t.Heard, m.name)
 		}
@@ -167,7 +167,7 @@ func (r *Ring) confirmDeletes(m *member, s *Status) {
 // settleDelete acknowledges d when it may be.
 func (r *Ring) settleDelete(d *deletion) {
 	have, all := 0, 0
-	for _, m := range r.listed() {
+	for m := range r.listed() {
 		all++
 		if d.have&m.bit() != 0 {
 			have++
@@ -205,7 +205,7 @@ func (r *Ring) deleteOn() {
 			continue
 		}
 		a := ActDone{ID: d.id}
-		for _, m := range r.listed() {
+		for m := range r.listed() {
 			if d.have&m.bit() == 0 {
 				a.Missing = append(a.Missing, m.name)
 			}

@@ -59,13 +59,13 @@ func (r *Ring) tryErase(e *erase) {
 	e.busy = true
 	open, said := 0, 1
 	end := func() {
-		if said <= len(r.listed())-r.cfg.MinReplicas || !r.writes() {
+		if said <= r.size()-r.cfg.MinReplicas || !r.writes() {
 			r.eraseAgain(e)
 			return
 		}
 		r.eraseNow(e)
 	}
-	for _, m := range r.others() {
+	for m := range r.others() {
 		if !r.hears(m) {
 			continue
 		}

@@ -92,7 +92,7 @@ func (r *Ring) readLog(m *member) {
 // trim forgets entries that are old and that every listed member has read.
 func (r *Ring) trim() {
 	keep := r.log.head()
-	for _, m := range r.others() {
+	for m := range r.others() {
 		keep = min(keep, m.reads)
 	}
 	old := r.now - int64(r.cfg.LogKeep)

@@ -44,7 +44,7 @@ func (r *Ring) lookup(ev *EvLookup) {
 }
 
 func (r *Ring) askHave(q *lookup) {
-	for _, m := range r.others() {
+	for m := range r.others() {
 		if r.lives&m.bit() == 0 { // nobody has heard of it for long
 			q.unsure |= m.bit()
 			continue

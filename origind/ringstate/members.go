@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
+	"github.com/capelin-io/capelin/control/ring"
 	"github.com/capelin-io/capelin/origind/record"
 )
 
@@ -85,7 +87,8 @@ type member struct {
 	heard    int64 // the last sign of life; 0: none yet
 	live     int64 // when it was last known not to be down
 	status   *Status
-	statusAt int64 // when that was asked for
+	statusAt int64  // when that was asked for
+	hears    uint64 // slots of those whom it has heard itself, as it said then
 	probing  bool
 
 	read     uint64 // how far its log was read
@@ -129,19 +132,34 @@ func (r *Ring) learn(name string) *member {
 	return m
 }
 
-// listed returns the members, this one included, by name.
-func (r *Ring) listed() (all []*member) {
-	for _, m := range r.members {
-		if m.listed() {
-			all = append(all, m)
+// listed are the members, this one included, by name.
+func (r *Ring) listed() iter.Seq[*member] {
+	return func(yield func(*member) bool) {
+		for _, m := range r.members {
+			if m.listed() && !yield(m) {
+				return
+			}
 		}
 	}
-	return all
+}
+
+// size is how many members there are.
+func (r *Ring) size() (n int) {
+	for range r.listed() {
+		n++
+	}
+	return n
 }
 
 // others are the listed ones without this one.
-func (r *Ring) others() []*member {
-	return slices.DeleteFunc(r.listed(), func(m *member) bool { return m == r.me })
+func (r *Ring) others() iter.Seq[*member] {
+	return func(yield func(*member) bool) {
+		for m := range r.listed() {
+			if m != r.me && !yield(m) {
+				return
+			}
+		}
+	}
 }
 
 // hear notes a sign of life of a member. It returns nil for those that are none.
@@ -265,10 +283,8 @@ func (r *Ring) heardOf(m *member) bool {
 		if o == r.me || o == m || !o.listed() || o.status == nil || !r.hears(o) || r.now-o.statusAt >= int64(r.cfg.Down) {
 			continue
 		}
-		for _, v := range o.status.Members {
-			if v.Name == m.name && v.Heard {
-				return true
-			}
+		if o.hears&m.bit() != 0 {
+			return true
 		}
 	}
 	return false
@@ -280,9 +296,9 @@ func (r *Ring) heardOf(m *member) bool {
 // in touch with MinReplicas - 1 others is in touch with one who has it. A new member was not
 // counted then: it reads all logs but MinReplicas - 1, however long that takes.
 func (r *Ring) judgeMe() {
-	others := r.others()
-	fresh, met := 0, 0
-	for _, m := range others {
+	fresh, met, others := 0, 0, 0
+	for m := range r.others() {
+		others++
 		if m.fresh != 0 && r.now-m.fresh < int64(r.cfg.Down) {
 			fresh++
 		}
@@ -292,7 +308,7 @@ func (r *Ring) judgeMe() {
 	}
 	need := r.cfg.MinReplicas - 1
 	if r.starting && r.me.mode == Joining {
-		need = max(need, len(others)-r.cfg.MinReplicas+1)
+		need = max(need, others-r.cfg.MinReplicas+1)
 	}
 	switch {
 	case fresh >= need:
@@ -302,7 +318,7 @@ func (r *Ring) judgeMe() {
 	}
 	waited := r.now-r.born >= int64(r.cfg.Starting)
 	read := r.stale == 0 || r.me.mode != Joining && r.serving()
-	if r.starting && (2*met >= len(others) || waited) && read {
+	if r.starting && (2*met >= others || waited) && read {
 		r.starting = false
 		if r.me.mode == Joining {
 			r.setMode(Up)
@@ -404,7 +420,7 @@ func (r *Ring) see() {
 	h := sha256.New()
 	fmt.Fprintf(h, "%d\n", r.cfg.Replicas)
 	owners := r.owners[:0:0]
-	for _, m := range r.listed() {
+	for m := range r.listed() {
 		fmt.Fprintf(h, "%q %q %v\n", m.name, m.zone, m.owner())
 		if m.owner() {
 			owners = append(owners, m)
@@ -412,7 +428,10 @@ func (r *Ring) see() {
 	}
 	v := View(h.Sum(nil))
 	if v != r.view {
-		r.view, r.owners = v, owners
+		r.view, r.owners, r.place = v, owners, nil
+		for _, m := range owners {
+			r.place = append(r.place, ring.Member{Name: m.name, Zone: m.zone})
+		}
 		r.void()
 	}
 }

@@ -85,7 +85,7 @@ func (r *Ring) giveOn() {
 			r.send(g)
 		}
 	}
-	for _, m := range r.others() {
+	for m := range r.others() {
 		if r.hears(m) && m.status != nil && !m.status.Starting {
 			r.giveTo(m)
 		}

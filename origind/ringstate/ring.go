@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/capelin-io/capelin/control/ring"
 	"github.com/capelin-io/capelin/origind/record"
 
 	digest "github.com/opencontainers/go-digest"
@@ -28,11 +29,12 @@ type Ring struct {
 	starting bool
 	stale    int64 // since when deletions may have been missed; 0: they have not
 	view     View
-	owners   []*member // in the view
-	epoch    uint32    // counts what voids all that was confirmed
-	changed  int64     // when it last did
-	alive    uint64    // slots of those who gave a sign of life lately, to this member or one that it hears
-	lives    uint64    // slots of those who are not down: these, and who may as well be alive since this one has just started
+	owners   []*member     // in the view
+	place    []ring.Member // the same
+	epoch    uint32        // counts what voids all that was confirmed
+	changed  int64         // when it last did
+	alive    uint64        // slots of those who gave a sign of life lately, to this member or one that it hears
+	lives    uint64        // slots of those who are not down: these, and who may as well be alive since this one has just started
 
 	log         deletions
 	blobs       index

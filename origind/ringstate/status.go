@@ -35,8 +35,12 @@ func (r *Ring) probed(m *member, s *Status, sent int64) {
 	for _, l := range s.Lost {
 		r.addLost(l)
 	}
+	m.hears = 0
 	for _, v := range s.Members {
 		r.viewed(v)
+		if o := r.find(v.Name); o != nil && v.Heard {
+			m.hears |= o.bit()
+		}
 		if v.Name == r.cfg.Name && v.Incarnation == r.cfg.Incarnation {
 			m.reads = max(m.reads, v.Read)
 		}

@@ -30,13 +30,13 @@ func (r *Ring) Proof() (whole bool, at Order, why []string) {
 		}
 	}
 	at = r.order
-	for _, m := range r.listed() {
+	for m := range r.listed() {
 		if m.gone {
 			continue
 		}
-		s := r.Status()
-		if m != r.me {
-			s = m.status
+		s := m.status
+		if m == r.me {
+			s = r.Status()
 		}
 		switch {
 		case m != r.me && (s == nil || !r.hears(m) || r.now-m.statusAt >= int64(r.cfg.Down)):

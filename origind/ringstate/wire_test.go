@@ -370,7 +370,7 @@ func (s *stranger) provoke() {
 	s.step(&EvPut{ID: 1, Digest: d, Size: 1, Place: place, Namespace: "team/b", Local: s.disk[d]})
 	s.step(&EvDelete{ID: 2, Digest: d, Namespace: "team/a", Place: record.Place{Backend: "kept"}, Local: s.disk[d]})
 	s.step(&EvLookup{ID: 3, Digest: digest.FromString("none")})
-	for _, m := range s.r.others() {
+	for m := range s.r.others() {
 		m.head = m.read + 1
 		s.r.readLog(m)
 	}
