@@ -1,6 +1,7 @@
 package ringstate
 
 import (
+	"slices"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -103,11 +104,13 @@ func (o *oracle) mustNot(d digest.Digest, at time.Duration) bool {
 	return len(o.blobs[d]) > 0
 }
 
-// copies counts the disks that have a blob pinned, those lost after a time included.
+// copies counts the disks that have a blob pinned, up to MinReplicas, those lost after a time included.
 func (o *oracle) copies(d digest.Digest, since time.Duration) (n int) {
 	for _, m := range o.w.nodes {
 		if b := m.disk.bytes[d]; b != nil && b.pinned {
-			n++
+			if n++; n == o.w.cfg.MinReplicas {
+				return n
+			}
 		}
 	}
 	for _, l := range o.lost {
@@ -119,12 +122,9 @@ func (o *oracle) copies(d digest.Digest, since time.Duration) (n int) {
 }
 
 func (o *oracle) inBackend(d digest.Digest) bool {
-	for _, m := range o.w.nodes {
-		if m.store.objects[string(d)] {
-			return true
-		}
-	}
-	return false
+	return o.w.store.objects[string(d)] || slices.ContainsFunc(o.w.nodes, func(m *node) bool {
+		return m.store != o.w.store && m.store.objects[string(d)]
+	})
 }
 
 // within reports whether so few disks were lost that nothing may be.

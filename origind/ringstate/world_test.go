@@ -1,7 +1,6 @@
 package ringstate
 
 import (
-	"container/heap"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -42,20 +41,44 @@ type timed struct {
 	f   func()
 }
 
+func (e timed) before(o timed) bool { return e.at < o.at || e.at == o.at && e.seq < o.seq }
+
+// eventHeap is what is to happen, the first first: as container/heap has it, without an allocation for each.
 type eventHeap []timed
 
-func (h eventHeap) Len() int { return len(h) }
-func (h eventHeap) Less(i, j int) bool {
-	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].seq < h[j].seq
+func (h *eventHeap) push(e timed) {
+	all := append(*h, e)
+	i := len(all) - 1
+	for up := (i - 1) / 2; i > 0 && e.before(all[up]); up = (i - 1) / 2 {
+		all[i] = all[up]
+		i = up
+	}
+	all[i] = e
+	*h = all
 }
-func (h eventHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
-func (h *eventHeap) Push(x any)   { *h = append(*h, x.(timed)) }
-func (h *eventHeap) Pop() any {
-	old := *h
-	e := old[len(old)-1]
-	old[len(old)-1] = timed{}
-	*h = old[:len(old)-1]
-	return e
+
+func (h *eventHeap) pop() timed {
+	all := *h
+	first, n := all[0], len(all)-1
+	e := all[n]
+	all[n] = timed{}
+	all = all[:n]
+	i := 0
+	for down := 1; down < n; down = 2*i + 1 {
+		if down+1 < n && all[down+1].before(all[down]) {
+			down++
+		}
+		if !all[down].before(e) {
+			break
+		}
+		all[i] = all[down]
+		i = down
+	}
+	if n > 0 {
+		all[i] = e
+	}
+	*h = all
+	return first
 }
 
 // disk is what survives a stop.
@@ -145,14 +168,14 @@ func (w *world) node(name string) *node {
 
 func (w *world) after(d time.Duration, f func()) {
 	w.seq++
-	heap.Push(&w.events, timed{w.now + d, w.seq, f})
+	w.events.push(timed{w.now + d, w.seq, f})
 }
 
 // run lets time pass.
 func (w *world) run(d time.Duration) {
 	end := w.now + d
 	for len(w.events) > 0 && w.events[0].at <= end {
-		e := heap.Pop(&w.events).(timed)
+		e := w.events.pop()
 		w.now = e.at
 		e.f()
 	}
@@ -501,9 +524,21 @@ func (n *node) ask(a ActAsk) {
 	})
 }
 
-// askByWire and answerByWire bring messages as members do; of statuses, which are most of them, and in long runs, some.
+// encodes reports whether a message is to be brought as members do: of statuses, which are most of them, and in long runs,
+// some are.
+func (w *world) encodes(k Kind) bool {
+	one := 1
+	if k == KindStatus {
+		one *= 8
+	}
+	if *seeds > 0 {
+		one *= 32
+	}
+	return w.seq%one == 0
+}
+
 func askByWire(w *world, q Ask) Ask {
-	if (*seeds > 0 || KindOf(q) == KindStatus) && w.seq%16 != 0 {
+	if !w.encodes(KindOf(q)) {
 		return q
 	}
 	b, err := EncodeAsk(q)
@@ -517,7 +552,7 @@ func askByWire(w *world, q Ask) Ask {
 }
 
 func answerByWire(w *world, k Kind, a Answer) Answer {
-	if (*seeds > 0 || k == KindStatus) && w.seq%16 != 0 {
+	if !w.encodes(k) {
 		return a
 	}
 	b, err := EncodeAnswer(a)
