@@ -41,6 +41,7 @@ func TestHistories(t *testing.T) {
 		{"pushes right behind deletions", "a b c", rightBehind},
 		{"a deletion in half of a ring", "a b c d", halfDeletion},
 		{"views that change while answers are on their way", "a b c d e", changingViews},
+		{"who had left comes back while another is cut off", "a b c", backElsewhere},
 	} {
 		t.Run(h.name, func(t *testing.T) {
 			n := uint64(1)
@@ -741,6 +742,24 @@ func changingViews(w *world) {
 	for _, n := range w.nodes {
 		w.do(n.name, func(id uint64) Event { return EvDrain{id, false} })
 	}
+	w.end()
+}
+
+// Who is cut off does not know that a member is back, and has what was pushed since.
+func backElsewhere(w *world) {
+	w.drainAt("c")
+	w.until(5*time.Minute, "a drained member", func() bool { return w.node("c").ring.me.mode == Drained })
+	w.run(5 * time.Second)
+	w.node("c").stop()
+	w.node("c").wipe()
+	w.until(10*time.Minute, "it to be no member any more", func() bool { return !w.node("a").ring.find("c").listed() })
+	w.partition("a")
+	w.node("c").start()
+	w.until(time.Minute, "it to be back", func() bool { return w.node("c").ring.me.mode == Up })
+	w.mustPush("b", kept, team)
+	w.mustRead("a", kept, no503)
+	w.run(5 * time.Minute)
+	w.mustRead("a", kept, no503)
 	w.end()
 }
 

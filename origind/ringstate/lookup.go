@@ -13,6 +13,7 @@ type lookup struct {
 	since   int64
 	waiting uint64 // slots of those who have not answered
 	unsure  uint64 // of those who cannot say no
+	said    int    // how many have said no
 }
 
 // lookupFor is how long answers are waited for.
@@ -26,7 +27,8 @@ func (r *Ring) readable(l Local) bool { return l.Have && (l.Record == nil || l.R
 // Here; at whoever says so first; or in the backend, which one member reads for all: the
 // first of the owners that is up. If it is not there, either, it is nowhere only if so few
 // disks did not answer, or are lost, that one copy of a blob that was acknowledged would
-// have been among those that did.
+// have been among those that did. And so many have to have answered that one of them knows each member that has
+// joined, or come back, while others were cut off: who joins has asked all but MinReplicas - 1.
 func (r *Ring) lookup(ev *EvLookup) {
 	l := r.local(ev.Digest, ev.Local)
 	switch {
@@ -64,6 +66,8 @@ func (r *Ring) askHave(q *lookup) {
 			q.waiting &^= m.bit()
 			if !ok || h.Unsure {
 				q.unsure |= m.bit()
+			} else {
+				q.said++
 			}
 			if q.waiting == 0 {
 				r.endLookup(q)
@@ -90,7 +94,7 @@ func (r *Ring) endLookup(q *lookup) {
 		return
 	}
 	r.lookups = slices.Delete(r.lookups, i, i+1)
-	a := ActFound{ID: q.id, Where: Backend, Unread: r.stale != 0, Missing: r.absent(q.waiting | q.unsure)}
+	a := ActFound{ID: q.id, Where: Backend, Unread: r.stale != 0, Missing: r.absent(q.waiting|q.unsure, q.said)}
 	owners := r.ownersOf(string(q.digest))
 	for _, m := range r.ordered(string(q.digest)) {
 		if owners&m.bit() != 0 && (m == r.me || r.hears(m)) {
@@ -104,8 +108,8 @@ func (r *Ring) endLookup(q *lookup) {
 }
 
 // absent returns the names because of which something that nobody who answered has may
-// still be somewhere; none if it is nowhere.
-func (r *Ring) absent(slots uint64) (names []string) {
+// still be somewhere; none if it is nowhere. slots are of those who did not answer, said is how many did.
+func (r *Ring) absent(slots uint64, said int) (names []string) {
 	disks := 0
 	for _, m := range r.members {
 		if slots&m.bit() != 0 {
@@ -119,10 +123,10 @@ func (r *Ring) absent(slots uint64) (names []string) {
 			names = append(names, l.Name)
 		}
 	}
-	if r.starting && r.stale != 0 {
+	switch {
+	case r.starting && r.stale != 0 || said < r.cfg.MinReplicas-1 && len(names) == 0:
 		return append(names, r.cfg.Name)
-	}
-	if disks < r.safe() {
+	case disks < r.safe() && said >= r.cfg.MinReplicas-1:
 		return nil
 	}
 	return names
