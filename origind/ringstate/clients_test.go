@@ -40,7 +40,7 @@ func (n *node) push(i int, namespace string, done func(ok bool)) {
 	n.has(d)
 	n.disk.bytes[d].pinned = true
 	for _, m := range mirrors {
-		if m := w.node(m); m.up() && w.reaches(n.name, m.name) && !m.disk.full && w.rng.IntN(8) > 0 {
+		if m := w.node(m); m.up() && w.reaches(n.name, m.name) && !m.disk.full && w.rng.IntN(8) > 0 && !w.bare {
 			m.has(d)
 		}
 	}

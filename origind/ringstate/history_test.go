@@ -42,6 +42,8 @@ func TestHistories(t *testing.T) {
 		{"a deletion in half of a ring", "a b c d", halfDeletion},
 		{"views that change while answers are on their way", "a b c d e", changingViews},
 		{"who had left comes back while another is cut off", "a b c", backElsewhere},
+		{"who joins when all logs are trimmed", "a b c", trimmedLogs},
+		{"a mirror that fetches, and keeps nothing that is not pinned", "a b c", hastyMirror},
 	} {
 		t.Run(h.name, func(t *testing.T) {
 			n := uint64(1)
@@ -587,16 +589,55 @@ func brokenLink(w *world) {
 
 func editedList(w *world) {
 	w.mustPush("a", kept, team)
-	e := &node{w: w, name: "e", store: w.store, calls: map[uint64]func(Action){}}
-	w.nodes = append(w.nodes, e)
-	e.wipe()
-	e.start() // its list names the four
+	e := w.join("e") // its list names the four
 	w.node("b").step(EvListed{[]string{"a", "b", "e"}})
 	w.run(time.Minute)
 	for _, n := range w.nodes {
 		if n.ring.view != e.ring.view || len(n.ring.owners) != 5 {
 			w.fatalf("%s has another view, of %d owners", n.name, len(n.ring.owners))
 		}
+	}
+	w.end()
+}
+
+// join starts a new member, whose list has those of before.
+func (w *world) join(name string) *node {
+	n := &node{w: w, name: name, store: w.store}
+	w.nodes = append(w.nodes, n)
+	n.wipe()
+	n.start()
+	return n
+}
+
+// A page of a log that has no entry any more says where to go on, or nobody new would ever have read it.
+func trimmedLogs(w *world) {
+	w.cfg.LogKeep = time.Minute
+	for _, n := range w.nodes {
+		n.stop()
+		n.start()
+	}
+	w.whole()
+	w.mustPush("a", kept, team)
+	w.mustRemove("b", kept, team)
+	w.until(10*time.Minute, "empty logs", func() bool {
+		return !slices.ContainsFunc(w.nodes, func(n *node) bool { return n.disk.first == 1 || len(n.disk.log) > 0 })
+	})
+	d := w.join("d")
+	w.until(time.Minute, "it to be a member", func() bool { return d.ring.me.mode == Up })
+	w.end()
+}
+
+// The mirror has fetched the blob, sees it in the backend at once, and unpins it. It is to have it until the primary has asked it
+// once more, or no push would ever be confirmed.
+func hastyMirror(w *world) {
+	w.grace, w.bare = 0, true
+	for i := range 12 {
+		began := w.now
+		w.mustPush(w.nodes[i%3].name, i, team)
+		if took := w.now - began; took > 5*time.Second {
+			w.fatalf("a push took %v", took)
+		}
+		w.run(time.Duration(w.rng.Int64N(int64(3 * time.Second))))
 	}
 	w.end()
 }

@@ -26,6 +26,8 @@ type world struct {
 	store  *backend
 	loss   float64            // of messages
 	slow   time.Duration      // most of a message's delay
+	grace  time.Duration      // how long what is not pinned any more stays
+	bare   bool               // mirrors do not get the bytes with a push
 	stall  time.Duration      // of an erasure, between its look and the deletion
 	cut    map[[2]string]bool // who does not reach whom
 	oracle oracle
@@ -120,7 +122,7 @@ type node struct {
 func newWorld(t testing.TB, seed uint64, names string, cfg Config) *world {
 	w := &world{
 		t: t, rng: rand.New(rand.NewPCG(seed, 17)), cfg: cfg.WithDefaults(), cut: map[[2]string]bool{},
-		store: newBackend(), slow: 20 * time.Millisecond,
+		store: newBackend(), slow: 20 * time.Millisecond, grace: time.Minute,
 	}
 	w.oracle.init(w)
 	var list []string
@@ -393,7 +395,7 @@ func (n *node) save(a ActSave) {
 
 func (n *node) unpin(d digest.Digest) {
 	if b := n.disk.bytes[d]; b != nil && b.pinned {
-		b.pinned, b.until = false, n.w.now+60*time.Second
+		b.pinned, b.until = false, n.w.now+n.w.grace
 	}
 }
 
@@ -459,7 +461,7 @@ func (n *node) has(d digest.Digest) {
 		n.disk.bytes[d] = &held{}
 	}
 	b := n.disk.bytes[d]
-	b.until = max(b.until, n.w.now+60*time.Second)
+	b.until = max(b.until, n.w.now+time.Minute)
 }
 
 // --- the network
