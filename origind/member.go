@@ -15,6 +15,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/origind/ringstate"
 	"github.com/capelin-io/capelin/swarm/piece"
@@ -87,6 +88,8 @@ type copyWorks interface {
 // asker asks other members: peers.
 type asker interface {
 	ask(ctx context.Context, to string, q ringstate.Ask) (incarnation uint64, a ringstate.Answer, err error)
+	// heard: a member has asked.
+	heard(from origin.Asker)
 }
 
 // watcher is told what has changed. It must not block.
@@ -471,11 +474,11 @@ func (m *member) bad(d digest.Digest, pieces []int) {
 }
 
 // asked answers another member.
-func (m *member) asked(ctx context.Context, from string, incarnation uint64, q ringstate.Ask) (ringstate.Answer, error) {
+func (m *member) asked(ctx context.Context, from origin.Asker, q ringstate.Ask) (ringstate.Answer, error) {
 	answer := make(chan ringstate.Answer, 1)
 	m.do(func(b *batch) {
 		id := m.call(func(a ringstate.Action) { answer <- a.(ringstate.ActReply).Answer })
-		ev := &ringstate.EvAsked{From: from, Incarnation: incarnation, ID: id, Ask: q}
+		ev := &ringstate.EvAsked{From: from.Name, Incarnation: from.Incarnation, ID: id, Ask: q}
 		if r, ok := q.(*ringstate.Replica); ok {
 			ev.Local = []ringstate.Local{b.localPinned(r.Digest)}
 		} else {
@@ -488,8 +491,12 @@ func (m *member) asked(ctx context.Context, from string, incarnation uint64, q r
 		b.then(func() { m.answer(id, ringstate.ActReply{}) }) // if there is no answer
 	})
 	a, err := wait(ctx, m, answer)
-	if err == nil && a == nil {
-		err = fmt.Errorf("%s is no member of this ring: %w", from, errdefs.ErrPermissionDenied)
+	switch {
+	case err != nil:
+	case a == nil:
+		err = fmt.Errorf("%s is no member of this ring: %w", from.Name, errdefs.ErrPermissionDenied)
+	default:
+		m.asks.heard(from)
 	}
 	return a, err
 }

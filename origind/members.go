@@ -66,7 +66,7 @@ func (s *server) meet(ctx context.Context, addr string) error {
 	}
 	defer m.Close()
 	incarnation, name, _, err := s.peers.askAt(ctx, m, ringstate.Probe{})
-	if name == s.cfg.Node && incarnation == s.peers.incarnation {
+	if name == s.cfg.Node && incarnation == s.peers.self.Incarnation {
 		return nil // this one, which has refused to ask itself
 	}
 	if err == nil && name != s.cfg.Node {

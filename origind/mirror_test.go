@@ -466,3 +466,29 @@ func TestNotAMember(t *testing.T) {
 	}
 	http.DefaultClient.CloseIdleConnections()
 }
+
+// A member that knows the others is one of them, although their lists do not have it: they learn where it is when it asks.
+func TestNewMember(t *testing.T) {
+	r := startRing(t, 2, 2, false)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := testConfig(t, t.TempDir(), nil)
+	cfg.Node, cfg.Listener = "c", l
+	cfg.Ring.Members, cfg.Ring.Replicas, cfg.Ring.MinReplicas = []string{"a=" + r.addrs[0], "b=" + r.addrs[1]}, 2, 2
+	start(t, cfg)
+	for i, name := range r.names {
+		eventually(t, "c is up at "+name, func() (is bool) {
+			_ = r.at(i, func(m *origin.Member) error {
+				st, err := m.RingStatus(t.Context())
+				if err == nil && st.Member("c") != nil {
+					c := st.Member("c")
+					is = c.State == origin.RingUp && c.Address == l.Addr().String()
+				}
+				return err
+			})
+			return is
+		})
+	}
+}

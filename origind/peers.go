@@ -21,9 +21,8 @@ import (
 
 // peers are the other members of the ring, by name, and where they are: as the configuration says, or as they say themselves.
 type peers struct {
-	self        string
-	incarnation uint64
-	tls         *tls.Config // nil: plain HTTP
+	self origin.Asker
+	tls  *tls.Config // nil: plain HTTP
 
 	mu  sync.Mutex
 	all map[string]*other
@@ -37,13 +36,13 @@ type other struct {
 }
 
 // newPeers returns peers of which the configuration knows some. It does not connect yet.
-func newPeers(cfg Config, self string, incarnation uint64, id *identity.Source) (*peers, error) {
-	p := &peers{self: self, incarnation: incarnation, all: map[string]*other{}}
+func newPeers(cfg Config, self origin.Asker, id *identity.Source) (*peers, error) {
+	p := &peers{self: self, all: map[string]*other{}}
 	if id != nil {
 		p.tls = id.ClientTLS(identity.RoleOrigin)
 	}
 	for _, m := range cfg.Ring.List() {
-		if m.Name != "" && m.Name != self {
+		if m.Name != "" && m.Name != self.Name {
 			if err := p.place(m.Name, m.Address, true); err != nil {
 				p.close()
 				return nil, err
@@ -58,7 +57,7 @@ func (p *peers) place(name, addr string, given bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.all[name]
-	if name == p.self || addr == "" || old != nil && (old.addr == addr || old.given && !given) {
+	if name == p.self.Name || addr == "" || old != nil && (old.addr == addr || old.given && !given) {
 		return nil
 	}
 	at, err := origin.NewMember(origin.Config{Origins: []string{addr}, TLS: p.tls})
@@ -78,6 +77,16 @@ func (p *peers) changed(all []ringstate.Peer) {
 		if err := p.place(m.Name, m.Addr, false); err != nil {
 			log.L.WithError(err).Debug("a member's address is none")
 		}
+	}
+}
+
+// heard takes in where a member is that has asked, if nobody has said that yet: it knows this one, and this one learns of it.
+func (p *peers) heard(from origin.Asker) {
+	if from.Address == "" || p.has(from.Name) {
+		return
+	}
+	if err := p.place(from.Name, from.Address, false); err != nil {
+		log.L.WithError(err).Debug("a member's address is none")
 	}
 }
 
@@ -150,7 +159,7 @@ func (p *peers) askAt(ctx context.Context, m *origin.Member, q ringstate.Ask) (i
 	if err != nil {
 		return 0, "", nil, err
 	}
-	incarnation, name, body, err = m.Ring(ctx, p.self, p.incarnation, string(kind), body, ringstate.MaxAnswer)
+	incarnation, name, body, err = m.Ring(ctx, p.self, string(kind), body, ringstate.MaxAnswer)
 	if err == nil {
 		a, err = ringstate.DecodeAnswer(kind, body)
 	}

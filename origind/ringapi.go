@@ -35,7 +35,7 @@ var (
 // few owners would remain is errdefs.ErrConflict. It may be used by any goroutine.
 type ringMember interface {
 	// asked returns the answer to another member's ask. It waits for it, or until ctx ends.
-	asked(ctx context.Context, from string, incarnation uint64, ask ringstate.Ask) (ringstate.Answer, error)
+	asked(ctx context.Context, from origin.Asker, ask ringstate.Ask) (ringstate.Answer, error)
 	incarnation() uint64
 	status(ctx context.Context) (*origin.RingStatus, error)
 	drain(ctx context.Context, on bool) error
@@ -130,26 +130,34 @@ func answerJSON(w http.ResponseWriter, b []byte) {
 	_, _ = w.Write(b)
 }
 
-// asker returns which member makes a request, and the disk that it has.
-func (g *ringAPI) asker(r *http.Request) (name string, incarnation uint64, err error) {
-	name = r.Header.Get(origin.HeaderMember)
+// maxAddress is how many bytes an address has: a name of the DNS and a port.
+const maxAddress = 255 + len(":65535")
+
+// asker returns which member makes a request.
+func (g *ringAPI) asker(r *http.Request) (origin.Asker, error) {
+	name := r.Header.Get(origin.HeaderMember)
 	if err := origin.CheckMember(name); err != nil {
-		return "", 0, fmt.Errorf("%s: %w", origin.HeaderMember, err)
+		return origin.Asker{}, fmt.Errorf("%s: %w", origin.HeaderMember, err)
 	}
 	if g.s.identity != nil {
 		if err := identity.VerifyNode(*r.TLS, name, identity.RoleOrigin); err != nil {
-			return "", 0, fmt.Errorf("%q asks: %w: %w", shorten(name), err, errdefs.ErrPermissionDenied)
+			return origin.Asker{}, fmt.Errorf("%q asks: %w: %w", shorten(name), err, errdefs.ErrPermissionDenied)
 		}
 	}
 	if name == g.name {
-		return "", 0, fmt.Errorf("another member asks as %q, which is this one: give each origin a name of its own (node): %w", name,
+		return origin.Asker{}, fmt.Errorf("another member asks as %q, which is this one: give each origin a name of its own (node): %w", name,
 			errdefs.ErrPermissionDenied)
 	}
 	text := r.Header.Get(origin.HeaderIncarnation)
-	if incarnation, err = strconv.ParseUint(text, 10, 64); err != nil || incarnation == 0 {
-		return "", 0, fmt.Errorf("%s is %q: %w", origin.HeaderIncarnation, shorten(text), errdefs.ErrInvalidArgument)
+	incarnation, err := strconv.ParseUint(text, 10, 64)
+	if err != nil || incarnation == 0 {
+		return origin.Asker{}, fmt.Errorf("%s is %q: %w", origin.HeaderIncarnation, shorten(text), errdefs.ErrInvalidArgument)
 	}
-	return name, incarnation, nil
+	address := r.Header.Get(origin.HeaderAddress)
+	if len(address) > maxAddress {
+		return origin.Asker{}, fmt.Errorf("%s has %d bytes: %w", origin.HeaderAddress, len(address), errdefs.ErrInvalidArgument)
+	}
+	return origin.Asker{Name: name, Incarnation: incarnation, Address: address}, nil
 }
 
 // ask answers another member.
@@ -164,27 +172,27 @@ func (g *ringAPI) ask(w http.ResponseWriter, r *http.Request) error {
 	if _, err := query(r); err != nil {
 		return err
 	}
-	from, incarnation, err := g.asker(r)
+	from, err := g.asker(r)
 	if err != nil {
 		return err
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, ringstate.MaxAsk))
 	if err != nil {
-		return fmt.Errorf("reading what %s asks: %w: %w", from, err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("reading what %s asks: %w: %w", from.Name, err, errdefs.ErrInvalidArgument)
 	}
 	q, err := ringstate.DecodeAsk(kind, body)
 	if err != nil {
-		return fmt.Errorf("from %s: %w", from, err)
+		return fmt.Errorf("from %s: %w", from.Name, err)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), askWait)
 	defer cancel()
-	a, err := g.ring.asked(ctx, from, incarnation, q)
+	a, err := g.ring.asked(ctx, from, q)
 	if err != nil {
 		return err
 	}
 	b, err := ringstate.EncodeAnswer(a)
 	if err != nil { // of this member's own making
-		return fmt.Errorf("%s asks for %s: %s: %w", from, kind, err.Error(), errdefs.ErrInternal)
+		return fmt.Errorf("%s asks for %s: %s: %w", from.Name, kind, err.Error(), errdefs.ErrInternal)
 	}
 	answerJSON(w, b)
 	return nil

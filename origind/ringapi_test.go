@@ -49,8 +49,8 @@ func (f *fakeRing) take() string {
 	return s
 }
 
-func (f *fakeRing) asked(ctx context.Context, from string, incarnation uint64, ask ringstate.Ask) (ringstate.Answer, error) {
-	err := f.did("%s/%d asks %T", from, incarnation, ask)
+func (f *fakeRing) asked(ctx context.Context, from origin.Asker, ask ringstate.Ask) (ringstate.Answer, error) {
+	err := f.did("%s/%d at %s asks %T", from.Name, from.Incarnation, from.Address, ask)
 	f.ask = ask
 	if f.answer == nil && err == nil {
 		<-ctx.Done()
@@ -130,29 +130,29 @@ func TestRingAsks(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.answer = tt.a
-		inc, name, got, err := m.Ring(t.Context(), "origin-2", 12, string(k), b, ringstate.MaxAnswer)
+		inc, name, got, err := m.Ring(t.Context(), origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}, string(k), b, ringstate.MaxAnswer)
 		if err != nil || inc != 1<<63 || name != "origin-1" {
 			t.Fatalf("%s: %d %s %s, %v", k, inc, name, got, err)
 		}
 		if a, err := ringstate.DecodeAnswer(k, got); err != nil || reflect.TypeOf(a) != reflect.TypeOf(tt.a) || !reflect.DeepEqual(f.ask, tt.q) {
 			t.Errorf("%s: asked %+v, answered %s, %v", k, f.ask, got, err)
 		}
-		if did := f.take(); did != fmt.Sprintf("origin-2/12 asks %T", tt.q) {
+		if did := f.take(); did != fmt.Sprintf("origin-2/12 at o2:1 asks %T", tt.q) {
 			t.Error(did)
 		}
 	}
-	if _, _, got, err := m.Ring(t.Context(), "origin-2", 12, "log", []byte("{}"), 5); !errdefs.IsUnavailable(err) || len(got) > 0 {
+	if _, _, got, err := m.Ring(t.Context(), origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}, "log", []byte("{}"), 5); !errdefs.IsUnavailable(err) || len(got) > 0 {
 		t.Errorf("an answer that is too large: %s, %v", got, err)
 	}
 	// Nobody waits for ever, and who answers is known also if there is no answer.
 	f.answer = nil
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, _, _, err := m.Ring(ctx, "origin-2", 12, "log", []byte("{}"), 5); !errdefs.IsUnavailable(err) {
+	if _, _, _, err := m.Ring(ctx, origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}, "log", []byte("{}"), 5); !errdefs.IsUnavailable(err) {
 		t.Error(err)
 	}
 	f.err = fmt.Errorf("it stops: %w", errdefs.ErrUnavailable)
-	if inc, name, _, err := m.Ring(t.Context(), "origin-2", 12, "log", []byte("{}"), 5); !errdefs.IsUnavailable(err) || inc != 1<<63 ||
+	if inc, name, _, err := m.Ring(t.Context(), origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}, "log", []byte("{}"), 5); !errdefs.IsUnavailable(err) || inc != 1<<63 ||
 		name != "origin-1" || !strings.Contains(err.Error(), "it stops") {
 		t.Errorf("%d %s, %v", inc, name, err)
 	}
@@ -175,7 +175,7 @@ func TestRingRoles(t *testing.T) {
 		{identity.RoleTracker, "unavailable", "unavailable", "unavailable"},
 	} {
 		m := member("origin-2", tt.role)
-		_, _, _, ask := m.Ring(t.Context(), "origin-2", 12, "have", have, 100)
+		_, _, _, ask := m.Ring(t.Context(), origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}, "have", have, 100)
 		_, status := m.RingStatus(t.Context())
 		for what, tt := range map[string]struct {
 			err  error
@@ -192,7 +192,7 @@ func TestRingRoles(t *testing.T) {
 	f.take()
 	m := member("origin-2", identity.RoleOrigin, identity.RoleAdmin)
 	for _, name := range []string{"origin-3", "origin-1", ""} {
-		if _, _, _, err := m.Ring(t.Context(), name, 12, "have", have, 100); err == nil {
+		if _, _, _, err := m.Ring(t.Context(), origin.Asker{Name: name, Incarnation: 12}, "have", have, 100); err == nil {
 			t.Errorf("origin-2 may ask as %q", name)
 		}
 	}
@@ -201,7 +201,7 @@ func TestRingRoles(t *testing.T) {
 	}
 	// An origin that says that it is another one is not believed.
 	_, member = serveRing(t, authority(t), "origin-9", f)
-	_, _, b, err := member("origin-2", identity.RoleOrigin).Ring(t.Context(), "origin-2", 12, "have", have, 100)
+	_, _, b, err := member("origin-2", identity.RoleOrigin).Ring(t.Context(), origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}, "have", have, 100)
 	if !errdefs.IsUnavailable(err) || len(b) > 0 || !strings.Contains(err.Error(), "it says that it is origin-1") {
 		t.Errorf("%s, %v", b, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/control/ring"
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/fetcher/backends"
@@ -166,7 +167,9 @@ func openServer(ctx, work context.Context, cfg Config, id *identity.Source, list
 	if s.blobs.ledger, err = openLedger(cfg.Root, cfg.Node); err != nil {
 		return nil, err
 	}
-	if s.peers, err = newPeers(cfg, cfg.Node, s.blobs.ledger.incarnation(), id); err != nil {
+	inc := s.blobs.ledger.incarnation()
+	state := cfg.ringState(inc, listen)
+	if s.peers, err = newPeers(cfg, origin.Asker{Name: cfg.Node, Incarnation: inc, Address: state.Addr}, id); err != nil {
 		return nil, err
 	}
 	self := ring.Member{Name: cfg.Node, Zone: cfg.Zone}
@@ -180,7 +183,7 @@ func openServer(ctx, work context.Context, cfg Config, id *identity.Source, list
 	}
 	s.assemble(cfg)
 	changes.Observer = s.seeder
-	s.member, err = newMember(ctx, cfg.ringState(s.blobs.ledger.incarnation(), listen), memberParts{
+	s.member, err = newMember(ctx, state, memberParts{
 		ledger: s.blobs.ledger, bytes: s.store, objects: s.objects, copies: s.copies, asks: s.peers, watch: s,
 		writers: make(chan struct{}, cfg.Queue.Workers), tasks: s.tasks,
 	})

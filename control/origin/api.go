@@ -50,6 +50,7 @@ const (
 	// Of asks between members of a ring, and of their answers: who says this, and the disk that it has.
 	HeaderMember      = "Capelin-Member"
 	HeaderIncarnation = "Capelin-Incarnation"
+	HeaderAddress     = "Capelin-Address" // of asks only: where whoever asks is reached
 )
 
 // Limits.

@@ -92,17 +92,27 @@ const (
 // maxRingStatus is how many bytes a RingStatus has at most.
 const maxRingStatus = 1 << 20
 
-// Ring asks a member of a ring. from and incarnation are of whoever asks; inc and name are the member's, also with an
+// Asker is a member of a ring that asks another one.
+type Asker struct {
+	Name        string
+	Incarnation uint64 // of its disk
+	Address     string // where others reach it; "": it does not say
+}
+
+// Ring asks a member of a ring. from is whoever asks; inc and name are the member's, also with an
 // error, as far as it has said them. Whoever asks sees to it that the answer is of whom it meant. The answer has at
 // most maxAnswer bytes. Nothing is asked twice, and it takes as long as ctx lasts.
 func (m *Member) Ring(
-	ctx context.Context, from string, incarnation uint64, kind string, ask []byte, maxAnswer int64,
+	ctx context.Context, from Asker, kind string, ask []byte, maxAnswer int64,
 ) (inc uint64, name string, answer []byte, err error) {
 	r := &httpclient.Request{
 		Method: "POST", Path: PathRing + "/" + url.PathEscape(kind), Body: bytes.NewReader(ask),
 		Header: http.Header{
-			"Content-Type": {"application/json"}, HeaderMember: {from}, HeaderIncarnation: {strconv.FormatUint(incarnation, 10)},
+			"Content-Type": {"application/json"}, HeaderMember: {from.Name}, HeaderIncarnation: {strconv.FormatUint(from.Incarnation, 10)},
 		},
+	}
+	if from.Address != "" {
+		r.Header.Set(HeaderAddress, from.Address)
 	}
 	resp, err := m.c.send(ctx, m.o, r)
 	if resp == nil {

@@ -31,7 +31,7 @@ func TestRingAnswers(t *testing.T) {
 			w.Header().Set(HeaderIncarnation, tt.inc)
 			_, _ = w.Write([]byte(r.Method + r.URL.Path + r.Header.Get(HeaderMember) + r.Header.Get(HeaderIncarnation)))
 		})
-		inc, name, b, err := m.Ring(t.Context(), "a", 1<<63, "have", []byte("{}"), 100)
+		inc, name, b, err := m.Ring(t.Context(), Asker{"a", 1 << 63, "a.example:1"}, "have", []byte("{}"), 100)
 		if class, _ := Class(err); class != tt.class {
 			t.Errorf("%+v: %v", tt, err)
 		}
@@ -40,7 +40,7 @@ func TestRingAnswers(t *testing.T) {
 		}
 	}
 	m := newMember(t, refuse(errdefs.ErrPermissionDenied))
-	if _, _, _, err := m.Ring(t.Context(), "a", 1, "have", nil, 100); !errdefs.IsPermissionDenied(err) {
+	if _, _, _, err := m.Ring(t.Context(), Asker{Name: "a", Incarnation: 1}, "have", nil, 100); !errdefs.IsPermissionDenied(err) {
 		t.Error(err)
 	}
 }
