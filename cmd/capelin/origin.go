@@ -237,6 +237,26 @@ func printDrain(out io.Writer, st *origin.RingStatus, cancel bool) {
 	}
 }
 
+// hearDrained is how long others may take to hear that a member is drained.
+const hearDrained = 10 * time.Second
+
+// hearsDrained waits for a while if a member leaves: it may have said that it is drained, and whoever is asked has not heard it yet. Taken
+// out before that, what it had would count as lost.
+func hearsDrained(ctx context.Context, members []*origin.Member, st *origin.RingStatus, name string) (err error) {
+	for over := time.Now().Add(hearDrained); err == nil && time.Now().Before(over); {
+		if m := st.Member(name); m == nil || m.State != origin.RingDraining {
+			return nil
+		}
+		select {
+		case <-time.After(askRingEvery):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		st, err = askStatus(ctx, members)
+	}
+	return err
+}
+
 func (a *ringAccess) operate(cmd *cobra.Command, name string, do origin.RingDo) error {
 	members, closeAll, err := a.members()
 	if err != nil {
@@ -254,6 +274,11 @@ func (a *ringAccess) operate(cmd *cobra.Command, name string, do origin.RingDo) 
 			names = append(names, m.Name)
 		}
 		return fmt.Errorf("the ring has no member %q; it has %s", name, strings.Join(names, ", "))
+	}
+	if do == origin.RingRemove {
+		if err := hearsDrained(ctx, members, st, name); err != nil {
+			return err
+		}
 	}
 	if err := askEach(members, func(m *origin.Member) error { return m.Operate(ctx, name, do) }); err != nil {
 		return err

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+)
+
+// operations is docs/operations.md: what it has operators do is done here, to servers in processes of their own.
+type operations struct {
+	t     *testing.T
+	dir   string
+	text  string
+	toml  string            // the configuration that it shows
+	again *strings.Replacer // its addresses and files become those of this test
+	done  []string          // headings whose commands were run
+	procs map[string]*exec.Cmd
+}
+
+func readOperations(t *testing.T) *operations {
+	t.Helper()
+	b, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &operations{t: t, dir: t.TempDir(), text: string(b), procs: map[string]*exec.Cmd{}}
+	var pairs []string
+	for i := range 4 {
+		pairs = append(pairs, fmt.Sprintf("10.0.0.%d", i+1), o.addr(i))
+	}
+	o.again = strings.NewReplacer(pairs...)
+	o.toml = o.block("Three servers", "toml")
+	t.Cleanup(func() {
+		for name := range o.procs {
+			o.kill(name)
+		}
+	})
+	return o
+}
+
+// addr returns an address of this machine on which no other test has ports.
+func (o *operations) addr(i int) string {
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 128+16*i+pid>>16%16, pid>>8%256, 1+pid%254)
+}
+
+// block returns the blocks of a language below a heading.
+func (o *operations) block(heading, language string) (text string) {
+	o.t.Helper()
+	_, section, ok := strings.Cut(o.text, "\n## "+heading+"\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	for ok && strings.Contains(section, "\n```"+language+"\n") {
+		var block string
+		_, section, _ = strings.Cut(section, "\n```"+language+"\n")
+		block, section, _ = strings.Cut(section, "\n```")
+		text += block + "\n"
+	}
+	if text == "" {
+		o.t.Fatalf("the document has no %s below %q", language, heading)
+	}
+	return text
+}
+
+// run runs the commands below a heading.
+func (o *operations) run(heading string) {
+	o.t.Helper()
+	o.done = append(o.done, heading)
+	for line := range strings.Lines(o.block(heading, "sh")) {
+		args := strings.Fields(o.again.Replace(line))
+		if out, said, err := execute(o.t, o.operator(args[1:]...)...); err != nil || args[0] != "capelin" {
+			o.t.Fatalf("%s: %s%v\n%s%s%s", heading, line, err, out, said, o.logs())
+		}
+	}
+}
+
+// operator adds a certificate to a command.
+func (o *operations) operator(args ...string) []string {
+	at := filepath.Join(o.dir, "admin")
+	return append(args, "--ca", at+"/ca.crt", "--cert", at+"/tls.crt", "--key", at+"/tls.key")
+}
+
+func (o *operations) issue(name, roles string, more ...string) {
+	o.t.Helper()
+	args := []string{"ca", "issue", "--dir", o.dir + "/ca", "--role", roles, "--name", name, "--out", filepath.Join(o.dir, name)}
+	if _, _, err := execute(o.t, append(args, more...)...); err != nil {
+		o.t.Fatal(err)
+	}
+}
+
+// start starts a server with the file of the document; more is written behind the members there.
+func (o *operations) start(name string, more string) {
+	o.t.Helper()
+	i := int(name[0] - 'a')
+	at := filepath.Join(o.dir, name)
+	if _, err := os.Stat(at); err != nil {
+		o.issue(name, "tracker,origin,index,gateway", "--host", o.addr(i))
+	}
+	text := strings.Replace(o.toml, `address = "10.0.0.1"`, fmt.Sprintf("address = %q", o.addr(i)), 1)
+	text = strings.ReplaceAll(o.again.Replace(text), "/etc/capelin/pki", at)
+	text = strings.Replace(text, `:7480"]`, `:7480"`+o.again.Replace(more)+"]", 1)
+	if err := os.WriteFile(at+"/server.toml", []byte(text), 0o600); err != nil {
+		o.t.Fatal(err)
+	}
+	log, err := os.OpenFile(at+"/log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(os.Args[0], "server", "--config", at+"/server.toml", "--set", "data="+at+"/data", "--set", "metrics=",
+		"--set", "origin.cache.free_floor=-1.0")
+	cmd.Env = append(os.Environ(), "CAPELIN_TEST_MAIN=1")
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		o.t.Fatal(err)
+	}
+	o.procs[name] = cmd
+}
+
+func (o *operations) kill(name string) {
+	cmd := o.procs[name]
+	delete(o.procs, name)
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+}
+
+// lose kills a server, and takes away what its origin has.
+func (o *operations) lose(name string) {
+	o.t.Helper()
+	o.kill(name)
+	if err := os.RemoveAll(filepath.Join(o.dir, name, "data", "origin")); err != nil {
+		o.t.Fatal(err)
+	}
+}
+
+func (o *operations) logs() (text string) {
+	for name := range o.procs {
+		b, _ := os.ReadFile(filepath.Join(o.dir, name, "log"))
+		lines := strings.Split(string(b), "\n")
+		text += "\n" + strings.Join(lines[max(0, len(lines)-10):], "\n")
+	}
+	return text
+}
+
+// image pushes an image, or pulls it, and returns its digest.
+func (o *operations) image(args ...string) string {
+	o.t.Helper()
+	out, _, err := execute(o.t, o.operator(append([]string{"image"}, args...)...)...)
+	if err != nil {
+		o.t.Fatalf("%v: %v\n%s", args, err, o.logs())
+	}
+	_, d, _ := strings.Cut(out, "sha256:")
+	return d[:min(64, len(d))]
+}
+
+// What docs/operations.md says is done: three servers with its configuration are a ring, and its commands do what it says.
+func TestOperations(t *testing.T) {
+	if testing.Short() {
+		t.Skip("members wait for each other in real time")
+	}
+	t.Setenv("DOCKER_CONFIG", t.TempDir())
+	o := readOperations(t)
+	if _, _, err := execute(t, "ca", "init", "--dir", o.dir+"/ca"); err != nil {
+		t.Fatal(err)
+	}
+	o.issue("admin", "admin")
+	for _, name := range []string{"a", "b", "c"} {
+		o.start(name, "")
+	}
+	o.eventually("MEMBER", "ring", "--origin", o.addr(0)+":7480") // somebody answers
+	o.run("Three servers")
+
+	img, err := random.Image(1<<20, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src, err := layout.Write(o.dir+"/image", empty.Index)
+	if err == nil {
+		err = src.AppendImage(img)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := func(i int) string { return o.addr(i) + ":7500/team/app:1" }
+	want := o.image("push", o.dir+"/image", ref(1))
+
+	o.start("d", `, "d=10.0.0.4:7480"`)
+	o.eventually("MEMBER", "ring", "--origin", o.addr(3)+":7480")
+	o.run("Add a member")
+	o.run("Take a member out")
+	o.kill("d")
+
+	o.lose("c")
+	o.start("c", "")
+	o.eventually("a disk of c is lost", "ring", "--origin", o.addr(0)+":7480") // what it had counts until it is known to be lost
+	o.run("Replace a machine, or a disk")
+
+	o.lose("b")
+	o.lose("c")
+	o.start("b", "")
+	o.start("c", "")
+	o.eventually("(?s)\nb +up.*\nc +up.*\na disk of b is lost\na disk of c is lost\n", "ring", "--origin", o.addr(0)+":7480")
+	_, said, err := execute(t, o.operator("origin", "ring", "--wait", "--origin", o.addr(0)+":7480")...)
+	if err == nil || !strings.Contains(err.Error(), "capelin origin ring forget b; capelin origin ring forget c") {
+		t.Errorf("two disks were lost at once, and --wait ends with %v\n%s", err, said)
+	}
+	o.run("`min_replicas` disks lost at once")
+	o.run("Replace a machine, or a disk") // which waits until it is whole
+	for i := range 3 {
+		if got := o.image("pull", ref(i), "oci:"+filepath.Join(o.dir, fmt.Sprint("pulled", i))); got != want {
+			t.Errorf("the gateway of %c has %s, want %s", 'a'+i, got, want)
+		}
+	}
+	for section := range strings.SplitSeq(o.text, "\n## ") { // no command of the document is left out
+		heading, rest, _ := strings.Cut(section, "\n")
+		if strings.Contains(rest, "\n```sh\n") && !slices.Contains(o.done, heading) {
+			t.Errorf("what stands below %q was not run", heading)
+		}
+	}
+}
+
+// eventually repeats a command of an operator until it prints something, a regular expression.
+func (o *operations) eventually(prints string, args ...string) {
+	o.t.Helper()
+	want := regexp.MustCompile(prints)
+	for {
+		out, said, err := execute(o.t, o.operator(append([]string{"origin"}, args...)...)...)
+		if want.MatchString(out) {
+			return
+		}
+		if o.t.Context().Err() != nil {
+			o.t.Fatalf("%v: %v\n%s%s%s", args, err, out, said, o.logs())
+		}
+	}
+}
