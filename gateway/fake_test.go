@@ -23,6 +23,7 @@ type fakeOrigin struct {
 	uploads map[string][]byte
 	refuse  string // a namespace that no storage takes
 	err     error  // of everything
+	lost    error  // of commits
 	opens   int
 	started int
 	hints   []digest.Digest // of uploads that were begun
@@ -98,6 +99,9 @@ func (o *fakeOrigin) Commit(_ context.Context, id string, d digest.Digest) (orig
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	b, err := o.at(id)
+	if err == nil {
+		err = o.lost
+	}
 	if err != nil {
 		return origin.Info{}, err
 	}

@@ -332,6 +332,17 @@ func TestUnavailable(t *testing.T) {
 	}
 }
 
+// What was lost with an origin in the middle of a push is pushed again: the client is told so in the way in which it understands it.
+func TestLostInPush(t *testing.T) {
+	g := newGateway(t, nil)
+	resp, _ := g.do("alice", "POST", "/v2/team/app/blobs/uploads/", "")
+	g.origin.lost = fmt.Errorf("upload u, which is at 3: %w", errdefs.ErrOutOfRange)
+	resp, body := g.do("alice", "PUT", resp.Header.Get("Location")+"?digest="+digest.FromString("more").String(), "")
+	if resp.StatusCode != 503 || !strings.Contains(body, "which is at 3") {
+		t.Errorf("%s %q", resp.Status, body)
+	}
+}
+
 // A real client pushes and pulls; what is incomplete or no manifest is refused.
 func TestManifests(t *testing.T) {
 	g := newGateway(t, nil)

@@ -221,6 +221,10 @@ func (w *writer) ReadFrom(r io.Reader) (int64, error) {
 func (w *writer) Commit(d ociregistry.Digest) (desc ociregistry.Descriptor, err error) {
 	defer func() { audit(w.ctx, Push, w.repo, "blob", d.String(), err) }()
 	info, err := w.s.origin.Commit(w.ctx, w.id, d)
+	if errdefs.IsOutOfRange(err) {
+		// The origin that took the last bytes is lost, and with them what no other had yet. Clients push again what is unavailable.
+		return desc, unavailable(err)
+	}
 	if errdefs.IsInvalidArgument(err) {
 		return desc, fmt.Errorf("%w: %w", ociregistry.ErrDigestInvalid, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -490,5 +491,18 @@ func TestNewMember(t *testing.T) {
 			})
 			return is
 		})
+	}
+}
+
+// What a client's bytes have instead of the digest is no mistake of the client's if it is another member that lacks some.
+func TestFailureIsOneClass(t *testing.T) {
+	u := &upload{id: "u"}
+	for code, is := range map[mirror.Code]func(error) bool{
+		mirror.WrongDigest: errdefs.IsInvalidArgument, mirror.OutOfRange: errdefs.IsOutOfRange, mirror.Unknown: errdefs.IsNotFound,
+	} {
+		err := u.failure(mirror.Answer{Code: code, Err: fmt.Errorf("another digest: %w", errdefs.ErrInvalidArgument)})
+		if class, _ := origin.Class(err); !is(err) || code != mirror.WrongDigest && (errdefs.IsInvalidArgument(err) || class == "invalid_argument") {
+			t.Errorf("%v: %v, class %s", code, err, class)
+		}
 	}
 }
