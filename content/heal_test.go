@@ -172,7 +172,8 @@ func TestHeal(t *testing.T) {
 		t.Errorf("the file is %v, %v", fi, err)
 	}
 	got := k.rec.pieces[k.id]
-	if got.Count() != 2 || !got.Has(3) || !got.Has(9) || !bytes.Equal(k.rec.states[k.id], slices.Concat(k.sums.Range(3, 1), k.sums.Range(9, 1))) {
+	if got.Count() != 2 || !got.Has(3) || !got.Has(9) ||
+		!bytes.Equal(k.rec.states[k.id], slices.Concat(k.sums.Range(3, 1), k.sums.Range(9, 1))) {
 		t.Errorf("%d pieces were offered again", got.Count())
 	}
 }
@@ -323,8 +324,9 @@ func TestScanPastCache(t *testing.T) {
 		must(t, err)
 		defer unix.Munmap(m)
 		in := make([]byte, (len(m)+os.Getpagesize()-1)/os.Getpagesize())
-		if _, _, err := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&in[0]))); err != 0 {
-			t.Fatal(err)
+		_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&in[0])))
+		if errno != 0 {
+			t.Fatal(errno)
 		}
 		for _, p := range in {
 			n += int(p & 1)

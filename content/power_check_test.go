@@ -168,7 +168,8 @@ func checkWhole(t testing.TB, dir string, said map[string]string) {
 			d := filepath.Base(filepath.Dir(path)) + ":" + filepath.Base(path)
 			b, err := os.ReadFile(path)
 			if err != nil || !bytes.Equal(b, powerBlobs[d]) &&
-				!(bytes.HasPrefix(b, []byte("rotten")) && (said[d] == promisedRotten || said[d] == promisedWrong || said[d] == "" || strings.HasPrefix(said[d], promisedPieces))) {
+				!(bytes.HasPrefix(b, []byte("rotten")) && (said[d] == promisedRotten || said[d] == promisedWrong || said[d] == "" ||
+					strings.HasPrefix(said[d], promisedPieces))) {
 				t.Errorf("%s is not whole: %d bytes, %v", path, len(b), err)
 			}
 		}

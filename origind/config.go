@@ -130,9 +130,12 @@ func DefaultConfig() Config {
 			Repository: config.Duration(10 * time.Second),
 			Negative:   config.Duration(10 * time.Second),
 		},
-		Cold:  ColdConfig{Max: 64, Attempts: 5, Grace: config.Duration(5 * time.Second)},
-		Queue: QueueConfig{Workers: 4, Backoff: config.Duration(time.Second), Max: config.Duration(5 * time.Minute), Standby: config.Duration(10 * time.Minute)},
-		Ring:  defaultRing(),
+		Cold: ColdConfig{Max: 64, Attempts: 5, Grace: config.Duration(5 * time.Second)},
+		Queue: QueueConfig{
+			Workers: 4, Backoff: config.Duration(time.Second), Max: config.Duration(5 * time.Minute),
+			Standby: config.Duration(10 * time.Minute),
+		},
+		Ring: defaultRing(),
 	}
 }
 

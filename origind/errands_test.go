@@ -70,7 +70,8 @@ func newAsked(t *testing.T, s stores) (*errands, *answers) {
 	sd.trackers = a
 	cold := &coldReads{
 		cfg:   ColdConfig{Max: 20, Attempts: 1, Grace: config.Duration(testGrace)},
-		blobs: h, ring: onlyMember{}, objects: f, peers: sd, metrics: newMetrics(prometheus.NewRegistry()), tasks: ts, m: map[piece.ID]*coldRead{},
+		blobs: h, ring: onlyMember{}, objects: f, peers: sd,
+		metrics: newMetrics(prometheus.NewRegistry()), tasks: ts, m: map[piece.ID]*coldRead{},
 	}
 	e := newErrands(&locator{blobs: h, cold: cold, finder: f, ring: onlyMember{}}, sd, ts)
 	e.trackers = a

@@ -103,7 +103,10 @@ func newFinder(cfg LookupConfig, backends Backends, ledger entryReader, alive al
 	if err != nil || err2 != nil {
 		panic("origind: a cache of no size")
 	}
-	return &finder{cfg: cfg, backends: backends, ledger: ledger, alive: alive, tasks: tasks, flights: map[origin.Ref]*flight{}, known: known, bad: bad}
+	return &finder{
+		cfg: cfg, backends: backends, ledger: ledger, alive: alive, tasks: tasks,
+		flights: map[origin.Ref]*flight{}, known: known, bad: bad,
+	}
 }
 
 // pushed ends what is remembered of where a blob is, or is not.

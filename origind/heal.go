@@ -36,7 +36,8 @@ func (c *copies) heal(ctx context.Context, d digest.Digest, size int64, pieces [
 		b.Close()
 	}
 	if left = c.store.WrongOf(id); len(left) > 0 && ctx.Err() == nil {
-		log.G(ctx).WithError(err).WithField("digest", d).WithField("pieces", len(left)).Error("pieces of a blob are wrong on this disk, and no member could heal them")
+		log.G(ctx).WithError(err).WithField("digest", d).WithField("pieces", len(left)).
+			Error("pieces of a blob are wrong on this disk, and no member could heal them")
 	}
 	return left
 }
@@ -70,7 +71,8 @@ func (c *copies) healPieces(ctx context.Context, b *content.Blob, pieces []int, 
 			if err != nil {
 				silent[name] = true
 			} else if err = b.Heal(piece.NewClaim(sums, i, data)); err == nil {
-				log.G(ctx).WithField("digest", b.ID().Digest()).WithField("piece", i).WithField("member", name).Warn("healed a piece that was wrong on this disk")
+				log.G(ctx).WithField("digest", b.ID().Digest()).WithField("piece", i).WithField("member", name).
+					Warn("healed a piece that was wrong on this disk")
 				break
 			}
 			errs = append(errs, fmt.Errorf("member %s: %w", name, err))

@@ -128,8 +128,10 @@ func TestHealFromMembers(t *testing.T) {
 		moved  int64
 	}{
 		{"one has them", []int{3, 15}, map[string]*giver{"a": {data: data}, "b": {data: data}}, "a b", nil, 2 * at},
-		{"each has one of them", []int{3, 7}, map[string]*giver{"a": {data: spoiled(t, data, 3)}, "b": {data: spoiled(t, data, 7)}}, "a b", nil, 3 * at},
-		{"nobody has one", []int{3, 7}, map[string]*giver{"a": {data: spoiled(t, data, 3)}, "b": {data: spoiled(t, data, 3)}}, "a b", []int{3}, 3 * at},
+		{"each has one of them", []int{3, 7},
+			map[string]*giver{"a": {data: spoiled(t, data, 3)}, "b": {data: spoiled(t, data, 7)}}, "a b", nil, 3 * at},
+		{"nobody has one", []int{3, 7},
+			map[string]*giver{"a": {data: spoiled(t, data, 3)}, "b": {data: spoiled(t, data, 3)}}, "a b", []int{3}, 3 * at},
 		{"one is down, one is unknown", []int{0, 5}, map[string]*giver{"a": {none: offline}, "b": {data: data}}, "a x b", nil, 2 * at},
 		{"one has another blob", []int{0}, map[string]*giver{"a": {data: data[:100_000]}, "b": {data: data}}, "a b", nil, at},
 		{"nobody is asked", []int{2, 3}, nil, "", []int{2, 3}, 0},
@@ -201,7 +203,8 @@ func TestHealFromMembers(t *testing.T) {
 		if n := len(w.store.WrongOf(id)); n != 16 {
 			t.Errorf("%d pieces are wrong, want all", n)
 		}
-		if left := w.copies(map[string]*giver{"a": {data: data, sums: sums}}).heal(t.Context(), d, id.Size, []int{0}, []string{"a"}); left != nil {
+		c := w.copies(map[string]*giver{"a": {data: data, sums: sums}})
+		if left := c.heal(t.Context(), d, id.Size, []int{0}, []string{"a"}); left != nil {
 			t.Errorf("pieces %v are left", left)
 		}
 		if p := w.store.Presence(id); p != content.Pinned {

@@ -110,7 +110,8 @@ func (l *locator) locate(ctx context.Context, ref origin.Ref, hop bool) (located
 		case ringstate.Elsewhere:
 			return located{member: f.Member}, nil
 		case ringstate.Unavailable:
-			return located{}, fmt.Errorf("%s: %s cannot say yet what was deleted lately: %w", ref, strings.Join(f.Missing, ", "), errdefs.ErrUnavailable)
+			return located{}, fmt.Errorf("%s: %s cannot say yet what was deleted lately: %w",
+				ref, strings.Join(f.Missing, ", "), errdefs.ErrUnavailable)
 		}
 		return l.backend(ctx, ref, f)
 	}

@@ -25,7 +25,8 @@ func (hs homes) of(namespace string, d digest.Digest) (record.Place, error) {
 		return at, nil
 	}
 	if !b.Capabilities().Write {
-		return record.Place{}, fmt.Errorf("backend %s, which has the namespace %q, is read only: %w", name, namespace, errdefs.ErrFailedPrecondition)
+		return record.Place{}, fmt.Errorf("backend %s, which has the namespace %q, is read only: %w",
+			name, namespace, errdefs.ErrFailedPrecondition)
 	}
 	if d == "" {
 		return at, nil

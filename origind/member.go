@@ -160,7 +160,8 @@ func (m *member) load(ctx context.Context) error {
 			gone = append(gone, d)
 		}
 		if p == content.Pinned || e.Wrote {
-			b.step(ringstate.EvHeld{Local: ringstate.Local{Record: e.Record, Have: p >= content.Cached, Wrote: e.Wrote}, Pinned: p == content.Pinned})
+			l := ringstate.Local{Record: e.Record, Have: p >= content.Cached, Wrote: e.Wrote}
+			b.step(ringstate.EvHeld{Local: l, Pinned: p == content.Pinned})
 		}
 		if len(b.later) < 1000 {
 			return ctx.Err()

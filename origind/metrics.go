@@ -112,13 +112,14 @@ var (
 	descQueue      = desc("queue_length", "Blobs that are still to be written to a backend.")
 	descAge        = desc("queue_age_seconds", "How long the oldest of them has waited.")
 	descMembers    = desc("ring_members", "Members of the ring, as this one sees them.", "state")
-	descUnder      = desc("ring_under_replicated", "Blobs kept here that are not known to have all their copies where they belong (misplaced), and of those in sight that have fewer than min_replicas (urgent).", "class")
-	descLost       = desc("ring_lost", "Disks that the ring misses: what was only there is nowhere else.")
-	descWhole      = desc("ring_whole", "1 if each blob is proved to have its copies.")
-	descMoving     = desc("ring_copying", "Blobs that are being copied to others (to) and from others (from).", "direction")
-	descPeers      = desc("swarm_connections", "Nodes connected for the swarm.")
-	descSent       = desc("swarm_sent_bytes_total", "Bytes of blobs sent to nodes.")
-	descJoined     = desc("swarm_blobs", "Blobs open for the swarm.")
+	descUnder      = desc("ring_under_replicated", "Blobs kept here that are not known to have all their copies where they belong "+
+		"(misplaced), and of those in sight that have fewer than min_replicas (urgent).", "class")
+	descLost   = desc("ring_lost", "Disks that the ring misses: what was only there is nowhere else.")
+	descWhole  = desc("ring_whole", "1 if each blob is proved to have its copies.")
+	descMoving = desc("ring_copying", "Blobs that are being copied to others (to) and from others (from).", "direction")
+	descPeers  = desc("swarm_connections", "Nodes connected for the swarm.")
+	descSent   = desc("swarm_sent_bytes_total", "Bytes of blobs sent to nodes.")
+	descJoined = desc("swarm_blobs", "Blobs open for the swarm.")
 )
 
 // Describe implements prometheus.Collector.

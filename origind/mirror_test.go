@@ -73,7 +73,11 @@ func startRing(t *testing.T, n, min int, processes bool) *ringOf {
 func (r *ringOf) up() (n int) {
 	_, d := testBlob(1, 999)
 	for i := range r.addrs {
-		if err := r.at(i, func(m *origin.Member) error { _, err := m.Stat(r.t.Context(), origin.Ref{Digest: d}); return err }); errdefs.IsNotFound(err) {
+		err := r.at(i, func(m *origin.Member) error {
+			_, err := m.Stat(r.t.Context(), origin.Ref{Digest: d})
+			return err
+		})
+		if errdefs.IsNotFound(err) {
 			n++
 		}
 	}

@@ -151,7 +151,9 @@ func (p *peers) ask(ctx context.Context, to string, q ringstate.Ask) (incarnatio
 const askTimeout = 5 * time.Second
 
 // askAt asks whoever is at an address. Who answers is said with an error, too.
-func (p *peers) askAt(ctx context.Context, m *origin.Member, q ringstate.Ask) (incarnation uint64, name string, a ringstate.Answer, err error) {
+func (p *peers) askAt(
+	ctx context.Context, m *origin.Member, q ringstate.Ask,
+) (incarnation uint64, name string, a ringstate.Answer, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	kind := ringstate.KindOf(q)

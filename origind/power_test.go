@@ -45,7 +45,8 @@ func openPowered(t testing.TB, dir string) (*powered, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s, err := openServer(ctx, ctx, testConfig(t, filepath.Join(dir, "origin"), stores{"file": b}), nil, "127.0.0.1:0", prometheus.NewRegistry())
+	cfg := testConfig(t, filepath.Join(dir, "origin"), stores{"file": b})
+	s, err := openServer(ctx, ctx, cfg, nil, "127.0.0.1:0", prometheus.NewRegistry())
 	if err != nil {
 		cancel()
 		return nil, errors.Join(err, b.Close())

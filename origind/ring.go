@@ -76,7 +76,8 @@ func (c *RingConfig) check() (errs []error) {
 			bad("members", "%q has no name of its own", text)
 		}
 		names[name] = true
-		if host, port, err := net.SplitHostPort(strings.TrimPrefix(strings.TrimPrefix(addr, "https://"), "http://")); !given || err != nil || host == "" || port == "" {
+		host, port, err := net.SplitHostPort(strings.TrimPrefix(strings.TrimPrefix(addr, "https://"), "http://"))
+		if !given || err != nil || host == "" || port == "" {
 			bad("members", "%q is neither name=host:port nor dns+host:port", text)
 		}
 	}
@@ -145,8 +146,8 @@ func (c *RingConfig) address(self, listen string) string {
 // checkAddress reports that others would be told an address of this member at which they cannot reach it; self is its name, "" if
 // that is not known yet.
 func (c *RingConfig) checkAddress(self, listen string) error {
-	host, _, err := net.SplitHostPort(listen)
-	if c.alone() || c.Address != "" || err != nil || !unspecified(host) {
+	host, _, _ := net.SplitHostPort(listen) // what is wrong with it is said elsewhere
+	if c.alone() || c.Address != "" || listen == "" || !unspecified(host) {
 		return nil
 	}
 	for _, m := range c.List() {
@@ -154,8 +155,8 @@ func (c *RingConfig) checkAddress(self, listen string) error {
 			return nil
 		}
 	}
-	return config.Invalid("ring.address", "must be set, because ring.members does not say where this origin is, and listen (%s) is no address "+
-		"that others could connect to", listen)
+	return config.Invalid("ring.address", "must be set, because ring.members does not say where this origin is, and listen (%s) "+
+		"is no address that others could connect to", listen)
 }
 
 // ringState is what the ring is told of the configuration.

@@ -140,7 +140,9 @@ func reload(ctx context.Context, configs <-chan Config, node interface{ SetLimit
 type lateObserver struct{ content.Observer }
 
 // openServer opens what the origin keeps on disk, and begins to decide. Whoever gets it closes it, when work has ended.
-func openServer(ctx, work context.Context, cfg Config, id *identity.Source, listen string, reg prometheus.Registerer) (_ *server, err error) {
+func openServer(
+	ctx, work context.Context, cfg Config, id *identity.Source, listen string, reg prometheus.Registerer,
+) (_ *server, err error) {
 	s := &server{cfg: cfg, identity: id, homes: homes{cfg.Stores}, metrics: newMetrics(reg), tasks: &tasks{ctx: work}}
 	if cfg.Stores == nil {
 		s.homes = homes{here{}}

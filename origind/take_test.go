@@ -357,7 +357,8 @@ func TestTakeAmongColdReads(t *testing.T) {
 		data, _ := testBlob(1<<20, 1)
 		c := newCircle(t, len(data), map[string]*giver{"a": {sums: sumsFor(t, data)}})
 		c.gate.only(100_000)
-		c.at.backend = &fetchertest.Faulty{Backend: c.gate, ReadAfter: func(string, int64) (int64, error) { return 0, errdefs.ErrPermissionDenied }}
+		refuse := func(string, int64) (int64, error) { return 0, errdefs.ErrPermissionDenied }
+		c.at.backend = &fetchertest.Faulty{Backend: c.gate, ReadAfter: refuse}
 		if err := c.want(c.at, time.Hour); err != nil {
 			t.Fatal(err)
 		}

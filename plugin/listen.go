@@ -167,9 +167,11 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	// A directory below one that is not there either is rather a slip than meant.
 	switch err := os.Mkdir(dir, 0o711); {
 	case errors.Is(err, os.ErrNotExist):
-		return nil, fmt.Errorf("socket %s: there is no directory %s: is the path right? Only the last directory of it is made", path, filepath.Dir(dir))
+		return nil, fmt.Errorf("socket %s: there is no directory %s: is the path right? Only the last directory of it is made",
+			path, filepath.Dir(dir))
 	case err == nil && dir != filepath.Dir(DefaultConfig().Socket): // which is gone after each boot
-		log.G(ctx).WithFields(log.Fields{"socket": path, "directory": dir}).Warn("made the directory of a socket, which was not there: is the path right?")
+		log.G(ctx).WithFields(log.Fields{"socket": path, "directory": dir}).
+			Warn("made the directory of a socket, which was not there: is the path right?")
 	case err != nil && !errors.Is(err, os.ErrExist):
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}

@@ -50,7 +50,8 @@ func (a *access) clientTLS(role identity.Role) (*tls.Config, error) {
 
 func (a *access) flags(cmd *cobra.Command) {
 	f := cmd.PersistentFlags()
-	f.StringVar(&a.registry.CA, "ca", "", "PEM file of authorities to trust: beside the system's for registries, instead of them for trackers and origins")
+	f.StringVar(&a.registry.CA, "ca", "",
+		"PEM file of authorities to trust: beside the system's for registries, instead of them for trackers and origins")
 	f.StringVar(&a.registry.Cert, "cert", "", "PEM file of a client certificate, as \"capelin ca issue --role admin\" makes it")
 	f.StringVar(&a.registry.Key, "key", "", "PEM file of its key")
 	f.BoolVar(&a.json, "json", false, "print the result as JSON")

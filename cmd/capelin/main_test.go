@@ -193,9 +193,11 @@ func TestStatusSays(t *testing.T) {
 		{"not in the swarm", plugin.Status{Node: "n", Cluster: "c", Swarm: "its port is taken",
 			Trackers: []plugin.TrackerStatus{{Address: address, Error: "not asked"}}},
 			[]string{"n in cluster c, not in the swarm: its port is taken\n", "t1:7470 not asked\n"}},
-		{"a tracker that is away", plugin.Status{Trackers: []plugin.TrackerStatus{{Address: address, Error: "tracker t1:7470: connection refused"}}},
+		{"a tracker that is away", plugin.Status{
+			Trackers: []plugin.TrackerStatus{{Address: address, Error: "tracker t1:7470: connection refused"}}},
 			[]string{"t1:7470 away: connection refused\n"}},
-		{"one that hangs", plugin.Status{Trackers: []plugin.TrackerStatus{{Address: address, Connected: true, Error: "tracker t1:7470: no answer"}}},
+		{"one that hangs", plugin.Status{
+			Trackers: []plugin.TrackerStatus{{Address: address, Connected: true, Error: "tracker t1:7470: no answer"}}},
 			[]string{"t1:7470 silent: no answer\n"}},
 		{"none", plugin.Status{}, []string{"tracker  none\n"}},
 	} {

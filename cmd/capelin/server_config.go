@@ -279,7 +279,8 @@ func (c *serverConfig) Validate() error {
 	}
 	full, from := c.fill()
 	if len(full.Origin.Ring.Members) > 0 && full.Origin.Ring.Static() && !full.listed() {
-		bad("origin.ring.members", "has no member at address, which is %q: write the one in both, or this server's name as members has it", c.Address)
+		bad("origin.ring.members", "has no member at address, which is %q: write the one in both, or this server's name as members has it",
+			c.Address)
 	}
 	told := map[string]bool{}
 	for _, err := range errs {

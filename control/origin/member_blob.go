@@ -40,7 +40,7 @@ func (m *Member) Sums(ctx context.Context, id piece.ID) (*piece.Sums, error) {
 	defer stall.End()
 	stall.Start(openTimeout)
 	r := &httpclient.Request{Method: http.MethodGet, Path: PathBlobs + "/" + id.Digest() + SumsOf + "?" + q.Encode()}
-	resp, err := m.c.send(stall.Context(), m.o, r)
+	resp, err := m.c.send(stall.Context(), m.o, r) //nolint:bodyclose // body, below, is closed
 	if err != nil {
 		return nil, err
 	}

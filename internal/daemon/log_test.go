@@ -21,7 +21,8 @@ func TestLogIsTerse(t *testing.T) {
 	}()
 	for _, tt := range []struct{ level, format, want string }{
 		{"info", "text", `level=info msg=m none="[]" of=1` + "\n"},
-		{"debug", "text", `level=info msg=m none="[]" of=1` + "\n" + `level=debug msg="failed check for fsverity support" error=no path=/x` + "\n"},
+		{"debug", "text", `level=info msg=m none="[]" of=1` + "\n" +
+			`level=debug msg="failed check for fsverity support" error=no path=/x` + "\n"},
 		{"info", "json", `{"level":"info","msg":"m","none":[],"of":1,` + "\n"},
 	} {
 		b.Reset()

@@ -22,21 +22,24 @@ func TestPlain(t *testing.T) {
 		want string
 	}{
 		{errors.New("mine"), "mine"},
-		{status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:1: connect: connection refused"`),
+		{status.Error(codes.Unavailable,
+			`connection error: desc = "transport: Error while dialing: dial tcp 127.0.0.1:1: connect: connection refused"`),
 			"connection refused"},
 		{status.Error(codes.Unavailable, `last connection error: connection error: desc = "transport: Error while dialing: dial tcp: `+
 			`lookup t1: no such host"`), "lookup t1: no such host"},
 		{status.Error(codes.DeadlineExceeded, `received context error while waiting for new LB policy update: context deadline exceeded`),
 			"no answer in time"},
 		{status.Error(codes.DeadlineExceeded, "no hello"), "no hello"},
-		{status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: tls: \"x\" is bad"`), `tls: "x" is bad`},
+		{status.Error(codes.Unavailable,
+			`connection error: desc = "transport: authentication handshake failed: tls: \"x\" is bad"`), `tls: "x" is bad`},
 		{status.Error(codes.Unavailable, "error reading from server: EOF"), "it ended the connection"},
 		{status.Error(codes.Unavailable, "error reading from server: read tcp 10.0.0.1:5->10.0.0.2:6: read: connection reset by peer"),
 			"connection reset by peer"},
 		{status.Error(codes.Internal, `rpc error: code = Aborted desc = the node connected anew`), "the node connected anew"},
 		{status.Error(codes.Unavailable, `connection error: desc = "error reading server preface: raw-read tcp 127.0.0.1:4->127.0.0.1:5: `+
 			`use of closed network connection"`), "no answer in time"},
-		{status.Error(codes.Unavailable, `connection error: desc = "error reading server preface: read tcp 127.0.0.1:4->127.0.0.1:5: i/o timeout"`),
+		{status.Error(codes.Unavailable,
+			`connection error: desc = "error reading server preface: read tcp 127.0.0.1:4->127.0.0.1:5: i/o timeout"`),
 			"no answer in time"},
 		{status.Error(codes.Unavailable, ""), "unavailable"},
 		{status.Error(codes.PermissionDenied, `node a may not be node "b"`), `node a may not be node "b"`},

@@ -57,7 +57,8 @@ func TestDoctorAsksTheAgent(t *testing.T) {
 			[]string{"fail: node-1: another machine at 10.0.0.7 has this name|neither is found|Set node in"}},
 		{"no namesake", func(*status) {}, "name", nil},
 		{"in no swarm, and so at no tracker", func(st *status) { st.Swarm = "listen: it is taken" }, "trackers",
-			[]string{"warn: the agent asks none, because it takes no part in the swarm: listen: it is taken|Nodes do not find each other|Mend that"}},
+			[]string{"warn: the agent asks none, because it takes no part in the swarm: listen: it is taken" +
+				"|Nodes do not find each other|Mend that"}},
 		{"in no swarm, and so nobody is known", func(st *status) { st.Swarm = "listen: it is taken" }, "peers", nil},
 		{"a namesake, and so the trackers come and go", func(st *status) {
 			st.Namesake = "10.0.0.7"

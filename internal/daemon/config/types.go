@@ -94,7 +94,8 @@ func refuseBits(text string) error {
 	if !ok {
 		return nil // the number is what is wrong
 	}
-	return fmt.Errorf("%q may be in bits: did you mean \"%s%s%s\", or \"%v%s\" for so many bits?", strings.TrimSpace(text), m[1], unit, per, Bytes(v/8), per)
+	return fmt.Errorf("%q may be in bits: did you mean \"%s%s%s\", or \"%v%s\" for so many bits?",
+		strings.TrimSpace(text), m[1], unit, per, Bytes(v/8), per)
 }
 
 func parseBytes(text string) (int64, bool) {
