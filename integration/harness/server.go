@@ -6,11 +6,14 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -80,8 +83,10 @@ func (p *PKI) ClientTLS() (*tls.Config, error) {
 // Server is a `capelin server` on a host of its own.
 type Server struct {
 	*Host
-	Gateway string // host:port of the registry API
-	Tracker string // host:port that agents use
+	Gateway string       // host:port of the registry API
+	Tracker string       // host:port that agents use
+	Data    string       // all that it keeps
+	Sent    atomic.Int64 // bytes of bodies that clients of Remote and Push have sent
 
 	pki    *PKI
 	config string
@@ -99,7 +104,8 @@ type User struct {
 type ServerOptions struct {
 	PKI   *PKI // nil: without identity
 	Users []User
-	TOML  string // appended to its configuration
+	Keys  map[string]string // of server.toml to values as TOML, beside the harness's
+	TOML  string            // appended to its configuration
 }
 
 // NewServer makes a host and starts a server on it.
@@ -108,9 +114,41 @@ func (c *Cluster) NewServer(ctx context.Context, name string, o ServerOptions) (
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{Host: h, Gateway: h.Addr + ":7500", Tracker: h.Addr + ":7470", pki: o.PKI, config: filepath.Join(h.Dir, "server.toml")}
+	return c.newServer(ctx, h, o)
+}
+
+// NewServers makes several hosts, and starts servers on them that are one ring. The first has the index of all.
+func (c *Cluster) NewServers(ctx context.Context, o ServerOptions, names ...string) (all []*Server, err error) {
+	var hosts []*Host
+	var members []string
+	for _, name := range names {
+		h, err := c.NewHost(name)
+		if err != nil {
+			return nil, err
+		}
+		hosts, members = append(hosts, h), append(members, fmt.Sprintf("%q", name+"="+h.Addr+":7480"))
+	}
 	keys := map[string]string{
-		"data":      fmt.Sprintf("%q", filepath.Join(h.Dir, "data")),
+		"origin.ring.members": "[" + strings.Join(members, ", ") + "]", "gateway.indexes": fmt.Sprintf("[%q]", hosts[0].Addr+":7490"),
+	}
+	maps.Copy(keys, o.Keys)
+	o.Keys = keys
+	for _, h := range hosts {
+		s, err := c.newServer(ctx, h, o)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+// newServer starts a server on a host.
+func (c *Cluster) newServer(ctx context.Context, h *Host, o ServerOptions) (*Server, error) {
+	name := h.Name
+	s := &Server{Host: h, Gateway: h.Addr + ":7500", Tracker: h.Addr + ":7470", pki: o.PKI, config: filepath.Join(h.Dir, "server.toml"), Data: filepath.Join(h.Dir, "data")}
+	keys := map[string]string{
+		"data":      fmt.Sprintf("%q", s.Data),
 		"address":   fmt.Sprintf("%q", h.Addr),
 		"name":      fmt.Sprintf("%q", name),
 		"insecure":  "true",
@@ -119,6 +157,7 @@ func (c *Cluster) NewServer(ctx context.Context, name string, o ServerOptions) (
 		"tracker.lease.warmup":    `"0s"`,
 		"origin.cache.free_floor": "-1.0",
 	}
+	maps.Copy(keys, o.Keys)
 	if o.PKI != nil {
 		id, err := o.PKI.Issue(ctx, name, "tracker,origin,index,gateway", h.Addr)
 		if err != nil {
@@ -224,15 +263,40 @@ func (s *Server) Remote(ctx context.Context, u User) (o []remote.Option, close f
 	if err != nil {
 		return nil, nil, err
 	}
-	o = []remote.Option{remote.WithTransport(t), remote.WithContext(ctx), remote.WithRetryBackoff(remote.Backoff{Steps: 1})}
+	o = []remote.Option{remote.WithTransport(&sending{t, &s.Sent}), remote.WithContext(ctx), remote.WithRetryBackoff(remote.Backoff{Steps: 1})}
 	if u.Name != "" {
 		o = append(o, remote.WithAuth(&authn.Basic{Username: u.Name, Password: u.Password}))
 	}
 	return o, t.CloseIdleConnections, nil
 }
 
-// Push pushes an image through the gateway as a user.
-func (s *Server) Push(ctx context.Context, img *Image, repoTag string, u User) (string, error) {
+// sending counts bytes of bodies.
+type sending struct {
+	http.RoundTripper
+	n *atomic.Int64
+}
+
+func (c *sending) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body != nil && r.Body != http.NoBody {
+		r = r.Clone(r.Context())
+		r.Body = &sentBody{r.Body, c.n}
+	}
+	return c.RoundTripper.RoundTrip(r)
+}
+
+type sentBody struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (b *sentBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.n.Add(int64(n))
+	return n, err
+}
+
+// Push pushes an image through the gateway as a user. more are options of the client's, which by itself tries once.
+func (s *Server) Push(ctx context.Context, img *Image, repoTag string, u User, more ...remote.Option) (string, error) {
 	var opts []name.Option
 	if s.pki == nil {
 		opts = append(opts, name.Insecure)
@@ -246,7 +310,7 @@ func (s *Server) Push(ctx context.Context, img *Image, repoTag string, u User) (
 		return "", err
 	}
 	defer done()
-	if err := remote.Write(ref, img.V1, o...); err != nil {
+	if err := remote.Write(ref, img.V1, append(o, more...)...); err != nil {
 		return "", fmt.Errorf("pushing %s: %w", repoTag, err)
 	}
 	return s.Reference(repoTag), nil

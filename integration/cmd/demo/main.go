@@ -23,6 +23,7 @@ import (
 )
 
 const (
+	servers  = 3
 	nodes    = 3
 	layers   = 5
 	files    = 60 << 20  // bytes of files in each layer
@@ -74,7 +75,7 @@ func run(ctx context.Context) (err error) {
 	if img.Bytes() < atLeast {
 		return fmt.Errorf("the image has only %s", mb(img.Bytes()))
 	}
-	step("starting a registry (%s/s), a capelin server and %d nodes, with identity", mb(upstream), nodes)
+	step("starting a registry (%s/s), %d capelin servers that are one ring, and %d nodes, with identity", mb(upstream), servers, nodes)
 	reg, err := c.NewRegistry(ctx, harness.Distribution)
 	if err != nil {
 		return err
@@ -83,9 +84,17 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	server, err := c.NewServer(ctx, "server", harness.ServerOptions{PKI: pki, Users: []harness.User{publisher, reader}})
+	var names, trackers []string
+	for i := range servers {
+		names = append(names, fmt.Sprintf("server-%d", i+1))
+	}
+	ring, err := c.NewServers(ctx, harness.ServerOptions{PKI: pki, Users: []harness.User{publisher, reader}}, names...)
 	if err != nil {
 		return err
+	}
+	server := ring[0]
+	for _, s := range ring {
+		trackers = append(trackers, s.Tracker)
 	}
 	all := make([]*harness.Node, nodes)
 	for i := range all {
@@ -95,7 +104,7 @@ func run(ctx context.Context) (err error) {
 			return err
 		}
 		agent["shim.upstream"] = fmt.Sprintf("%q", "https://"+server.Gateway)
-		all[i], err = c.NewNode(name, harness.NodeOptions{Registries: []string{reg.Addr}, Trackers: []string{server.Tracker}, Agent: agent})
+		all[i], err = c.NewNode(name, harness.NodeOptions{Registries: []string{reg.Addr}, Trackers: trackers, Agent: agent})
 		if err != nil {
 			return err
 		}
@@ -128,7 +137,10 @@ func run(ctx context.Context) (err error) {
 	if err := p.report(ctx); err != nil {
 		return err
 	}
-	return gateway(ctx, c, server, all)
+	if err := gateway(ctx, c, server, all); err != nil {
+		return err
+	}
+	return losses(ctx, c, pki, ring, all)
 }
 
 // steps returns a function that prints what begins, and how long what went before took.
