@@ -80,11 +80,8 @@ func (p *peers) changed(all []ringstate.Peer) {
 	}
 }
 
-// heard takes in where a member is that has asked, if nobody has said that yet: it knows this one, and this one learns of it.
+// heard takes in where a member says it is that has asked, unless the configuration says where: it may be new, or have moved.
 func (p *peers) heard(from origin.Asker) {
-	if from.Address == "" || p.has(from.Name) {
-		return
-	}
 	if err := p.place(from.Name, from.Address, false); err != nil {
 		log.L.WithError(err).Debug("a member's address is none")
 	}

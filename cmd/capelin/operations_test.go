@@ -13,6 +13,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/random"
+
+	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/origind"
 )
 
 // operations is docs/operations.md: what it has operators do is done here, to servers in processes of their own.
@@ -239,5 +242,29 @@ func (o *operations) eventually(prints string, args ...string) {
 		if o.t.Context().Err() != nil {
 			o.t.Fatalf("%v: %v\n%s%s%s", args, err, out, said, o.logs())
 		}
+	}
+}
+
+// What contrib shows of an origin in Kubernetes is a configuration, and needs what it has.
+func TestKubernetesExample(t *testing.T) {
+	b, err := os.ReadFile("../../contrib/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, ok := strings.Cut(string(b), "    listen = \":7480\"\n    [ring]\n")
+	text, _, end := strings.Cut(text, "\n\n")
+	if !ok || !end {
+		t.Fatal("contrib/README.md has no such example")
+	}
+	t.Setenv("POD_IP", "10.1.2.3")
+	text = "listen = \":7480\"\ninsecure = true\ntrackers = [\"dns+t:7470\"]\n[ring]\n" + text
+	cfg := origind.DefaultConfig()
+	if err := config.Parse("F", []byte(text), &cfg); err != nil || cfg.Ring.Address != "10.1.2.3:7480" || cfg.Ring.Static() {
+		t.Errorf("%v, %+v", err, cfg.Ring)
+	}
+	cfg = origind.DefaultConfig()
+	text = strings.Replace(text, "    address =", "    #address =", 1)
+	if err := config.Parse("F", []byte(text), &cfg); err == nil || !strings.Contains(err.Error(), "ring.address: must be set") {
+		t.Errorf("without ring.address: %v", err)
 	}
 }
