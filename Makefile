@@ -73,6 +73,11 @@ upgrade: prepare ## an agent of the commit FROM, with its units, is upgraded to 
 	cd $(I) && $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -v -run 'TestUpgrade$$' .
 	@rm -rf $(B)/old
 
+.PHONY: ring
+ring: prepare ## rings of origins lose members, disks, links and backends at the sizes and in the times that are promised (root)
+	@$(MAKE) -s --no-print-directory $(B)/capelin
+	cd $(I) && $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -v -parallel 1 -run 'TestRing' . -ring.full
+
 # LOAD is how many others want the processors meanwhile. What fails here judges by the clock.
 .PHONY: stress
 stress: ## unit tests three times at a LOAD of 40, then integration tests at 8 (root; two hours)
