@@ -188,10 +188,11 @@ func (r *Ring) enter(rec *record.Record) {
 	b.item, b.confirmed, b.lacks = item, 0, 0
 	x.news = r.now
 	r.duties(rec, b)
-	if int(at) < x.placed {
-		b.owners = r.ownersOf(string(rec.Digest))
-		r.count(rec.Digest, b, 1)
+	if int(at) >= x.placed {
+		return // later, when the owners of all in the bucket are computed
 	}
+	b.owners = r.ownersOf(string(rec.Digest))
+	r.count(rec.Digest, b, 1)
 	wait := int64(1e9)
 	if !b.kept {
 		wait = 10e9 // a backend may have it soon

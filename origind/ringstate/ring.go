@@ -112,18 +112,18 @@ func (r *Ring) Step(now Instant, ev Event) []Action {
 		}
 		r.born += gap
 	}
-	if _, ok := ev.(EvHeld); !ok {
-		r.judge()
+	if ev, ok := ev.(EvHeld); ok {
+		r.held(ev)
+		return r.actions // of a million there is nothing else to do yet
 	}
+	r.judge()
 	r.seen()
 	r.on(ev)
 	if r.now >= r.tickAt {
 		r.tickAt = r.now + int64(r.cfg.Probe)
 		r.tick()
 	}
-	if _, ok := ev.(EvHeld); !ok {
-		r.work()
-	}
+	r.work()
 	r.seen()
 	r.placeOn()
 	if r.dirty {
@@ -158,8 +158,6 @@ func (r *Ring) on(ev Event) {
 		for _, name := range ev.Names {
 			r.learn(name)
 		}
-	case EvHeld:
-		r.held(ev)
 	case *EvAsked:
 		if m := r.hear(ev.From, ev.Incarnation); m != nil {
 			r.asked(m, ev)
