@@ -1,6 +1,7 @@
 package ringstate
 
 import (
+	"bytes"
 	"slices"
 
 	digest "github.com/opencontainers/go-digest"
@@ -99,7 +100,7 @@ func (r *Ring) compareTop(m *member) {
 			switch {
 			case ours[i].N == 0:
 			case s == ours[i] || s.N == 0:
-				r.shared(m, uint8(i), func(digest digest.Digest, b *blob) { r.same(m, digest, b, s.N != 0) })
+				r.compareWith(m, uint8(i), func(digest.Digest, *blob) (has, known bool) { return s.N != 0, true })
 			default:
 				m.compared.buckets = append(m.compared.buckets, uint8(i))
 			}
@@ -124,10 +125,9 @@ func (r *Ring) compareBuckets(m *member) {
 		m.compared.buckets = m.compared.buckets[len(todo):]
 		for i, at := range todo {
 			theirs, ours := c.Sums[256*i:], r.subSums(m, at)
-			r.shared(m, at, func(digest digest.Digest, b *blob) {
-				if sub := spread(digest)[1]; theirs[sub] == ours[sub] || theirs[sub].N == 0 {
-					r.same(m, digest, b, theirs[sub].N != 0)
-				}
+			r.compareWith(m, at, func(digest digest.Digest, _ *blob) (has, known bool) {
+				sub := spread(digest)[1]
+				return theirs[sub].N != 0, theirs[sub] == ours[sub] || theirs[sub].N == 0
 			})
 			for sub := range ours {
 				if ours[sub].N != 0 && theirs[sub].N != 0 && ours[sub] != theirs[sub] {
@@ -164,14 +164,33 @@ func (r *Ring) compareSubs(m *member) {
 			for _, item := range c.Items[i] {
 				theirs[item] = true
 			}
-			r.shared(m, uint8(at>>8), func(digest digest.Digest, b *blob) {
-				if spread(digest)[1] == uint8(at) {
-					r.same(m, digest, b, theirs[b.item])
-				}
+			r.compareWith(m, uint8(at>>8), func(digest digest.Digest, b *blob) (has, known bool) {
+				return theirs[b.item], spread(digest)[1] == uint8(at)
 			})
 		}
 		r.compareSubs(m)
 	})
+}
+
+// compareWith notes what an owner has of a bucket, as far as is known. That is mostly what was known before.
+func (r *Ring) compareWith(m *member, bucket uint8, what func(digest digest.Digest, b *blob) (has, known bool)) {
+	var has, hasNot []digest.Digest
+	r.shared(m, bucket, func(digest digest.Digest, b *blob) {
+		switch yes, known := what(digest, b); {
+		case !known || yes && b.confirmed&m.bit() != 0:
+		case yes:
+			has = append(has, digest)
+		case b.confirmed&m.bit() != 0 || b.lacks&m.bit() == 0:
+			hasNot = append(hasNot, digest)
+		}
+	})
+	for _, digest := range has {
+		r.same(m, digest, r.blobs.get(digest), true)
+	}
+	slices.Sort(hasNot) // they are given in that order
+	for _, digest := range hasNot {
+		r.same(m, digest, r.blobs.get(digest), false)
+	}
 }
 
 // same notes whether an owner has the same as this one.
@@ -196,12 +215,11 @@ func (r *Ring) same(m *member, digest digest.Digest, b *blob, has bool) {
 	}
 }
 
-// shared calls f for the blobs of a bucket of which both are owners, by digest.
+// shared calls f for the blobs of a bucket of which both are owners, in any order.
 func (r *Ring) shared(m *member, bucket uint8, f func(digest digest.Digest, b *blob)) {
 	both := r.me.bit() | m.bit()
-	blobs := r.blobs.buckets[bucket]
-	for _, digest := range sorted(blobs) {
-		if b := blobs[digest]; b != nil && b.owners&both == both {
+	for digest, b := range r.blobs.buckets[bucket] {
+		if b.owners&both == both {
 			f(digest, b)
 		}
 	}
@@ -227,6 +245,7 @@ func (r *Ring) compared(m *member, q Compare) *Compared {
 					items = append(items, b.item)
 				}
 			})
+			slices.SortFunc(items, func(a, b Item) int { return bytes.Compare(a[:], b[:]) })
 			a.Items = append(a.Items, items)
 		}
 	case q.Buckets != nil:
