@@ -43,6 +43,11 @@ func TestHistories(t *testing.T) {
 		{"views that change while answers are on their way", "a b c d e", changingViews},
 		{"who had left comes back while another is cut off", "a b c", backElsewhere},
 		{"who joins when all logs are trimmed", "a b c", trimmedLogs},
+		{"away for longer than logs are kept", "a b c", awayForLong},
+		{"an eraser that loses its disk", "a b c", eraserLost},
+		{"erasers that restart before they could", "a b c", erasersRestart},
+		{"an erasure that its eraser does not survive", "a b c", orphanErasure},
+		{"holders that have just started", "a b c d e", startingHolders},
 		{"a mirror that fetches, and keeps nothing that is not pinned", "a b c", hastyMirror},
 	} {
 		t.Run(h.name, func(t *testing.T) {
@@ -574,8 +579,17 @@ func brokenLink(w *world) {
 	w.run(5 * time.Minute)
 	w.mustPush("a", kept, team)
 	w.mustPush("b", stored, team)
-	w.mustRemove("a", kept, team)
-	w.mustPush("b", kept, team)
+	for range 5 {
+		if !w.wait("a deletion", func(done func(bool)) {
+			w.node("a").remove(kept, team, func(ok bool) {
+				w.node("b").read(kept, func(answer) {}) // the oracle looks whether who is up has heard of it, by whatever way
+				done(ok)
+			})
+		}) {
+			w.fatalf("a deletion was refused")
+		}
+		w.mustPush("b", kept, team)
+	}
 	w.run(time.Minute)
 	for _, n := range w.nodes {
 		if n.ring.view != w.nodes[0].ring.view {
@@ -607,24 +621,6 @@ func (w *world) join(name string) *node {
 	n.wipe()
 	n.start()
 	return n
-}
-
-// A page of a log that has no entry any more says where to go on, or nobody new would ever have read it.
-func trimmedLogs(w *world) {
-	w.cfg.LogKeep = time.Minute
-	for _, n := range w.nodes {
-		n.stop()
-		n.start()
-	}
-	w.whole()
-	w.mustPush("a", kept, team)
-	w.mustRemove("b", kept, team)
-	w.until(10*time.Minute, "empty logs", func() bool {
-		return !slices.ContainsFunc(w.nodes, func(n *node) bool { return n.disk.first == 1 || len(n.disk.log) > 0 })
-	})
-	d := w.join("d")
-	w.until(time.Minute, "it to be a member", func() bool { return d.ring.me.mode == Up })
-	w.end()
 }
 
 // The mirror has fetched the blob, sees it in the backend at once, and unpins it. It is to have it until the primary has asked it
