@@ -47,6 +47,6 @@
 //
 // Each part is given what it needs and says so in interfaces of its own; none knows the
 // server. What runs in the background runs in tasks (asks, works at backends, look-ups, cold reads, errands) or
-// is a part of the daemon (seeding, members); [Run] ends both and waits for them, and then for the member's goroutine,
-// before it closes the store.
+// is a part of the daemon (seeding, members); [Run] ends both, waits for the parts, then for the member's goroutine, which begins
+// tasks, and then for those, before it closes the store.
 package origind

@@ -138,7 +138,10 @@ func newMember(ctx context.Context, cfg ringstate.Config, parts memberParts) (*m
 	saved, deleted := m.ledger.start()
 	m.ring = ringstate.New(cfg, saved, deleted, m.now())
 	m.sight.Store(&sight{})
-	return m, m.load(ctx)
+	if err := m.load(ctx); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // load tells the ring what is here. What is pinned without a record was never acknowledged; what was removed goes.

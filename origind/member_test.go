@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/control/origin"
@@ -224,5 +225,29 @@ func TestEarlierDeletions(t *testing.T) {
 				t.Errorf("%d blobs are here", n)
 			}
 		})
+	}
+}
+
+// A start that fails, or is given up, ends.
+func TestStartGivenUp(t *testing.T) {
+	cfg := testConfig(t, t.TempDir(), nil)
+	store, err := content.Open(t.Context(), content.Config{Root: cfg.Root, FreeFloor: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := openLedger(cfg.Root, "origin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, _ := testBlob(1000, 1)
+	(&holdings{store, l}).keep(t, data, lives("kept", "", false))
+	if err := errors.Join(l.close(), store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = openServer(ctx, t.Context(), cfg, nil, "127.0.0.1:0", prometheus.NewRegistry())
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("it ended with %v", err)
 	}
 }

@@ -227,13 +227,14 @@ func (s *server) seen() []ringstate.Peer {
 	return s.member.peers()
 }
 
-// close ends what openServer has begun, when the work that it was given has ended.
+// close ends what openServer has begun, when the work that it was given has ended. The member first: it begins tasks, and those that
+// wait for it hear that it has ended.
 func (s *server) close() error {
-	s.tasks.wg.Wait()
 	var errs []error
 	if s.member != nil {
 		s.member.close()
 	}
+	s.tasks.wg.Wait()
 	if s.peers != nil {
 		s.peers.close()
 	}
