@@ -138,10 +138,22 @@ func (p *peers) ask(ctx context.Context, to string, q ringstate.Ask) (incarnatio
 		return 0, nil, err
 	}
 	incarnation, name, a, err := p.askAt(ctx, m, q)
-	if err == nil && name != to {
+	if name != "" && name != to {
+		p.misplaced(to, m)
 		err = fmt.Errorf("member %s: %s answers at %s: %w", to, name, m.Base(), errdefs.ErrUnavailable)
 	}
 	return incarnation, a, err
+}
+
+// misplaced forgets where a member was, if another one is there now: the DNS, or other members, know its new address. What the
+// configuration says stays.
+func (p *peers) misplaced(name string, at *origin.Member) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o := p.all[name]; o != nil && o.at == at && !o.given {
+		at.Close()
+		delete(p.all, name)
+	}
 }
 
 // askTimeout is how long an answer is waited for; a member that takes longer is asked again.
