@@ -58,7 +58,7 @@ func newErrands(l *locator, offers announced, tasks *tasks) *errands {
 // wanted reports whether a blob that a peer wants is here; if not, it begins to get it.
 func (e *errands) wanted(ctx context.Context, id piece.ID) (bool, error) {
 	is, _, ok, err := e.blobs.local(digest.Digest(id.Digest()))
-	if err == nil && !ok {
+	if err == nil && (!ok || !e.ring.serving()) {
 		err = e.begin(ctx, id)
 	}
 	if err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {

@@ -231,3 +231,31 @@ func TestLookupOfWhatIsBeingRead(t *testing.T) {
 		}
 	})
 }
+
+// justStarted is a ring that may have missed deletions.
+type justStarted struct{ onlyMember }
+
+func (justStarted) serving() bool { return false }
+
+// Whoever may have missed a deletion gives a blob to nobody, whichever way it is asked.
+func TestNotServing(t *testing.T) {
+	e, told := newAsked(t, nil)
+	data, _ := testBlob(1000, 1)
+	e.blobs.keep(t, data)
+	id := idOf(t, data)
+	for _, tt := range []struct {
+		ring ringLooks
+		want bool
+	}{{justStarted{}, false}, {onlyMember{}, true}} {
+		e.ring = tt.ring
+		if is, err := e.wanted(t.Context(), id); is != tt.want || err != nil {
+			t.Errorf("a peer: %t, %v", is, err)
+		}
+		if _, is, err := e.here(digest.Digest(id.Digest())); is != tt.want || err != nil {
+			t.Errorf("a client: %t, %v", is, err)
+		}
+	}
+	if all := told.all(); len(all) != 0 {
+		t.Errorf("trackers were told %q", all)
+	}
+}

@@ -31,6 +31,7 @@ type member struct {
 	memberParts
 	ring  *ringstate.Ring // of the goroutine, and of whoever makes the member
 	began time.Time
+	blind time.Duration // for which what was seen last counts; 0: for ever
 
 	mu    sync.Mutex
 	turns []turn        // that wait
@@ -103,6 +104,7 @@ type watcher interface {
 // sight is what others see of the member without asking it.
 type sight struct {
 	serving bool
+	at      time.Time
 	peers   []ringstate.Peer
 }
 
@@ -142,6 +144,14 @@ func newMember(ctx context.Context, cfg ringstate.Config, parts memberParts) (*m
 		return nil, err
 	}
 	return m, nil
+}
+
+// blindFor returns for how long a member knows by what it saw last that others do not take it for down; 0: it does not depend on them.
+func blindFor(cfg ringstate.Config) time.Duration {
+	if cfg.MinReplicas == 1 {
+		return 0
+	}
+	return cfg.Down - cfg.Probe
 }
 
 // load tells the ring what is here. What is pinned without a record was never acknowledged; what was removed goes.
@@ -324,15 +334,19 @@ func (m *member) look(ctx context.Context, f func(r *ringstate.Ring)) error {
 	return err
 }
 
-// serving reports whether what is here may be read.
-func (m *member) serving() bool { return m.sight.Load().serving }
+// serving reports whether what is here may be read. Whoever was frozen for so long that others have taken it for down does not
+// know what they have deleted since.
+func (m *member) serving() bool {
+	s := m.sight.Load()
+	return s.serving && (m.blind == 0 || time.Since(s.at) < m.blind)
+}
 
 // peers returns all members as this one sees them.
 func (m *member) peers() []ringstate.Peer { return m.sight.Load().peers }
 
 // publish has others see what the ring has come to.
 func (m *member) publish() {
-	was, is := m.sight.Load(), &sight{m.ring.Serving(), m.ring.Peers()}
+	was, is := m.sight.Load(), &sight{m.ring.Serving(), time.Now(), m.ring.Peers()}
 	same := slices.EqualFunc(was.peers, is.peers, func(a, b ringstate.Peer) bool {
 		a.Silent, b.Silent, a.Under, b.Under = 0, 0, nil, nil
 		return a == b

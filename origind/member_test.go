@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -250,4 +251,23 @@ func TestStartGivenUp(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("it ended with %v", err)
 	}
+}
+
+// Whoever was frozen does not serve what others may have deleted meanwhile, unless it is alone.
+func TestFrozen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, tt := range []struct {
+			min    int
+			frozen time.Duration
+			want   bool
+		}{{1, time.Hour, true}, {2, 8 * time.Second, true}, {2, 10 * time.Second, false}, {3, time.Hour, false}} {
+			m := &member{}
+			m.blind = blindFor(ringstate.Config{MinReplicas: tt.min}.WithDefaults())
+			m.sight.Store(&sight{serving: true, at: time.Now()})
+			time.Sleep(tt.frozen)
+			if is := m.serving(); is != tt.want {
+				t.Errorf("min_replicas %d, %v: %t", tt.min, tt.frozen, is)
+			}
+		}
+	})
 }
