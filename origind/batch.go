@@ -310,7 +310,7 @@ func (m *member) ask(a ringstate.ActAsk) {
 		a.Ask = &ringstate.Consult{Digest: q.Digest, Record: m.record(q.Digest)}
 	}
 	m.tasks.run(func(ctx context.Context) {
-		inc, answer, err := m.asks.ask(ctx, a.To, a.Ask)
+		inc, answer, err := m.askSoon(ctx, a)
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("member", a.To).Debug("a member does not answer")
 			answer = nil
@@ -323,6 +323,21 @@ func (m *member) ask(a ringstate.ActAsk) {
 			b.step(ev)
 		})
 	})
+}
+
+// askSoon asks when it is this ask's turn, if that is before its answer is waited for no more. How members are is asked at once.
+func (m *member) askSoon(ctx context.Context, a ringstate.ActAsk) (incarnation uint64, answer ringstate.Answer, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if _, ok := a.Ask.(ringstate.Probe); !ok {
+		select {
+		case m.asking <- struct{}{}:
+			defer func() { <-m.asking }()
+		case <-ctx.Done():
+			return 0, nil, fmt.Errorf("%d members are being asked: %w", asksAtOnce, ctx.Err())
+		}
+	}
+	return m.asks.ask(ctx, a.To, a.Ask)
 }
 
 // record returns what is known of a blob, or nil.
@@ -389,11 +404,18 @@ func (m *member) backend(a ringstate.ActBackend) {
 	if rec == nil {
 		rec = &record.Record{Digest: a.Digest}
 	}
+	var places chan struct{} // nil: the ring says how many there are at once
+	switch a.Do {
+	case ringstate.Write:
+		places = m.writers
+	case ringstate.Erase:
+		places = m.erasers
+	}
 	m.tasks.run(func(ctx context.Context) {
-		if a.Do == ringstate.Write {
+		if places != nil {
 			select {
-			case m.writers <- struct{}{}:
-				defer func() { <-m.writers }()
+			case places <- struct{}{}:
+				defer func() { <-places }()
 			case <-ctx.Done():
 				return
 			}

@@ -48,6 +48,10 @@ type member struct {
 	let     delays                         // what may be evicted in a while
 	fresh   delays                         // bytes of pushes that nobody may come to acknowledge
 
+	// Hold a token per ask, but for those of how a member is, and per erasure at a backend: of both there can be as many as blobs were
+	// deleted while a member or a backend was away.
+	asking, erasers chan struct{}
+
 	sight atomic.Pointer[sight]
 }
 
@@ -127,6 +131,9 @@ const (
 	freshFor = 15 * time.Minute
 	// turnsAtOnce bounds a batch, so that nobody waits long for its end.
 	turnsAtOnce = 512
+	// asksAtOnce are fewer than the asks that a member takes at once (maxAsks), from several others.
+	asksAtOnce   = 256
+	erasesAtOnce = 64
 	// flushWithin is how long it is tried to keep what was decided, on a full disk, before the member gives up.
 	flushWithin = 30 * time.Second
 )
@@ -136,6 +143,7 @@ func newMember(ctx context.Context, cfg ringstate.Config, parts memberParts) (*m
 	m := &member{
 		memberParts: parts, began: time.Now(), kick: make(chan struct{}, 1), stop: make(chan struct{}), ended: make(chan struct{}),
 		calls: map[uint64]func(ringstate.Action){}, waiting: map[digest.Digest][]chan error{}, healing: map[digest.Digest]*healing{},
+		asking: make(chan struct{}, asksAtOnce), erasers: make(chan struct{}, erasesAtOnce), blind: blindFor(cfg.WithDefaults()),
 	}
 	saved, deleted := m.ledger.start()
 	m.ring = ringstate.New(cfg, saved, deleted, m.now())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -255,6 +256,11 @@ func TestStartGivenUp(t *testing.T) {
 
 // Whoever was frozen does not serve what others may have deleted meanwhile, unless it is alone.
 func TestFrozen(t *testing.T) {
+	cfg := testConfig(t, t.TempDir(), nil)
+	cfg.Ring.Members = []string{"origin=127.0.0.1:1", "b=127.0.0.1:1"}
+	if s, _ := newServer(t, cfg); s.member.blind != 9*time.Second {
+		t.Errorf("in a ring it goes by what it saw for %v", s.member.blind)
+	}
 	synctest.Test(t, func(t *testing.T) {
 		for _, tt := range []struct {
 			min    int
@@ -268,6 +274,45 @@ func TestFrozen(t *testing.T) {
 			if is := m.serving(); is != tt.want {
 				t.Errorf("min_replicas %d, %v: %t", tt.min, tt.frozen, is)
 			}
+		}
+	})
+}
+
+// slowAsks is a member that answers nothing but how it is.
+type slowAsks struct{ now, most, probes atomic.Int64 }
+
+func (s *slowAsks) ask(ctx context.Context, _ string, q ringstate.Ask) (uint64, ringstate.Answer, error) {
+	if _, ok := q.(ringstate.Probe); ok {
+		s.probes.Add(1)
+		return 1, nil, errDown
+	}
+	s.most.Store(max(s.most.Load(), s.now.Add(1)))
+	defer s.now.Add(-1)
+	<-ctx.Done()
+	return 0, nil, ctx.Err()
+}
+
+func (s *slowAsks) heard(origin.Asker) {}
+
+// However many blobs are asked about, only so many asks are under way, and how the others are is known all the same.
+func TestManyAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asks := &slowAsks{}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		m := &member{memberParts: memberParts{asks: asks, tasks: &tasks{ctx: ctx}}, asking: make(chan struct{}, asksAtOnce), kick: make(chan struct{}, 1)}
+		for range 10 * asksAtOnce {
+			m.ask(ringstate.ActAsk{To: "b", Ask: ringstate.Have{}})
+		}
+		m.ask(ringstate.ActAsk{To: "b", Ask: ringstate.Probe{}})
+		synctest.Wait()
+		if n := asks.now.Load(); n != asksAtOnce || asks.probes.Load() != 1 {
+			t.Errorf("%d asks are under way, and %d of how it is", n, asks.probes.Load())
+		}
+		time.Sleep(2 * askTimeout)
+		synctest.Wait()
+		if n := asks.most.Load(); len(m.turns) != 10*asksAtOnce+1 || n != asksAtOnce {
+			t.Errorf("%d have ended; at most %d were under way", len(m.turns), n)
 		}
 	})
 }
