@@ -510,3 +510,33 @@ func TestFailureIsOneClass(t *testing.T) {
 		}
 	}
 }
+
+// What is given to a mirror in one request goes on with what has arrived meanwhile.
+func TestSectionGrows(t *testing.T) {
+	u := &upload{dir: t.TempDir(), m: mirror.New(mirror.Config{}, 0, time.Now())}
+	grow := func(text string) {
+		f, err := os.OpenFile(u.path(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err == nil {
+			_, err = f.WriteString(text)
+			u.size.Add(int64(len(text)))
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	grow("0123456789")
+	r, err := u.section(t.Context(), 2, 6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	one := make([]byte, 3)
+	if _, err := io.ReadFull(r, one); err != nil {
+		t.Fatal(err)
+	}
+	grow("abc")
+	rest, err := io.ReadAll(r)
+	if got := string(one) + string(rest); got != "23456789abc" || err != nil {
+		t.Errorf("read %q, %v", got, err)
+	}
+}

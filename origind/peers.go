@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -284,7 +285,8 @@ func standsAt(ctx context.Context, m *origin.Member, u origin.Copy) (mirror.Stan
 	}, err
 }
 
-// section opens a part of the upload, which may be a blob already.
+// section opens a part of the upload, which may be a blob already. It goes on behind to as long as more has arrived meanwhile: each
+// new request to a mirror takes the time of some round trips, and one that never catches up would fall back further with each.
 func (u *upload) section(ctx context.Context, off, to int64) (io.ReadCloser, error) {
 	f, err := os.Open(u.path())
 	if d := u.committed(); errors.Is(err, os.ErrNotExist) && d != "" {
@@ -293,11 +295,27 @@ func (u *upload) section(ctx context.Context, off, to int64) (io.ReadCloser, err
 	if err != nil {
 		return nil, fmt.Errorf("upload %s: %w", u.id, err)
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{io.NewSectionReader(f, off, to-off), f}, nil
+	return &tail{f, &u.size, off, to}, nil
 }
+
+// tail reads a file that grows.
+type tail struct {
+	f       *os.File
+	size    *atomic.Int64 // of the file
+	off, to int64
+}
+
+func (t *tail) Read(p []byte) (int, error) {
+	n := max(t.to, t.size.Load()) - t.off
+	if n <= 0 {
+		return 0, io.EOF
+	}
+	read, err := t.f.ReadAt(p[:min(n, int64(len(p)))], t.off)
+	t.off += int64(read)
+	return read, err
+}
+
+func (t *tail) Close() error { return t.f.Close() }
 
 // telling says when something was read.
 type telling struct {

@@ -9,7 +9,7 @@ import (
 
 // How long, and how much.
 const (
-	Chunk   = 8 << 20          // bytes of one append to a mirror
+	Chunk   = 8 << 20          // bytes of one append to a mirror, and what has arrived by its end
 	stall   = 2 * time.Second  // without a byte, after which a mirror is replaced
 	wait    = 20 * time.Second // of a commit; then the answer says who is missing
 	confirm = wait + stall     // a mirror says "later" after wait itself
