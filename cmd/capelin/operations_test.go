@@ -118,8 +118,8 @@ func (o *operations) start(name string, more string) {
 		o.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(os.Args[0], "server", "--config", at+"/server.toml", "--set", "data="+at+"/data", "--set", "metrics=",
-		"--set", "origin.cache.free_floor=-1.0")
+	cmd := exec.Command(os.Args[0], "server", "--config", at+"/server.toml", "--set", "data="+at+"/data",
+		"--set", "metrics="+o.addr(i)+":7501", "--set", "origin.cache.free_floor=-1.0")
 	cmd.Env = append(os.Environ(), "CAPELIN_TEST_MAIN=1")
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
@@ -220,6 +220,12 @@ func TestOperations(t *testing.T) {
 	for i := range 3 {
 		if got := o.image("pull", ref(i), "oci:"+filepath.Join(o.dir, fmt.Sprint("pulled", i))); got != want {
 			t.Errorf("the gateway of %c has %s, want %s", 'a'+i, got, want)
+		}
+	}
+	_, metrics := get(o.addr(0)+":7501", "/metrics")
+	for _, name := range regexp.MustCompile("`(capelin_[a-z_]+)").FindAllStringSubmatch(o.text, -1) {
+		if !strings.Contains(metrics, "\n"+name[1]+"{") && !strings.Contains(metrics, "\n"+name[1]+" ") {
+			t.Errorf("there is no metric %s", name[1])
 		}
 	}
 	for section := range strings.SplitSeq(o.text, "\n## ") { // no command of the document is left out

@@ -186,7 +186,7 @@ func TestOriginCommands(t *testing.T) {
 			"longer than --timeout: the ring is not whole: origin-3 is"},
 		{"ring rm origin-3", []func(*origin.RingStatus){nil}, nil, "origin-3 is no member any more\nthe ring is not whole:\n",
 			"PUT /v1/ring/members/origin-3/removed", ""},
-		{"ring rm origin-1", []func(*origin.RingStatus){draining, drained}, nil, "origin-1 is no member any more",
+		{"ring rm origin-1", []func(*origin.RingStatus){draining, drained, whole}, nil, "origin-1 is no member any more\nthe ring is whole\n",
 			"PUT /v1/ring/members/origin-1/removed", ""},
 		{"ring forget origin-3", []func(*origin.RingStatus){nil, whole}, nil,
 			"nobody waits any more for what only lost disks of origin-3 had\nthe ring is whole\n", "PUT /v1/ring/members/origin-3/forgotten", ""},
