@@ -22,6 +22,7 @@ func TestHistories(t *testing.T) {
 		{"DNS drops two of three", "a b c", dnsDrops},
 		{"the primary dies, the client repeats its PUT at the mirror", "a b c", repeatedPut},
 		{"a deletion by a clock that is ahead, and a push by one that is not", "a b c", clocks},
+		{"a clock that is days ahead", "a b c", daysAhead},
 		{"two drains at once", "a b c d", twoDrains},
 		{"drained down to the last owners", "a b c", lastOwners},
 		{"one bad piece each", "a b c", badPieces},
@@ -48,6 +49,7 @@ func TestHistories(t *testing.T) {
 		{"erasers that restart before they could", "a b c", erasersRestart},
 		{"an erasure that its eraser does not survive", "a b c", orphanErasure},
 		{"holders that have just started", "a b c d e", startingHolders},
+		{"a removal that nobody else has heard of", "a b c", lonelyEraser},
 		{"a mirror that fetches, and keeps nothing that is not pinned", "a b c", hastyMirror},
 	} {
 		t.Run(h.name, func(t *testing.T) {

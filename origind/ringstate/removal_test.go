@@ -118,3 +118,34 @@ func startingHolders(w *world) {
 	}
 	w.end()
 }
+
+// Clocks do not follow one that is so wrong, but what is done to a blob has a stamp above all that is known of it.
+func daysAhead(w *world) {
+	w.node("a").skew = 100 * time.Hour
+	for _, i := range []int{kept, stored} {
+		w.mustPush("a", i, team)
+		w.run(10 * time.Second)
+		w.mustRemove("b", i, team)
+		w.run(10 * time.Second) // until it is erased
+		w.mustRead("a", i, no404)
+		w.mustPush("c", i, team)
+		w.mustRead("a", i, ok200)
+		w.mustRemove("a", i, team)
+		w.mustPush("b", i, team)
+	}
+	w.end()
+}
+
+// A push to another namespace sees the object and the record beside it, and does not know that it is about to be erased.
+func lonelyEraser(w *world) {
+	w.mustPush("a", stored, team)
+	w.whole()
+	w.stall = 20 * time.Second
+	w.node("a").remove(stored, team, func(bool) {})
+	w.partition("a")
+	w.run(25 * time.Second)
+	w.mustPush("b", stored, "team/b")
+	w.run(time.Minute) // the oracle looks at what is erased
+	w.stall = 0
+	w.end()
+}
