@@ -23,6 +23,8 @@ func TestHistories(t *testing.T) {
 		{"the primary dies, the client repeats its PUT at the mirror", "a b c", repeatedPut},
 		{"a deletion by a clock that is ahead, and a push by one that is not", "a b c", clocks},
 		{"a clock that is days ahead", "a b c", daysAhead},
+		{"a push by such a clock that nobody remembers", "a b c", daysAheadForgotten},
+		{"frozen for so long that others would be gone", "a b c", frozenForLong},
 		{"two drains at once", "a b c d", twoDrains},
 		{"drained down to the last owners", "a b c", lastOwners},
 		{"one bad piece each", "a b c", badPieces},
@@ -657,32 +659,31 @@ func notOwners(w *world) {
 func forgottenNamespace(w *world) {
 	w.mustPush("a", stored, team)
 	w.whole()
-	for _, n := range w.nodes {
-		w.loseDisk(n.name)
-		n.start()
-		w.run(20 * time.Second)
-		w.whole()
-		w.oracle.lost = nil
-	}
+	w.loseInTurn()
 	w.mustPush("b", stored, "team/b")
 	w.whole()
 	w.mustRemove("c", stored, "team/b")
 	w.whole()
 	w.mustRead("a", stored, ok200)
 	w.mustPush("b", stored, "team/b")
-	for _, n := range w.nodes {
-		w.whole()
-		w.loseDisk(n.name)
-		n.start()
-		w.run(20 * time.Second)
-		w.whole()
-		w.oracle.lost = nil
-	}
+	w.loseInTurn()
 	w.mustRemove("c", stored, team)
 	w.whole()
 	w.mustRead("a", stored, ok200)
 	w.mustRemove("c", stored, "team/b")
 	w.end()
+}
+
+// loseInTurn has each member lose its disk, one when the ring has healed from the one before.
+func (w *world) loseInTurn() {
+	for _, n := range w.nodes {
+		w.whole()
+		w.loseDisk(n.name)
+		n.start()
+		w.run(20 * time.Second)
+		w.whole()
+		w.oracle.lost = nil
+	}
 }
 
 func pushWhileLeaving(w *world) {
@@ -803,24 +804,24 @@ func backElsewhere(w *world) {
 }
 
 func writtenOnce(w *world) {
-	w.store.away = true
 	n := 0
-	for i := range 60 {
-		if i%3 != 0 {
-			n++
-			w.mustPush(w.nodes[i%2].name, i, team)
+	for round, primary := range []string{"", "a"} { // who does not come back for a while
+		w.store.away = true
+		for i := 60 * round; i < 60*(round+1); i++ {
+			if i%3 != 0 {
+				n++
+				w.mustPush(w.nodes[i%2].name, i, team)
+			}
 		}
+		w.restart()
+		if primary != "" {
+			w.node(primary).stop()
+		}
+		w.run(time.Minute)
+		w.store.away = false
+		w.run(2 * time.Minute)
+		w.end()
 	}
-	for _, m := range w.nodes {
-		m.stop()
-	}
-	w.run(10 * time.Second)
-	for _, m := range w.nodes {
-		m.start()
-	}
-	w.run(time.Minute)
-	w.store.away = false
-	w.end()
 	if w.store.writes != n {
 		w.fatalf("invariant 7: %d blobs were written %d times", n, w.store.writes)
 	}

@@ -149,3 +149,34 @@ func lonelyEraser(w *world) {
 	w.stall = 0
 	w.end()
 }
+
+// The push is known beside the object only, and its stamp is later than those that anybody makes by now.
+func daysAheadForgotten(w *world) {
+	w.node("a").skew = 100 * time.Hour
+	w.mustPush("a", stored, team)
+	w.whole()
+	w.node("a").skew = 0
+	w.loseInTurn()
+	w.mustRemove("b", stored, team)
+	w.run(20 * time.Second)
+	w.mustRead("c", stored, no404)
+	w.end()
+}
+
+// Who was frozen has heard nobody, which says nothing of them.
+func frozenForLong(w *world) {
+	w.mustPush("a", kept, team)
+	w.whole()
+	w.node("a").freeze()
+	w.run(5 * time.Minute)
+	w.node("a").thaw()
+	w.run(2 * time.Second)
+	for _, n := range w.nodes {
+		for _, l := range n.ring.lost {
+			if l.Name != "a" {
+				w.fatalf("%s misses %s, which was there all the time", n.name, l.Name)
+			}
+		}
+	}
+	w.end()
+}
