@@ -106,8 +106,14 @@ func (b *batch) step(ev ringstate.Event) {
 
 func (b *batch) save(a ringstate.ActSave) {
 	e := record.Entry{Record: a.Record, Wrote: a.Wrote}
-	if old, err := b.entry(a.Record.Digest); err == nil && old != nil && (len(a.Record.Removed) == 0 || a.Record.Live()) {
-		e.Found = old.Found
+	if old, err := b.entry(a.Record.Digest); err == nil && old != nil {
+		if len(a.Record.Removed) == 0 || a.Record.Live() {
+			e.Found = old.Found
+		}
+		if a.Record.Size == 0 && old.Record.Size > 0 { // the ring was not told of what was only found
+			r := *a.Record
+			r.Size, e.Record = old.Record.Size, &r
+		}
 	}
 	b.put(&e)
 	if d := a.Record.Digest; a.Pinned {

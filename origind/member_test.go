@@ -316,3 +316,30 @@ func TestManyAsks(t *testing.T) {
 		}
 	})
 }
+
+// A blob that was only read here, and of which nobody knows a push, can be deleted: with what the member knows of its size.
+func TestDeletedAfterRead(t *testing.T) {
+	mem := &fetchertest.Memory{}
+	s, ctx := newServer(t, testConfig(t, t.TempDir(), stores{"mem": mem}))
+	data, _ := testBlob(100_000, 1)
+	d := put(t, mem, "mem/app", data)
+	at, err := s.locator.locate(ctx, origin.Ref{Digest: d}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, release, err := s.cold.join(ctx, *at.place)
+	if err == nil {
+		err = c.wait(ctx)
+		release()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.delete(ctx, origin.Ref{Digest: d}); err != nil {
+		t.Errorf("deleting it: %v", err)
+	}
+	if e, err := s.blobs.ledger.get(d); err != nil || e == nil || e.Record.Size != int64(len(data)) || len(e.Record.Removed) == 0 || visible(e) {
+		t.Errorf("what is kept: %+v, %v", e, err)
+	}
+	eventually(t, "the backend has it no more", func() bool { return !has(mem, d) })
+}
