@@ -117,7 +117,7 @@ func (c *Cluster) NewServer(ctx context.Context, name string, o ServerOptions) (
 	return c.newServer(ctx, h, o)
 }
 
-// NewServers makes several hosts, and starts servers on them that are one ring. The first has the index of all.
+// NewServers makes several hosts, and starts servers on them that are one ring. The first has the index and the tracker of all.
 func (c *Cluster) NewServers(ctx context.Context, o ServerOptions, names ...string) (all []*Server, err error) {
 	var hosts []*Host
 	var members []string
@@ -130,6 +130,7 @@ func (c *Cluster) NewServers(ctx context.Context, o ServerOptions, names ...stri
 	}
 	keys := map[string]string{
 		"origin.ring.members": "[" + strings.Join(members, ", ") + "]", "gateway.indexes": fmt.Sprintf("[%q]", hosts[0].Addr+":7490"),
+		"origin.trackers": fmt.Sprintf("[%q]", hosts[0].Addr+":7470"),
 	}
 	maps.Copy(keys, o.Keys)
 	o.Keys = keys

@@ -84,7 +84,7 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	var names, trackers []string
+	var names []string
 	for i := range servers {
 		names = append(names, fmt.Sprintf("server-%d", i+1))
 	}
@@ -92,10 +92,7 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	server := ring[0]
-	for _, s := range ring {
-		trackers = append(trackers, s.Tracker)
-	}
+	server := ring[0] // its tracker grants all leases, so that the registry's line is shared by few downloads at once
 	all := make([]*harness.Node, nodes)
 	for i := range all {
 		name := fmt.Sprintf("node-%d", i+1)
@@ -104,7 +101,7 @@ func run(ctx context.Context) (err error) {
 			return err
 		}
 		agent["shim.upstream"] = fmt.Sprintf("%q", "https://"+server.Gateway)
-		all[i], err = c.NewNode(name, harness.NodeOptions{Registries: []string{reg.Addr}, Trackers: trackers, Agent: agent})
+		all[i], err = c.NewNode(name, harness.NodeOptions{Registries: []string{reg.Addr}, Trackers: []string{server.Tracker}, Agent: agent})
 		if err != nil {
 			return err
 		}
