@@ -178,7 +178,12 @@ func (m *member) keep(b *batch) error {
 	var errs []error
 	for _, d := range b.pins {
 		if m.ring.Pinned(d) && m.bytes.PresenceOf(d) != content.Pinned {
-			if err := m.bytes.Pin(d); err != nil {
+			err := m.bytes.Pin(d)
+			if errdefs.IsNotFound(err) { // somebody has removed its file; others have the blob, and the next start finds out
+				log.G(m.tasks.ctx).WithError(err).WithField("digest", d).Error("a blob that is to be kept is not here")
+				continue
+			}
+			if err != nil {
 				errs = append(errs, fmt.Errorf("pinning %s: %w", d, err))
 			}
 		}

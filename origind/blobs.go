@@ -116,8 +116,7 @@ func (s *server) acknowledge(
 	if err != nil {
 		return info, 0, err
 	}
-	id, _ := s.store.Find(d)
-	copies, err = s.member.push(ctx, ringstate.EvPut{Digest: d, Size: id.Size, Place: at, Namespace: namespace, Mirrors: mirrors})
+	copies, err = s.member.push(ctx, ringstate.EvPut{Digest: d, Place: at, Namespace: namespace, Mirrors: mirrors})
 	if err == nil && s.cfg.Durability == "backend" {
 		err = s.member.written(ctx, d)
 	}
@@ -200,5 +199,5 @@ func (s *server) recorded(d digest.Digest, was, is *record.Entry) {
 // membersChanged has everybody know of how the ring is seen.
 func (s *server) membersChanged(all []ringstate.Peer) {
 	s.peers.changed(all)
-	s.uploads.membersChanged()
+	s.tasks.run(func(context.Context) { s.uploads.membersChanged() }) // an upload may end by that, and its files go
 }

@@ -55,7 +55,8 @@ func (a *answers) Result(r *trackerpb.CommandResult) {
 // onlyMember is a ring of one that finds nothing out.
 type onlyMember struct{ reads string }
 
-func (onlyMember) serving() bool { return true }
+func (onlyMember) serving() bool           { return true }
+func (onlyMember) peers() []ringstate.Peer { return nil }
 func (onlyMember) where(context.Context, digest.Digest, bool) (ringstate.ActFound, error) {
 	return ringstate.ActFound{Where: ringstate.Backend}, nil
 }

@@ -67,6 +67,7 @@ type aliveness interface {
 
 // flight is a look-up under way.
 type flight struct {
+	began  time.Time
 	done   chan struct{}
 	answer answer
 }
@@ -77,6 +78,7 @@ type answer struct {
 	namespace string
 	place     place
 	err       error
+	began     time.Time // when backends were asked
 	until     time.Time
 }
 
@@ -158,7 +160,11 @@ func (f *finder) vanished(d digest.Digest) {
 
 // find returns where a blob is. errdefs.ErrNotFound only if everybody who could
 // have it says that it is not there.
-func (f *finder) find(ctx context.Context, ref origin.Ref) (place, error) {
+func (f *finder) find(ctx context.Context, ref origin.Ref) (place, error) { return f.findSince(ctx, ref, time.Time{}) }
+
+// findSince is find for whom «not found» is only true if backends were asked after a time: a blob may have been pushed at another
+// member meanwhile, of which nothing is known here.
+func (f *finder) findSince(ctx context.Context, ref origin.Ref, since time.Time) (place, error) {
 	budget := f.cfg.Budget.D()
 	if ref.Namespace != "" {
 		budget = f.cfg.Repository.D()
@@ -166,15 +172,15 @@ func (f *finder) find(ctx context.Context, ref origin.Ref) (place, error) {
 	f.mu.Lock()
 	if answers, ok := f.known.Get(ref.Digest); ok {
 		for _, a := range answers {
-			if a.namespace == ref.Namespace && time.Now().Before(a.until) {
+			if a.namespace == ref.Namespace && time.Now().Before(a.until) && (a.err == nil || !a.began.Before(since)) {
 				f.mu.Unlock()
 				return a.place, a.err
 			}
 		}
 	}
 	fl := f.flights[ref]
-	if fl == nil {
-		fl = &flight{done: make(chan struct{})}
+	if fl == nil || fl.began.Before(since) {
+		fl = &flight{began: time.Now(), done: make(chan struct{})}
 		f.flights[ref] = fl
 		gen := f.gen
 		f.tasks.run(func(ctx context.Context) { f.fly(ctx, ref, fl, gen) })
@@ -195,7 +201,7 @@ func (f *finder) fly(ctx context.Context, ref origin.Ref, fl *flight, gen uint64
 	ctx, cancel := context.WithTimeout(ctx, lookupLimit)
 	defer cancel()
 	p, err := f.lookup(ctx, ref)
-	a := answer{namespace: ref.Namespace, place: p, err: err}
+	a := answer{namespace: ref.Namespace, place: p, err: err, began: fl.began}
 	fl.answer = a
 	switch {
 	case err == nil:
@@ -204,7 +210,9 @@ func (f *finder) fly(ctx context.Context, ref origin.Ref, fl *flight, gen uint64
 		a.until = time.Now().Add(f.cfg.Negative.D())
 	}
 	f.mu.Lock()
-	delete(f.flights, ref)
+	if f.flights[ref] == fl {
+		delete(f.flights, ref)
+	}
 	if gen == f.gen && !a.until.IsZero() {
 		old, _ := f.known.Get(ref.Digest)
 		old = slices.DeleteFunc(slices.Clone(old), func(o answer) bool { return o.namespace == ref.Namespace })

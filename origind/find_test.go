@@ -271,6 +271,35 @@ func TestFindRemembers(t *testing.T) {
 	})
 }
 
+// What nobody had is asked for again by whoever knows that it may have been pushed since, also while others ask.
+func TestFindSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		data, d := testBlob(1000, 1)
+		ref := origin.Ref{Digest: d}
+		mem := &fetchertest.Memory{}
+		look := 10 * time.Millisecond
+		count := &fetchertest.Counting{Backend: slowStat(mem, look)}
+		f := testFinder(t, stores{"mem": count}, nil)
+		if _, err := f.find(t.Context(), ref); !errdefs.IsNotFound(err) {
+			t.Fatal(err)
+		}
+		now := time.Now()
+		if _, err := f.findSince(t.Context(), ref, now); !errdefs.IsNotFound(err) || count.Stats() != 2 {
+			t.Errorf("an answer of before: %v after %d looks, want 2", err, count.Stats())
+		}
+		if _, err := f.findSince(t.Context(), ref, now); !errdefs.IsNotFound(err) || count.Stats() != 2 {
+			t.Errorf("an answer of since: %v after %d looks, want 2", err, count.Stats())
+		}
+		f.pushed(d)
+		go func() { _, _ = f.find(t.Context(), ref) }()
+		time.Sleep(look / 2)
+		put(t, mem, "", data)
+		if _, err := f.findSince(t.Context(), ref, time.Now()); err != nil || count.Stats() != 4 {
+			t.Errorf("beside a look that began before: %v after %d looks, want 4", err, count.Stats())
+		}
+	})
+}
+
 // A bad object is not offered again, for ten minutes or until somebody pushes the blob;
 // others that have the blob are.
 func TestFindCondemned(t *testing.T) {

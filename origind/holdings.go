@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
@@ -66,6 +67,7 @@ type locator struct {
 // ringLooks says what members know of a blob: a member.
 type ringLooks interface {
 	serving() bool
+	peers() []ringstate.Peer
 	where(ctx context.Context, d digest.Digest, hop bool) (ringstate.ActFound, error)
 	reader(ctx context.Context, d digest.Digest) (member string, err error)
 }
@@ -92,6 +94,7 @@ func (l *locator) here(d digest.Digest) (at located, ok bool, err error) {
 // locate finds a blob, which is not the empty one. hop: another member, or somebody whom it has sent, asks, so that this one asks
 // no other.
 func (l *locator) locate(ctx context.Context, ref origin.Ref, hop bool) (located, error) {
+	began := time.Now()
 	for range 3 {
 		at, ok, err := l.here(ref.Digest)
 		if ok && hop && at.place != nil && at.place.name == "" { // who copies it from here might wait for itself
@@ -113,13 +116,14 @@ func (l *locator) locate(ctx context.Context, ref origin.Ref, hop bool) (located
 			return located{}, fmt.Errorf("%s: %s cannot say yet what was deleted lately: %w",
 				ref, strings.Join(f.Missing, ", "), errdefs.ErrUnavailable)
 		}
-		return l.backend(ctx, ref, f)
+		return l.backend(ctx, ref, f, began)
 	}
 	return located{}, fmt.Errorf("%s comes and goes: %w", ref, errdefs.ErrUnavailable)
 }
 
-// backend looks for a blob that no member has. One of them reads it for all.
-func (l *locator) backend(ctx context.Context, ref origin.Ref, f ringstate.ActFound) (located, error) {
+// backend looks for a blob that no member has. One of them reads it for all. What is remembered of backends is older than what members
+// have just said, and so does not go together with it, unless there are no others.
+func (l *locator) backend(ctx context.Context, ref origin.Ref, f ringstate.ActFound, began time.Time) (located, error) {
 	if f.Member != "" {
 		err := l.at(ctx, f.Member, ref)
 		if err == nil {
@@ -132,7 +136,10 @@ func (l *locator) backend(ctx context.Context, ref origin.Ref, f ringstate.ActFo
 			return located{}, err
 		}
 	}
-	p, err := l.finder.find(ctx, ref)
+	if len(l.ring.peers()) <= 1 {
+		began = time.Time{}
+	}
+	p, err := l.finder.findSince(ctx, ref, began)
 	if err != nil {
 		return located{}, missing(ref, f.Missing, err)
 	}

@@ -304,7 +304,7 @@ func wait[A any](ctx context.Context, m *member, answer <-chan A) (a A, err erro
 		return a, ctx.Err()
 	case <-m.ended:
 		if m.err != nil {
-			return a, fmt.Errorf("this origin has to stop: %w", m.err)
+			return a, fmt.Errorf("this origin has to stop: %w: %w", m.err, errdefs.ErrUnavailable)
 		}
 		return a, fmt.Errorf("this origin is about to stop: %w", errdefs.ErrUnavailable)
 	}
@@ -368,8 +368,8 @@ func (m *member) publish() {
 // imports notes that a push's bytes are about to be here, pinned, and that nobody may come to acknowledge it.
 func (m *member) imports(d digest.Digest) { m.do(func(*batch) { m.fresh.add(d, freshFor) }) }
 
-// push has a blob, whose bytes are here, acknowledged by as many members as have to; mirrors should have them, too. It returns how
-// many have. errdefs.ErrNotFound: the blob is not here any more.
+// push has a blob, whose bytes are here, acknowledged by as many members as have to; ev.Mirrors should have them, too, and its size is
+// looked up. It returns how many have. errdefs.ErrNotFound: the blob is not here any more.
 func (m *member) push(ctx context.Context, ev ringstate.EvPut) (copies int, err error) {
 	done, err := askRing[ringstate.ActDone](ctx, m, func(b *batch, id uint64) ringstate.Event {
 		if t, ok := ctx.Deadline(); ok && time.Now().After(t) {
@@ -383,7 +383,8 @@ func (m *member) push(ctx context.Context, ev ringstate.EvPut) (copies int, err 
 				return ringstate.EvTick{}
 			}
 		}
-		ev.ID, ev.Local = id, b.local(ev.Digest)
+		is, _ := m.bytes.Find(ev.Digest)
+		ev.ID, ev.Size, ev.Local = id, is.Size, b.local(ev.Digest)
 		b.came(ev.Digest)
 		return &ev
 	})
@@ -519,8 +520,10 @@ func (m *member) asked(ctx context.Context, from origin.Asker, q ringstate.Ask) 
 	a, err := wait(ctx, m, answer)
 	switch {
 	case err != nil:
+	case a == nil && slices.ContainsFunc(m.peers(), func(p ringstate.Peer) bool { return p.Name == from.Name && p.Removed }):
+		err = fmt.Errorf("%s is no member of this ring any more: %w", from.Name, errdefs.ErrPermissionDenied)
 	case a == nil:
-		err = fmt.Errorf("%s is no member of this ring: %w", from.Name, errdefs.ErrPermissionDenied)
+		err = fmt.Errorf("%s is not answered just now: %w", from.Name, errdefs.ErrUnavailable)
 	default:
 		m.asks.heard(from)
 	}

@@ -567,7 +567,8 @@ func uploadedFile(t testing.TB, s *server, data []byte) string {
 // serving is a ring in which nobody has anything.
 type serving struct{}
 
-func (serving) serving() bool { return true }
+func (serving) serving() bool           { return true }
+func (serving) peers() []ringstate.Peer { return nil }
 
 func (serving) where(context.Context, digest.Digest, bool) (ringstate.ActFound, error) {
 	return ringstate.ActFound{Where: ringstate.Unavailable}, nil
