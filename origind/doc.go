@@ -4,7 +4,7 @@
 // Start from [Run] and [Config]. The HTTP API is control/ORIGIN.md; its client is
 // package control/origin.
 //
-//	api.go       HTTP: who may do what, ranges, limits; ringapi.go: what members and operators ask
+//	api.go       HTTP: who may do what, ranges, limits; api_uploads.go: pushes; ringapi.go: what members and operators ask
 //	uploads.go   uploads, resumable; hasher.go: their digest and sums in one pass
 //	upload.go    one of them: what its machine (ringstate/mirror) decides is done here
 //	member.go    this origin as a member of its ring (ringstate decides); batch.go: keeping and doing what it decides

@@ -160,7 +160,9 @@ func (f *finder) vanished(d digest.Digest) {
 
 // find returns where a blob is. errdefs.ErrNotFound only if everybody who could
 // have it says that it is not there.
-func (f *finder) find(ctx context.Context, ref origin.Ref) (place, error) { return f.findSince(ctx, ref, time.Time{}) }
+func (f *finder) find(ctx context.Context, ref origin.Ref) (place, error) {
+	return f.findSince(ctx, ref, time.Time{})
+}
 
 // findSince is find for whom «not found» is only true if backends were asked after a time: a blob may have been pushed at another
 // member meanwhile, of which nothing is known here.
