@@ -150,7 +150,9 @@ func TestRingRollingRestart(t *testing.T) {
 	r := newRing(t, 3, quick(nil))
 	first := r.blobs(sized(10, 100), 256<<10)
 	none(t, "pushes", each(first, 8, func(b *ringBlob) error { return push(r.ctx, r.client, b) }))
-	l := r.begin(r.client, first, loadOptions{size: sized[int64](256<<10, 4<<20), pushers: 2, pullers: 2, pause: sized(50*time.Millisecond, 10*time.Millisecond)})
+	l := r.begin(r.client, first, loadOptions{
+		size: sized[int64](256<<10, 4<<20), pushers: 2, pullers: 2, pause: sized(50*time.Millisecond, 10*time.Millisecond),
+	})
 	for _, m := range r.ring.Members {
 		pushes, pulls := l.done("push"), l.done("pull")
 		must(t, m.Stop())
@@ -221,7 +223,8 @@ func TestRingPartition(t *testing.T) {
 	none(t, "said not to be there", slices.Concat(minority.absent, majority.absent))
 	figure(t, "longest push, pull, deletion of the majority: %.1f s, %.1f s, %.1f s", majority.longest["push"].Seconds(),
 		majority.longest["pull"].Seconds(), majority.longest["delete"].Seconds())
-	figure(t, "minority: %d pushes and deletions acknowledged, %d pulls; majority: %d pushes, %d pulls, %d deletions, %d failed; 404 of an acknowledged blob: %d",
+	figure(t, "minority: %d pushes and deletions acknowledged, %d pulls; majority: %d pushes, %d pulls, %d deletions, %d failed; "+
+		"404 of an acknowledged blob: %d",
 		acked, minority.done("pull"), majority.done("push"), majority.done("pull"), majority.done("delete"), len(majority.failed),
 		len(minority.absent)+len(majority.absent))
 	for _, e := range majority.failed[:min(5, len(majority.failed))] {
@@ -232,7 +235,7 @@ func TestRingPartition(t *testing.T) {
 	for _, m := range r.ring.Members {
 		none(t, "deleted, and not gone", each(majority.deleted, 8, func(b *ringBlob) error {
 			if _, err := m.API().Stat(r.ctx, b.ref()); !errdefs.IsNotFound(err) {
-				return fmt.Errorf("%s: %v", m.Name, err)
+				return fmt.Errorf("%s: %w", m.Name, err)
 			}
 			return nil
 		}))

@@ -187,7 +187,8 @@ func TestRingWrongByte(t *testing.T) {
 		return b.same(f) == nil
 	})
 	within(t, "replaced", time.Since(began), 20*time.Second+time.Duration(b.size)) // a pass is a pause and its bytes
-	figure(t, "a flipped byte: read %d times rightly, refused %d times, served %d times before it was found and %d times later", right, refused, before, wrong)
+	figure(t, "a flipped byte: read %d times rightly, refused %d times, served %d times before it was found and %d times later",
+		right, refused, before, wrong)
 	if wrong > 0 {
 		t.Errorf("wrong bytes were served %d times", wrong)
 	}
@@ -219,7 +220,8 @@ func TestRingResumes(t *testing.T) {
 	}
 	off := get(r.client.UploadOffset(r.ctx, id))(t)
 	must(t, pushOn(r.ctx, r.client, id, b, off))
-	figure(t, "an upload of %d bytes whose primary died when it had %d, and %d were sent: it went on at %d, %.1f MiB behind the primary, %.1f MiB were sent again",
+	figure(t, "an upload of %d bytes whose primary died when it had %d, and %d were sent: it went on at %d, "+
+		"%.1f MiB behind the primary, %.1f MiB were sent again",
 		b.size, taken, sent, off, float64(taken-off)/(1<<20), float64(sent-off)/(1<<20))
 	if off == 0 || taken == 0 || *ringFull && taken-off > 8<<20 {
 		t.Errorf("%d bytes that the primary had are lost", taken-off)
@@ -273,7 +275,8 @@ func TestRingPush(t *testing.T) {
 		}
 	}
 	ratio := took[1].Seconds() / took[0].Seconds()
-	figure(t, "a push of %d bytes: %.2f s to a ring of five, %.2f s to a single origin, %.3f ×", size, took[1].Seconds(), took[0].Seconds(), ratio)
+	figure(t, "a push of %d bytes: %.2f s to a ring of five, %.2f s to a single origin, %.3f ×",
+		size, took[1].Seconds(), took[0].Seconds(), ratio)
 	if *ringFull && ratio > 1.15 {
 		t.Errorf("a push to a ring takes %.3f × as long", ratio)
 	}
@@ -285,7 +288,9 @@ func TestRingBackendAway(t *testing.T) {
 	ctx, c := newCluster(t)
 	dir := filepath.Join(c.Dir, "backend")
 	toml := fmt.Sprintf("[[backend]]\nname = \"main\"\nnamespaces = [\".*\"]\nkind = \"file\"\n[backend.file]\npath = %q\n", dir)
-	r := startRing(ctx, t, c, harness.RingOptions{Members: 3, Rate: rate, TOML: toml, Keys: quick(map[string]string{"queue.max_backoff": `"2s"`})})
+	r := startRing(ctx, t, c, harness.RingOptions{
+		Members: 3, Rate: rate, TOML: toml, Keys: quick(map[string]string{"queue.max_backoff": `"2s"`}),
+	})
 	away := filepath.Join(dir, "blobs") // no directory can be made there
 	must(t, os.WriteFile(away, nil, 0o644))
 	n, size := sized(60, 2000), int64(128<<10)
@@ -308,7 +313,8 @@ func TestRingBackendAway(t *testing.T) {
 		return err
 	}))
 	written := r.metric(t, "capelin_origin_backend_write_bytes_total") / float64(int64(n)*size)
-	figure(t, "%d blobs of %d bytes pushed while the backend was away, all restarted: %.3f × the bytes written, %d objects", n, size, written, objects)
+	figure(t, "%d blobs of %d bytes pushed while the backend was away, all restarted: %.3f × the bytes written, %d objects",
+		n, size, written, objects)
 	if written > 1.02 || objects != n {
 		t.Errorf("%.3f × the bytes were written, and %d objects are there", written, objects)
 	}
@@ -332,9 +338,11 @@ func TestRingColdRead(t *testing.T) {
 	t.Parallel()
 	ctx, c := newCluster(t)
 	reg := get(c.NewRegistry(ctx, harness.InProcess))(t)
-	img := get(harness.MakeImage(c.Dir+"/images", harness.ImageOptions{Seed: 77, LayerBytes: sized[int64](8<<20, 100<<20), Incompress: true}))(t)
+	opts := harness.ImageOptions{Seed: 77, LayerBytes: sized[int64](8<<20, 100<<20), Incompress: true}
+	img := get(harness.MakeImage(c.Dir+"/images", opts))(t)
 	get(reg.Push(ctx, img, ringNamespace+":1"))(t)
-	toml := fmt.Sprintf("[[backend]]\nname = \"up\"\nnamespaces = [\".*\"]\nkind = \"registry\"\n[backend.registry]\nhost = %q\nplain_http = true\n", reg.Addr)
+	toml := fmt.Sprintf("[[backend]]\nname = \"up\"\nnamespaces = [\".*\"]\nkind = \"registry\"\n"+
+		"[backend.registry]\nhost = %q\nplain_http = true\n", reg.Addr)
 	r := startRing(ctx, t, c, harness.RingOptions{Members: 3, Rate: rate, TOML: toml, Keys: quick(nil)})
 	reg.Limit(rate / 2)
 	reg.Reset()
@@ -359,7 +367,8 @@ func TestRingColdRead(t *testing.T) {
 		}
 	}
 	last := slices.MaxFunc(firsts, time.Time.Compare)
-	figure(t, "%d readers at 3 members of a blob of %d bytes: %d requests, %.3f × the bytes from the registry; the last had its first byte %d ms after the first of the registry's",
+	figure(t, "%d readers at 3 members of a blob of %d bytes: %d requests, %.3f × the bytes from the registry; "+
+		"the last had its first byte %d ms after the first of the registry's",
 		n, size, gets, float64(bytes)/float64(size), last.Sub(first).Milliseconds())
 	if bytes != size {
 		t.Errorf("the registry sent %d bytes of %d: %v", bytes, size, reg.Blobs(layer))
@@ -372,7 +381,8 @@ func TestRingColdRead(t *testing.T) {
 // readFirst reads a blob from a member, as nodes and clients do it, and says when it had the first byte.
 func readFirst(ctx context.Context, m *harness.RingMember, digest string, size int64, first *time.Time) error {
 	c := &http.Client{Transport: &http.Transport{DialContext: m.DialContext, DisableKeepAlives: true}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+m.Listen+origin.PathBlobs+"/"+digest+"?namespace="+ringNamespace, nil)
+	url := "http://" + m.Listen + origin.PathBlobs + "/" + digest + "?namespace=" + ringNamespace
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}

@@ -300,7 +300,10 @@ func TestManyAsks(t *testing.T) {
 		asks := &slowAsks{}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		m := &member{memberParts: memberParts{asks: asks, tasks: &tasks{ctx: ctx}}, asking: make(chan struct{}, asksAtOnce), kick: make(chan struct{}, 1)}
+		m := &member{
+			memberParts: memberParts{asks: asks, tasks: &tasks{ctx: ctx}},
+			asking:      make(chan struct{}, asksAtOnce), kick: make(chan struct{}, 1),
+		}
 		for range 10 * asksAtOnce {
 			m.ask(ringstate.ActAsk{To: "b", Ask: ringstate.Have{}})
 		}
@@ -338,7 +341,8 @@ func TestDeletedAfterRead(t *testing.T) {
 	if err := s.delete(ctx, origin.Ref{Digest: d}); err != nil {
 		t.Errorf("deleting it: %v", err)
 	}
-	if e, err := s.blobs.ledger.get(d); err != nil || e == nil || e.Record.Size != int64(len(data)) || len(e.Record.Removed) == 0 || visible(e) {
+	e, err := s.blobs.ledger.get(d)
+	if err != nil || e == nil || e.Record.Size != int64(len(data)) || len(e.Record.Removed) == 0 || visible(e) {
 		t.Errorf("what is kept: %+v, %v", e, err)
 	}
 	eventually(t, "the backend has it no more", func() bool { return !has(mem, d) })

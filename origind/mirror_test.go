@@ -505,7 +505,8 @@ func TestFailureIsOneClass(t *testing.T) {
 		mirror.WrongDigest: errdefs.IsInvalidArgument, mirror.OutOfRange: errdefs.IsOutOfRange, mirror.Unknown: errdefs.IsNotFound,
 	} {
 		err := u.failure(mirror.Answer{Code: code, Err: fmt.Errorf("another digest: %w", errdefs.ErrInvalidArgument)})
-		if class, _ := origin.Class(err); !is(err) || code != mirror.WrongDigest && (errdefs.IsInvalidArgument(err) || class == "invalid_argument") {
+		class, _ := origin.Class(err)
+		if !is(err) || code != mirror.WrongDigest && (errdefs.IsInvalidArgument(err) || class == "invalid_argument") {
 			t.Errorf("%v: %v, class %s", code, err, class)
 		}
 	}

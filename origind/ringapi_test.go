@@ -34,6 +34,9 @@ type fakeRing struct {
 	err    error
 }
 
+// origin2 is a member that asks.
+var origin2 = origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}
+
 func (f *fakeRing) did(format string, args ...any) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -130,7 +133,7 @@ func TestRingAsks(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.answer = tt.a
-		inc, name, got, err := m.Ring(t.Context(), origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}, string(k), b, ringstate.MaxAnswer)
+		inc, name, got, err := m.Ring(t.Context(), origin2, string(k), b, ringstate.MaxAnswer)
 		if err != nil || inc != 1<<63 || name != "origin-1" {
 			t.Fatalf("%s: %d %s %s, %v", k, inc, name, got, err)
 		}
@@ -141,18 +144,18 @@ func TestRingAsks(t *testing.T) {
 			t.Error(did)
 		}
 	}
-	if _, _, got, err := m.Ring(t.Context(), origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}, "log", []byte("{}"), 5); !errdefs.IsUnavailable(err) || len(got) > 0 {
+	if _, _, got, err := m.Ring(t.Context(), origin2, "log", []byte("{}"), 5); !errdefs.IsUnavailable(err) || len(got) > 0 {
 		t.Errorf("an answer that is too large: %s, %v", got, err)
 	}
 	// Nobody waits for ever, and who answers is known also if there is no answer.
 	f.answer = nil
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, _, _, err := m.Ring(ctx, origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}, "log", []byte("{}"), 5); !errdefs.IsUnavailable(err) {
+	if _, _, _, err := m.Ring(ctx, origin2, "log", []byte("{}"), 5); !errdefs.IsUnavailable(err) {
 		t.Error(err)
 	}
 	f.err = fmt.Errorf("it stops: %w", errdefs.ErrUnavailable)
-	if inc, name, _, err := m.Ring(t.Context(), origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}, "log", []byte("{}"), 5); !errdefs.IsUnavailable(err) || inc != 1<<63 ||
+	if inc, name, _, err := m.Ring(t.Context(), origin2, "log", []byte("{}"), 5); !errdefs.IsUnavailable(err) || inc != 1<<63 ||
 		name != "origin-1" || !strings.Contains(err.Error(), "it stops") {
 		t.Errorf("%d %s, %v", inc, name, err)
 	}
@@ -175,7 +178,7 @@ func TestRingRoles(t *testing.T) {
 		{identity.RoleTracker, "unavailable", "unavailable", "unavailable"},
 	} {
 		m := member("origin-2", tt.role)
-		_, _, _, ask := m.Ring(t.Context(), origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}, "have", have, 100)
+		_, _, _, ask := m.Ring(t.Context(), origin2, "have", have, 100)
 		_, status := m.RingStatus(t.Context())
 		for what, tt := range map[string]struct {
 			err  error
@@ -201,7 +204,7 @@ func TestRingRoles(t *testing.T) {
 	}
 	// An origin that says that it is another one is not believed.
 	_, member = serveRing(t, authority(t), "origin-9", f)
-	_, _, b, err := member("origin-2", identity.RoleOrigin).Ring(t.Context(), origin.Asker{Name: "origin-2", Incarnation: 12, Address: "o2:1"}, "have", have, 100)
+	_, _, b, err := member("origin-2", identity.RoleOrigin).Ring(t.Context(), origin2, "have", have, 100)
 	if !errdefs.IsUnavailable(err) || len(b) > 0 || !strings.Contains(err.Error(), "it says that it is origin-1") {
 		t.Errorf("%s, %v", b, err)
 	}

@@ -204,7 +204,7 @@ func (u *upload) failure(a mirror.Answer) error {
 	if a.Err == nil {
 		return fmt.Errorf("upload %s, which is at %d: %w", u.id, a.Offset, class)
 	}
-	return fmt.Errorf("upload %s, which is at %d: %v: %w", u.id, a.Offset, a.Err, class) // of this class only
+	return fmt.Errorf("upload %s, which is at %d: %v: %w", u.id, a.Offset, a.Err, class) //nolint:errorlint // of this class only
 }
 
 // rehash reads the upload if its hash was lost with an earlier process.

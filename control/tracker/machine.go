@@ -401,7 +401,7 @@ func (m *Machine) ask(a *active, i int, timeout time.Duration) {
 		return
 	}
 	m.seq++
-	a.want.answers[i] = answer{state: pending, seq: m.seq, asked: m.now, until: m.now.Add(timeout), mute: l.silent}
+	a.want.answers[i] = answer{state: pending, seq: m.seq, asked: m.now, until: m.now.Add(timeout), mute: l.silent && !a.want.cutOff()}
 	l.mark(a.id, newsWant)
 }
 

@@ -10,7 +10,8 @@ import (
 // A tracker that hangs takes connections, and nothing comes from it. One that has thousands of
 // nodes to answer at once looks the same for a while, so each tracker tells how long
 // that may be. It is silent if an answer is due and nothing came from it for so long, or for
-// silentAfter if that is longer; until something comes from it nobody waits for it.
+// silentAfter if that is longer; until something comes from it nobody waits for it, unless all
+// peers are silent, too.
 
 // patience is how long nothing may come from a tracker that owes an answer. One that does not say
 // how long it may be busy is an older one.
@@ -36,7 +37,11 @@ func (m *Machine) silence(a *active) (next time.Time) {
 		if l.heard.After(since) {
 			since = l.heard
 		}
-		due := since.Add(l.patience() - silentAgain)
+		patience := l.patience()
+		if a.want.cutOff() {
+			patience = busyTimeout
+		}
+		due := since.Add(patience - silentAgain)
 		if due.After(m.now) {
 			next = earlier(next, due)
 			continue
@@ -53,6 +58,10 @@ func (m *Machine) silence(a *active) (next time.Time) {
 	return next
 }
 
+// cutOff reports whether it may be this node that hears nobody: the peers that had the blob bring nothing, either. The registry
+// would not, then, and a link that is back after some seconds ends no pull: the tracker is waited for as long as an older one.
+func (w *want) cutOff() bool { return len(w.Lost) > 0 }
+
 // silenced has nobody wait for a tracker any more.
 func (m *Machine) silenced(l *link, after time.Duration) {
 	l.silent = true
@@ -60,7 +69,7 @@ func (m *Machine) silenced(l *link, after time.Duration) {
 	for _, id := range sorted(m.active) {
 		a := m.active[id]
 		i := a.blob.position(l)
-		if i < 0 || a.want == nil || a.want.answers[i].state != pending {
+		if i < 0 || a.want == nil || a.want.answers[i].state != pending || a.want.cutOff() {
 			continue
 		}
 		a.want.answers[i].mute = true

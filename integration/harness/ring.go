@@ -144,7 +144,8 @@ func (c *Cluster) Cut(a, b *Host, cut bool) error {
 func (m *RingMember) begin() error {
 	keys := map[string]string{
 		"root": fmt.Sprintf("%q", m.Root), "listen": fmt.Sprintf("%q", m.Listen), "metrics": fmt.Sprintf("%q", m.Addr+":7482"),
-		"node": fmt.Sprintf("%q", m.Name), "insecure": "true", "log_level": `"debug"`, "trackers": `["` + strings.Join(m.ring.o.Trackers, `", "`) + `"]`,
+		"node": fmt.Sprintf("%q", m.Name), "insecure": "true", "log_level": `"debug"`,
+		"trackers":     `["` + strings.Join(m.ring.o.Trackers, `", "`) + `"]`,
 		"swarm.listen": fmt.Sprintf("%q", m.Addr+":7481"), "ring.members": `["dns+` + ringName + `:7480"]`,
 		// Tests must not depend on how full this machine's disk is.
 		"cache.free_floor": "-1.0",

@@ -147,7 +147,10 @@ func (c *Cluster) NewServers(ctx context.Context, o ServerOptions, names ...stri
 // newServer starts a server on a host.
 func (c *Cluster) newServer(ctx context.Context, h *Host, o ServerOptions) (*Server, error) {
 	name := h.Name
-	s := &Server{Host: h, Gateway: h.Addr + ":7500", Tracker: h.Addr + ":7470", pki: o.PKI, config: filepath.Join(h.Dir, "server.toml"), Data: filepath.Join(h.Dir, "data")}
+	s := &Server{
+		Host: h, Gateway: h.Addr + ":7500", Tracker: h.Addr + ":7470", pki: o.PKI,
+		config: filepath.Join(h.Dir, "server.toml"), Data: filepath.Join(h.Dir, "data"),
+	}
 	keys := map[string]string{
 		"data":      fmt.Sprintf("%q", s.Data),
 		"address":   fmt.Sprintf("%q", h.Addr),

@@ -149,7 +149,10 @@ func (l *lost) wait(ctx context.Context, pki *harness.PKI) error {
 	}
 	at := filepath.Join(pki.Dir, "issued", "operator")
 	start := time.Now()
-	args := []string{"origin", "ring", "--wait", "--timeout", "3m", "--ca", at + "/ca.crt", "--cert", at + "/tls.crt", "--key", at + "/tls.key"}
+	args := []string{
+		"origin", "ring", "--wait", "--timeout", "3m",
+		"--ca", at + "/ca.crt", "--cert", at + "/tls.crt", "--key", at + "/tls.key",
+	}
 	for _, s := range l.ring {
 		args = append(args, "--origin", s.Addr+":7480")
 	}
