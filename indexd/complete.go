@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
@@ -147,18 +148,20 @@ func (x *Index) children(ctx context.Context, repo string, needs []need) ([]*ind
 	return found, g.Wait()
 }
 
-// whyMissing says of each need why it is missing; "" if it is not. The first of which it
-// cannot say so ends it with an error.
+// whyMissing says of each need why it is missing; "" if it is not, or if that was not asked: after the first of which it cannot
+// say so, the error, only those that were begun are.
 func (x *Index) whyMissing(ctx context.Context, repo string, needs []need) (why []string, err error) {
 	why = make([]string, len(needs))
-	g, ctx := errgroup.WithContext(ctx)
+	var failed atomic.Bool
+	var g errgroup.Group // what is certain of one is, whatever becomes of another
 	g.SetLimit(parallel)
 	for i := range needs {
+		if i >= parallel && failed.Load() {
+			break
+		}
 		g.Go(func() (err error) {
-			if ctx.Err() != nil {
-				return fmt.Errorf("looking for %s: %w: %w", needs[i].desc.Digest, ctx.Err(), errdefs.ErrUnavailable)
-			}
 			why[i], err = x.whyOneIsMissing(ctx, repo, &needs[i])
+			failed.CompareAndSwap(false, err != nil)
 			return err
 		})
 	}
