@@ -1,6 +1,10 @@
 package ringstate
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/capelin-io/capelin/origind/record"
+)
 
 // probe asks a member for its status.
 func (r *Ring) probe(m *member) {
@@ -76,7 +80,7 @@ func (r *Ring) viewed(v MemberView) {
 // Status is what this member says of itself and the others.
 func (r *Ring) Status() *Status {
 	s := &Status{
-		Name: r.cfg.Name, Addr: r.cfg.Addr, Zone: r.cfg.Zone, Clock: r.clock.Last(), Order: r.order,
+		Name: r.cfg.Name, Addr: r.cfg.Addr, Zone: r.cfg.Zone, Clock: max(r.clock.Last(), record.At(r.wall)), Order: r.order,
 		Replicas: r.cfg.Replicas, MinReplicas: r.cfg.MinReplicas,
 		Mode: r.me.mode, ModeAt: r.me.modeAt, Starting: r.starting || r.stale != 0, View: r.view, LogHead: r.log.head(),
 		Lost: slices.Clone(r.lost), Whole: r.whole, Under: r.under(), Exchanged: r.exchanged(), Full: r.me.full,
