@@ -72,32 +72,37 @@ func shorten(s string) string { return s[:min(len(s), 200)] }
 
 // wrap checks who asks, bounds what is under way, and answers errors.
 func (a *api) wrap(roles []identity.Role, f func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return a.within(a.slots, "requests", func(w http.ResponseWriter, r *http.Request) error {
+		// A deadline of the request before it on this connection would still stand.
+		err := http.NewResponseController(w).SetWriteDeadline(time.Time{})
+		if err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return err
+		}
+		if err := a.allow(r, roles); err != nil {
+			return err
+		}
+		if r.Method != http.MethodPatch {
+			r.Body = http.MaxBytesReader(w, r.Body, 1<<10)
+		}
+		return f(w, r)
+	})
+}
+
+// within has at most as many requests under way as there are slots, counts them, and answers errors. what are they?
+func (a *api) within(slots chan struct{}, what string, f func(http.ResponseWriter, *http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.s.requests.Add(1)
 		defer a.s.requests.Done()
 		cw := &counted{ResponseWriter: w}
 		defer func() { a.s.metrics.answered(r.Method, cw.status) }() // an abort, too
 		select {
-		case a.slots <- struct{}{}:
-			defer func() { <-a.slots }()
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
 		default:
-			fail(cw, r, fmt.Errorf("%d requests are under way: %w", maxRequests, errdefs.ErrUnavailable))
+			fail(cw, r, fmt.Errorf("%d %s are under way: %w", cap(slots), what, errdefs.ErrUnavailable))
 			return
 		}
-		// A deadline of the request before it on this connection would still stand.
-		err := http.NewResponseController(w).SetWriteDeadline(time.Time{})
-		if errors.Is(err, http.ErrNotSupported) {
-			err = nil
-		}
-		if err == nil {
-			err = a.allow(r, roles)
-		}
-		if err == nil {
-			if r.Method != http.MethodPatch {
-				r.Body = http.MaxBytesReader(cw, r.Body, 1<<10)
-			}
-			err = f(cw, r)
-		}
+		err := f(cw, r)
 		if err == nil {
 			return
 		}

@@ -396,28 +396,18 @@ func TestLedgerPowerCut(t *testing.T) {
 }
 
 func TestLedgerFailingDisk(t *testing.T) {
-	for n := 0; ; n++ {
-		fail := disktest.Errs[n%len(disktest.Errs)]
-		d, err := ledgerStory(t, n, fail)
-		failed, ok := d.Failed()
-		if !ok {
-			if err != nil {
-				t.Fatal(err)
-			}
-			return
+	disktest.FailEach(t, ledgerStory, func(f *disktest.Failure) {
+		if f.Err == nil && f.Op.Kind != disk.OpRemove ||
+			f.Err != nil && (!errors.Is(f.Err, f.Fail) || !strings.Contains(f.Err.Error(), filepath.Dir(f.Op.Path))) {
+			t.Errorf("%sthe error names no file, or not why: %v", f.What, f.Err)
 		}
-		what := fmt.Sprintf("operation %d, %s of %s, fails: ", n, failed.Kind, failed.Path)
-		if err == nil && failed.Kind != disk.OpRemove ||
-			err != nil && (!errors.Is(err, fail) || !strings.Contains(err.Error(), filepath.Dir(failed.Path))) {
-			t.Errorf("%sthe error names no file, or not why: %v", what, err)
-		}
-		if fail != disktest.Errs[0] && err != nil && !errdefs.IsResourceExhausted(err) {
-			t.Errorf("%snot said to be a full disk: %v", what, err)
+		if f.Full() && f.Err != nil && !errdefs.IsResourceExhausted(f.Err) {
+			t.Errorf("%snot said to be a full disk: %v", f.What, f.Err)
 		}
 		for _, way := range []disktest.Survival{disktest.Nothing, disktest.Everything} {
-			d.LastCut([]disktest.Survival{way}, checkLedgerPower)
+			f.Disk.LastCut([]disktest.Survival{way}, checkLedgerPower)
 		}
-	}
+	})
 }
 
 // After a commit that failed only one counts that has all that it had.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -236,24 +235,14 @@ func TestPowerCut(t *testing.T) {
 // Each operation fails once. The error says which file, and why; what was
 // acknowledged before is there.
 func TestFailingDisk(t *testing.T) {
-	for n := 0; ; n++ {
-		fail := disktest.Errs[n%len(disktest.Errs)]
-		d, err := powerStory(t, n, fail)
-		failed, ok := d.Failed()
-		if !ok {
-			if err != nil {
-				t.Fatal(err)
-			}
-			return
+	disktest.FailEach(t, powerStory, func(f *disktest.Failure) {
+		named := func(path string) bool { return strings.Contains(f.Err.Error(), path) }
+		if f.Err != nil && (!errors.Is(f.Err, f.Fail) || !named(f.Op.Path) && !named(filepath.Base(f.Op.Path))) {
+			t.Errorf("%sthe error names no file, or not why: %v", f.What, f.Err)
 		}
-		what := fmt.Sprintf("operation %d, %s of %s, fails: ", n, failed.Kind, failed.Path)
-		if err != nil &&
-			(!errors.Is(err, fail) || !strings.Contains(err.Error(), failed.Path) && !strings.Contains(err.Error(), filepath.Base(failed.Path))) {
-			t.Errorf("%sthe error names no file, or not why: %v", what, err)
+		if f.Full() && f.Err != nil && f.Op.Kind != disk.OpRemove && !errdefs.IsResourceExhausted(f.Err) {
+			t.Errorf("%snot said to be a full disk: %v", f.What, f.Err)
 		}
-		if full := fail != disktest.Errs[0]; full && err != nil && failed.Kind != disk.OpRemove && !errdefs.IsResourceExhausted(err) {
-			t.Errorf("%snot said to be a full disk: %v", what, err)
-		}
-		d.LastCut(powerWays[:1], checkPower)
-	}
+		f.Disk.LastCut(powerWays[:1], checkPower)
+	})
 }

@@ -70,28 +70,15 @@ func (a *api) ringHandler(name string, m ringMember) http.Handler {
 
 // wrap is api.wrap for small requests and answers.
 func (g *ringAPI) wrap(roles []identity.Role, f func(http.ResponseWriter, *http.Request) error) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		g.s.requests.Add(1)
-		defer g.s.requests.Done()
-		cw := &counted{ResponseWriter: w}
-		defer func() { g.s.metrics.answered(r.Method, cw.status) }()
-		select {
-		case g.slots <- struct{}{}:
-			defer func() { <-g.slots }()
-		default:
-			fail(cw, r, fmt.Errorf("%d asks are under way: %w", maxAsks, errdefs.ErrUnavailable))
-			return
-		}
+	return g.within(g.slots, "asks", func(w http.ResponseWriter, r *http.Request) error {
 		err := g.allow(r, roles)
 		if err == nil {
-			err = bounded(cw, time.Now().Add(moveTimeout))
-		}
-		if err == nil {
-			err = f(cw, r)
+			err = bounded(w, time.Now().Add(moveTimeout))
 		}
 		if err != nil {
-			fail(cw, r, err)
+			return err
 		}
+		return f(w, r)
 	})
 }
 

@@ -124,7 +124,7 @@ func timeOf(version string) (n int64) {
 var ways = []disktest.Survival{disktest.Nothing, disktest.Names, disktest.Everything, disktest.Anything(1), disktest.Anything(2)}
 
 // newDisk returns a directory of its own.
-func newDisk(t *testing.T) string {
+func newDisk(t testing.TB) string {
 	top := filepath.Join(t.TempDir(), "disk")
 	if err := os.Mkdir(top, 0o700); err != nil {
 		t.Fatal(err)
@@ -150,35 +150,30 @@ func TestPowerCut(t *testing.T) {
 // Each operation fails once, in each way. The error names the object or the file,
 // and nothing is acknowledged that is not so.
 func TestFailingDisk(t *testing.T) {
-	for n := 0; ; n++ {
-		fail := disktest.Errs[n%len(disktest.Errs)]
+	var dir string
+	story := func(t testing.TB, failAt int, fail error) (*disktest.Disk, error) {
 		top := newDisk(t)
-		dir := filepath.Join(top, "a", "b")
+		dir = filepath.Join(top, "a", "b")
 		d := disktest.Watch(t, top)
-		d.FailAt(n, fail)
-		err := powerStory(dir, d)
-		failed, ok := d.Failed()
-		if !ok {
-			if err != nil {
-				t.Fatal(err)
-			}
-			return
+		d.FailAt(failAt, fail)
+		return d, powerStory(dir, d)
+	}
+	disktest.FailEach(t, story, func(f *disktest.Failure) {
+		if f.Err == nil && f.Op.Kind != disk.OpRemove {
+			t.Errorf("%sno error", f.What)
 		}
-		what := fmt.Sprintf("operation %d, %s of %s, fails: ", n, failed.Kind, failed.Path)
-		if err == nil && failed.Kind != disk.OpRemove {
-			t.Errorf("%sno error", what)
+		named := func(path string) bool { return strings.Contains(f.Err.Error(), path) }
+		if f.Err != nil && (!errors.Is(f.Err, f.Fail) || !named(dir) && !named(f.Op.Path)) {
+			t.Errorf("%sthe error names no file, or not why: %v", f.What, f.Err)
 		}
-		if err != nil && (!errors.Is(err, fail) || !strings.Contains(err.Error(), dir) && !strings.Contains(err.Error(), failed.Path)) {
-			t.Errorf("%sthe error names no file, or not why: %v", what, err)
+		if f.Err != nil && errdefs.IsResourceExhausted(f.Err) != f.Full() {
+			t.Errorf("%sa full disk: %t, want %t: %v", f.What, !f.Full(), f.Full(), f.Err)
 		}
-		if full := fail != disktest.Errs[0]; err != nil && errdefs.IsResourceExhausted(err) != full {
-			t.Errorf("%sa full disk: %t, want %t: %v", what, !full, full, err)
-		}
-		d.LastCut(ways[:1], func(t testing.TB, cut string, said map[string]string) {
+		f.Disk.LastCut(ways[:1], func(t testing.TB, cut string, said map[string]string) {
 			if _, err := os.Stat(filepath.Join(cut, "a", "b")); errors.Is(err, fs.ErrNotExist) && len(said) == 0 {
 				return // it could not even be opened
 			}
 			checkPower(t, filepath.Join(cut, "a", "b"), said)
 		})
-	}
+	})
 }

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -418,12 +417,7 @@ func (n *Node) agentKeys() map[string]string {
 
 // writeAgentConfig writes agent.toml.
 func (n *Node) writeAgentConfig() error {
-	var lines []string
-	for k, v := range n.agentKeys() {
-		lines = append(lines, k+" = "+v+"\n")
-	}
-	slices.Sort(lines)
-	return os.WriteFile(n.AgentConfig(), []byte(strings.Join(lines, "")), 0o644)
+	return os.WriteFile(n.AgentConfig(), []byte(tomlOf(n.agentKeys())), 0o644)
 }
 
 // StartAgent writes its configuration and containerd's drop-in, starts the

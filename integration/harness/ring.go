@@ -156,13 +156,8 @@ func (m *RingMember) begin() error {
 	for k, v := range m.ring.o.Keys {
 		keys[k] = v
 	}
-	var lines []string
-	for k, v := range keys {
-		lines = append(lines, k+" = "+v+"\n")
-	}
-	slices.Sort(lines)
 	config := filepath.Join(m.Dir, "origind.toml")
-	if err := os.WriteFile(config, []byte(strings.Join(lines, "")+m.ring.o.TOML), 0o644); err != nil {
+	if err := os.WriteFile(config, []byte(tomlOf(keys)+m.ring.o.TOML), 0o644); err != nil {
 		return err
 	}
 	bin, err := Built("capelin")

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -189,12 +188,7 @@ func (c *Cluster) newServer(ctx context.Context, h *Host, o ServerOptions) (*Ser
 		}
 		keys["gateway.users"] = fmt.Sprintf("%q", file)
 	}
-	var lines []string
-	for k, v := range keys {
-		lines = append(lines, k+" = "+v+"\n")
-	}
-	slices.Sort(lines)
-	if err := os.WriteFile(s.config, []byte(strings.Join(lines, "")+rules+o.TOML), 0o644); err != nil {
+	if err := os.WriteFile(s.config, []byte(tomlOf(keys)+rules+o.TOML), 0o644); err != nil {
 		return nil, err
 	}
 	return s, s.Start(ctx)

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/capelin-io/capelin/control/tracker"
@@ -61,13 +60,8 @@ func (t *Tracker) Start(ctx context.Context) error {
 	for k, v := range t.keys {
 		keys[k] = v
 	}
-	var lines []string
-	for k, v := range keys {
-		lines = append(lines, k+" = "+v+"\n")
-	}
-	slices.Sort(lines)
 	config := filepath.Join(t.Dir, "trackerd.toml")
-	if err := os.WriteFile(config, []byte(strings.Join(lines, "")), 0o644); err != nil {
+	if err := os.WriteFile(config, []byte(tomlOf(keys)), 0o644); err != nil {
 		return err
 	}
 	t.proc, err = t.Host.Start("trackerd", nil, nil, bin, "trackerd", "--config", config)

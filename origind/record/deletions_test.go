@@ -524,26 +524,16 @@ func TestDeletionsFailingDisk(t *testing.T) {
 }
 
 func failEach(t *testing.T, story func(testing.TB, int, error) (*disktest.Disk, error), check func(testing.TB, string, map[string]string)) {
-	for n := 0; ; n++ {
-		fail := disktest.Errs[n%len(disktest.Errs)]
-		d, err := story(t, n, fail)
-		failed, ok := d.Failed()
-		if !ok {
-			if err != nil {
-				t.Fatal(err)
-			}
-			return
+	disktest.FailEach(t, story, func(f *disktest.Failure) {
+		if f.Err != nil && (!errors.Is(f.Err, f.Fail) || !strings.Contains(f.Err.Error(), filepath.Dir(f.Op.Path))) {
+			t.Errorf("%sthe error names no file, or not why: %v", f.What, f.Err)
 		}
-		what := fmt.Sprintf("operation %d, %s of %s, fails: ", n, failed.Kind, failed.Path)
-		if err != nil && (!errors.Is(err, fail) || !strings.Contains(err.Error(), filepath.Dir(failed.Path))) {
-			t.Errorf("%sthe error names no file, or not why: %v", what, err)
+		if f.Err == nil && f.Op.Kind != disk.OpRemove {
+			t.Errorf("%sand nobody was told", f.What)
 		}
-		if err == nil && failed.Kind != disk.OpRemove {
-			t.Errorf("%sand nobody was told", what)
+		if f.Full() && f.Err != nil && !errdefs.IsResourceExhausted(f.Err) {
+			t.Errorf("%snot said to be a full disk: %v", f.What, f.Err)
 		}
-		if fail != disktest.Errs[0] && err != nil && !errdefs.IsResourceExhausted(err) {
-			t.Errorf("%snot said to be a full disk: %v", what, err)
-		}
-		d.LastCut(powerWays[:1], check)
-	}
+		f.Disk.LastCut(powerWays[:1], check)
+	})
 }

@@ -35,7 +35,7 @@ func (n *node) push(i int, namespace string, done func(ok bool)) {
 		return
 	}
 	w.nextID++
-	id, life := w.nextID, n.life
+	id := w.nextID
 	mirrors := n.ring.Mirrors(string(d), w.cfg.MinReplicas-1, nil)
 	n.has(d)
 	n.disk.bytes[d].pinned = true
@@ -44,13 +44,19 @@ func (n *node) push(i int, namespace string, done func(ok bool)) {
 			m.has(d)
 		}
 	}
-	over := false
+	n.acknowledges(id, op, fmt.Sprintf("push of %s to %s", short(d), namespace), done)
+	n.step(&EvPut{ID: id, Digest: d, Size: 1000, Place: placeOf(i), Namespace: namespace, Mirrors: mirrors, Local: n.local(d)})
+}
+
+// acknowledges has a client hear what comes of its call, in time, and in this life of n.
+func (n *node) acknowledges(id uint64, op *op, what string, done func(ok bool)) {
+	w, life, over := n.w, n.life, false
 	end := func(ok bool) {
 		if over {
 			return
 		}
 		over = true
-		w.logf("%s: push of %s to %s: %v", n.name, short(d), namespace, ok)
+		w.logf("%s: %s: %v", n.name, what, ok)
 		if ok {
 			w.oracle.end(op)
 		} else {
@@ -64,7 +70,6 @@ func (n *node) push(i int, namespace string, done func(ok bool)) {
 			end(a.(ActDone).OK)
 		}
 	}
-	n.step(&EvPut{ID: id, Digest: d, Size: 1000, Place: placeOf(i), Namespace: namespace, Mirrors: mirrors, Local: n.local(d)})
 }
 
 // remove has a client delete blob i at n.
@@ -77,27 +82,8 @@ func (n *node) remove(i int, namespace string, done func(ok bool)) {
 		return
 	}
 	w.nextID++
-	id, life := w.nextID, n.life
-	over := false
-	end := func(ok bool) {
-		if over {
-			return
-		}
-		over = true
-		w.logf("%s: deletion of %s from %s: %v", n.name, short(d), namespace, ok)
-		if ok {
-			w.oracle.end(op)
-		} else {
-			w.oracle.fail(op, false)
-		}
-		done(ok)
-	}
-	w.after(w.cfg.Push+15*time.Second, func() { end(false) })
-	n.calls[id] = func(a Action) {
-		if n.life == life {
-			end(a.(ActDone).OK)
-		}
-	}
+	id := w.nextID
+	n.acknowledges(id, op, fmt.Sprintf("deletion of %s from %s", short(d), namespace), done)
 	n.step(&EvDelete{ID: id, Digest: d, Namespace: namespace, Place: placeOf(i), Local: n.local(d)})
 }
 

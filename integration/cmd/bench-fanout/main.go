@@ -9,11 +9,9 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -63,18 +61,7 @@ func main() {
 	if *n > 0 {
 		o.scenarios = []scenario{{*n, int64(*size), int64(*rate)}}
 	}
-	var err error
-	if os.Geteuid() != 0 {
-		err = errors.New("it needs root, for network namespaces")
-	} else {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		err = run(ctx, o)
-		stop()
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "bench-fanout: %v\n", err)
-		os.Exit(1)
-	}
+	benchkit.Main("bench-fanout", "it needs root, for network namespaces", func(ctx context.Context) error { return run(ctx, o) })
 }
 
 // result is one run of a scenario.

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -72,17 +71,11 @@ func main() {
 	}
 	_, err := exec.LookPath("igzip")
 	o.igzip = err == nil
-	if os.Geteuid() != 0 {
-		err = errors.New("it needs root: it makes network namespaces and runs containerd with overlayfs")
-	} else {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		_, err = run(ctx, o)
-		stop()
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "bench-pull: %v\n", err)
-		os.Exit(1)
-	}
+	const root = "it needs root: it makes network namespaces and runs containerd with overlayfs"
+	benchkit.Main("bench-pull", root, func(ctx context.Context) error {
+		_, err := run(ctx, o)
+		return err
+	})
 }
 
 // bench is a run.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -11,10 +12,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"os/signal"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -40,18 +39,7 @@ func main() {
 	flag.IntVar(&o.runs, "runs", 5, "runs of each, in turn")
 	flag.Parse()
 	o.size, o.rate = int64(*size), int64(*rate)
-	var err error
-	if os.Geteuid() != 0 {
-		err = errors.New("it needs root, for network namespaces")
-	} else {
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		err = run(ctx, o)
-		stop()
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "bench-ring: %v\n", err)
-		os.Exit(1)
-	}
+	benchkit.Main("bench-ring", "it needs root, for network namespaces", func(ctx context.Context) error { return run(ctx, o) })
 }
 
 // bench is one kind of origins under measurement.
@@ -244,18 +232,24 @@ func (b *bench) count(ctx context.Context, pushes int) (float64, error) {
 // trace counts the fsyncs and fdatasyncs of a process until it is told to stop.
 func trace(ctx context.Context, pid int) (stop func() (int, error), err error) {
 	cmd := exec.CommandContext(ctx, "strace", "-f", "-c", "-e", "trace=fsync,fdatasync", "-p", strconv.Itoa(pid))
-	var out bytes.Buffer
-	cmd.Stderr = &out
+	out, err := cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	time.Sleep(2 * time.Second) // until it is attached to all threads
+	lines := bufio.NewScanner(out)
+	for attached := false; !attached; attached = strings.Contains(lines.Text(), " attached") {
+		if !lines.Scan() {
+			return nil, fmt.Errorf("strace does not attach to process %d: %w", pid, cmp.Or(lines.Err(), cmd.Wait(), io.EOF))
+		}
+	}
 	return func() (n int, err error) {
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
 			return 0, err
 		}
-		_ = cmd.Wait() // by the signal
-		lines := bufio.NewScanner(&out)
+		defer func() { _ = cmd.Wait() }() // by the signal
 		for lines.Scan() {
 			fields := strings.Fields(lines.Text())
 			if len(fields) >= 5 && strings.HasSuffix(fields[len(fields)-1], "sync") {

@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/capelin-io/capelin/integration/benchkit"
@@ -48,7 +46,11 @@ func main() {
 	flag.StringVar(&o.json, "json", "", "file for all results")
 	flag.IntVar(&o.logs, "logs", 0, "how many of the last lines of each daemon's log are printed after each measurement")
 	flag.Parse()
-	err := func() (err error) {
+	root := "it needs root: it makes network namespaces and runs containerd"
+	if *list {
+		root = ""
+	}
+	benchkit.Main("bench-sources", root, func(ctx context.Context) (err error) {
 		if o.only, err = regexp.Compile(*only); err != nil {
 			return err
 		}
@@ -58,17 +60,8 @@ func main() {
 			}
 			return nil
 		}
-		if os.Geteuid() != 0 {
-			return errors.New("it needs root: it makes network namespaces and runs containerd")
-		}
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		defer stop()
 		return run(ctx, o)
-	}()
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "bench-sources: %v\n", err)
-		os.Exit(1)
-	}
+	})
 }
 
 func (s scenario) String() string { return s.Item + " " + s.Name }

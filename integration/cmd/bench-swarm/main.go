@@ -7,12 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -89,19 +87,12 @@ func main() {
 	if *rss {
 		o.scenarios, o.runs = []scenario{{To: 1, Size: 8 << 30, Disk: true, Many: 4, Zero: true}}, 1
 	}
-	switch {
-	case err != nil:
-	case os.Geteuid() != 0:
-		err = errors.New("it needs root, for a network namespace")
-	default:
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		err = run(ctx, o)
-		stop()
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "bench-swarm: %v\n", err)
-		os.Exit(1)
-	}
+	benchkit.Main("bench-swarm", "it needs root, for a network namespace", func(ctx context.Context) error {
+		if err != nil {
+			return err
+		}
+		return run(ctx, o)
+	})
 }
 
 // result is one run.

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
@@ -42,17 +41,14 @@ func main() {
 	json := flag.String("json", "", "file for the figures")
 	flag.Parse()
 	debug.SetGCPercent(400)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	f, err := run(ctx, *agents, *blobs)
-	if err == nil {
+	benchkit.Main("bench-tracker", "", func(ctx context.Context) error {
+		f, err := run(ctx, *agents, *blobs)
+		if err != nil {
+			return err
+		}
 		fmt.Println(f)
-		err = benchkit.WriteJSON(*json, map[string]any{"figures": f})
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "bench-tracker: %v\n", err)
-		os.Exit(1)
-	}
+		return benchkit.WriteJSON(*json, map[string]any{"figures": f})
+	})
 }
 
 func run(ctx context.Context, agents, blobs int) (*benchkit.Figures, error) {
