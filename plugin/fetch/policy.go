@@ -225,8 +225,8 @@ func (s situation) lastMoment() time.Time {
 }
 
 // turnLasts is how long a source that gave others something, or was busy, is believed to
-// come to this blob as well.
-const turnLasts = 2 * time.Second
+// come to this blob as well: longer than it may tell somebody to come back in, which is two seconds.
+const turnLasts = 3 * time.Second
 
 // rates returns at which rate the blob comes, of late, lately and since somebody waits. One that
 // waits for its turn at a source loses nothing by that, if what the others get meanwhile is as

@@ -104,6 +104,8 @@ func TestDecide(t *testing.T) {
 		{"nothing has come", nothing(situation{now: at(1500 * ms)}), answer(0, OutcomeSlow)},
 		{"nothing has come, and the registry is as slow", nothing(situation{now: at(1500 * ms), upstream: 1e6}), wait(250 * ms)},
 		{"nothing has come, but others come first", nothing(situation{now: at(1500 * ms), turn: at(s), inAll: 4e6}), wait(250 * ms)},
+		{"nothing has come, and the time to come back in has just begun", nothing(situation{now: at(2150 * ms), turn: at(50 * ms), inAll: 4e6}),
+			wait(250 * ms)},
 		{"slow, and trackers are silent", silent(slow(situation{now: at(2100 * ms), used: 600 * ms, find: 3 * s})),
 			wait(250 * ms)},
 		{"slow, and a tracker is young", slow(situation{now: at(2100 * ms), used: 600 * ms, verdict: tracker.Wait}), wait(250 * ms)},
