@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/capelin-io/capelin/internal/httpobject"
 )
 
 // MaxManifest is the size of a manifest in bytes at most, as in the distribution
@@ -49,8 +51,8 @@ func (b *Backend) ResolveTag(ctx context.Context, namespace, tag string) (ocispe
 
 func (b *Backend) resolve(ctx context.Context, r request) (ocispec.Descriptor, error) {
 	resp, err := b.send(ctx, r)
-	var status *statusError
-	if errors.As(err, &status) && (status.code == http.StatusMethodNotAllowed || status.code == http.StatusNotImplemented) {
+	var status *httpobject.StatusError
+	if errors.As(err, &status) && (status.Code == http.StatusMethodNotAllowed || status.Code == http.StatusNotImplemented) {
 		_, desc, err := b.manifest(ctx, r, "")
 		return desc, err
 	}
@@ -120,7 +122,7 @@ func (b *Backend) manifest(ctx context.Context, r request, want digest.Digest) (
 	case ctx.Err() != nil:
 		return nil, ocispec.Descriptor{}, ctx.Err()
 	case err != nil:
-		return nil, ocispec.Descriptor{}, &networkError{err}
+		return nil, ocispec.Descriptor{}, &httpobject.NetworkError{Err: err}
 	case len(data) > MaxManifest:
 		return nil, ocispec.Descriptor{}, fmt.Errorf("it has more than %d bytes: %w", MaxManifest, errdefs.ErrFailedPrecondition)
 	}

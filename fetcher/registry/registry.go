@@ -16,6 +16,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/internal/httpobject"
 )
 
 // maxSizes is how many blobs' sizes are remembered.
@@ -127,61 +128,37 @@ func (b *Backend) Stat(ctx context.Context, key string) (fetcher.Info, error) {
 		err = ctx.Err()
 	}
 	if err == nil {
-		var info fetcher.Info
-		if info, err = b.stat(ctx, bl); err == nil {
-			return info, nil
+		var info httpobject.Info
+		if info, err = b.object(bl).Stat(ctx); err == nil {
+			return fetcher.Info{Key: key, Size: info.Size}, nil
 		}
 	}
 	return fetcher.Info{}, b.fail("looking for", key, err)
 }
 
-func (b *Backend) stat(ctx context.Context, bl blob) (fetcher.Info, error) {
-	resp, err := b.send(ctx, request{method: http.MethodHead, repo: bl.repo, what: "blobs/" + bl.digest.String()})
-	var status *statusError
-	if errors.As(err, &status) && (status.code == http.StatusMethodNotAllowed || status.code == http.StatusNotImplemented) {
-		part, err := b.get(ctx, bl, 0, 1) // it does not know HEAD
-		if err != nil {
-			return fetcher.Info{}, err
-		}
-		part.body.Close()
-		return part.info, nil
+// object is what a blob is at the registry. Its bytes are named by their digest.
+func (b *Backend) object(bl blob) *httpobject.Object {
+	return &httpobject.Object{
+		Immutable: true,
+		Known:     func() (int64, bool) { return b.sizes.Get(bl.key) },
+		Told:      func(size int64) { b.sizes.Add(bl.key, size) },
+		Fail:      func(op string, err error) error { return b.fail(op, bl.key, err) },
+		Send: func(ctx context.Context, r httpobject.Request) (*http.Response, error) {
+			return b.send(ctx, request{
+				method: r.Method, repo: bl.repo, what: "blobs/" + bl.digest.String(), header: r.Header, accept: r.Accept,
+			})
+		},
 	}
-	if err != nil {
-		return fetcher.Info{}, err
-	}
-	resp.Body.Close()
-	return b.info(bl, resp.ContentLength), nil
-}
-
-// info returns what is known of a blob whose size is told to be that, and
-// remembers it.
-func (b *Backend) info(bl blob, size int64) fetcher.Info {
-	if size >= 0 {
-		b.sizes.Add(bl.key, size)
-	}
-	return fetcher.Info{Key: bl.key, Size: max(size, -1)}
 }
 
 // Open implements fetcher.Backend.
 func (b *Backend) Open(ctx context.Context, key string, off, n int64) (io.ReadCloser, fetcher.Info, error) {
 	bl, err := parse(key)
-	if err == nil && off < 0 {
-		err = fmt.Errorf("offset %d is negative: %w", off, errdefs.ErrOutOfRange)
-	}
 	if err == nil {
-		err = ctx.Err()
-	}
-	if err == nil {
-		var p part
-		if p, err = b.get(ctx, bl, off, n); err == nil {
-			r := &reader{ctx: ctx, b: b, blob: bl, body: p.body, off: off, end: -1, sized: p.info.Size >= 0}
-			if n >= 0 && n <= maxOffset-off {
-				r.end = off + n
-			}
-			if r.sized && (r.end < 0 || r.end > p.info.Size) {
-				r.end = p.info.Size
-			}
-			return r, p.info, nil
+		var r io.ReadCloser
+		var info httpobject.Info
+		if r, info, err = b.object(bl).Open(ctx, off, n); err == nil {
+			return r, fetcher.Info{Key: key, Size: info.Size}, nil
 		}
 	}
 	return nil, fetcher.Info{}, b.fail("reading", key, err)

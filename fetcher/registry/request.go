@@ -6,31 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"cuelabs.dev/go/oci/ociregistry"
-	"github.com/cenkalti/backoff/v5"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 
 	"github.com/capelin-io/capelin/internal/daemon/version"
 	"github.com/capelin-io/capelin/internal/httpclient"
-)
-
-const (
-	// maxErrorBody is how much is read of the text of a refusal, in bytes.
-	maxErrorBody = 8 << 10
-	// maxErrorText is how much of it is told.
-	maxErrorText = 300
-	// maxPause is the longest pause between two attempts that is ours to choose.
-	maxPause = 5 * time.Second
+	"github.com/capelin-io/capelin/internal/httpobject"
 )
 
 // request is a HEAD or a GET below a repository.
@@ -42,71 +30,6 @@ type request struct {
 	accept []int // besides 200
 	// resolves: only hosts that may say what a tag is.
 	resolves bool
-}
-
-// statusError is an answer that is no success.
-type statusError struct {
-	code   int
-	header http.Header
-	text   string
-}
-
-func (e *statusError) Error() string {
-	s := fmt.Sprintf("status %d", e.code)
-	if t := http.StatusText(e.code); t != "" {
-		s += " (" + t + ")"
-	}
-	if e.text != "" {
-		s += ": " + e.text
-	}
-	return s
-}
-
-// Is makes a status one of errdefs' classes. What is not known to say more is
-// errdefs.ErrUnavailable: only a 404 is certain.
-func (e *statusError) Is(target error) bool { return target == classOf(e.code) }
-
-func classOf(code int) error {
-	switch code {
-	case http.StatusNotFound:
-		return errdefs.ErrNotFound
-	case http.StatusUnauthorized:
-		return errdefs.ErrUnauthenticated
-	case http.StatusForbidden:
-		return errdefs.ErrPermissionDenied
-	}
-	return errdefs.ErrUnavailable
-}
-
-// temporary reports whether the same request may be answered otherwise later.
-func (e *statusError) temporary() bool {
-	switch e.code {
-	case http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests, http.StatusInternalServerError,
-		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return true
-	}
-	return false
-}
-
-// networkError is the lack of an answer. It does not unwrap: a timeout inside is not
-// the end of a caller's context.
-type networkError struct{ err error }
-
-// Error has no URL's query, which may hold secrets.
-func (e *networkError) Error() string {
-	var ue *url.Error
-	if !errors.As(e.err, &ue) {
-		return e.err.Error()
-	}
-	u, err := url.Parse(ue.URL)
-	if err != nil {
-		return ue.Err.Error()
-	}
-	return fmt.Sprintf("%s %s://%s%s: %v", ue.Op, u.Scheme, u.Host, u.EscapedPath(), ue.Err)
-}
-
-func (e *networkError) Is(target error) bool {
-	return target == errdefs.ErrUnavailable || target == io.ErrUnexpectedEOF && errors.Is(e.err, io.ErrUnexpectedEOF)
 }
 
 // send asks the hosts one after the other for the first success. The error is the
@@ -152,38 +75,12 @@ func hostsFor(h *hosts, r request) []docker.RegistryHost {
 
 // askLast asks the last host until it answers, as long as that may take.
 func (b *Backend) askLast(ctx context.Context, r request) (*http.Response, error) {
-	pause := backoff.NewExponentialBackOff()
-	pause.InitialInterval, pause.MaxInterval = b.backoff, maxPause
-	return backoff.Retry(ctx, func() (*http.Response, error) {
-		resp, err := b.ask(ctx, r, -1)
-		var status *statusError
-		var network *networkError
+	unauthorized := func(err error) bool {
 		var auth *authError
-		switch {
-		case err == nil:
-			return resp, nil
-		case errors.As(err, &status) && status.temporary():
-			if d, ok := retryAfter(status.header); ok {
-				err = fmt.Errorf("%w, %w", err, &backoff.RetryAfterError{Duration: d})
-			}
-			return nil, err
-		case errors.As(err, &network), errors.As(err, &auth) && errdefs.IsUnavailable(err):
-			return nil, err
-		}
-		return nil, backoff.Permanent(err)
-	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(b.cfg.Retry.D()))
-}
-
-// retryAfter returns the pause that a registry demands (RFC 9110, 10.2.3).
-func retryAfter(h http.Header) (time.Duration, bool) {
-	v := h.Get("Retry-After")
-	if n, err := strconv.ParseUint(v, 10, 31); err == nil {
-		return time.Duration(n) * time.Second, true
+		return errors.As(err, &auth) && errdefs.IsUnavailable(err)
 	}
-	if t, err := http.ParseTime(v); err == nil {
-		return max(time.Until(t), 0), true
-	}
-	return 0, false
+	return httpobject.Retry(ctx, b.backoff, b.cfg.Retry.D(), unauthorized,
+		func() (*http.Response, error) { return b.ask(ctx, r, -1) })
 }
 
 // ask sends a request to the i-th host; -1: the last. If it is refused it may be
@@ -218,7 +115,7 @@ func (b *Backend) ask(ctx context.Context, r request, i int) (*http.Response, er
 type authError struct{ err error }
 
 func (e *authError) Error() string {
-	return "authorizing: " + (&networkError{e.err}).Error()
+	return "authorizing: " + (&httpobject.NetworkError{Err: e.err}).Error()
 }
 
 func (e *authError) Is(target error) bool {
@@ -261,9 +158,9 @@ func (b *Backend) exchange(ctx context.Context, h *docker.RegistryHost, r reques
 		if resp.StatusCode == http.StatusOK || slices.Contains(r.accept, resp.StatusCode) {
 			return resp, nil
 		}
-		status := failure(resp)
+		status := httpobject.Failure(resp, said)
 		// A blob store that the registry redirected to gets no credentials.
-		if status.code != http.StatusUnauthorized || resp.Request.URL.Host != h.Host || len(refusals) == 2 {
+		if status.Code != http.StatusUnauthorized || resp.Request.URL.Host != h.Host || len(refusals) == 2 {
 			return nil, status
 		}
 		refusals = append(refusals, resp)
@@ -354,31 +251,17 @@ func (b *Backend) do(h *docker.RegistryHost, req *http.Request) (*http.Response,
 		if cerr := req.Context().Err(); cerr != nil {
 			return nil, cerr
 		}
-		return nil, &networkError{err}
+		return nil, &httpobject.NetworkError{Err: err}
 	}
 	resp.Body = stall.Answer(resp.Body)
 	return resp, nil
 }
 
-// failure reads what a response says beyond its status, and closes it.
-func failure(resp *http.Response) *statusError {
-	defer resp.Body.Close()
-	e := &statusError{code: resp.StatusCode, header: resp.Header}
-	data, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+// said is what a registry says in the body of a refusal.
+func said(body []byte) string {
 	var wire ociregistry.WireErrors
-	if json.Unmarshal(data, &wire) == nil && len(wire.Errors) > 0 {
-		e.text = wire.Error()
-	} else if strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") {
-		e.text = strings.TrimSpace(string(data))
+	if json.Unmarshal(body, &wire) == nil && len(wire.Errors) > 0 {
+		return wire.Error()
 	}
-	e.text = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, e.text)
-	if len(e.text) > maxErrorText {
-		e.text = strings.ToValidUTF8(e.text[:maxErrorText], "") + "…"
-	}
-	return e
+	return ""
 }
