@@ -23,6 +23,9 @@
 // [errdefs.ErrConflict]; a storage that is full is [errdefs.ErrResourceExhausted].
 // The end of a context is its own error, wrapped.
 //
+// A storage that says that it compares and swaps may not: [Prove] finds out. Package fetcher/parts cuts large objects, for
+// those that take them so, and fetcher/limit bounds what moves per second.
+//
 // # Concurrency
 //
 // Backends are safe for concurrent use. Every call ends soon after its context,

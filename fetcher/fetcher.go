@@ -21,6 +21,11 @@ type Backend interface {
 	Name() string
 	Capabilities() Capabilities
 
+	// Check asks the storage whether it can be used: it is reached, what the configuration
+	// names (a directory, a bucket) is there, and this process may look at it. It costs a request or two, changes
+	// nothing, and its error says what to do.
+	Check(ctx context.Context) error
+
 	// Stat returns what is known of an object.
 	Stat(ctx context.Context, key string) (Info, error)
 
@@ -59,6 +64,10 @@ type Capabilities struct {
 	Write, List, Delete bool
 	// CompareAndSwap: WriteIf works. The index needs it.
 	CompareAndSwap bool
+	// Generations: Info.Version changes with each write, also with one of the bytes that were there before, at once
+	// or earlier. Without it, a version can come back with its bytes (an ETag that is a checksum), and
+	// whoever compares and swaps must put something into the bytes that never comes again.
+	Generations bool
 	// NeedsRepository: a digest alone finds nothing; Locator.Locate must be
 	// given the namespace.
 	NeedsRepository bool
@@ -68,7 +77,7 @@ type Capabilities struct {
 type Info struct {
 	Key  string
 	Size int64 // bytes; -1: the storage does not say
-	// Version changes with each write of the object, also back to earlier bytes.
+	// Version changes with each write that changes bytes, and with every write if the backend has Generations.
 	// It is opaque; empty if the backend cannot compare and swap.
 	Version  string
 	Modified time.Time // zero: unknown

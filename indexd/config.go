@@ -19,7 +19,7 @@ type Config struct {
 	Listen string `toml:"listen" comment:"Address of the API, host:port. The default is reached from this machine only; \":7490\" for all interfaces, with identity."`
 	daemon.Common
 
-	Storage StorageConfig `toml:"storage" comment:"Where tags and records of manifests are kept. Several indexes may share it."`
+	Storage backends.IndexStorage `toml:"storage" comment:"Where tags and records of manifests are kept. Several indexes may share it."`
 
 	Origins []string `toml:"origins" comment:"Addresses of the origins' APIs, host:port each; of a ring one that answers is enough. Tags and manifests are accepted only if an origin has what they refer to. Default 127.0.0.1:7480."`
 
@@ -35,12 +35,6 @@ type Config struct {
 	// OnListen, if not nil, is called once the listeners are open, with their
 	// addresses; metrics is nil if off.
 	OnListen func(api, metrics net.Addr) `toml:"-"`
-}
-
-// StorageConfig names the storage.
-type StorageConfig struct {
-	Kind string      `toml:"kind" comment:"\"file\": a directory. It must be a storage that can compare and swap. Default \"file\"."`
-	File file.Config `toml:"file" comment:"If kind is \"file\"."`
 }
 
 // Notes adds to the comments of common keys.
@@ -59,7 +53,7 @@ func DefaultConfig() Config {
 		Listen:  "127.0.0.1:7490",
 		Common:  daemon.DefaultCommon("127.0.0.1:7491"),
 		Origins: []string{"127.0.0.1:7480"},
-		Storage: StorageConfig{Kind: backends.KindFile, File: file.Config{Path: "/var/lib/capelin/index"}},
+		Storage: backends.IndexStorage{Kind: backends.KindFile, File: file.Config{Path: "/var/lib/capelin/index"}},
 	}
 }
 
@@ -74,14 +68,7 @@ func (c *Config) Validate() error {
 		errs = append(errs, c.CheckListen("listen", c.Listen, c.Listener)...)
 	}
 	if c.Backend == nil {
-		switch c.Storage.Kind {
-		case backends.KindFile:
-			errs = append(errs, c.Storage.File.Check("storage.file.")...)
-		case backends.KindRegistry:
-			bad("storage.kind", "a registry cannot compare and swap, and keeps no index; use \"file\"")
-		default:
-			bad("storage.kind", "%q is not \"file\"", c.Storage.Kind)
-		}
+		errs = append(errs, c.Storage.Check("storage.")...)
 	}
 	if c.Origin == nil {
 		if len(c.Origins) == 0 {

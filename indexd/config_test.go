@@ -47,7 +47,7 @@ func TestValidate(t *testing.T) {
 		{"log_level = \"loud\"\n", "log_level"},
 		{"origins = []\n", "origins"},
 		{"origins = [\"x\"]\n", "origins"},
-		{"[storage]\nkind = \"registry\"\n", "storage.kind: a registry cannot compare and swap"},
+		{"[storage]\nkind = \"registry\"\n", "storage.kind: \"registry\" cannot compare and swap"},
 		{"[storage]\nkind = \"none\"\n", "storage.kind"},
 		{"[storage.file]\npath = \"relative\"\n", "storage.file.path"},
 	} {

@@ -7,7 +7,6 @@ import (
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
-	"github.com/capelin-io/capelin/fetcher/file"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
@@ -49,7 +48,7 @@ func (c *Config) wire(id *identity.Source) (_ *wired, err error) {
 		}
 	}
 	if w.backend == nil {
-		b, err := file.Open(c.Storage.File)
+		b, err := c.Storage.Open()
 		if err != nil {
 			return nil, err
 		}

@@ -291,6 +291,7 @@ func (d *donors) List(context.Context, string, string, int) ([]fetcher.Info, boo
 }
 
 func (d *donors) Delete(context.Context, string) error { return d.refuse() }
+func (d *donors) Check(context.Context) error          { return nil }
 func (d *donors) Close() error                         { return nil }
 
 func (d *donors) refuse() error {

@@ -9,25 +9,17 @@ import (
 
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/file"
-	"github.com/capelin-io/capelin/fetcher/registry"
+	"github.com/capelin-io/capelin/fetcher/limit"
 	"github.com/capelin-io/capelin/internal/daemon/config"
-)
-
-// Kinds of backends.
-const (
-	KindFile     = "file"
-	KindRegistry = "registry"
-	// KindNone is no backend: whoever is configured keeps the bytes itself.
-	KindNone = "none"
 )
 
 // Config is one backend.
 type Config struct {
-	Name       string          `toml:"name" comment:"Name of the backend, 1 to 64 characters of a-z, 0-9, \"-\", \"_\" and \".\". It is kept with each blob, as the place where it is, and so must not change."`
-	Namespaces []string        `toml:"namespaces" comment:"Which namespaces (repositories) belong to it: regular expressions (RE2) of which one matches the whole name, such as [\"team-a/.*\"]. The first backend in the file that matches is taken."`
-	Kind       string          `toml:"kind" comment:"\"file\": a directory. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"none\": nowhere else, the origins themselves keep it."`
-	File       file.Config     `toml:"file" comment:"If kind is \"file\"."`
-	Registry   registry.Config `toml:"registry" comment:"If kind is \"registry\"."`
+	Name       string      `toml:"name" comment:"Name of the backend, 1 to 64 characters of a-z, 0-9, \"-\", \"_\" and \".\". It is kept with each blob, as the place where it is, and so must not change."`
+	Namespaces []string    `toml:"namespaces" comment:"Which namespaces (repositories) belong to it: regular expressions (RE2) of which one matches the whole name, such as [\"team-a/.*\"]. The first backend in the file that matches is taken."`
+	ReadRate   config.Rate `toml:"read_rate" comment:"What is read from it per second at most, by all readers together, such as \"300MB/s\". 0: no limit."`
+	WriteRate  config.Rate `toml:"write_rate" comment:"The same for what is written to it."`
+	Storage
 }
 
 // Example returns what a printed configuration shows.
@@ -35,8 +27,7 @@ func (Config) Example() any {
 	return Config{
 		Name:       "main",
 		Namespaces: []string{".*"},
-		Kind:       KindFile,
-		File:       file.Config{Path: "/var/lib/capelin/backend"},
+		Storage:    Storage{Kind: KindFile, File: file.Config{Path: "/var/lib/capelin/backend"}},
 	}
 }
 
@@ -72,14 +63,13 @@ func (c Config) check(prefix string) (errs []error) {
 			bad("namespaces", "%q: %v", p, err)
 		}
 	}
-	switch c.Kind {
-	case KindFile:
-		errs = append(errs, c.File.Check(prefix+"file.")...)
-	case KindRegistry:
-		errs = append(errs, c.Registry.Check(prefix+"registry.")...)
-	case KindNone:
-	default:
-		bad("kind", "%q is not \"file\", \"registry\" or \"none\"", c.Kind)
+	for key, rate := range map[string]config.Rate{"read_rate": c.ReadRate, "write_rate": c.WriteRate} {
+		if rate < 0 {
+			bad(key, "%v is negative", rate)
+		}
+	}
+	if c.Kind != KindNone {
+		errs = append(errs, c.Storage.Check(prefix)...)
 	}
 	return errs
 }
@@ -89,26 +79,14 @@ func Open(c Config) (fetcher.Backend, error) {
 	if errs := c.check(""); errs != nil {
 		return nil, fmt.Errorf("backend %q: %w: %w", c.Name, errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}
-	var b fetcher.Backend
-	var err error
-	switch c.Kind {
-	case KindFile:
-		b, err = opened(file.Open(c.File))
-	case KindRegistry:
-		b, err = opened(registry.Open(c.Registry))
+	if c.Kind == KindNone {
+		return nil, nil
 	}
+	b, err := c.Storage.Open()
 	if err != nil {
 		return nil, fmt.Errorf("backend %q: %w", c.Name, err)
 	}
-	return b, nil
-}
-
-// opened makes an interface of a backend, and a nil one if there is none.
-func opened[B fetcher.Backend](b B, err error) (fetcher.Backend, error) {
-	if err != nil {
-		return nil, err
-	}
-	return b, nil
+	return limit.Rates(b, int64(c.ReadRate), int64(c.WriteRate)), nil
 }
 
 // Entry is a backend in a Set.

@@ -126,10 +126,10 @@ func TestExample(t *testing.T) {
 func TestSet(t *testing.T) {
 	dir := t.TempDir()
 	s, err := OpenSet([]Config{
-		{Name: "hub", Namespaces: []string{"hub/.*", "docker"}, Kind: KindRegistry,
-			Registry: registry.Config{Host: "docker.io", StripPrefix: "hub/"}},
-		{Name: "here", Namespaces: []string{"scratch|tmp"}, Kind: KindNone},
-		{Name: "main", Namespaces: []string{"team-[ab]/.*"}, Kind: KindFile, File: file.Config{Path: filepath.Join(dir, "main")}},
+		{Name: "hub", Namespaces: []string{"hub/.*", "docker"}, Storage: Storage{Kind: KindRegistry,
+			Registry: registry.Config{Host: "docker.io", StripPrefix: "hub/"}}},
+		{Name: "here", Namespaces: []string{"scratch|tmp"}, Storage: Storage{Kind: KindNone}},
+		{Name: "main", Namespaces: []string{"team-[ab]/.*"}, Storage: Storage{Kind: KindFile, File: file.Config{Path: filepath.Join(dir, "main")}}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -161,15 +161,15 @@ func TestSet(t *testing.T) {
 
 	// All or none.
 	if _, err := OpenSet([]Config{
-		{Name: "a", Namespaces: []string{"a"}, Kind: KindFile, File: file.Config{Path: filepath.Join(dir, "a")}},
-		{Name: "b", Namespaces: []string{"b"}, Kind: KindFile, File: file.Config{Path: "/dev/null/x"}},
+		{Name: "a", Namespaces: []string{"a"}, Storage: Storage{Kind: KindFile, File: file.Config{Path: filepath.Join(dir, "a")}}},
+		{Name: "b", Namespaces: []string{"b"}, Storage: Storage{Kind: KindFile, File: file.Config{Path: "/dev/null/x"}}},
 	}); err == nil || !strings.Contains(err.Error(), `"b"`) {
 		t.Error(err)
 	}
 	if _, err := OpenSet([]Config{{Name: "a"}}); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}
-	for _, c := range []Config{{Name: "a"}, {Name: "a", Namespaces: []string{"a"}, Kind: KindFile}} {
+	for _, c := range []Config{{Name: "a"}, {Name: "a", Namespaces: []string{"a"}, Storage: Storage{Kind: KindFile}}} {
 		if b, err := Open(c); b != nil || !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%v, %v", b, err)
 		}

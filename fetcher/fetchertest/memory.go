@@ -34,8 +34,10 @@ var _ fetcher.Backend = (*Memory)(nil)
 func (m *Memory) Name() string { return "memory:" }
 
 func (m *Memory) Capabilities() fetcher.Capabilities {
-	return fetcher.Capabilities{Write: true, List: true, Delete: true, CompareAndSwap: true}
+	return fetcher.Capabilities{Write: true, List: true, Delete: true, CompareAndSwap: true, Generations: true}
 }
+
+func (m *Memory) Check(ctx context.Context) error { return ctx.Err() }
 
 func (m *Memory) Close() error { return nil }
 

@@ -41,6 +41,7 @@ func Run(t *testing.T, open func(t *testing.T) fetcher.Backend, o Options) {
 		needs func(fetcher.Capabilities) bool
 		test  func(*testing.T, suite)
 	}{
+		{"Check", nil, testCheck},
 		{"Stat", nil, testStat},
 		{"Keys", nil, testKeys},
 		{"Ranges", nil, testRanges},
@@ -53,6 +54,7 @@ func Run(t *testing.T, open func(t *testing.T) fetcher.Backend, o Options) {
 		{"Overwrite", canWrite, testOverwrite},
 		{"WriteIf", canSwap, testWriteIf},
 		{"Versions", canSwap, testVersions},
+		{"Prove", canSwap, testProve},
 		{"Race", canSwap, testRace},
 		{"Count", canSwap, testCount},
 		{"List", canList, testList},

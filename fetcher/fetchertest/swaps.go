@@ -2,8 +2,11 @@ package fetchertest
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -67,13 +70,34 @@ func testWriteIf(t *testing.T, s suite) {
 	s.conflict(t, key, last.Version)
 }
 
-// testVersions goes A → B → A, and also over a second opening of the storage.
+func testCheck(t *testing.T, s suite) {
+	if err := s.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Check(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Check of a context that has ended: %v", err)
+	}
+}
+
+func testProve(t *testing.T, s suite) {
+	if err := fetcher.Prove(t.Context(), s.Backend, s.again(t)); err != nil {
+		t.Error(err)
+	}
+}
+
+// testVersions goes A → B → A if the backend has generations, else through bytes that do not come again, and also over a second
+// opening of the storage.
 func testVersions(t *testing.T, s suite) {
 	const key = "conformance/aba"
 	seen := map[string]string{}
 	info := s.swap(t, key, "A", "")
 	for i := range 40 {
 		data := "AB"[i%2 : i%2+1]
+		if !s.Capabilities().Generations {
+			data += strconv.Itoa(i)
+		}
 		if was, ok := seen[info.Version]; ok {
 			t.Fatalf("version %q was %s, and is %s", info.Version, was, data)
 		}

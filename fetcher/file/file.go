@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/internal/daemon/config"
@@ -162,9 +163,43 @@ func (b *Backend) Close() error {
 // Name implements fetcher.Backend.
 func (b *Backend) Name() string { return "file:" + b.path }
 
+// Check implements fetcher.Backend: the directory is there, by its name too, and is not read-only.
+func (b *Backend) Check(ctx context.Context) error {
+	err := ctx.Err()
+	if err == nil {
+		err = b.check()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: checking the directory: %w", b.Name(), classed(err))
+	}
+	return nil
+}
+
+func (b *Backend) check() error {
+	named, err := os.Stat(b.path)
+	if err != nil {
+		return err
+	}
+	open, err := b.root.Stat(".")
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(named, open) {
+		return fmt.Errorf("another directory has been put or mounted there; restart: %w", errdefs.ErrFailedPrecondition)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(b.path, &fs); err != nil {
+		return err
+	}
+	if fs.Flags&unix.ST_RDONLY != 0 {
+		return fmt.Errorf("the file system is read-only: %w", syscall.EROFS)
+	}
+	return nil
+}
+
 // Capabilities implements fetcher.Backend: a directory can do all.
 func (b *Backend) Capabilities() fetcher.Capabilities {
-	return fetcher.Capabilities{Write: true, List: true, Delete: true, CompareAndSwap: true}
+	return fetcher.Capabilities{Write: true, List: true, Delete: true, CompareAndSwap: true, Generations: true}
 }
 
 func checkKey(key string) error {

@@ -400,3 +400,28 @@ func BenchmarkList(b *testing.B) {
 		}
 	}
 }
+
+// TestCheck: a directory that is gone, or is another one, is told from one that is there.
+func TestCheck(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "objects")
+	b, err := Open(Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	if err := b.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := os.Rename(path, path+".was"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Check(t.Context()); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), path) {
+		t.Errorf("gone: %v", err)
+	}
+	if err := os.Mkdir(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Check(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "restart") {
+		t.Errorf("another one: %v", err)
+	}
+}

@@ -104,6 +104,10 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if before != nil && before(w, r) {
 		return
 	}
+	if r.URL.Path == "/v2/" {
+		w.WriteHeader(http.StatusOK)
+		return
+	}
 	repo, name, ok := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/")
 	if ok {
 		f.mu.Lock()

@@ -76,6 +76,16 @@ func (b *Backend) Close() error {
 // Name implements fetcher.Backend.
 func (b *Backend) Name() string { return "registry:" + b.cfg.Host }
 
+// Check implements fetcher.Backend: a host answers as a registry does (OCI distribution spec, end-1), if only that it wants to
+// know who asks: what one may read depends on the repository.
+func (b *Backend) Check(ctx context.Context) error {
+	resp, err := b.send(ctx, request{method: http.MethodGet, accept: []int{http.StatusUnauthorized}})
+	if err != nil {
+		return fmt.Errorf("%s: asking for its API: %w", b.Name(), err)
+	}
+	return resp.Body.Close()
+}
+
 // Capabilities implements fetcher.Backend.
 func (b *Backend) Capabilities() fetcher.Capabilities {
 	return fetcher.Capabilities{NeedsRepository: true}

@@ -489,3 +489,24 @@ func BenchmarkRead(b *testing.B) {
 }
 
 type onlyReader struct{ io.Reader }
+
+// TestCheck: a host that answers as a registry is one, also to those that it does not know yet.
+func TestCheck(t *testing.T) {
+	f := newFake(t)
+	b := backend(t, Config{Host: f.host(), Retry: config.Duration(time.Nanosecond)})
+	for code, ok := range map[int]func(error) bool{
+		200: func(err error) bool { return err == nil }, 401: func(err error) bool { return err == nil },
+		403: errdefs.IsPermissionDenied, 404: errdefs.IsNotFound, 503: errdefs.IsUnavailable,
+	} {
+		f.before = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path != "/v2/" {
+				t.Errorf("asked for %s", r.URL.Path)
+			}
+			w.WriteHeader(code)
+			return true
+		}
+		if err := b.Check(t.Context()); !ok(err) || err != nil && !strings.Contains(err.Error(), f.host()) {
+			t.Errorf("status %d: %v", code, err)
+		}
+	}
+}

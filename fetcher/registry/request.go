@@ -24,7 +24,7 @@ import (
 // request is a HEAD or a GET below a repository.
 type request struct {
 	method string
-	repo   string
+	repo   string // "": of the API itself
 	what   string // "blobs/<digest>", "manifests/<reference>"
 	header http.Header
 	accept []int // besides 200
@@ -132,11 +132,14 @@ func (e *authError) Is(target error) bool {
 
 // exchange sends a request to one host, with what authorization that demands.
 func (b *Backend) exchange(ctx context.Context, h *docker.RegistryHost, r request) (*http.Response, error) {
-	u := url.URL{Scheme: h.Scheme, Host: h.Host, Path: h.Path + "/" + r.repo + "/" + r.what}
+	u := url.URL{Scheme: h.Scheme, Host: h.Host, Path: h.Path + "/"}
+	if r.repo != "" {
+		u.Path += r.repo + "/" + r.what
+		ctx = docker.WithScope(ctx, "repository:"+r.repo+":pull")
+	}
 	if h.Host != b.cfg.Host && (b.cfg.Host != dockerHub || h.Host != "registry-1.docker.io") {
 		u.RawQuery = url.Values{"ns": {b.cfg.Host}}.Encode() // a mirror may be one of several registries
 	}
-	ctx = docker.WithScope(ctx, "repository:"+r.repo+":pull")
 	var refusals []*http.Response
 	for {
 		req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)

@@ -1,0 +1,128 @@
+package backends
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/fetcher/file"
+	"github.com/capelin-io/capelin/fetcher/registry"
+	"github.com/capelin-io/capelin/internal/daemon/config"
+)
+
+// Kinds of storages.
+const (
+	KindFile     = "file"
+	KindRegistry = "registry"
+	// KindNone is no storage: an origin keeps the bytes itself.
+	KindNone = "none"
+)
+
+// Storage is one storage, whoever uses it: its kind, and a table for each kind of which that one counts.
+type Storage struct {
+	Kind     string          `toml:"kind" comment:"\"file\": a directory. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"none\": nowhere else, the origins themselves keep it."`
+	File     file.Config     `toml:"file" comment:"If kind is \"file\"."`
+	Registry registry.Config `toml:"registry" comment:"If kind is \"registry\"."`
+}
+
+// IndexStorage is a Storage that can keep an index: it compares and swaps.
+type IndexStorage struct {
+	Kind string      `toml:"kind" comment:"\"file\": a directory. Default \"file\"."`
+	File file.Config `toml:"file" comment:"If kind is \"file\"."`
+}
+
+func (s IndexStorage) storage() *Storage { return &Storage{Kind: s.Kind, File: s.File} }
+
+// Check is Storage's.
+func (s IndexStorage) Check(prefix string) []error {
+	var able []string
+	for _, k := range s.storage().kinds() {
+		if k.swaps {
+			able = append(able, k.name)
+		}
+	}
+	switch k, err := s.storage().kind(); {
+	case err != nil:
+		return []error{config.Invalid(prefix+"kind", "%q is no storage for an index; use %s", s.Kind, oneOf(able))}
+	case !k.swaps:
+		return []error{config.Invalid(prefix+"kind", "%q cannot compare and swap, and keeps no index; use %s", s.Kind, oneOf(able))}
+	default:
+		return k.check(prefix + k.name + ".")
+	}
+}
+
+// Open is Storage's.
+func (s IndexStorage) Open() (fetcher.Backend, error) { return s.storage().Open() }
+
+// kind is what is to be known of one.
+type kind struct {
+	name  string
+	swaps bool // compares and swaps, and so can keep an index
+	check func(prefix string) []error
+	open  func() (fetcher.Backend, error)
+}
+
+// kinds are all, with what s has for each.
+func (s *Storage) kinds() []kind {
+	return []kind{
+		{KindFile, true, s.File.Check, opener(s.File, file.Open)},
+		{KindRegistry, false, s.Registry.Check, opener(s.Registry, registry.Open)},
+	}
+}
+
+// opener makes an interface of a backend, and a nil one if there is none.
+func opener[C any, B fetcher.Backend](cfg C, open func(C) (B, error)) func() (fetcher.Backend, error) {
+	return func() (fetcher.Backend, error) {
+		b, err := open(cfg)
+		if err != nil {
+			return nil, err
+		}
+		return b, nil
+	}
+}
+
+func (s *Storage) kind() (kind, error) {
+	all := s.kinds()
+	if i := slices.IndexFunc(all, func(k kind) bool { return k.name == s.Kind }); i >= 0 {
+		return all[i], nil
+	}
+	var names []string
+	for _, k := range all {
+		names = append(names, k.name)
+	}
+	return kind{}, fmt.Errorf("%q is not %s", s.Kind, oneOf(append(names, KindNone)))
+}
+
+// oneOf returns their names: "a", "b" or "c".
+func oneOf(names []string) string {
+	for i, n := range names {
+		names[i] = strconv.Quote(n)
+	}
+	last := len(names) - 1
+	if last == 0 {
+		return names[0]
+	}
+	return strings.Join(names[:last], ", ") + " or " + names[last]
+}
+
+// Check reports what is wrong, as config.Invalid errors whose keys begin with prefix, such as "backend[0].".
+func (s *Storage) Check(prefix string) []error {
+	k, err := s.kind()
+	if err != nil {
+		return []error{config.Invalid(prefix+"kind", "%v", err)}
+	}
+	return k.check(prefix + k.name + ".")
+}
+
+// Open opens the storage. It asks nobody whether it can be reached: see fetcher.Backend.Check.
+func (s *Storage) Open() (fetcher.Backend, error) {
+	k, err := s.kind()
+	if err != nil {
+		return nil, fmt.Errorf("storage: kind %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return k.open()
+}
