@@ -510,3 +510,17 @@ func TestCheck(t *testing.T) {
 		}
 	}
 }
+
+func TestFaults(t *testing.T) {
+	var f *fake
+	fetchertest.RunFaults(t, func(t *testing.T) (fetcher.Backend, *fetchertest.Proxy) {
+		f = newFake(t)
+		p := fetchertest.NewProxy(t, f.URL)
+		b := backend(t, Config{Host: strings.TrimPrefix(p.URL(f.URL), "http://"), Retry: config.Duration(time.Second)})
+		b.backoff = time.Millisecond
+		return b, p
+	}, fetchertest.FaultOptions{Options: fetchertest.Options{
+		Missing: missing,
+		Put:     func(t *testing.T, _ fetcher.Backend, data []byte) string { return f.put("team/app", data) },
+	}})
+}
