@@ -32,7 +32,7 @@ demo: ## three containerd nodes pull one image through the swarm, on this machin
 # One after the other, with what each took.
 .PHONY: test
 test: ## unit tests, the simulators and integration tests (root)
-	@MAKE='$(MAKE)' $(I)/stages.sh prepare vet unit sim-test ring-sim tools integration
+	@MAKE='$(MAKE)' $(I)/stages.sh prepare vet unit sim-test ring-sim tools storages integration
 
 .PHONY: prepare
 prepare: ## what of Debian's packages the tests need and is missing (root)
@@ -64,7 +64,13 @@ ring-sim: ## the ring of origins in virtual time: SEEDS (100) of an hour each in
 integration: prepare ## tests against real containerds and a real registry (root); RUN=regexp chooses
 	@$(MAKE) -s --no-print-directory tools $(B)/capelin
 	CAPELIN_TEST_TOOLS=1 $(GO) test -count 1 -run TestRealContainerd ./plugin/install
-	cd $(I) && $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -run '$(RUN)' ./...
+	cd $(I) && $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -run '$(RUN)' $$($(GO) list ./... | grep -v '/storages$$')
+
+# Each kind of storage against a server of its own. ARGS=-storages.full has objects of 5 GB.
+.PHONY: storages
+storages: prepare ## the kinds of storages against real servers of theirs; RUN=regexp chooses
+	@$(MAKE) -s --no-print-directory storage-servers
+	cd $(I) && $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -run '$(RUN)' ./storages $(ARGS)
 
 .PHONY: upgrade
 upgrade: prepare ## an agent of the commit FROM, with its units, is upgraded to this tree's under load (root)
@@ -174,7 +180,7 @@ TOOLBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w'
 
 .PHONY: tools
 tools: $(B)/2.1/containerd $(B)/2.2/containerd $(B)/2.3/containerd $(B)/2.4/containerd
-tools: $(B)/registry $(B)/conformance $(B)/old/capelin ## pinned containerds, ctr, shim, registry, OCI's conformance test and an older capelin into integration/bin
+tools: $(B)/registry $(B)/conformance $(B)/old/capelin storage-servers ## pinned containerds, ctr, shim, registry, OCI's conformance test, storages' servers and an older capelin into integration/bin
 
 $(B)/%/containerd: $(I)/tools/containerd-%/go.mod
 	@echo "building containerd $$(sed -n 's,.*containerd/containerd/v2 v\([0-9.]*\).*,\1,p' $<) (once, a minute or two)"
@@ -191,6 +197,15 @@ $(B)/registry: $(I)/tools/registry/go.mod
 $(B)/conformance: $(I)/tools/conformance/go.mod
 	@echo "building the OCI distribution conformance test (once)"
 	@cd $(<D) && $(TOOLBUILD) -o ../../bin/conformance github.com/opencontainers/distribution-spec/conformance
+	@touch $@
+
+# What package integration/storages starts.
+.PHONY: storage-servers
+storage-servers: $(B)/versitygw
+
+$(B)/versitygw: $(I)/tools/versitygw/go.mod
+	@echo "building versitygw, an S3 server (once, a minute or two)"
+	@cd $(<D) && $(TOOLBUILD) -o ../../bin/versitygw github.com/versity/versitygw/cmd/versitygw
 	@touch $@
 
 # A shallow clone has no other commit than its own, and upgrades from that.
