@@ -1,13 +1,11 @@
 package origind
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -24,8 +22,7 @@ import (
 const (
 	maxRequests = 4096             // at once
 	moveTimeout = 30 * time.Second // for a body to move at all, either way
-	sendChunk   = 4 << 20          // bytes of a whole blob between two deadlines
-	copyChunk   = 256 << 10        // bytes of an arriving blob read at once
+	copyChunk   = 256 << 10        // bytes that are relayed between two deadlines
 	farAhead    = 32 << 20         // bytes: a range that is so far beyond what has arrived,
 	farBytes    = 8 << 20          // and so short, is read from the backend by itself
 	commitWait  = 20 * time.Second // for an upload to be verified and copied, and again for copies to be confirmed
@@ -239,8 +236,13 @@ func (a *api) getBlob(w http.ResponseWriter, r *http.Request) error {
 	h.Set("Accept-Ranges", "bytes")
 	h.Set("Content-Type", "application/octet-stream")
 	h.Set("ETag", `"`+string(ref.Digest)+`"`)
+	snd := &sending{w: w, rc: http.NewResponseController(w), hop: hop}
 	for try := 0; ; try++ {
-		err := a.sendBlob(w, r, ref, hop)
+		at := snd.off
+		err := a.sendBlob(r, ref, snd)
+		if snd.off > at {
+			try = 0
+		}
 		if !errors.Is(err, errMoved) || try == 3 {
 			return err
 		}
@@ -260,73 +262,51 @@ func (a *api) sendTo(w http.ResponseWriter, r *http.Request, name string) error 
 	return nil
 }
 
-// sendBlob sends what a request asks for of a blob. With errMoved, nothing was
-// sent.
-func (a *api) sendBlob(w http.ResponseWriter, r *http.Request, ref origin.Ref, hop bool) error {
+// sendBlob sends what a request asks for of a blob, or what is left of that. With errMoved, it is to be located again.
+func (a *api) sendBlob(r *http.Request, ref origin.Ref, snd *sending) error {
 	ctx := r.Context()
 	at := located{info: origin.Info{Durable: true}}
 	var err error
 	if !origin.IsEmpty(ref.Digest) {
-		if at, err = a.s.locator.locate(ctx, ref, hop); err != nil {
+		if at, err = a.s.locator.locate(ctx, ref, snd.hop); err != nil {
 			return err
 		}
 	}
-	if at.member != "" {
-		return a.sendTo(w, r, at.member)
-	}
-	setInfo(w, at.info)
-	if r.Method == http.MethodHead || at.info.Size == 0 {
-		w.Header().Set("Content-Length", strconv.FormatInt(at.info.Size, 10))
-		w.WriteHeader(http.StatusOK)
-		return nil
-	}
-	off, n, partial, err := parseRange(r.Header.Get("Range"), at.info.Size)
-	if err != nil {
-		return fmt.Errorf("%s: %w", ref, err)
-	}
-	begin := func() {
-		h := w.Header()
-		h.Set("Content-Length", strconv.FormatInt(n, 10))
-		status := http.StatusOK
-		if partial {
-			h.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, off+n-1, at.info.Size))
-			status = http.StatusPartialContent
+	switch {
+	case snd.begun && (at.member != "" || at.info.Size != snd.size):
+		return fmt.Errorf("%s is not here any more: %w", ref, errdefs.ErrUnavailable) // the client goes on elsewhere
+	case at.member != "":
+		return a.sendTo(snd.w, r, at.member)
+	case !snd.begun:
+		setInfo(snd.w, at.info)
+		if r.Method == http.MethodHead || at.info.Size == 0 {
+			snd.w.Header().Set("Content-Length", strconv.FormatInt(at.info.Size, 10))
+			snd.w.WriteHeader(http.StatusOK)
+			return nil
 		}
-		w.WriteHeader(status)
+		snd.size = at.info.Size
+		if snd.off, snd.n, snd.partial, err = parseRange(r.Header.Get("Range"), snd.size); err != nil {
+			return fmt.Errorf("%s: %w", ref, err)
+		}
 	}
 	switch {
 	case at.place == nil:
-		b, err := a.s.openLocal(ctx, at.id)
-		if err != nil {
-			return err
-		}
-		defer b.Close()
-		f, err := b.Reopen()
-		if err != nil {
-			return fmt.Errorf("%w: %w", errMoved, err)
-		}
-		defer f.Close()
-		if n > 0 && b.Readable(off, 1) == 0 {
-			return errSpoiled(at.id, off)
-		}
-		begin()
-		return sendSound(w, b, f, off, n)
-	case off-a.s.cold.prefix(at.id) > farAhead && n <= farBytes:
-		body, _, err := at.place.backend.Open(ctx, at.place.key, off, n)
+		return a.s.sendHere(ctx, snd, at.id)
+	case snd.off-a.s.cold.prefix(at.id) > farAhead && snd.n <= farBytes:
+		body, _, err := at.place.backend.Open(ctx, at.place.key, snd.off, snd.n)
 		if err != nil {
 			return fmt.Errorf("%s: %w: %w", at.place.source(), err, errdefs.ErrUnavailable)
 		}
 		defer body.Close()
-		begin()
-		return relay(w, body, n)
+		return snd.relay(body)
 	}
 	c, release, err := a.s.cold.join(ctx, *at.place)
 	if err != nil {
 		return err
 	}
 	defer release()
-	begin()
-	return follow(ctx, w, c, off, n)
+	snd.begin()
+	return a.s.follow(ctx, snd, c)
 }
 
 // parseRange returns what a Range header asks for of size bytes. What is not one
@@ -372,83 +352,6 @@ func number(s string) (int64, bool) {
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
 	return n, err == nil || errors.Is(err, strconv.ErrRange)
-}
-
-// sendFile sends a part of a file, by sendfile on plain connections. The client has
-// to take something now and then.
-func sendFile(w http.ResponseWriter, f *os.File, off, n int64) error {
-	rc := http.NewResponseController(w)
-	if _, err := f.Seek(off, io.SeekStart); err != nil {
-		return err
-	}
-	for n > 0 {
-		if err := rc.SetWriteDeadline(time.Now().Add(moveTimeout)); err != nil {
-			return err
-		}
-		m, err := io.CopyN(w, f, min(n, sendChunk))
-		if n -= m; err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// relay sends n bytes of r.
-func relay(w http.ResponseWriter, r io.Reader, n int64) error {
-	rc := http.NewResponseController(w)
-	for n > 0 {
-		if err := rc.SetWriteDeadline(time.Now().Add(moveTimeout)); err != nil {
-			return err
-		}
-		m, err := io.CopyN(w, r, min(n, copyChunk))
-		if n -= m; err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// follow sends a part of a blob while it is still arriving.
-func follow(ctx context.Context, w http.ResponseWriter, c *coldRead, off, n int64) error {
-	rc := http.NewResponseController(w)
-	buf := make([]byte, min(copyChunk, n))
-	flushed := false
-	for n > 0 {
-		changed := c.blob.Changed() // before the look, so that nothing is missed
-		ready := min(c.blob.Prefix()-off, n, int64(len(buf)))
-		if ready <= 0 {
-			if !flushed {
-				if err := rc.Flush(); err != nil {
-					return err
-				}
-				flushed = true
-			}
-			select {
-			case <-changed:
-			case <-c.done:
-				if c.err != nil {
-					return c.err
-				}
-				if c.blob.Prefix() <= off {
-					return fmt.Errorf("%s ends at %d: %w", c.id, off, errdefs.ErrDataLoss)
-				}
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			continue
-		}
-		if _, err := c.blob.ReadAt(buf[:ready], off); err != nil {
-			return err
-		}
-		if err := rc.SetWriteDeadline(time.Now().Add(moveTimeout)); err != nil {
-			return err
-		}
-		if _, err := w.Write(buf[:ready]); err != nil {
-			return err
-		}
-		off, n, flushed = off+ready, n-ready, false
-	}
-	return nil
 }
 
 func (a *api) deleteBlob(w http.ResponseWriter, r *http.Request) error {

@@ -14,6 +14,8 @@ import (
 
 	digest "github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
@@ -27,8 +29,11 @@ import (
 )
 
 // How fast one client pushes on loopback, plain and with mutual TLS.
-func BenchmarkPush(b *testing.B) {
-	b.Run("plain", func(b *testing.B) { benchPush(b, start(b, testConfig(b, b.TempDir(), nil))) })
+func BenchmarkPush(b *testing.B) { plainAndTLS(b, benchPush) }
+
+// plainAndTLS runs a benchmark of an origin without and with mutual TLS.
+func plainAndTLS(b *testing.B, f func(b *testing.B, o *running)) {
+	b.Run("plain", func(b *testing.B) { f(b, start(b, testConfig(b, b.TempDir(), nil))) })
 	b.Run("TLS", func(b *testing.B) {
 		ca, err := identity.InitCA(filepath.Join(b.TempDir(), "ca"), "default")
 		if err != nil {
@@ -55,7 +60,7 @@ func BenchmarkPush(b *testing.B) {
 			b.Fatal(err)
 		}
 		defer o.client.Close()
-		benchPush(b, o)
+		f(b, o)
 	})
 }
 
@@ -79,23 +84,56 @@ func benchPush(b *testing.B, o *running) {
 	}
 }
 
+// How fast one client, and four at once, read a warm blob of 1 GiB on loopback, and the processor's time for that, of origin and
+// client together:
+//
+//	TMPDIR=/var/tmp go test ./origind -run '^$' -bench Read -benchtime 5x
 func BenchmarkRead(b *testing.B) {
-	o := start(b, testConfig(b, b.TempDir(), nil))
-	data, d := testBlob(64<<20, 1)
-	if _, err := o.push("any/app", data, d); err != nil {
-		b.Fatal(err)
-	}
-	b.SetBytes(64 << 20)
-	for b.Loop() {
-		r, _, err := o.client.Open(b.Context(), origin.Ref{Digest: d}, 0, -1)
-		if err != nil {
+	const size = 1 << 30
+	plainAndTLS(b, func(b *testing.B, o *running) {
+		data, d := testBlob(size, 1)
+		if _, err := o.push("any/app", data, d); err != nil {
 			b.Fatal(err)
 		}
-		if n, err := io.Copy(io.Discard, r); err != nil || n != 64<<20 {
-			b.Fatal(n, err)
+		data = nil
+		debug.FreeOSMemory()
+		for _, readers := range []int{1, 4} {
+			b.Run(fmt.Sprintf("readers=%d", readers), func(b *testing.B) {
+				b.SetBytes(int64(readers) * size)
+				began := cpu(b)
+				for b.Loop() {
+					var g errgroup.Group
+					for range readers {
+						g.Go(func() error {
+							r, _, err := o.client.Open(b.Context(), origin.Ref{Digest: d}, 0, -1)
+							if err != nil {
+								return err
+							}
+							defer r.Close()
+							n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, r, make([]byte, 256<<10))
+							if err == nil && n != size {
+								err = fmt.Errorf("%d bytes", n)
+							}
+							return err
+						})
+					}
+					if err := g.Wait(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric((cpu(b)-began).Seconds()/float64(b.N*readers), "cpu-s/GiB")
+			})
 		}
-		r.Close()
+	})
+}
+
+// cpu returns the processor's time that this process has taken.
+func cpu(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
 	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func BenchmarkStat(b *testing.B) {

@@ -33,6 +33,7 @@ type server struct {
 	copies   *copies
 	peers    *peers
 	scrub    *scrub
+	verified *verified
 	seeder   *seeder
 	errands  *errands
 	locator  *locator
@@ -134,8 +135,8 @@ func (s *server) acknowledge(
 	return origin.Info{Size: e.Record.Size, Durable: isDurable(e)}, copies, nil
 }
 
-// errMoved: the blob was here, and is not any more; it is to be located again.
-var errMoved = fmt.Errorf("it was evicted meanwhile: %w", errdefs.ErrUnavailable)
+// errMoved: the blob was here, and cannot be read here any more; it is to be located again.
+var errMoved = fmt.Errorf("it was evicted meanwhile, or is wrong on this origin's disk: %w", errdefs.ErrUnavailable)
 
 // openLocal opens a blob that was located here.
 func (s *server) openLocal(ctx context.Context, id piece.ID) (*content.Blob, error) {

@@ -18,6 +18,7 @@
 //	find.go      look-ups of what is not here, in records and backends
 //	cold.go      cut-through: one backend read, many readers
 //	take.go      copies from other members, by the same way; donors.go: who gives them; sums.go: what they are verified by
+//	sending.go   answers with bytes; verified.go: which are verified, piece by piece, whenever they are read
 //	heal.go      wrong pieces of what is pinned are replaced, and kept from readers; scrub.go: they are looked for
 //	seed.go      what is offered to the swarm and announced to the trackers
 //	errands.go   what peers and trackers ask for

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"os"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -114,24 +112,4 @@ func recheck(b *content.Blob, off, n int64) {
 	for i := int(off / id.Length()); i < id.Pieces() && id.Offset(i) < off+n; i++ {
 		_ = b.Recheck(i) // the store tells whom it concerns
 	}
-}
-
-// sendSound sends a part of a blob that is whole here, up to a piece that is wrong.
-func sendSound(w http.ResponseWriter, b *content.Blob, f *os.File, off, n int64) error {
-	for n > 0 {
-		m := b.Readable(off, min(n, sendChunk))
-		if m == 0 {
-			return errSpoiled(b.ID(), off)
-		}
-		if err := sendFile(w, f, off, m); err != nil {
-			return err
-		}
-		off, n = off+m, n-m
-	}
-	return nil
-}
-
-// errSpoiled is what a reader is told, who may have more luck with another member.
-func errSpoiled(id piece.ID, off int64) error {
-	return fmt.Errorf("%s: piece %d is wrong on this origin's disk, and is to be healed: %w", id, off/id.Length(), errdefs.ErrUnavailable)
 }

@@ -340,33 +340,16 @@ func TestServesWhatIsRight(t *testing.T) {
 
 // A member that starts with a wrong piece heals it from the other one. (The mark is what a member leaves that ends before it has.)
 func TestRingHeals(t *testing.T) {
-	var cfgs []Config
-	for i := range 2 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg := testConfig(t, t.TempDir(), nil)
-		cfg.Node, cfg.Listener = string(rune('a'+i)), l
-		cfg.Ring.Replicas, cfg.Ring.MinReplicas = 2, 2
-		cfgs = append(cfgs, cfg)
-	}
-	members := []string{"a=" + cfgs[0].Listener.Addr().String(), "b=" + cfgs[1].Listener.Addr().String()}
-	var b *running
-	for i := range cfgs {
-		cfgs[i].Ring.Members = members
-		b = start(t, cfgs[i])
-	}
 	data, d := testBlob(3<<20, 1)
-	eventually(t, "both acknowledge a push", func() bool { _, err := b.push("any/app", data, d); return err == nil })
-	b.stop()
+	cfgs, ring := startPair(t, data)
+	ring[1].stop()
 
 	spoil(t, cfgs[1].Root, d) // a byte of piece 24
 	mark := filepath.Join(cfgs[1].Root, "swarm/sums/sha256", d.Encoded()+".bad")
 	if err := os.WriteFile(mark, []byte("24\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", strings.TrimPrefix(members[1], "b="))
+	l, err := net.Listen("tcp", ring[1].addr)
 	if err != nil {
 		t.Fatal(err)
 	}

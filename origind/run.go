@@ -93,7 +93,7 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 // httpServer serves the API. Bodies and answers have deadlines of their own (moving,
-// sendFile, follow).
+// sending).
 func (s *server) httpServer() *http.Server {
 	api := &http.Server{Handler: s.handler()}
 	if s.identity != nil {
@@ -200,6 +200,7 @@ func openServer(
 // assemble makes the parts that know of each other: what is offered depends on what is
 // being read, and the other way round.
 func (s *server) assemble(cfg Config) {
+	s.verified = newVerified(verifiedBytes)
 	s.objects = &objects{backends: s.homes, blobs: s.store, metrics: s.metrics}
 	s.finder = newFinder(cfg.Lookup, s.homes, s.blobs.ledger, s.objects, s.tasks)
 	s.objects.known = s.finder
