@@ -35,6 +35,8 @@ type Config struct {
 	// OnListen, if not nil, is called once the listeners are open, with their
 	// addresses; metrics is nil if off.
 	OnListen func(api, metrics net.Addr) `toml:"-"`
+	// OnReady, if not nil, is called once the storage is there, and known to compare and swap.
+	OnReady func() `toml:"-"`
 }
 
 // Notes adds to the comments of common keys.

@@ -13,6 +13,7 @@ import (
 const (
 	catalogPrefix = "index/catalog/"
 	repoPrefix    = "index/repositories/"
+	provedPrefix  = "index/proved/"
 )
 
 func tagsPrefix(repo string) string      { return repoPrefix + repo + "/_tags/" }

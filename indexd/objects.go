@@ -52,6 +52,13 @@ type (
 	referrerObject struct {
 		Version int `json:"version"`
 	}
+	// proofObject remembers that a storage compares and swaps.
+	proofObject struct {
+		Version int       `json:"version"`
+		Storage string    `json:"storage"`
+		Proved  time.Time `json:"proved"`
+		By      string    `json:"by"`
+	}
 )
 
 func (t *tagObject) tag() index.Tag {

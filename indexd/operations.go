@@ -5,7 +5,9 @@ package indexd
 
 import (
 	"context"
+	"fmt"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	digest "github.com/opencontainers/go-digest"
 
@@ -71,6 +73,15 @@ func (s *server) deleteTag(ctx context.Context, r *request) (any, error) {
 		r.log(ctx, "tag deleted", log.Fields{"tag": r.name()})
 	}
 	return nil, err
+}
+
+// prove finds out by hand whether the storage compares and swaps.
+func (s *server) prove(ctx context.Context, r *request) (any, error) {
+	if s.proof == nil {
+		return nil, fmt.Errorf("this index does not prove its storage: %w", errdefs.ErrNotImplemented)
+	}
+	r.log(ctx, "the storage is proved by hand", nil)
+	return s.proof.again(ctx)
 }
 
 func (s *server) manifest(ctx context.Context, r *request) (any, error) {

@@ -16,7 +16,8 @@ import (
 const shutdownTimeout = 5 * time.Second
 
 // Run is the index. It returns nil after ctx is cancelled and all requests have
-// ended, or an error if it cannot listen, or the storage cannot keep an index.
+// ended, or an error if it cannot listen, or the storage cannot keep an index. A storage that is away is waited
+// for; until it is there, and known to compare and swap (fetcher.Prove), the index is not ready, and refuses to write.
 func Run(ctx context.Context, cfg Config) error {
 	return daemon.Run(ctx, "index", &cfg, func(ctx context.Context, d *daemon.Daemon) (err error) {
 		w, err := cfg.wire(d.Identity)
@@ -32,7 +33,8 @@ func Run(ctx context.Context, cfg Config) error {
 		if err != nil {
 			return err
 		}
-		s := &server{index: x, metrics: newMetrics(d.Metrics, x), peer: w.peer, slots: make(chan struct{}, maxRequests)}
+		p := newProof(x, w.again)
+		s := &server{index: x, proof: p, metrics: newMetrics(d.Metrics, x), peer: w.peer, slots: make(chan struct{}, maxRequests)}
 		api := daemon.HTTP("API", ln, &http.Server{
 			Handler: s.handler(), TLSConfig: w.tls.Clone(), ReadTimeout: 10 * time.Second, WriteTimeout: writeTimeout + 10*time.Second,
 		}, shutdownTimeout)
@@ -41,6 +43,10 @@ func Run(ctx context.Context, cfg Config) error {
 				defer s.drain()
 				return api.Run(ctx)
 			}}},
+			Work: []daemon.Part{{Run: func(ctx context.Context) error {
+				return p.run(ctx, func(do func() error) error { return d.Overcome(ctx, "storage", "writing", do) })
+			}}},
+			Ready: p.known, WhenReady: cfg.OnReady, Able: p.is,
 			Log: log.Fields{"listen": ln.Addr().String(), "storage": w.backend.Name(), "tls": w.tls != nil},
 			Up: func(metrics net.Addr) {
 				if cfg.OnListen != nil {

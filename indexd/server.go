@@ -23,6 +23,7 @@ import (
 var (
 	readers = []identity.Role{identity.RoleNode, identity.RoleGateway, identity.RoleAdmin, identity.RoleIndex}
 	writers = []identity.Role{identity.RoleGateway, identity.RoleAdmin, identity.RoleIndex}
+	admins  = []identity.Role{identity.RoleAdmin}
 )
 
 // How long an operation may take; the client waits a little longer.
@@ -37,6 +38,7 @@ const maxRequests = 512
 // server is the API over an Index.
 type server struct {
 	index   *Index
+	proof   *proof // nil: the storage is known to compare and swap
 	metrics *metrics
 	// peer says who is at the other end; nil: there is no identity, and everybody
 	// may do everything.
@@ -115,6 +117,7 @@ func (s *server) handler() http.Handler {
 	} {
 		mux.Handle(o.method+" "+o.path, s.serve(o.name, o.method != "GET", o.do))
 	}
+	mux.Handle("POST "+index.PathProve, s.serve("prove", true, s.prove))
 	return mux
 }
 
@@ -161,7 +164,10 @@ func (s *server) perform(ctx context.Context, req *http.Request, writes bool, do
 			return nil, fmt.Errorf("who is %s? %w: %w", req.RemoteAddr, err, errdefs.ErrUnauthenticated)
 		}
 		allowed := readers
-		if writes {
+		switch {
+		case req.Method == http.MethodPost:
+			allowed = admins
+		case writes:
 			allowed = writers
 		}
 		if !id.Has(allowed...) {
@@ -174,6 +180,11 @@ func (s *server) perform(ctx context.Context, req *http.Request, writes bool, do
 		defer func() { <-s.slots }()
 	case <-ctx.Done():
 		return nil, fmt.Errorf("too many requests at once: %w", errdefs.ErrUnavailable)
+	}
+	if writes && req.Method != http.MethodPost && s.proof != nil {
+		if err := s.proof.wait(ctx); err != nil {
+			return nil, err
+		}
 	}
 	return do(ctx, r)
 }

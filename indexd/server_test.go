@@ -347,7 +347,7 @@ func TestShutdownFinishes(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	release := make(chan struct{})
 	w.storage.FailAfter = func(op fetchertest.Op, key string) error {
-		if op == fetchertest.OpWriteIf {
+		if op == fetchertest.OpWriteIf && strings.HasPrefix(key, repoPrefix) {
 			cancel() // the daemon
 			<-release
 		}

@@ -13,6 +13,7 @@ import (
 // wired is what a Config names.
 type wired struct {
 	backend fetcher.Backend
+	again   func() (fetcher.Backend, error) // opens the storage once more
 	origins Origin
 	tls     *tls.Config                              // nil: plain
 	peer    func(*http.Request) (identity.ID, error) // nil: nobody has an identity
@@ -47,7 +48,9 @@ func (c *Config) wire(id *identity.Source) (_ *wired, err error) {
 			return identity.PeerID(*r.TLS)
 		}
 	}
+	w.again = func() (fetcher.Backend, error) { return w.backend, nil }
 	if w.backend == nil {
+		w.again = c.Storage.Open
 		b, err := c.Storage.Open()
 		if err != nil {
 			return nil, err

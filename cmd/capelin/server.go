@@ -100,7 +100,7 @@ func (c *serverConfig) awaitRoles() <-chan struct{} {
 	}
 	c.Tracker.OnListen = func(_, _ net.Addr) { one() }
 	c.Origin.OnListen = func(_, _, _ net.Addr) { one() }
-	c.Index.OnListen = func(_, _ net.Addr) { one() }
+	c.Index.OnReady = one
 	c.Gateway.OnListen = func(_, _ net.Addr) { one() }
 	return up
 }

@@ -20,6 +20,7 @@ const (
 	PathManifest     = "/v1/manifest"
 	PathReferrers    = "/v1/referrers"
 	PathBlob         = "/v1/blob"
+	PathProve        = "/v1/prove"
 )
 
 // Limits of the API.

@@ -189,6 +189,14 @@ func (c *Client) UnlinkBlob(ctx context.Context, repo string, d digest.Digest) e
 	return c.do(ctx, "DELETE", PathBlob, params("repository", repo, "digest", string(d)), nil, nil)
 }
 
+// Prove has an index find out whether its storage really compares and swaps, by writers that race. It is errdefs.ErrFailedPrecondition if
+// it does not, with what it did; the index then ends.
+func (c *Client) Prove(ctx context.Context) (Proof, error) {
+	var p Proof
+	err := c.do(ctx, "POST", PathProve, nil, nil, &p)
+	return p, err
+}
+
 // content leaves out of a descriptor what the index does not look at.
 func content(d ocispec.Descriptor) *Content {
 	return &Content{ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}}

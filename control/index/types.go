@@ -23,6 +23,13 @@ type Tag struct {
 	Previous []digest.Digest `json:"previous,omitempty"`
 }
 
+// Proof says that a storage was found to compare and swap.
+type Proof struct {
+	Storage string    `json:"storage"`
+	Proved  time.Time `json:"proved"`
+	By      string    `json:"by"` // which version of Capelin has found it out
+}
+
 // Manifest is a manifest or index that a repository has. The bytes are a blob at
 // the origins.
 type Manifest struct {

@@ -199,6 +199,10 @@ type Parts struct {
 	// Ready, if not nil, is closed when the role is up; until then the log says only that
 	// it is starting. nil: it is up when the servers run.
 	Ready <-chan struct{}
+	// WhenReady, if not nil, is called after Ready, when the log has said that the role is up.
+	WhenReady func()
+	// Able, if not nil, says whether the role can do its work, for /readyz.
+	Able func() bool
 	// Up, if not nil, is called when the servers run, with the address of the metrics
 	// or nil if there are none.
 	Up func(metrics net.Addr)
@@ -235,7 +239,7 @@ func (d *Daemon) Serve(ctx context.Context, p Parts) error {
 		return err
 	}
 	var ready atomic.Bool
-	addr := d.show(ready.Load, metrics, &p)
+	addr := d.show(func() bool { return ready.Load() && (p.Able == nil || p.Able()) }, metrics, &p)
 	if p.Ready != nil { // before any server has a word
 		d.log(ctx, "starting", p.Log, addr)
 	}
@@ -255,6 +259,9 @@ func (d *Daemon) Serve(ctx context.Context, p Parts) error {
 			select {
 			case <-p.Ready:
 				d.log(ctx, "up", p.Log, addr)
+				if p.WhenReady != nil {
+					p.WhenReady()
+				}
 			case <-gctx.Done():
 			}
 			return nil
