@@ -12,6 +12,7 @@ command -v runc >/dev/null || missing="$missing runc"
 [ "$1" != test ] || command -v skopeo >/dev/null || missing="$missing skopeo"
 [ "$1" != test ] || [ -x /usr/lib/systemd/systemd ] || missing="$missing systemd"
 [ "$1" != test ] || command -v mkfs.erofs >/dev/null || missing="$missing erofs-utils"
+[ "$1" != test ] || [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
 [ "$1" != bench ] || command -v igzip >/dev/null || missing="$missing isal"
 [ "$1" != stress ] || command -v stress-ng >/dev/null || missing="$missing stress-ng"
 [ -n "$missing" ] || exit 0

@@ -10,6 +10,7 @@ import (
 
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/file"
+	"github.com/capelin-io/capelin/fetcher/httpfile"
 	"github.com/capelin-io/capelin/fetcher/registry"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 )
@@ -18,15 +19,17 @@ import (
 const (
 	KindFile     = "file"
 	KindRegistry = "registry"
+	KindHTTP     = "http"
 	// KindNone is no storage: an origin keeps the bytes itself.
 	KindNone = "none"
 )
 
 // Storage is one storage, whoever uses it: its kind, and a table for each kind of which that one counts.
 type Storage struct {
-	Kind     string          `toml:"kind" comment:"\"file\": a directory. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"none\": nowhere else, the origins themselves keep it."`
+	Kind     string          `toml:"kind" comment:"\"file\": a directory. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"http\": a web server, which is only read. \"none\": nowhere else, the origins themselves keep it."`
 	File     file.Config     `toml:"file" comment:"If kind is \"file\"."`
 	Registry registry.Config `toml:"registry" comment:"If kind is \"registry\"."`
+	HTTP     httpfile.Config `toml:"http" comment:"If kind is \"http\"."`
 }
 
 // IndexStorage is a Storage that can keep an index: it compares and swaps.
@@ -71,6 +74,7 @@ func (s *Storage) kinds() []kind {
 	return []kind{
 		{KindFile, true, s.File.Check, opener(s.File, file.Open)},
 		{KindRegistry, false, s.Registry.Check, opener(s.Registry, registry.Open)},
+		{KindHTTP, false, s.HTTP.Check, opener(s.HTTP, httpfile.Open)},
 	}
 }
 

@@ -17,7 +17,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/capelin-io/capelin/internal/daemon/version"
-	"github.com/capelin-io/capelin/internal/httpclient"
 	"github.com/capelin-io/capelin/internal/httpobject"
 )
 
@@ -247,17 +246,7 @@ func (b *Backend) do(h *docker.RegistryHost, req *http.Request) (*http.Response,
 		}
 		return nil
 	}
-	stall := httpclient.NewStall(req.Context(), b.cfg.Stall.D()) // until its header comes, Timeout counts
-	resp, err := client.Do(req.WithContext(stall.Context()))
-	if err != nil {
-		stall.End()
-		if cerr := req.Context().Err(); cerr != nil {
-			return nil, cerr
-		}
-		return nil, &httpobject.NetworkError{Err: err}
-	}
-	resp.Body = stall.Answer(resp.Body)
-	return resp, nil
+	return httpobject.Do(&client, req, b.cfg.Stall.D())
 }
 
 // said is what a registry says in the body of a refusal.

@@ -13,6 +13,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/containerd/errdefs"
+
+	"github.com/capelin-io/capelin/internal/httpclient"
 )
 
 const (
@@ -153,4 +155,21 @@ func retryAfter(h http.Header) (time.Duration, bool) {
 		return max(time.Until(t), 0), true
 	}
 	return 0, false
+}
+
+// Do sends a request and returns the answer, whose body ends with an error when it brings
+// nothing for so long as stall. How long its header may take is the client's to say. The
+// error is that of the request's context, or a NetworkError.
+func Do(client *http.Client, req *http.Request, stall time.Duration) (*http.Response, error) {
+	s := httpclient.NewStall(req.Context(), stall)
+	resp, err := client.Do(req.WithContext(s.Context()))
+	if err != nil {
+		s.End()
+		if cerr := req.Context().Err(); cerr != nil {
+			return nil, cerr
+		}
+		return nil, &NetworkError{err}
+	}
+	resp.Body = s.Answer(resp.Body)
+	return resp, nil
 }
