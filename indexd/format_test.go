@@ -16,6 +16,8 @@ import (
 func TestFormat(t *testing.T) {
 	w := newWorld(t)
 	w.now = func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC) }
+	writes := 0
+	w.newID = func() string { writes++; return fmt.Sprint("write", writes) }
 	ctx := t.Context()
 	const repo = "team/my-app.v2"
 	m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest,

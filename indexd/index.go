@@ -2,6 +2,7 @@ package indexd
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"strings"
@@ -36,6 +37,7 @@ type Index struct {
 	origins Origin
 	cluster string
 	now     func() time.Time
+	newID   func() string // of a write of a tag
 
 	// tags is what versions of tag objects say, by key, for listings. A version's
 	// content never changes, and listings have the versions.
@@ -75,7 +77,7 @@ func New(backend fetcher.Backend, origins Origin, cluster string) (*Index, error
 		return nil, err
 	}
 	x := &Index{
-		backend: backend, origins: origins, cluster: cluster, now: time.Now,
+		backend: backend, origins: origins, cluster: cluster, now: time.Now, newID: rand.Text,
 		tags: cache, memory: semaphore.NewWeighted(maxMemory),
 	}
 	for i := range x.locks {

@@ -30,6 +30,7 @@ type (
 		Repository string             `json:"repository"`
 		Name       string             `json:"name"`
 		Revision   uint64             `json:"revision"`
+		Write      string             `json:"write,omitempty"`
 		Cluster    string             `json:"cluster"`
 		Updated    time.Time          `json:"updated"`
 		Deleted    bool               `json:"deleted,omitempty"`

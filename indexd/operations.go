@@ -59,7 +59,11 @@ func (s *server) putTag(ctx context.Context, r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := s.index.PutTag(ctx, r.repo(), r.name(), desc)
+	id := r.query.Get("write")
+	if id == "" {
+		id = s.index.newID()
+	}
+	t, err := s.index.PutTagOnce(ctx, r.repo(), r.name(), desc, id)
 	if err != nil {
 		return nil, err
 	}

@@ -68,7 +68,16 @@ func (x *Index) readTag(ctx context.Context, repo, name string) (tagObject, stri
 // (index.MissingError otherwise). desc needs only its digest; what else it says must be
 // true. The tag is durable when PutTag returns.
 func (x *Index) PutTag(ctx context.Context, repo, name string, desc ocispec.Descriptor) (index.Tag, error) {
+	return x.PutTagOnce(ctx, repo, name, desc, x.newID())
+}
+
+// PutTagOnce is PutTag for who may ask again, here or at another index, because there was no answer: if the write of that
+// id is the tag's last one, nothing is written. If others have written the tag since it is written again.
+func (x *Index) PutTagOnce(ctx context.Context, repo, name string, desc ocispec.Descriptor, id string) (index.Tag, error) {
 	if err := checkTag(repo, name); err != nil {
+		return index.Tag{}, err
+	}
+	if err := index.CheckWrite(id); err != nil {
 		return index.Tag{}, err
 	}
 	m, err := x.Manifest(ctx, repo, desc.Digest)
@@ -86,7 +95,7 @@ func (x *Index) PutTag(ctx context.Context, repo, name string, desc ocispec.Desc
 	if err := x.complete(ctx, repo, &m); err != nil {
 		return index.Tag{}, err
 	}
-	t, err := x.update(ctx, repo, name, func(t *tagObject) error {
+	t, err := x.update(ctx, repo, name, id, func(t *tagObject) error {
 		t.Descriptor, t.Deleted = has, false
 		return nil
 	})
@@ -119,7 +128,7 @@ func (x *Index) DeleteTag(ctx context.Context, repo, name string) error {
 	if err := checkTag(repo, name); err != nil {
 		return err
 	}
-	_, err := x.update(ctx, repo, name, func(t *tagObject) error {
+	_, err := x.update(ctx, repo, name, x.newID(), func(t *tagObject) error {
 		if t.Version == 0 || t.Deleted {
 			return fmt.Errorf("tag %s:%s: %w", repo, name, errdefs.ErrNotFound)
 		}
@@ -134,7 +143,7 @@ var errSame = errors.New("nothing to change")
 
 // untag removes a tag if it names the manifest.
 func (x *Index) untag(ctx context.Context, repo, name string, d digest.Digest) error {
-	_, err := x.update(ctx, repo, name, func(t *tagObject) error {
+	_, err := x.update(ctx, repo, name, x.newID(), func(t *tagObject) error {
 		if t.Descriptor.Digest != d {
 			return errSame
 		}
@@ -166,8 +175,9 @@ func (x *Index) untagAll(ctx context.Context, repo string, d digest.Digest) erro
 }
 
 // update writes a tag's next revision: change is called with the present one, as often
-// as others write it in between.
-func (x *Index) update(ctx context.Context, repo, name string, change func(*tagObject) error) (tagObject, error) {
+// as others write it in between. id is of this write, and in the object, so that no two of them are ever the same bytes, and a
+// write whose answer got lost is known when it is read.
+func (x *Index) update(ctx context.Context, repo, name, id string, change func(*tagObject) error) (tagObject, error) {
 	key := tagKey(repo, name)
 	lock := x.locks[maphash.String(seed, key)%uint64(len(x.locks))]
 	select {
@@ -180,7 +190,7 @@ func (x *Index) update(ctx context.Context, repo, name string, change func(*tagO
 	pause := backoff.ExponentialBackOff{InitialInterval: firstWait / 2, MaxInterval: maxWait / 2, Multiplier: 2, RandomizationFactor: 1}
 	for range maxTries {
 		t, version, err := x.readTag(ctx, repo, name)
-		if err != nil {
+		if err != nil || t.Write == id {
 			return t, err
 		}
 		before := t.Descriptor.Digest
@@ -192,9 +202,15 @@ func (x *Index) update(ctx context.Context, repo, name string, change func(*tagO
 			t.Previous = t.Previous[:min(len(t.Previous), maxPrevious)]
 		}
 		t.Version, t.Repository, t.Name = formatVersion, repo, name
-		t.Revision, t.Cluster, t.Updated = t.Revision+1, x.cluster, x.now().UTC().Round(0)
+		t.Revision, t.Write, t.Cluster, t.Updated = t.Revision+1, id, x.cluster, x.now().UTC().Round(0)
 		err = x.writeIf(ctx, key, &t, version)
+		if err == nil {
+			return t, nil
+		}
 		if !errdefs.IsConflict(err) {
+			if is, _, rerr := x.readTag(ctx, repo, name); rerr == nil && is.Write == id { // only the answer got lost
+				return is, nil
+			}
 			return t, err
 		}
 		x.conflicts.Add(1)

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
@@ -161,23 +162,127 @@ func TestHopelessRace(t *testing.T) {
 	})
 }
 
-// An answer that got lost: the write may have been carried out, and repeating it is
-// harmless.
+// An answer of the storage that got lost: the tag is read again, and says whether it was written. If that cannot be said, who asks
+// again with the same id writes nothing twice, at whatever index, unless others have written in between.
 func TestLostAnswer(t *testing.T) {
 	w := newWorld(t)
-	a := w.opaque("r", "a")
-	w.storage.FailAfter = func(op fetchertest.Op, key string) error {
+	a, b := w.opaque("r", "a"), w.opaque("r", "b")
+	var deaf bool // the storage does not answer afterwards, either
+	fail := func(op fetchertest.Op, key string) error {
 		if op == fetchertest.OpWriteIf {
+			if deaf {
+				w.storage.Fail = func(fetchertest.Op, string) error { return errors.New("away") }
+			}
 			return errors.New("connection reset")
 		}
 		return nil
 	}
-	_, err := w.PutTag(t.Context(), "r", "v", a)
-	w.wantErr("put", err, errdefs.ErrUnavailable, "connection reset")
-	w.storage.FailAfter = nil
-	if got, err := w.PutTag(t.Context(), "r", "v", a); err != nil || got.Revision != 2 {
-		t.Errorf("again: %+v, %v", got, err)
+	w.storage.FailAfter = fail
+	if got, err := w.PutTag(t.Context(), "r", "v", a); err != nil || got.Revision != 1 {
+		t.Errorf("put: %+v, %v", got, err)
 	}
+	deaf = true
+	_, err := w.PutTagOnce(t.Context(), "r", "v", b, "once")
+	w.wantErr("put", err, errdefs.ErrUnavailable, "connection reset")
+	w.storage.Fail, w.storage.FailAfter = nil, nil
+	for range 2 {
+		if got, err := w.another().PutTagOnce(t.Context(), "r", "v", b, "once"); err != nil || got.Revision != 2 || got.Descriptor.Digest != b.Digest {
+			t.Errorf("again: %+v, %v", got, err)
+		}
+	}
+	if got, err := w.PutTag(t.Context(), "r", "v", a); err != nil || got.Revision != 3 {
+		t.Errorf("somebody else: %+v, %v", got, err)
+	}
+	if got, err := w.PutTagOnce(t.Context(), "r", "v", b, "once"); err != nil || got.Revision != 4 {
+		t.Errorf("after somebody else: %+v, %v", got, err)
+	}
+	_, err = w.PutTagOnce(t.Context(), "r", "v", b, "a b")
+	w.wantErr("no id", err, errdefs.ErrInvalidArgument)
+
+	// A write that was not done, and whose storage does not say so, is no success.
+	w.storage.Fail = func(op fetchertest.Op, key string) error {
+		if op == fetchertest.OpWriteIf {
+			return errors.New("connection refused")
+		}
+		return nil
+	}
+	_, err = w.PutTag(t.Context(), "r", "v", b)
+	w.wantErr("put", err, errdefs.ErrUnavailable, "connection refused")
+}
+
+// keeping is a storage of checksums that sees whether different writes are ever the same bytes.
+type keeping struct {
+	*fetchertest.Memory
+	mu   sync.Mutex
+	seen map[string]int // by key and version
+}
+
+func (k *keeping) WriteIf(ctx context.Context, key string, data []byte, version string) (fetcher.Info, error) {
+	info, err := k.Memory.WriteIf(ctx, key, data, version)
+	if err == nil {
+		k.mu.Lock()
+		k.seen[key+" "+info.Version]++
+		k.mu.Unlock()
+	}
+	return info, err
+}
+
+// In a storage whose versions are checksums, that come back with the bytes, no two writes under compare-and-swap are the same
+// bytes, at one time and by one clock either, and no revision is lost.
+func TestChecksums(t *testing.T) {
+	w := newWorld(t)
+	k := &keeping{Memory: &fetchertest.Memory{Checksums: true}, seen: map[string]int{}}
+	w.storage.Backend = k
+	a, b := w.opaque("r", "a"), w.opaque("r", "b")
+	const writers, each = 8, 20
+	var wg sync.WaitGroup
+	for i := range writers {
+		x := w.another()
+		x.now = func() time.Time { return time.Time{} } // a clock that tells nothing apart
+		wg.Go(func() {
+			for n := range each {
+				var err error
+				switch d := []ocispec.Descriptor{a, b}[(i+n)%2]; n % 4 {
+				case 3:
+					if err = x.DeleteTag(t.Context(), "r", "v"); errdefs.IsNotFound(err) {
+						err = second(x.PutTag(t.Context(), "r", "v", d))
+					}
+				default:
+					err = second(x.PutTag(t.Context(), "r", "v", d))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	got, _, err := w.readTag(t.Context(), "r", "v")
+	if err != nil || got.Revision != writers*each {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for what, n := range k.seen {
+		if n > 1 {
+			t.Errorf("%s was written %d times", what, n)
+		}
+	}
+	// Two indexes that write the same tag to the same digest at the same instant, of which one hears nothing: it is not told
+	// that the other's write was its own.
+	one, other := w.another(), w.another()
+	now := time.Now()
+	one.now, other.now = func() time.Time { return now }, func() time.Time { return now }
+	w.storage.Fail = func(op fetchertest.Op, key string) error {
+		if op != fetchertest.OpWriteIf {
+			return nil
+		}
+		w.storage.Fail = nil
+		if _, err := other.PutTag(t.Context(), "r", "v", a); err != nil {
+			t.Error(err)
+		}
+		return errors.New("no answer")
+	}
+	_, err = one.PutTag(t.Context(), "r", "v", a)
+	w.wantErr("put", err, errdefs.ErrUnavailable, "no answer")
 }
 
 // What is wrong with the storage is never taken for an answer.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -395,4 +396,62 @@ func TestObjectsHang(t *testing.T) {
 			t.Errorf("slowly, in %v: %v", took, err)
 		}
 	})
+}
+
+// In a backend whose versions are checksums, that come back with the bytes, a record is never again what it was: a push and
+// its removal and the same push are three, because their stamps are. So whoever has read one of them overwrites no later one. What several
+// members say at once is all in it.
+func TestBesideChecksums(t *testing.T) {
+	a := newAt(t, &fetchertest.Memory{Checksums: true})
+	s := &recordBeside{a.real, a.d, a.place}
+	ctx := t.Context()
+	seen := map[string]bool{}
+	var first besideWas
+	for stamp := record.Stamp(10); stamp < 100; stamp += 10 {
+		push := a.push(a.place, "team/a", stamp)
+		if _, err := s.merged(ctx, push); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.removed(ctx, all(push, a.removal("team/a", stamp+5))); err != nil {
+			t.Fatal(err)
+		}
+		was, err := s.read(ctx, push)
+		if err != nil || seen[was.version] {
+			t.Errorf("at %d: %v, seen: %v: %s", stamp, err, seen[was.version], was.as)
+		}
+		seen[was.version] = true
+		if first.version == "" {
+			first = was
+		}
+	}
+	if err := s.put(ctx, a.push(a.place, "team/b", 200), first); !errdefs.IsConflict(err) {
+		t.Errorf("a stale record was written: %v", err)
+	}
+
+	want, err := s.read(ctx, a.push(a.place, "team/a", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := want.record
+	var wg sync.WaitGroup
+	for i := range 8 {
+		push := a.push(a.place, fmt.Sprint("team/", i), record.Stamp(1000+i))
+		whole = record.Merge(whole, push)
+		wg.Go(func() {
+			for {
+				_, err := s.merged(ctx, push)
+				if err == nil {
+					return
+				}
+				if !errdefs.IsUnavailable(err) {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if got := a.record(); !same(got, whole) {
+		t.Errorf("beside it is %s, want %s", show(got), show(whole))
+	}
 }

@@ -44,7 +44,8 @@ func (serverConfig) Notes() map[string]string {
 		"identity": "The certificate needs the roles tracker, origin, index and gateway: \"capelin ca issue --role " +
 			"tracker,origin,index,gateway --name NAME --host ADDRESS\".",
 		"origin.ring.members": "Servers that are one ring need this key, the same on all of them, and gateway.indexes or index.storage. " +
-			"What else is empty follows from it: name from address, origin.trackers (port 7470 of each), index.origins and gateway.origins.",
+			"What else is empty follows from it: name from address, origin.trackers (port 7470 of each), index.origins and gateway.origins; " +
+			"and, if all indexes have one storage, gateway.indexes (port 7490 of each).",
 	}
 	for _, r := range new(serverConfig).roles() {
 		for _, key := range []string{"log_level", "log_format"} { // the process has one log
@@ -126,8 +127,24 @@ func (c *serverConfig) references() []derived[[]string] {
 		{"origin.trackers", &c.Origin.Trackers, "tracker.listen", trackers},
 		{"index.origins", &c.Index.Origins, "origin.listen", origins},
 		{"gateway.origins", &c.Gateway.Origins, "origin.listen", origins},
-		{"gateway.indexes", &c.Gateway.Indexes, "index.listen", []string{c.reached(c.Index.Listen)}},
+		{"gateway.indexes", &c.Gateway.Indexes, "index.listen", c.indexes()},
 	}
+}
+
+// indexes returns this server's index and, if they have one storage, those of all other members whose names are known, on this one's port.
+func (c *serverConfig) indexes() []string {
+	own := c.reached(c.Index.Listen)
+	all := []string{own}
+	if !c.Index.Storage.Shared() && c.Index.Storage.File.Path == filepath.Join(c.Data, "index") {
+		return all
+	}
+	_, port, _ := net.SplitHostPort(own)
+	for _, m := range c.Origin.Ring.List() {
+		if x := net.JoinHostPort(hostOf(m), port); m.Name != "" && m.Name != c.Origin.Node && x != own {
+			all = append(all, x)
+		}
+	}
+	return all
 }
 
 // ring returns the trackers and origins of all servers whose origins are one ring: this one's, and those of the other members, which
@@ -273,7 +290,7 @@ func (c *serverConfig) Validate() error {
 			bad(r.name+".pprof", "is served on loopback only, and %s.metrics is %q", r.name, m)
 		}
 	}
-	if c.several() && len(c.Gateway.Indexes) == 0 && c.Index.Storage.File.Path == "" {
+	if c.several() && len(c.Gateway.Indexes) == 0 && c.Index.Storage.File.Path == "" && !c.Index.Storage.Shared() {
 		bad("gateway.indexes", "must be set, because there are several servers (origin.ring.members) and each one's index has tags of its "+
 			"own: name one server's index here, the same on all of them, such as %q", net.JoinHostPort(c.Address, "7490"))
 	}

@@ -3,6 +3,7 @@ package index
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -78,7 +79,7 @@ func (c *Client) Tag(ctx context.Context, repo, name string) (Tag, error) {
 // left out of desc. The tag that is returned is durable.
 func (c *Client) PutTag(ctx context.Context, repo, name string, desc ocispec.Descriptor) (Tag, error) {
 	var t Tag
-	err := c.do(ctx, "PUT", PathTag, params("repository", repo, "name", name), content(desc), &t)
+	err := c.do(ctx, "PUT", PathTag, params("repository", repo, "name", name, "write", rand.Text()), content(desc), &t)
 	return t, err
 }
 

@@ -46,6 +46,16 @@ func CheckTag(name string) error {
 	return nil
 }
 
+var writePattern = regexp.MustCompile(`^[A-Za-z0-9]{1,64}$`)
+
+// CheckWrite reports what is wrong with the id of a write, as errdefs.ErrInvalidArgument.
+func CheckWrite(id string) error {
+	if !writePattern.MatchString(id) {
+		return fmt.Errorf("%s is no id of a write, 1 to 64 letters and digits: %w", quote(id), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
 // CheckDigest reports what is wrong with a digest, as errdefs.ErrInvalidArgument.
 func CheckDigest(d digest.Digest) error {
 	if err := d.Validate(); err != nil {

@@ -58,8 +58,21 @@ func (s IndexStorage) Check(prefix string) []error {
 	}
 }
 
-// Open is Storage's.
-func (s IndexStorage) Open() (fetcher.Backend, error) { return s.storage().Open() }
+// Open is Storage's. It refuses a directory where another index on another machine would not be seen at once (file.Coherent).
+func (s IndexStorage) Open() (fetcher.Backend, error) {
+	b, err := s.storage().Open()
+	if err == nil && s.Kind == KindFile {
+		if err = file.Coherent(s.File.Path); err != nil {
+			_ = b.Close()
+			return nil, err
+		}
+	}
+	return b, err
+}
+
+// Shared reports whether indexes on several machines that have this storage in their configuration have the same one, as far as that tells: a
+// directory may be each machine's own.
+func (s IndexStorage) Shared() bool { return s.Kind != KindFile }
 
 // kind is what is to be known of one.
 type kind struct {

@@ -23,6 +23,10 @@ func TestDecorated(t *testing.T) {
 	}, Options{})
 }
 
+func TestChecksums(t *testing.T) {
+	Run(t, func(*testing.T) fetcher.Backend { return &Memory{Checksums: true} }, Options{})
+}
+
 func TestSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := new(Memory)

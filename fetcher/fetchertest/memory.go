@@ -3,24 +3,28 @@ package fetchertest
 import (
 	"bytes"
 	"context"
+	"crypto/md5"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/tidwall/btree"
 
 	"github.com/capelin-io/capelin/fetcher"
 )
 
-// Memory is a backend that forgets all at Close. The zero value is ready for use.
+// Memory is a backend that forgets all when nobody has it any more. The zero value is ready for use.
 type Memory struct {
-	mu      sync.Mutex
-	objects map[string]object
+	// Checksums: a version is the MD5 of an object's bytes, as an ETag of S3 is, and comes back with them.
+	Checksums bool
+
+	mu      sync.RWMutex
+	objects btree.Map[string, object]
 	seq     int64
 }
 
@@ -34,7 +38,7 @@ var _ fetcher.Backend = (*Memory)(nil)
 func (m *Memory) Name() string { return "memory:" }
 
 func (m *Memory) Capabilities() fetcher.Capabilities {
-	return fetcher.Capabilities{Write: true, List: true, Delete: true, CompareAndSwap: true, Generations: true}
+	return fetcher.Capabilities{Write: true, List: true, Delete: true, CompareAndSwap: true, Generations: !m.Checksums}
 }
 
 func (m *Memory) Check(ctx context.Context) error { return ctx.Err() }
@@ -45,9 +49,9 @@ func (m *Memory) get(ctx context.Context, op, key string) (object, error) {
 	if err := errors.Join(fetcher.CheckKey(key), ctx.Err()); err != nil {
 		return object{}, fmt.Errorf("memory: %s %s: %w", op, key, err)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	o, ok := m.objects[key]
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	o, ok := m.objects.Get(key)
 	if !ok {
 		return object{}, fmt.Errorf("memory: %s %s: %w", op, key, errdefs.ErrNotFound)
 	}
@@ -105,7 +109,8 @@ func (m *Memory) WriteIf(ctx context.Context, key string, data []byte, version s
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if have := m.objects[key].info.Version; have != version {
+	o, _ := m.objects.Get(key)
+	if have := o.info.Version; have != version {
 		return fetcher.Info{}, fmt.Errorf("memory: writing %s: its version is %q, not %q: %w", key, have, version, errdefs.ErrConflict)
 	}
 	return m.put(key, bytes.Clone(data)), nil
@@ -114,10 +119,10 @@ func (m *Memory) WriteIf(ctx context.Context, key string, data []byte, version s
 func (m *Memory) put(key string, data []byte) fetcher.Info {
 	m.seq++
 	info := fetcher.Info{Key: key, Size: int64(len(data)), Version: strconv.FormatInt(m.seq, 10), Modified: time.Now()}
-	if m.objects == nil {
-		m.objects = map[string]object{}
+	if m.Checksums {
+		info.Version = fmt.Sprintf("%x", md5.Sum(data))
 	}
-	m.objects[key] = object{info, data}
+	m.objects.Set(key, object{info, data})
 	return info
 }
 
@@ -134,17 +139,21 @@ func (m *Memory) List(ctx context.Context, prefix, after string, limit int) (pag
 	if limit < 1 || limit > 1000 {
 		limit = 1000
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for key, o := range m.objects {
-		if strings.HasPrefix(key, prefix) && key > after {
-			page = append(page, o.info)
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	m.objects.Ascend(max(prefix, after), func(key string, o object) bool {
+		switch {
+		case key == after:
+			return true
+		case !strings.HasPrefix(key, prefix):
+			return false
+		case len(page) == limit:
+			more = true
+			return false
 		}
-	}
-	slices.SortFunc(page, func(a, b fetcher.Info) int { return strings.Compare(a.Key, b.Key) })
-	if len(page) > limit {
-		page, more = page[:limit], true
-	}
+		page = append(page, o.info)
+		return true
+	})
 	return page, more, nil
 }
 
@@ -154,6 +163,6 @@ func (m *Memory) Delete(ctx context.Context, key string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.objects, key)
+	m.objects.Delete(key)
 	return nil
 }

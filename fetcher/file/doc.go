@@ -4,7 +4,7 @@
 //
 // Start from [Open]. All methods may be called concurrently, by any number of
 // processes too, on one machine or on several that share a file system with
-// working flock (NFS has it since Linux 2.6.12).
+// working flock (NFS has it since Linux 2.6.12; see [Coherent]).
 //
 // # What is on disk
 //
