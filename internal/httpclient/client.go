@@ -28,7 +28,7 @@ type Options struct {
 	Servers []string
 	// TLS is for servers that are named by host:port (nil: plain HTTP) or https.
 	TLS *tls.Config
-	// DialTimeout is for a connection, and as long again for TLS.
+	// DialTimeout is for a connection, and as long again for TLS. 0: as long as the request has.
 	DialTimeout time.Duration
 	// Bulk: bodies are large. Each has a connection for itself (HTTP/1.1), which moves
 	// them faster than streams that share one.
@@ -80,17 +80,18 @@ func New(o Options) (*Client, error) {
 			c.servers = append(c.servers, newServer(base))
 		}
 	}
+	dial := o.Dial
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
 	tr := &http.Transport{
-		DialContext:           o.Dial,
+		DialContext:           dialed(dial, o.DialTimeout),
 		TLSHandshakeTimeout:   o.DialTimeout,
 		MaxIdleConnsPerHost:   o.MaxIdle,
 		IdleConnTimeout:       time.Minute,
 		ExpectContinueTimeout: 2 * time.Second,
 		DisableCompression:    true,
 		ForceAttemptHTTP2:     !o.Bulk,
-	}
-	if tr.DialContext == nil {
-		tr.DialContext = (&net.Dialer{Timeout: o.DialTimeout}).DialContext
 	}
 	if o.Bulk {
 		tr.ReadBufferSize, tr.WriteBufferSize = 64<<10, 64<<10

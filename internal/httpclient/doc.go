@@ -21,6 +21,9 @@
 // A request without a large body has a time in which it must be over ([Within]). A
 // transfer may take as long as it likes, but not stand still: [Stall].
 //
+// A connection to a machine that has vanished (its power, its cable) ends within about 5 s, be it used or idle, as nobody
+// acknowledges what is sent; one to a server that is slow does not.
+//
 // # Concurrency
 //
 // A Client is safe for concurrent use and starts no goroutine of its own.
