@@ -32,7 +32,7 @@ var rooms = []room{
 	{"swarm/wire", []string{"swarm/piece"}, "strangers' bytes are parsed by the standard library alone"},
 	{"swarm", []string{"internal/hostaddr", "swarm/piece", "swarm/wire"}, "the data plane knows no registry, no containerd and no daemon"},
 	{"internal/daemon", []string{"internal/durable", "internal/reload"}, "what every daemon has knows none of them"},
-	{"fetcher", []string{"internal/daemon", "internal/diskfull", "internal/durable", "internal/httpobject"},
+	{"fetcher", []string{"internal/daemon", "internal/diskfull", "internal/durable", "internal/httpclient", "internal/httpobject"},
 		"storages know neither swarm nor daemons"},
 	{"content", []string{"internal/diskfull", "internal/durable", "internal/keylock", "swarm/piece"}, "bytes on disk know no network"},
 	{"control", []string{"internal/daemon", "internal/errclass", "internal/httpclient", "internal/rpcerr", "fetcher",

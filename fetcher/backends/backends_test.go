@@ -59,7 +59,7 @@ namespaces = ["a)(b", "("]
 kind = "file"
 file.path = "relative"
 [[backend]]
-kind = "s3"
+kind = "tape"
 namespaces = []
 [[backend]]
 name = "x"
@@ -74,7 +74,7 @@ F:4:1: backend[0].namespaces: "a)(b": error parsing regexp
 F:4:1: backend[0].namespaces: "(": error parsing regexp
 F:6:1: backend[0].file.path: "relative" is not an absolute path
 F:7:1: backend[1].name: "" is not
-F:8:1: backend[1].kind: "s3" is not "file", 
+F:8:1: backend[1].kind: "tape" is not "file", 
 F:9:1: backend[1].namespaces: must have a pattern
 F:14:1: backend[3].registry.host: "" is not a host
 F:15:1: backend[3].name: there is another backend "x"`},

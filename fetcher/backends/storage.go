@@ -10,6 +10,7 @@ import (
 
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/file"
+	"github.com/capelin-io/capelin/fetcher/gcs"
 	"github.com/capelin-io/capelin/fetcher/httpfile"
 	"github.com/capelin-io/capelin/fetcher/registry"
 	"github.com/capelin-io/capelin/internal/daemon/config"
@@ -18,6 +19,7 @@ import (
 // Kinds of storages.
 const (
 	KindFile     = "file"
+	KindGCS      = "gcs"
 	KindRegistry = "registry"
 	KindHTTP     = "http"
 	// KindNone is no storage: an origin keeps the bytes itself.
@@ -26,19 +28,21 @@ const (
 
 // Storage is one storage, whoever uses it: its kind, and a table for each kind of which that one counts.
 type Storage struct {
-	Kind     string          `toml:"kind" comment:"\"file\": a directory. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"http\": a web server, which is only read. \"none\": nowhere else, the origins themselves keep it."`
+	Kind     string          `toml:"kind" comment:"\"file\": a directory. \"gcs\": a bucket of Google Cloud Storage. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"http\": a web server, which is only read. \"none\": nowhere else, the origins themselves keep it."`
 	File     file.Config     `toml:"file" comment:"If kind is \"file\"."`
+	GCS      gcs.Config      `toml:"gcs" comment:"If kind is \"gcs\"."`
 	Registry registry.Config `toml:"registry" comment:"If kind is \"registry\"."`
 	HTTP     httpfile.Config `toml:"http" comment:"If kind is \"http\"."`
 }
 
 // IndexStorage is a Storage that can keep an index: it compares and swaps.
 type IndexStorage struct {
-	Kind string      `toml:"kind" comment:"\"file\": a directory. Default \"file\"."`
+	Kind string      `toml:"kind" comment:"\"file\": a directory. \"gcs\": a bucket of Google Cloud Storage. Default \"file\"."`
 	File file.Config `toml:"file" comment:"If kind is \"file\"."`
+	GCS  gcs.Config  `toml:"gcs" comment:"If kind is \"gcs\"."`
 }
 
-func (s IndexStorage) storage() *Storage { return &Storage{Kind: s.Kind, File: s.File} }
+func (s IndexStorage) storage() *Storage { return &Storage{Kind: s.Kind, File: s.File, GCS: s.GCS} }
 
 // Check is Storage's.
 func (s IndexStorage) Check(prefix string) []error {
@@ -86,6 +90,7 @@ type kind struct {
 func (s *Storage) kinds() []kind {
 	return []kind{
 		{KindFile, true, s.File.Check, opener(s.File, file.Open)},
+		{KindGCS, true, s.GCS.Check, opener(s.GCS, gcs.Open)},
 		{KindRegistry, false, s.Registry.Check, opener(s.Registry, registry.Open)},
 		{KindHTTP, false, s.HTTP.Check, opener(s.HTTP, httpfile.Open)},
 	}
