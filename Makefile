@@ -201,11 +201,16 @@ $(B)/conformance: $(I)/tools/conformance/go.mod
 
 # What package integration/storages starts.
 .PHONY: storage-servers
-storage-servers: $(B)/versitygw
+storage-servers: $(B)/versitygw $(B)/fake-gcs-server
 
 $(B)/versitygw: $(I)/tools/versitygw/go.mod
 	@echo "building versitygw, an S3 server (once, a minute or two)"
 	@cd $(<D) && $(TOOLBUILD) -o ../../bin/versitygw github.com/versity/versitygw/cmd/versitygw
+	@touch $@
+
+$(B)/fake-gcs-server: $(I)/tools/fake-gcs-server/go.mod
+	@echo "building fake-gcs-server (once, a few minutes)"
+	@cd $(<D) && $(TOOLBUILD) -o ../../bin/fake-gcs-server github.com/fsouza/fake-gcs-server
 	@touch $@
 
 # A shallow clone has no other commit than its own, and upgrades from that.
