@@ -13,6 +13,7 @@ import (
 	"github.com/capelin-io/capelin/fetcher/gcs"
 	"github.com/capelin-io/capelin/fetcher/httpfile"
 	"github.com/capelin-io/capelin/fetcher/registry"
+	"github.com/capelin-io/capelin/fetcher/s3"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
@@ -22,27 +23,30 @@ const (
 	KindGCS      = "gcs"
 	KindRegistry = "registry"
 	KindHTTP     = "http"
+	KindS3       = "s3"
 	// KindNone is no storage: an origin keeps the bytes itself.
 	KindNone = "none"
 )
 
 // Storage is one storage, whoever uses it: its kind, and a table for each kind of which that one counts.
 type Storage struct {
-	Kind     string          `toml:"kind" comment:"\"file\": a directory. \"gcs\": a bucket of Google Cloud Storage. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"http\": a web server, which is only read. \"none\": nowhere else, the origins themselves keep it."`
+	Kind     string          `toml:"kind" comment:"\"file\": a directory. \"gcs\": a bucket of Google Cloud Storage. \"s3\": a bucket of AWS S3, or of another storage with its API. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"http\": a web server, which is only read. \"none\": nowhere else, the origins themselves keep it."`
 	File     file.Config     `toml:"file" comment:"If kind is \"file\"."`
 	GCS      gcs.Config      `toml:"gcs" comment:"If kind is \"gcs\"."`
 	Registry registry.Config `toml:"registry" comment:"If kind is \"registry\"."`
 	HTTP     httpfile.Config `toml:"http" comment:"If kind is \"http\"."`
+	S3       s3.Config       `toml:"s3" comment:"If kind is \"s3\"."`
 }
 
 // IndexStorage is a Storage that can keep an index: it compares and swaps.
 type IndexStorage struct {
-	Kind string      `toml:"kind" comment:"\"file\": a directory. \"gcs\": a bucket of Google Cloud Storage. Default \"file\"."`
+	Kind string      `toml:"kind" comment:"\"file\": a directory. \"gcs\": a bucket of Google Cloud Storage. \"s3\": a bucket of AWS S3, or of another storage with its API that can compare and swap (If-Match). Default \"file\"."`
 	File file.Config `toml:"file" comment:"If kind is \"file\"."`
 	GCS  gcs.Config  `toml:"gcs" comment:"If kind is \"gcs\"."`
+	S3   s3.Config   `toml:"s3" comment:"If kind is \"s3\"."`
 }
 
-func (s IndexStorage) storage() *Storage { return &Storage{Kind: s.Kind, File: s.File, GCS: s.GCS} }
+func (s IndexStorage) storage() *Storage { return &Storage{Kind: s.Kind, File: s.File, GCS: s.GCS, S3: s.S3} }
 
 // Check is Storage's.
 func (s IndexStorage) Check(prefix string) []error {
@@ -93,6 +97,7 @@ func (s *Storage) kinds() []kind {
 		{KindGCS, true, s.GCS.Check, opener(s.GCS, gcs.Open)},
 		{KindRegistry, false, s.Registry.Check, opener(s.Registry, registry.Open)},
 		{KindHTTP, false, s.HTTP.Check, opener(s.HTTP, httpfile.Open)},
+		{KindS3, true, s.S3.Check, opener(s.S3, s3.Open)},
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"github.com/capelin-io/capelin/fetcher/s3"
 )
 
 // Versitygw is an S3 server, over a directory.
@@ -33,4 +35,19 @@ func StartVersitygw(t TB, dir string) *Versitygw {
 		},
 	})
 	return v
+}
+
+// Setenv gives this process the server's credentials, where AWS's library looks for them.
+func (v *Versitygw) Setenv(t interface{ Setenv(key, value string) }) {
+	t.Setenv("AWS_ACCESS_KEY_ID", v.Access)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", v.Secret)
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	for _, file := range []string{"AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"} {
+		t.Setenv(file, filepath.Join(v.dir, "none"))
+	}
+}
+
+// Config is the configuration of what is below a prefix, for a server or a proxy before it.
+func (v *Versitygw) Config(url, prefix string) s3.Config {
+	return s3.Config{Bucket: v.Bucket, Prefix: prefix, Region: v.Region, Endpoint: url, PathStyle: true}
 }
