@@ -49,6 +49,8 @@ func TestValidate(t *testing.T) {
 		{"origins = [\"x\"]\n", "origins"},
 		{"[storage]\nkind = \"registry\"\n", "storage.kind: \"registry\" cannot compare and swap"},
 		{"[storage]\nkind = \"none\"\n", "storage.kind"},
+		{"[next]\nkind = \"registry\"\n", "next.kind: \"registry\" cannot compare and swap"},
+		{"[next]\nkind = \"file\"\nfile.path = \"/x\"\n", ""},
 		{"[storage.file]\npath = \"relative\"\n", "storage.file.path"},
 	} {
 		cfg := DefaultConfig()

@@ -88,7 +88,10 @@ func (p *proof) find(ctx context.Context) error {
 	}
 	p.once.Do(func() { close(p.tried) })
 	if refuted(err) {
-		p.failed <- err
+		select {
+		case p.failed <- err:
+		default: // "again" has said it
+		}
 		return nil
 	}
 	return err

@@ -138,6 +138,11 @@ func TestRefuted(t *testing.T) {
 
 	b.lies.Store(false)
 	p = startIndex(t, b, newOrigins())
+	for p.ready(t) != http.StatusOK { // what it finds out at its start is not to be disturbed
+		if t.Context().Err() != nil {
+			t.Fatal("it is never ready")
+		}
+	}
 	c := client(t, p.api)
 	if is, err := c.Prove(t.Context()); err != nil || is.Storage != "memory:" || is.By == "" || is.Proved.IsZero() {
 		t.Errorf("%+v, %v", is, err)

@@ -16,8 +16,8 @@ import (
 const shutdownTimeout = 5 * time.Second
 
 // Run is the index. It returns nil after ctx is cancelled and all requests have
-// ended, or an error if it cannot listen, or the storage cannot keep an index. A storage that is away is waited
-// for; until it is there, and known to compare and swap (fetcher.Prove), the index is not ready, and refuses to write.
+// ended, or an error if it cannot listen, or the storage cannot keep an index, or keeps one that has moved. A storage that is
+// away is waited for; until it is there, and known to compare and swap (fetcher.Prove), the index is not ready, and refuses to write.
 func Run(ctx context.Context, cfg Config) error {
 	return daemon.Run(ctx, "index", &cfg, func(ctx context.Context, d *daemon.Daemon) (err error) {
 		w, err := cfg.wire(d.Identity)
@@ -45,7 +45,7 @@ func Run(ctx context.Context, cfg Config) error {
 			}}},
 			Work: []daemon.Part{{Run: func(ctx context.Context) error {
 				return p.run(ctx, func(do func() error) error { return d.Overcome(ctx, "storage", "writing", do) })
-			}}},
+			}}, {Run: func(ctx context.Context) error { return join(ctx, w.backend) }}},
 			Ready: p.known, WhenReady: cfg.OnReady, Able: p.is,
 			Log: log.Fields{"listen": ln.Addr().String(), "storage": w.backend.Name(), "tls": w.tls != nil},
 			Up: func(metrics net.Addr) {

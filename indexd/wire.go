@@ -50,8 +50,8 @@ func (c *Config) wire(id *identity.Source) (_ *wired, err error) {
 	}
 	w.again = func() (fetcher.Backend, error) { return w.backend, nil }
 	if w.backend == nil {
-		w.again = c.Storage.Open
-		b, err := c.Storage.Open()
+		w.again = c.openStorage
+		b, err := c.openStorage()
 		if err != nil {
 			return nil, err
 		}
