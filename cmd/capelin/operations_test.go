@@ -27,6 +27,7 @@ type operations struct {
 	again *strings.Replacer // its addresses and files become those of this test
 	done  []string          // headings whose commands were run
 	procs map[string]*exec.Cmd
+	index string // what the server of the index has in its file, beside the rest
 }
 
 func readOperations(t *testing.T) *operations {
@@ -36,11 +37,7 @@ func readOperations(t *testing.T) *operations {
 		t.Fatal(err)
 	}
 	o := &operations{t: t, dir: t.TempDir(), text: string(b), procs: map[string]*exec.Cmd{}}
-	var pairs []string
-	for i := range 4 {
-		pairs = append(pairs, fmt.Sprintf("10.0.0.%d", i+1), o.addr(i))
-	}
-	o.again = strings.NewReplacer(pairs...)
+	o.again = strings.NewReplacer(o.pairs()...)
 	o.toml = o.block("Three servers", "toml")
 	t.Cleanup(func() {
 		for name := range o.procs {
@@ -48,6 +45,15 @@ func readOperations(t *testing.T) *operations {
 		}
 	})
 	return o
+}
+
+// pairs are addresses and files of the document, each with what it is here.
+func (o *operations) pairs() (pairs []string) {
+	for i := range 4 {
+		pairs = append(pairs, fmt.Sprintf("10.0.0.%d", i+1), o.addr(i))
+	}
+	return append(pairs, "/var/lib/capelin/server", filepath.Join(o.dir, "a", "data"),
+		"/backup/capelin", filepath.Join(o.dir, "backup"), "/srv/capelin", filepath.Join(o.dir, "srv"))
 }
 
 // addr returns an address of this machine on which no other test has ports.
@@ -110,6 +116,9 @@ func (o *operations) start(name string, more string) {
 	text := strings.Replace(o.toml, `address = "10.0.0.1"`, fmt.Sprintf("address = %q", o.addr(i)), 1)
 	text = strings.ReplaceAll(o.again.Replace(text), "/etc/capelin/pki", at)
 	text = strings.Replace(text, `:7480"]`, `:7480"`+o.again.Replace(more)+"]", 1)
+	if name == "a" {
+		text += "\n" + o.again.Replace(o.index)
+	}
 	if err := os.WriteFile(at+"/server.toml", []byte(text), 0o600); err != nil {
 		o.t.Fatal(err)
 	}
@@ -217,11 +226,50 @@ func TestOperations(t *testing.T) {
 	}
 	o.run("`min_replicas` disks lost at once")
 	o.run("Replace a machine, or a disk") // which waits until it is whole
-	for i := range 3 {
-		if got := o.image("pull", ref(i), "oci:"+filepath.Join(o.dir, fmt.Sprint("pulled", i))); got != want {
-			t.Errorf("the gateway of %c has %s, want %s", 'a'+i, got, want)
+	pulls := 0
+	pullAll := func() {
+		t.Helper()
+		for i := range 3 {
+			pulls++
+			if got := o.image("pull", ref(i), "oci:"+filepath.Join(o.dir, fmt.Sprint("pulled", pulls))); got != want {
+				t.Errorf("the gateway of %c has %s, want %s", 'a'+i, got, want)
+			}
 		}
 	}
+	pullAll()
+
+	o.run("Back up")
+	for _, name := range []string{"a", "b", "c"} {
+		o.kill(name)
+	}
+	for _, name := range []string{"a", "b", "c"} {
+		if err := os.RemoveAll(filepath.Join(o.dir, name, "data")); err != nil {
+			t.Fatal(err)
+		}
+		o.start(name, "")
+	}
+	o.eventually("MEMBER", "ring", "--origin", o.addr(0)+":7480")
+	o.run("Three servers")
+	o.run("Restore")
+	pullAll()
+
+	o.kill("a")
+	o.index = o.block("Moving an index", "toml")
+	o.start("a", "")
+	o.eventually("MEMBER", "ring", "--origin", o.addr(0)+":7480")
+	if _, said, err := execute(t, o.operator(strings.Fields(o.again.Replace(o.block("Moving an index", "sh")))[1:]...)...); err == nil ||
+		!strings.Contains(err.Error(), "--gone ") {
+		t.Errorf("an index that was killed is still registered, and %v\n%s", err, said)
+	} else if _, gone, _ := strings.Cut(err.Error(), "--gone "); gone != "" {
+		o.again = strings.NewReplacer(append([]string{"/srv/capelin/index\n", o.dir + "/srv/index --gone " + gone + "\n"}, o.pairs()...)...)
+	}
+	o.run("Moving an index")
+	pullAll()
+	o.kill("a")
+	o.index = strings.NewReplacer("[index.next]", "[index.storage]").Replace(o.index)
+	o.start("a", "")
+	o.eventually("MEMBER", "ring", "--origin", o.addr(0)+":7480")
+	pullAll()
 	_, metrics := get(o.addr(0)+":7501", "/metrics")
 	for _, name := range regexp.MustCompile("`(capelin_[a-z_]+)").FindAllStringSubmatch(o.text, -1) {
 		if !strings.Contains(metrics, "\n"+name[1]+"{") && !strings.Contains(metrics, "\n"+name[1]+" ") {

@@ -508,3 +508,9 @@ func GiveUp(ctx context.Context, from fetcher.Backend) error {
 	}
 	return nil
 }
+
+// String is for people.
+func (p Progress) String() string {
+	return fmt.Sprintf("%s: %d objects, %d copied (%d bytes), %d compared, of which %d were copied again; %d changed meanwhile, "+
+		"%d of them while writes waited", p.Phase, p.Objects, p.Copied, p.Bytes, p.Verified, p.Mended, p.Followed+p.Waited, p.Waited)
+}

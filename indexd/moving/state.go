@@ -131,3 +131,8 @@ func swap(ctx context.Context, b fetcher.Backend, key string, v any, version str
 	}
 	return info.Version, nil
 }
+
+// Here is errdefs.ErrFailedPrecondition if a storage is not where its index is, because that has moved, or is not there yet.
+func Here(ctx context.Context, b fetcher.Backend) error {
+	return New(b, nil, "").allowed(ctx, true)
+}

@@ -69,7 +69,7 @@ func (s *Storage) Join(ctx context.Context) error {
 		err = enter(ctx, s.next, self)
 	}
 	if err == nil {
-		err = s.allowed(ctx)
+		err = s.allowed(ctx, false)
 	}
 	if errdefs.IsFailedPrecondition(err) {
 		s.leave(ctx)
@@ -97,8 +97,9 @@ func (s *Storage) leave(ctx context.Context) {
 	}
 }
 
-// allowed is errdefs.ErrFailedPrecondition if the index may not use the storages that it is told.
-func (s *Storage) allowed(ctx context.Context) error {
+// allowed is errdefs.ErrFailedPrecondition if the index may not use the storages that it is told. Who only reads may do so until
+// the index has moved.
+func (s *Storage) allowed(ctx context.Context, reads bool) error {
 	st, err := readState(ctx, s.old)
 	if err != nil {
 		return err
@@ -117,7 +118,7 @@ func (s *Storage) allowed(ctx context.Context) error {
 				s.next.Name(), after.To, errdefs.ErrFailedPrecondition)
 		}
 		return err
-	case st.Phase == none:
+	case st.Phase == none, reads && st.Phase != moved:
 		return nil
 	case st.Phase == moved:
 		return fmt.Errorf("the index that was in %s has moved to %s: configure that as its storage: %w",
