@@ -201,7 +201,7 @@ $(B)/conformance: $(I)/tools/conformance/go.mod
 
 # What package integration/storages starts.
 .PHONY: storage-servers
-storage-servers: $(B)/versitygw $(B)/fake-gcs-server
+storage-servers: $(B)/versitygw $(B)/fake-gcs-server $(B)/registry
 
 $(B)/versitygw: $(I)/tools/versitygw/go.mod
 	@echo "building versitygw, an S3 server (once, a minute or two)"

@@ -46,7 +46,9 @@ type IndexStorage struct {
 	S3   s3.Config   `toml:"s3" comment:"If kind is \"s3\"."`
 }
 
-func (s IndexStorage) storage() *Storage { return &Storage{Kind: s.Kind, File: s.File, GCS: s.GCS, S3: s.S3} }
+func (s IndexStorage) storage() *Storage {
+	return &Storage{Kind: s.Kind, File: s.File, GCS: s.GCS, S3: s.S3}
+}
 
 // Check is Storage's.
 func (s IndexStorage) Check(prefix string) []error {

@@ -17,6 +17,9 @@
 // are run. All of it is read again every few minutes, and when the registry refuses what
 // there is, so that rotated secrets need no restart.
 //
+// With auth = "ecr" the host itself is told AWS's token instead, which package ecr has, and
+// which only that host is told.
+//
 // # Requests
 //
 // The requests themselves (HEAD and GET of a blob or manifest) are made here, on

@@ -16,6 +16,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/fetcher/registry/ecr"
 	"github.com/capelin-io/capelin/internal/httpobject"
 )
 
@@ -34,6 +35,8 @@ type Backend struct {
 	sizes *lru.Cache[string, int64] // by key
 	gates [16]chan struct{}         // 1 buffered, by repository; see authorize
 	wg    sync.WaitGroup            // authorizations under way
+
+	tokens *ecr.Tokens // of the host itself; nil: it is not at ECR
 
 	closing context.Context // they end with it
 	closed  context.CancelFunc
@@ -59,6 +62,10 @@ func Open(cfg Config) (*Backend, error) {
 		return nil, err
 	}
 	b.hosts = h
+	if b.cfg.Auth == authECR {
+		r, _ := b.cfg.ecr()
+		b.tokens = ecr.New(r)
+	}
 	b.closing, b.closed = context.WithCancel(context.Background())
 	return b, nil
 }
@@ -67,6 +74,9 @@ func Open(cfg Config) (*Backend, error) {
 func (b *Backend) Close() error {
 	b.closed()
 	b.wg.Wait()
+	if b.tokens != nil {
+		b.tokens.Close()
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.hosts.close()
@@ -77,9 +87,13 @@ func (b *Backend) Close() error {
 func (b *Backend) Name() string { return "registry:" + b.cfg.Host }
 
 // Check implements fetcher.Backend: a host answers as a registry does (OCI distribution spec, end-1), if only that it wants to
-// know who asks: what one may read depends on the repository.
+// know who asks: what one may read depends on the repository. At ECR it takes the token, too.
 func (b *Backend) Check(ctx context.Context) error {
-	resp, err := b.send(ctx, request{method: http.MethodGet, accept: []int{http.StatusUnauthorized}})
+	r := request{method: http.MethodGet}
+	if b.tokens == nil {
+		r.accept = []int{http.StatusUnauthorized}
+	}
+	resp, err := b.send(ctx, r)
 	if err != nil {
 		return fmt.Errorf("%s: asking for its API: %w", b.Name(), err)
 	}

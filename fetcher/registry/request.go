@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"cuelabs.dev/go/oci/ociregistry"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -76,7 +77,8 @@ func hostsFor(h *hosts, r request) []docker.RegistryHost {
 func (b *Backend) askLast(ctx context.Context, r request) (*http.Response, error) {
 	unauthorized := func(err error) bool {
 		var auth *authError
-		return errors.As(err, &auth) && errdefs.IsUnavailable(err)
+		var token *tokenError
+		return (errors.As(err, &auth) || errors.As(err, &token)) && errdefs.IsUnavailable(err)
 	}
 	return httpobject.Retry(ctx, b.backoff, b.cfg.Retry.D(), unauthorized,
 		func() (*http.Response, error) { return b.ask(ctx, r, -1) })
@@ -99,6 +101,9 @@ func (b *Backend) ask(ctx context.Context, r request, i int) (*http.Response, er
 			return resp, nil
 		}
 		err = fmt.Errorf("%s: %w", list[i].Host, err)
+		if b.tokenFor(&list[i]) {
+			return nil, err // a fresh one was tried
+		}
 		var auth *authError
 		if !errors.As(err, &auth) && !errdefs.IsUnauthorized(err) && !errdefs.IsPermissionDenied(err) {
 			return nil, err
@@ -139,16 +144,14 @@ func (b *Backend) exchange(ctx context.Context, h *docker.RegistryHost, r reques
 	if h.Host != b.cfg.Host && (b.cfg.Host != dockerHub || h.Host != "registry-1.docker.io") {
 		u.RawQuery = url.Values{"ns": {b.cfg.Host}}.Encode() // a mirror may be one of several registries
 	}
+	if b.tokenFor(h) {
+		return b.exchangeECR(ctx, h, r, u.String())
+	}
 	var refusals []*http.Response
 	for {
-		req, err := http.NewRequestWithContext(ctx, r.method, u.String(), nil)
+		req, err := newRequest(ctx, h, r, u.String())
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
-		}
-		for _, header := range []http.Header{{"User-Agent": {version.Software()}, "Accept-Encoding": {"identity"}}, h.Header, r.header} {
-			for k, v := range header {
-				req.Header[http.CanonicalHeaderKey(k)] = slices.Clone(v)
-			}
+			return nil, err
 		}
 		if err := b.authorize(ctx, h, r.repo, req); err != nil {
 			return nil, err
@@ -173,6 +176,65 @@ func (b *Backend) exchange(ctx context.Context, h *docker.RegistryHost, r reques
 		if err != nil {
 			return nil, err
 		}
+	}
+}
+
+func newRequest(ctx context.Context, h *docker.RegistryHost, r request, target string) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, r.method, target, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	for _, header := range []http.Header{{"User-Agent": {version.Software()}, "Accept-Encoding": {"identity"}}, h.Header, r.header} {
+		for k, v := range header {
+			req.Header[http.CanonicalHeaderKey(k)] = slices.Clone(v)
+		}
+	}
+	return req, nil
+}
+
+// tokenFor reports whether a host is the one that AWS's token is for. Mirrors have credentials of
+// their own, and over HTTP the token would be everybody's.
+func (b *Backend) tokenFor(h *docker.RegistryHost) bool {
+	return b.tokens != nil && h.Host == b.cfg.Host && (h.Scheme == "https" || docker.IsLocalhost(h.Host))
+}
+
+// tokenError is the lack of AWS's token.
+type tokenError struct{ error }
+
+func (e *tokenError) Unwrap() error { return e.error }
+
+// exchangeECR sends a request with AWS's token. ECR refuses what is not allowed, and tokens that
+// have ended, in the same way: with another token it is asked once more.
+func (b *Backend) exchangeECR(ctx context.Context, h *docker.RegistryHost, r request, target string) (*http.Response, error) {
+	for again := false; ; again = true {
+		req, err := newRequest(ctx, h, r, target)
+		if err != nil {
+			return nil, err
+		}
+		token, err := b.tokens.Get(ctx)
+		if err != nil {
+			return nil, &tokenError{err}
+		}
+		token.Authorize(req)
+		resp, err := b.do(h, req)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode == http.StatusOK || slices.Contains(r.accept, resp.StatusCode) {
+			return resp, nil
+		}
+		status := httpobject.Failure(resp, said)
+		refused := (status.Code == http.StatusUnauthorized || status.Code == http.StatusForbidden) && resp.Request.URL.Host == h.Host
+		switch {
+		case !refused:
+			return nil, status
+		case !again && b.tokens.Refused(token):
+			continue
+		case status.Code == http.StatusUnauthorized:
+			return nil, fmt.Errorf("%w; AWS gave the token %v ago", status, token.Age().Round(time.Second))
+		}
+		return nil, fmt.Errorf("%w; allow ecr:BatchGetImage, ecr:GetDownloadUrlForLayer and ecr:BatchCheckLayerAvailability on the repository, "+
+			"in the policy of who asks or, from another account, in the repository's", status)
 	}
 }
 
