@@ -29,6 +29,13 @@ demo: ## three containerd nodes pull one image through the swarm, on this machin
 	@cd $(I) && $(GO) build -trimpath -o bin/demo ./cmd/demo
 	@$(B)/demo
 
+.PHONY: demo-cluster
+demo-cluster: ## three servers that keep everything in S3, and three nodes: one server is killed in the middle (root; two minutes)
+	@$(I)/prepare.sh demo
+	@$(MAKE) -s --no-print-directory $(B)/capelin $(B)/2.4/containerd $(B)/versitygw
+	@cd $(I) && $(GO) build -trimpath -o bin/demo ./cmd/demo
+	@$(B)/demo -cluster
+
 # One after the other, with what each took.
 .PHONY: test
 test: ## unit tests, the simulators and integration tests (root)

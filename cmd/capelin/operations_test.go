@@ -38,7 +38,7 @@ func readOperations(t *testing.T) *operations {
 	}
 	o := &operations{t: t, dir: t.TempDir(), text: string(b), procs: map[string]*exec.Cmd{}}
 	o.again = strings.NewReplacer(o.pairs()...)
-	o.toml = o.block("Three servers", "toml")
+	o.toml = o.block("Three servers, without object storage", "toml")
 	t.Cleanup(func() {
 		for name := range o.procs {
 			o.kill(name)
@@ -280,6 +280,47 @@ func TestOperations(t *testing.T) {
 		heading, rest, _ := strings.Cut(section, "\n")
 		if strings.Contains(rest, "\n```sh\n") && !slices.Contains(o.done, heading) {
 			t.Errorf("what stands below %q was not run", heading)
+		}
+	}
+}
+
+// Three servers with one storage: what one has written another one reads, when the first is gone for good. The bucket is a directory here.
+func TestOperationsStorage(t *testing.T) {
+	if testing.Short() {
+		t.Skip("members wait for each other in real time")
+	}
+	t.Setenv("DOCKER_CONFIG", t.TempDir())
+	o := readOperations(t)
+	const bucket = "kind = \"s3\"\ns3 = { bucket = \"images\", prefix = \"capelin/\", region = \"eu-central-1\" }"
+	text := o.block("Three servers", "toml")
+	if o.toml = strings.Replace(text, bucket, fmt.Sprintf("kind = \"file\"\nfile = { path = %q }", o.dir+"/shared"), 1); o.toml == text {
+		t.Fatalf("the document has no %s", bucket)
+	}
+	if _, _, err := execute(t, "ca", "init", "--dir", o.dir+"/ca"); err != nil {
+		t.Fatal(err)
+	}
+	o.issue("admin", "admin")
+	for _, name := range []string{"a", "b", "c"} {
+		o.start(name, "")
+	}
+	o.eventually("MEMBER", "ring", "--origin", o.addr(0)+":7480") // somebody answers
+	o.run("Three servers")
+	img, err := random.Image(1<<20, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src, err := layout.Write(o.dir+"/image", empty.Index)
+	if err == nil {
+		err = src.AppendImage(img)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := o.image("push", o.dir+"/image", o.addr(0)+":7500/team/app:1")
+	o.lose("a")
+	for i := range 2 {
+		if got := o.image("pull", o.addr(i+1)+":7500/team/app:1", "oci:"+filepath.Join(o.dir, fmt.Sprint("pulled", i))); got != want {
+			t.Errorf("the gateway of %c has %s, want %s", 'b'+i, got, want)
 		}
 	}
 }

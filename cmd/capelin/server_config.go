@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/log"
 
+	"github.com/capelin-io/capelin/fetcher/backends"
 	"github.com/capelin-io/capelin/gateway"
 	"github.com/capelin-io/capelin/indexd"
 	"github.com/capelin-io/capelin/internal/daemon"
@@ -29,6 +30,8 @@ type serverConfig struct {
 	Zone    string `toml:"zone" comment:"Where this server is, such as a rack or an availability zone. May be empty."`
 	daemon.Common
 
+	Storage backends.IndexStorage `toml:"storage" comment:"One storage for tags (below index/) and blobs (blobs/ and records/). Servers that are one ring name the same one, and then each has an index of the same tags."`
+
 	Tracker trackerd.Config `toml:"tracker" comment:"As in \"capelin trackerd config\". Here and below, what is empty follows from the keys above."`
 	Origin  origind.Config  `toml:"origin" comment:"As in \"capelin origind config\"."`
 	Index   indexd.Config   `toml:"index" comment:"As in \"capelin indexd config\"."`
@@ -43,9 +46,10 @@ func (serverConfig) Notes() map[string]string {
 		"metrics": "Shows all roles but those that have an address of their own; /readyz speaks for all.",
 		"identity": "The certificate needs the roles tracker, origin, index and gateway: \"capelin ca issue --role " +
 			"tracker,origin,index,gateway --name NAME --host ADDRESS\".",
-		"origin.ring.members": "Servers that are one ring need this key, the same on all of them, and gateway.indexes or index.storage. " +
+		"origin.ring.members": "Servers that are one ring need this key, the same on all of them, and storage, or gateway.indexes. " +
 			"What else is empty follows from it: name from address, origin.trackers (port 7470 of each), index.origins and gateway.origins; " +
 			"and, if all indexes have one storage, gateway.indexes (port 7490 of each).",
+		"storage.kind": "Empty: tags are kept below data, and blobs by the origins themselves.",
 	}
 	for _, r := range new(serverConfig).roles() {
 		for _, key := range []string{"log_level", "log_format"} { // the process has one log
@@ -71,6 +75,7 @@ func defaultServerConfig() serverConfig {
 	for _, d := range c.references() {
 		*d.at = []string{}
 	}
+	c.Index.Storage = backends.IndexStorage{} // follows from storage, or data
 	return c
 }
 
@@ -107,7 +112,6 @@ func (c *serverConfig) derived() []derived[string] {
 		{"index.listen", &c.Index.Listen, "address", on("7490")},
 		{"gateway.listen", &c.Gateway.Listen, "address", on("7500")},
 		{"origin.root", &c.Origin.Root, "data", filepath.Join(c.Data, "origin")},
-		{"index.storage.file.path", &c.Index.Storage.File.Path, "data", filepath.Join(c.Data, "index")},
 		{"origin.node", &c.Origin.Node, "name", c.Name},
 		{"origin.zone", &c.Origin.Zone, "zone", c.Zone},
 	}
@@ -118,6 +122,30 @@ func (c *serverConfig) derived() []derived[string] {
 			derived[string]{r.name + ".log_format", &r.common.LogFormat, "log_format", c.LogFormat})
 	}
 	return all
+}
+
+// fillStorage has tags and blobs be where the server's storage says, unless their role says otherwise.
+func (c *serverConfig) fillStorage(from map[string]string) {
+	shared := c.Storage.Kind != "" && len(c.Storage.Check("")) == 0
+	switch s := &c.Index.Storage; {
+	case !c.ownTags():
+	case shared:
+		*s, from["index.storage.kind"] = c.Storage, "storage.kind"
+	default:
+		s.Kind, s.File.Path, from["index.storage.file.path"] = backends.KindFile, filepath.Join(c.Data, "index"), "data"
+	}
+	if c.Index.Storage.Kind == "" {
+		c.Index.Storage.Kind = backends.KindFile
+	}
+	if shared && len(c.Origin.Backends) == 0 {
+		c.Origin.Backends = []backends.Config{{Name: "storage", Namespaces: []string{".*"}, Storage: *c.Storage.Storage()}}
+	}
+}
+
+// ownTags reports whether nobody has said where the index keeps its tags.
+func (c *serverConfig) ownTags() bool {
+	s := c.Index.Storage
+	return (s.Kind == "" || s.Kind == backends.KindFile) && s.File.Path == ""
 }
 
 // references are how the roles find each other, when all addresses are known.
@@ -214,6 +242,7 @@ func (c serverConfig) fill() (full serverConfig, from map[string]string) {
 			*d.at, from[d.key] = d.value, d.from
 		}
 	}
+	c.fillStorage(from)
 	if c.Origin.Node == "" {
 		c.Origin.Node = c.memberAt()
 	}
@@ -290,9 +319,13 @@ func (c *serverConfig) Validate() error {
 			bad(r.name+".pprof", "is served on loopback only, and %s.metrics is %q", r.name, m)
 		}
 	}
-	if c.several() && len(c.Gateway.Indexes) == 0 && c.Index.Storage.File.Path == "" && !c.Index.Storage.Shared() {
+	if c.Storage.Kind != "" {
+		errs = append(errs, c.Storage.Check("storage.")...)
+	}
+	if c.several() && c.Storage.Kind == "" && len(c.Gateway.Indexes) == 0 && c.ownTags() {
 		bad("gateway.indexes", "must be set, because there are several servers (origin.ring.members) and each one's index has tags of its "+
-			"own: name one server's index here, the same on all of them, such as %q", net.JoinHostPort(c.Address, "7490"))
+			"own: name one server's index here, the same on all of them, such as %q; or keep the tags of all in one storage",
+			net.JoinHostPort(c.Address, "7490"))
 	}
 	full, from := c.fill()
 	if len(full.Origin.Ring.Members) > 0 && full.Origin.Ring.Static() && !full.listed() {

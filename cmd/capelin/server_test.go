@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/log"
 
+	"github.com/capelin-io/capelin/fetcher/backends"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
@@ -217,6 +218,9 @@ indexes = ["10.0.0.1:7490"]
 			"origin.ring.members = [\"a=10.0.0.1:7480\", \"b=10.0.0.2:7480\", \"c=http://10.0.0.3:7480\"]", "b",
 			"10.0.0.1:7470 10.0.0.2:7470 10.0.0.3:7470", "10.0.0.1:7480 10.0.0.2:7480 http://10.0.0.3:7480",
 			"10.0.0.2:7490 10.0.0.1:7490 10.0.0.3:7490"},
+		{"one storage", "address = \"10.0.0.2\"\nstorage.kind = \"file\"\nstorage.file.path = \"/shared\"\n[origin.ring]\n" +
+			"members = [\"a=10.0.0.1:7480\", \"b=10.0.0.2:7480\"]", "b",
+			"10.0.0.1:7470 10.0.0.2:7470", "10.0.0.1:7480 10.0.0.2:7480", "10.0.0.2:7490 10.0.0.1:7490"},
 		{"what is written stays", "address = \"10.0.0.1\"\n" + members +
 			"origins = [\"o:1\"]\n[origin]\ntrackers = [\"t:1\"]\n[index]\norigins = [\"o:1\"]",
 			"a", "t:1", "o:1", "10.0.0.1:7490"},
@@ -233,6 +237,34 @@ indexes = ["10.0.0.1:7490"]
 		}
 		if want := []string{tt.node, tt.trackers, tt.origins, tt.origins, tt.index}; !slices.Equal(got, want) {
 			t.Errorf("%s: name, trackers, index's and gateway's origins, index:\n%q\nwant\n%q", tt.name, got, want)
+		}
+	}
+}
+
+// A server's storage is for tags and blobs, unless a role says otherwise.
+func TestServerStorage(t *testing.T) {
+	const shared = "storage.kind = \"file\"\nstorage.file.path = \"/shared\"\n"
+	for _, tt := range []struct{ name, doc, tags, blobs string }{
+		{"none", "", "/var/lib/capelin/server/index", ""},
+		{"as a file of an earlier release says", "[index.storage]\nkind = \"file\"\n[index.storage.file]\npath = \"\"",
+			"/var/lib/capelin/server/index", ""},
+		{"shared", shared, "/shared", "/shared"},
+		{"tags elsewhere", shared + "index.storage.file.path = \"/tags\"", "/tags", "/shared"},
+		{"blobs elsewhere", shared + "[[origin.backend]]\nname = \"x\"\nnamespaces = [\".*\"]\nkind = \"file\"\nfile.path = \"/blobs\"",
+			"/shared", "/blobs"},
+	} {
+		c := defaultServerConfig()
+		if err := config.Parse("F", []byte(tt.doc), &c); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		full, _ := c.fill()
+		blobs := ""
+		if len(full.Origin.Backends) == 1 {
+			blobs = full.Origin.Backends[0].File.Path
+		}
+		if s := full.Index.Storage; s.Kind != backends.KindFile || s.File.Path != tt.tags || blobs != tt.blobs {
+			t.Errorf("%s: tags are in %s:%s, blobs in %q", tt.name, s.Kind, s.File.Path, blobs)
 		}
 	}
 }
@@ -273,6 +305,8 @@ func TestServerConfigErrors(t *testing.T) {
 			`F:3:1: gateway.metrics: "0.0.0.0:7501" and metrics, "127.0.0.1:7501", are on one port`},
 		{"several servers, each with tags of its own", "[origin.ring]\nmembers = [\"a=127.0.0.1:7480\", \"b=127.0.0.2:7480\"]",
 			"F: gateway.indexes: must be set, because there are several servers (origin.ring.members)"},
+		{"a storage of no kind", "[storage]\nkind = \"tape\"", `F:2:1: storage.kind: "tape" is no storage for an index`},
+		{"a storage without a place", "[storage]\nkind = \"file\"", `F: storage.file.path: "" is not an absolute path`},
 		{"a ring of others", "[origin.ring]\nmembers = [\"a=127.0.0.2:7480\"]\n",
 			`F:2:1: origin.ring.members: has no member at address, which is "127.0.0.1"`},
 		{"a ring of itself", "[origin.ring]\nmembers = [\"a=127.0.0.1:7480\"]\n", "<nil>"},

@@ -46,19 +46,20 @@ type IndexStorage struct {
 	S3   s3.Config   `toml:"s3" comment:"If kind is \"s3\"."`
 }
 
-func (s IndexStorage) storage() *Storage {
+// Storage is the same, for blobs.
+func (s IndexStorage) Storage() *Storage {
 	return &Storage{Kind: s.Kind, File: s.File, GCS: s.GCS, S3: s.S3}
 }
 
 // Check is Storage's.
 func (s IndexStorage) Check(prefix string) []error {
 	var able []string
-	for _, k := range s.storage().kinds() {
+	for _, k := range s.Storage().kinds() {
 		if k.swaps {
 			able = append(able, k.name)
 		}
 	}
-	switch k, err := s.storage().kind(); {
+	switch k, err := s.Storage().kind(); {
 	case err != nil:
 		return []error{config.Invalid(prefix+"kind", "%q is no storage for an index; use %s", s.Kind, oneOf(able))}
 	case !k.swaps:
@@ -70,7 +71,7 @@ func (s IndexStorage) Check(prefix string) []error {
 
 // Open is Storage's. It refuses a directory where another index on another machine would not be seen at once (file.Coherent).
 func (s IndexStorage) Open() (fetcher.Backend, error) {
-	b, err := s.storage().Open()
+	b, err := s.Storage().Open()
 	if err == nil && s.Kind == KindFile {
 		if err = file.Coherent(s.File.Path); err != nil {
 			_ = b.Close()

@@ -88,6 +88,7 @@ type Server struct {
 	Sent    atomic.Int64 // bytes of bodies that clients of Remote and Push have sent
 
 	pki    *PKI
+	env    []string
 	config string
 	proc   *Process
 }
@@ -104,6 +105,7 @@ type ServerOptions struct {
 	PKI   *PKI // nil: without identity
 	Users []User
 	Keys  map[string]string // of server.toml to values as TOML, beside the harness's
+	Env   []string          // of its process, beside the harness's
 	TOML  string            // appended to its configuration
 }
 
@@ -116,7 +118,8 @@ func (c *Cluster) NewServer(ctx context.Context, name string, o ServerOptions) (
 	return c.newServer(ctx, h, o)
 }
 
-// NewServers makes several hosts, and starts servers on them that are one ring. The first has the index and the tracker of all.
+// NewServers makes several hosts, and starts servers on them that are one ring. The first has the index and the tracker of all, unless
+// a storage (the key storage.kind) has the tags.
 func (c *Cluster) NewServers(ctx context.Context, o ServerOptions, names ...string) (all []*Server, err error) {
 	var hosts []*Host
 	var members []string
@@ -127,9 +130,10 @@ func (c *Cluster) NewServers(ctx context.Context, o ServerOptions, names ...stri
 		}
 		hosts, members = append(hosts, h), append(members, fmt.Sprintf("%q", name+"="+h.Addr+":7480"))
 	}
-	keys := map[string]string{
-		"origin.ring.members": "[" + strings.Join(members, ", ") + "]", "gateway.indexes": fmt.Sprintf("[%q]", hosts[0].Addr+":7490"),
-		"origin.trackers": fmt.Sprintf("[%q]", hosts[0].Addr+":7470"),
+	keys := map[string]string{"origin.ring.members": "[" + strings.Join(members, ", ") + "]"}
+	if o.Keys["storage.kind"] == "" {
+		keys["gateway.indexes"] = fmt.Sprintf("[%q]", hosts[0].Addr+":7490")
+		keys["origin.trackers"] = fmt.Sprintf("[%q]", hosts[0].Addr+":7470")
 	}
 	maps.Copy(keys, o.Keys)
 	o.Keys = keys
@@ -147,7 +151,7 @@ func (c *Cluster) NewServers(ctx context.Context, o ServerOptions, names ...stri
 func (c *Cluster) newServer(ctx context.Context, h *Host, o ServerOptions) (*Server, error) {
 	name := h.Name
 	s := &Server{
-		Host: h, Gateway: h.Addr + ":7500", Tracker: h.Addr + ":7470", pki: o.PKI,
+		Host: h, Gateway: h.Addr + ":7500", Tracker: h.Addr + ":7470", pki: o.PKI, env: o.Env,
 		config: filepath.Join(h.Dir, "server.toml"), Data: filepath.Join(h.Dir, "data"),
 	}
 	keys := map[string]string{
@@ -200,7 +204,7 @@ func (s *Server) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.proc, err = s.Host.Start("server", nil, nil, bin, "server", "--config", s.config); err != nil {
+	if s.proc, err = s.Host.Start("server", s.env, nil, bin, "server", "--config", s.config); err != nil {
 		return err
 	}
 	t, err := s.transport()
@@ -314,15 +318,44 @@ func (s *Server) Push(ctx context.Context, img *Image, repoTag string, u User, m
 	return s.Reference(repoTag), nil
 }
 
-// TrustGateway makes a node's containerd trust the gateway's certificate.
-func (n *Node) TrustGateway(s *Server) error {
+// Digest returns what repo:tag is at the gateway, for a user.
+func (s *Server) Digest(ctx context.Context, repoTag string, u User) (string, error) {
+	var opts []name.Option
+	if s.pki == nil {
+		opts = append(opts, name.Insecure)
+	}
+	ref, err := name.ParseReference(s.Reference(repoTag), opts...)
+	if err != nil {
+		return "", err
+	}
+	o, done, err := s.Remote(ctx, u)
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	d, err := remote.Head(ref, o...)
+	if err != nil {
+		return "", fmt.Errorf("asking %s for %s: %w", s.Name, repoTag, err)
+	}
+	return d.Digest.String(), nil
+}
+
+// TrustGateway makes a node's containerd trust a gateway's certificate. Where its images are named after it, the others are
+// asked as well, when it does not answer.
+func (n *Node) TrustGateway(s *Server, others ...*Server) error {
 	d := filepath.Join(n.CertsDir(), s.Gateway)
 	if err := os.MkdirAll(d, 0o755); err != nil {
 		return err
 	}
-	toml := fmt.Sprintf("server = \"%s://%s\"\n", s.scheme(), s.Gateway)
+	ca := ""
 	if s.pki != nil {
-		toml += fmt.Sprintf("ca = %q\n", s.pki.CA())
+		ca = fmt.Sprintf("ca = %q\n", s.pki.CA())
+	}
+	toml := fmt.Sprintf("server = \"%s://%s\"\n%s", s.scheme(), s.Gateway, ca)
+	for _, o := range append([]*Server{s}, others...) {
+		if len(others) > 0 {
+			toml += fmt.Sprintf("[host.\"%s://%s\"]\n%s", o.scheme(), o.Gateway, ca)
+		}
 	}
 	return os.WriteFile(filepath.Join(d, "hosts.toml"), []byte(toml), 0o644)
 }

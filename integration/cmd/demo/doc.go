@@ -6,5 +6,8 @@
 // and by a Docker engine through an agent's shim. At last a server is killed in the middle of
 // another push, and one in the middle of its pulls.
 //
+// With -cluster, there is no other registry: three servers keep tags and blobs in S3, one of them is killed while all nodes pull from
+// it, and comes back with an empty disk.
+//
 // It ends with 0 only if everything that it says at the end is true.
 package main

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -36,9 +37,15 @@ func main() {
 		fmt.Fprintln(os.Stderr, "the demo needs root: it makes network namespaces and runs containerd with overlayfs")
 		os.Exit(1)
 	}
+	cluster := flag.Bool("cluster", false, "three servers that keep everything in S3, of which one dies")
+	flag.Parse()
+	story := run
+	if *cluster {
+		story = runCluster
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
-	err := run(ctx)
+	err := told(ctx, story)
 	cancel()
 	stop()
 	if err != nil {
@@ -47,7 +54,8 @@ func main() {
 	}
 }
 
-func run(ctx context.Context) (err error) {
+// told tells a story on hosts of its own, and sees to it that nothing is left of them.
+func told(ctx context.Context, story func(ctx context.Context, c *harness.Cluster) error) (err error) {
 	c, err := harness.New()
 	if err != nil {
 		return err
@@ -65,7 +73,10 @@ func run(ctx context.Context) (err error) {
 			fmt.Println("✓ everything is cleaned up: no process, mount, namespace or file is left")
 		}
 	}()
+	return story(ctx, c)
+}
 
+func run(ctx context.Context, c *harness.Cluster) error {
 	step := steps()
 	step("building an image of real files")
 	img, err := harness.MakeImage(c.Dir+"/image", harness.ImageOptions{Seed: 2026, Layers: layers, LayerBytes: files, Files: 200})
@@ -93,24 +104,9 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	server := ring[0] // its tracker grants all leases, so that the registry's line is shared by few downloads at once
-	all := make([]*harness.Node, nodes)
-	for i := range all {
-		name := fmt.Sprintf("node-%d", i+1)
-		agent, err := pki.Issue(ctx, name, "node")
-		if err != nil {
-			return err
-		}
-		agent["shim.upstream"] = fmt.Sprintf("%q", "https://"+server.Gateway)
-		all[i], err = c.NewNode(name, harness.NodeOptions{Registries: []string{reg.Addr}, Trackers: []string{server.Tracker}, Agent: agent})
-		if err != nil {
-			return err
-		}
-		if err := all[i].TrustGateway(server); err != nil {
-			return err
-		}
-		if err := all[i].Start(ctx); err != nil {
-			return err
-		}
+	all, err := newNodes(ctx, c, pki, ring, harness.NodeOptions{Registries: []string{reg.Addr}, Trackers: []string{server.Tracker}})
+	if err != nil {
+		return err
 	}
 	step("pushing the image: %d layers, %s, %d files", len(img.Layers), mb(img.Bytes()), len(img.Files))
 	ref, err := reg.Push(ctx, img, "demo/image:1")
@@ -138,6 +134,31 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	return losses(ctx, c, pki, ring, all)
+}
+
+// newNodes starts nodes whose images come from the first server's gateway, by that name.
+func newNodes(
+	ctx context.Context, c *harness.Cluster, pki *harness.PKI, ring []*harness.Server, o harness.NodeOptions,
+) (all []*harness.Node, err error) {
+	for i := range nodes {
+		name := fmt.Sprintf("node-%d", i+1)
+		if o.Agent, err = pki.Issue(ctx, name, "node"); err != nil {
+			return nil, err
+		}
+		o.Agent["shim.upstream"] = fmt.Sprintf("%q", "https://"+ring[0].Gateway)
+		n, err := c.NewNode(name, o)
+		if err != nil {
+			return nil, err
+		}
+		if err := n.TrustGateway(ring[0], ring[1:]...); err != nil {
+			return nil, err
+		}
+		if err := n.Start(ctx); err != nil {
+			return nil, err
+		}
+		all = append(all, n)
+	}
+	return all, nil
 }
 
 // steps returns a function that prints what begins, and how long what went before took.
