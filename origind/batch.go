@@ -296,7 +296,8 @@ func (m *member) perform(a ringstate.Action) {
 		p, err := m.ledger.page(a.After)
 		if err != nil {
 			log.G(m.tasks.ctx).WithError(err).Error("cannot read the deletion log")
-			return // it is asked for again
+			m.answer(a.ID, ringstate.ActReply{}) // it is asked for again
+			return
 		}
 		m.answer(a.ID, ringstate.ActReply{To: a.To, ID: a.ID, Answer: p})
 	case ringstate.ActAsk:

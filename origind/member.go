@@ -515,7 +515,6 @@ func (m *member) asked(ctx context.Context, from origin.Asker, q ringstate.Ask) 
 		if r, ok := q.(*ringstate.Replica); ok && m.ring.Pinned(r.Digest) {
 			b.came(r.Digest)
 		}
-		b.then(func() { m.answer(id, ringstate.ActReply{}) }) // if there is no answer
 	})
 	a, err := wait(ctx, m, answer)
 	switch {

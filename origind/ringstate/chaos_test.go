@@ -37,6 +37,7 @@ func runChaos(t testing.TB, seed uint64, length time.Duration, blobs int) *world
 		wrong, w.cfg.LogKeep = 100*time.Hour, 7*24*time.Hour
 	}
 	for _, n := range w.nodes {
+		n.old = w.rng.IntN(5) == 0
 		if w.rng.IntN(3) == 0 {
 			n.skew = time.Duration(w.rng.Int64N(int64(2*wrong))) - wrong
 		} else {

@@ -16,7 +16,7 @@
 // may be lost, and answers late: an ask without an answer ends after Config.Ask.
 //
 //	members.go  who is there, the view, joining and leaving; status.go: what members tell each other
-//	blobs.go    pinned blobs, who owns them, which are short; place.go: giving them to who lacks them
+//	blobs.go    pinned blobs, who owns them, which are short; place.go: giving them to who lacks them; take.go: taking them
 //	compare.go  pairs of owners compare what they have
 //	put.go      pushes and their copies; delete.go, log.go: removals and the deletion log
 //	backend.go  who writes, and when a blob is unpinned because a backend has it; erase.go: removals there
@@ -40,7 +40,8 @@
 //
 // A push is acknowledged when min_replicas members have it pinned with a record in which it survived, asked for this very push.
 // Owners compare sums; what one lacks it is given. Who is no owner unpins when all owners, min_replicas at least, have said in
-// its view that they have the blob pinned with all that its own record says. When somebody is down, only what is below min_replicas
+// its view that they have the blob pinned with all that its own record says. Who is asked to have a blob answers when it is there, or a
+// second later, so that repair waits for bytes and not for asks. When somebody is down, only what is below min_replicas
 // is copied, to others if its owners are down.
 //
 // # Removals

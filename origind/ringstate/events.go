@@ -37,7 +37,7 @@ type EvHeld struct {
 	Pinned bool
 }
 
-// EvAsked: another member asks. ActReply answers, later events may as well.
+// EvAsked: another member asks. One ActReply or ActReplyLog answers it, of this Step or of a later one.
 type EvAsked struct {
 	From        string
 	Incarnation uint64 // of whoever asks
@@ -177,7 +177,7 @@ type ActAsk struct {
 	Ask Ask
 }
 
-// ActReply answers an EvAsked.
+// ActReply answers an EvAsked; with nil if there is no answer.
 type ActReply struct {
 	To     string
 	ID     uint64

@@ -101,7 +101,7 @@ type Code uint8
 const (
 	CodeLater   Code = iota // not now: another view, starting, too much to do
 	CodePinned              // it is pinned, durably, with Replied.Record
-	CodeTaking              // it is being fetched: ask again
+	CodeTaking              // it is being fetched, or is about to: ask again
 	CodeWritten             // the backend has it: it looked itself, after the last push
 	CodeRemoved             // it was removed; Replied.Record says when
 	CodeFull                // there is no room

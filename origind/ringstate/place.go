@@ -5,8 +5,6 @@ import (
 	"slices"
 
 	digest "github.com/opencontainers/go-digest"
-
-	"github.com/capelin-io/capelin/origind/record"
 )
 
 func sorted[K ~string, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
@@ -18,6 +16,13 @@ type gives struct {
 	now    [maxMembers]int // how many are being given
 	active []*giving
 }
+
+// givesAtOnce are fewer than the asks that a member has under way: each of these may wait for its answer. What is not
+// urgent has half of them.
+const givesAtOnce = 128
+
+// askAgain is how long after an ask a member that was fetching the blob is asked again, at least.
+const askAgain = 5e8
 
 // classes of blobs by their copies; the last has all that have more.
 const classes = 4
@@ -95,10 +100,11 @@ func (r *Ring) giveOn() {
 func (r *Ring) giveTo(m *member) {
 	q := &r.give.queues[m.slot]
 	for class := range q {
-		for len(q[class]) > 0 && r.give.now[m.slot] < 4*r.cfg.Parallel {
+		for len(q[class]) > 0 && r.give.now[m.slot] < 4*r.cfg.Parallel && len(r.give.active) < givesAtOnce {
 			digest := q[class][0]
 			b := r.blobs.get(digest)
-			if b != nil && b.lacks&m.bit() != 0 && !r.urgent(b) && r.give.now[m.slot] >= r.cfg.Parallel {
+			full := r.give.now[m.slot] >= r.cfg.Parallel || len(r.give.active) >= givesAtOnce/2
+			if b != nil && b.lacks&m.bit() != 0 && !r.urgent(b) && full {
 				break
 			}
 			q[class] = q[class][1:]
@@ -141,7 +147,7 @@ func (r *Ring) send(g *giving) {
 			q.Sources = append(q.Sources, m.name)
 		}
 	}
-	epoch := r.epoch
+	epoch, sent := r.epoch, r.now
 	r.ask(g.to, q, func(a Answer, local []Local) {
 		c, _ := a.(*Replied)
 		if c != nil && c.Record != nil {
@@ -162,7 +168,13 @@ func (r *Ring) send(g *giving) {
 			r.giveTo(g.to)
 			return
 		}
-		g.pause = min(2*g.pause+5e8, 10e9)
+		if c != nil && c.Code == CodeTaking {
+			if g.due = sent + askAgain; g.due <= r.now { // the answer has waited for it as long as it may
+				r.send(g)
+			}
+			return
+		}
+		g.pause = min(2*g.pause+askAgain, 10e9)
 		g.due = r.now + g.pause
 	})
 }
@@ -203,89 +215,4 @@ func (r *Ring) release(digest digest.Digest) {
 
 func (r *Ring) unpin(digest digest.Digest) {
 	r.do(ActUnpin{digest})
-}
-
-// take is a blob that is being fetched for another member.
-type take struct {
-	digest digest.Digest
-	record *record.Record
-}
-
-// replica answers whether this member has a blob pinned, and sees to it that it will.
-func (r *Ring) replica(q *Replica, l Local) *Replied {
-	l = r.local(q.Digest, l)
-	if q.Record == nil || q.Record.Digest != q.Digest || !r.me.listed() || r.me.mode >= Draining || r.starting && !l.Have {
-		return &Replied{Code: CodeLater}
-	}
-	if q.Put {
-		delete(r.stated, q.Digest)
-	}
-	rec, ok := merged(l.Record, q.Record)
-	if !ok {
-		return &Replied{Code: CodeFull}
-	}
-	r.clock.See(r.wall, rec.Latest())
-	if !rec.Live() {
-		return &Replied{Code: CodeRemoved, Record: r.merge(l, q.Record)}
-	}
-	owner := q.View == r.view && r.ownersOf(string(q.Digest))&r.me.bit() != 0
-	switch b := r.blobs.get(q.Digest); {
-	case b != nil && len(b.bad) == 0:
-		return &Replied{CodePinned, owner, r.merge(l, q.Record)}
-	case b != nil || !owner && !q.Put && !q.Urgent:
-		return &Replied{Code: CodeLater}
-	case !q.Put && r.written(rec):
-		return &Replied{Code: CodeWritten, Record: r.merge(l, q.Record)}
-	case l.Have:
-		r.keep(rec, l)
-		return &Replied{CodePinned, owner, rec}
-	case r.me.full:
-		return &Replied{Code: CodeFull}
-	}
-	return r.fetch(q, rec)
-}
-
-// fetch begins to take a blob, unless there is too much to take.
-func (r *Ring) fetch(q *Replica, rec *record.Record) *Replied {
-	t := r.takes[q.Digest]
-	if t != nil {
-		if both, ok := merged(t.record, rec); ok {
-			t.record = both
-		}
-		return &Replied{Code: CodeTaking}
-	}
-	limit := r.cfg.Parallel
-	if q.Urgent || q.Put {
-		limit *= 4
-	}
-	if len(r.takes) >= limit {
-		return &Replied{Code: CodeLater}
-	}
-	t = &take{digest: q.Digest, record: rec}
-	r.takes[q.Digest] = t
-	r.do(ActTake{q.Digest, rec.Size, q.Sources})
-	return &Replied{Code: CodeTaking}
-}
-
-// taken notes that a blob was fetched, or could not be.
-func (r *Ring) taken(ev *EvTaken) {
-	t := r.takes[ev.Digest]
-	if t == nil {
-		return
-	}
-	delete(r.takes, ev.Digest)
-	if ev.Failed {
-		return
-	}
-	l := r.local(ev.Digest, ev.Local)
-	rec, ok := merged(l.Record, t.record)
-	if !ok {
-		return
-	}
-	if !rec.Live() {
-		r.merge(l, t.record)
-		return
-	}
-	l.Have = true
-	r.keep(rec, l)
 }

@@ -26,6 +26,7 @@ type put struct {
 	since     int64
 	have      uint64 // slots of those who confirmed it
 	asked     uint64 // who is being asked
+	late      uint64 // who of these has not answered for so long that others are asked, too
 	fetching  uint64 // who said that it fetches
 	refused   uint64 // who cannot
 	times     int    // how often it was overtaken by a removal
@@ -47,7 +48,7 @@ func (r *Ring) put(ev *EvPut) {
 // push stamps p, and asks for copies with that stamp.
 func (r *Ring) push(p *put, size int64, l Local) {
 	l = r.local(p.digest, l)
-	p.stamp, p.have, p.asked, p.fetching = r.stamp(l.Record), 0, 0, 0
+	p.stamp, p.have, p.asked, p.late, p.fetching = r.stamp(l.Record), 0, 0, 0, 0
 	// Who has not joined yet may be no member to others, and who drains is about to leave with its disk.
 	if r.me.mode == Up || r.me.mode == Joining && !r.starting {
 		p.have = r.me.bit()
@@ -139,6 +140,7 @@ func (r *Ring) askCopies(p *put) {
 	for _, m := range append(first, rest...) {
 		switch {
 		case p.have&m.bit() != 0 || p.refused&m.bit() != 0:
+		case p.asked&m.bit() != 0 && p.late&m.bit() != 0:
 		case p.asked&m.bit() != 0:
 			want--
 		case want > 0:
@@ -157,6 +159,7 @@ func (r *Ring) askCopy(p *put, m *member) {
 			return
 		}
 		p.asked &^= m.bit()
+		p.late &^= m.bit()
 		p.fetching &^= m.bit()
 		c, ok := a.(*Replied)
 		if !ok || c.Code == CodeFull {
@@ -214,7 +217,7 @@ func (r *Ring) pushOn() {
 			continue
 		}
 		if r.now-p.since >= 2e9 {
-			p.asked &= p.fetching // who has not answered for so long does not keep others from being asked
+			p.late |= p.asked &^ p.fetching
 		}
 		r.askCopies(p)
 	}

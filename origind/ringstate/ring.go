@@ -47,6 +47,8 @@ type Ring struct {
 	deletes     []*deletion
 	lookups     []*lookup
 	takes       map[digest.Digest]*take
+	waiters     []*waiter // who waits for a take, the first first
+	wait        int64     // how long, at most
 	erases      map[digest.Digest]*erase
 	stated      map[digest.Digest]seen // what is in the backend, by an own Stat, and not pinned
 	statedOrder []digest.Digest        // by when
@@ -78,6 +80,7 @@ func New(cfg Config, saved *Saved, log Log, now Instant) *Ring {
 		looks: map[uint64]func(*EvBackend){}, reaches: map[string]reach{}, takes: map[digest.Digest]*take{}, erases: map[digest.Digest]*erase{},
 		stated: map[digest.Digest]seen{}, asks: map[uint64]*asked{}, saved: map[digest.Digest]Local{},
 	}
+	r.wait = min(int64(waitFor), int64(r.cfg.Ask)/4)
 	r.set(now)
 	r.born, r.stale = r.now, r.now
 	r.log.load(log, r.now)
@@ -123,6 +126,7 @@ func (r *Ring) Step(now Instant, ev Event) []Action {
 		r.tickAt = r.now + int64(r.cfg.Probe)
 		r.tick()
 	}
+	r.waitOn()
 	r.work()
 	r.seen()
 	r.placeOn()
@@ -142,13 +146,17 @@ func later64(t, d int64) int64 {
 
 // Deadline returns when an EvTick is due, as Instant.Mono.
 func (r *Ring) Deadline() time.Duration {
-	switch {
-	case r.blobs.placing():
+	if r.blobs.placing() {
 		return time.Duration(r.now)
-	case len(r.works) > 0 && r.busy < atOnce && r.writes():
-		return time.Duration(min(r.tickAt, r.works[0].due))
 	}
-	return time.Duration(r.tickAt)
+	at := r.tickAt
+	if len(r.waiters) > 0 {
+		at = min(at, r.waiters[0].until)
+	}
+	if len(r.works) > 0 && r.busy < atOnce && r.writes() {
+		at = min(at, r.works[0].due)
+	}
+	return time.Duration(at)
 }
 
 func (r *Ring) on(ev Event) {
@@ -161,6 +169,8 @@ func (r *Ring) on(ev Event) {
 	case *EvAsked:
 		if m := r.hear(ev.From, ev.Incarnation); m != nil {
 			r.asked(m, ev)
+		} else {
+			r.do(ActReply{ev.From, ev.ID, nil})
 		}
 	case *EvAnswered:
 		r.answered(ev)
@@ -269,12 +279,15 @@ func (r *Ring) asked(m *member, ev *EvAsked) {
 	switch ev.Ask.(type) {
 	case Probe:
 		reply(r.Status())
+		return
 	case Have:
 		l := ev.Local[0]
 		reply(Has{Yes: r.readable(l) && r.serving(), Unsure: !r.serving() || !r.me.listed()})
+		return
 	}
 	if !m.listed() {
-		return // who was removed may know what is true no more
+		reply(nil) // who was removed may know what is true no more
+		return
 	}
 	switch q := ev.Ask.(type) {
 	case ReadLog:
@@ -283,10 +296,12 @@ func (r *Ring) asked(m *member, ev *EvAsked) {
 	case Deleted:
 		reply(r.tookEntry(q, ev.Local[0]))
 	case *Replica:
-		reply(r.replica(q, ev.Local[0]))
+		r.replica(m, ev.ID, q, ev.Local[0])
 	case *Consult:
 		reply(r.consulted(q, ev.Local[0]))
 	case Compare:
 		reply(r.compared(m, q))
+	default:
+		reply(nil)
 	}
 }

@@ -112,6 +112,7 @@ type node struct {
 	ring     *Ring // nil: stopped
 	life     int
 	frozen   bool
+	old      bool     // it is of a release that answers every ask at once
 	starting bool     // no crash then
 	inbox    []func() // what comes while it is frozen
 	tick     time.Duration
@@ -219,6 +220,9 @@ func (n *node) start() {
 	n.frozen, n.inbox = false, nil
 	n.starting = true
 	n.ring = New(cfg, n.disk.saved, Log{n.disk.first, slices.Clone(n.disk.log)}, n.instant())
+	if n.old {
+		n.ring.wait = 0
+	}
 	n.calls, n.jobs = map[uint64]func(Action){}, map[digest.Digest][]*job{}
 	for d := range n.disk.bytes { // what has no record was never acknowledged
 		if n.disk.recs[d].Record == nil {
@@ -350,9 +354,9 @@ func (n *node) do(a Action) {
 	case ActAsk:
 		n.ask(a)
 	case ActReply:
-		n.calls[a.ID](a)
+		n.call(a.ID, a)
 	case ActReplyLog:
-		n.calls[a.ID](ActReply{a.To, a.ID, n.page(a.After)})
+		n.call(a.ID, ActReply{a.To, a.ID, n.page(a.After)})
 	case ActDone:
 		n.call(a.ID, a)
 	case ActFound:
@@ -507,6 +511,10 @@ func (n *node) ask(a ActAsk) {
 		w.nextID++
 		id := w.nextID
 		m.calls[id] = func(r Action) {
+			if r.(ActReply).Answer == nil {
+				n.in(life, w.delay(), func() { n.step(&EvAnswered{ID: a.ID}) })
+				return
+			}
 			answer := answerByWire(w, KindOf(q), r.(ActReply).Answer)
 			if c, ok := answer.(*Replied); ok {
 				w.logf("%s asks %s for %s: %+v", n.name, m.name, short(q.(*Replica).Digest), c)
@@ -521,8 +529,15 @@ func (n *node) ask(a ActAsk) {
 				}
 			})
 		}
+		at := m.life
 		m.step(&EvAsked{From: n.name, Incarnation: inc, ID: id, Ask: q, Local: m.locals(q.Digests())})
-		delete(m.calls, id)
+		if m.calls[id] != nil {
+			m.in(at, waitFor+time.Millisecond, func() {
+				if m.calls[id] != nil {
+					w.fatalf("%s has not answered %s, who asks for %T", m.name, n.name, q)
+				}
+			})
+		}
 	})
 }
 
