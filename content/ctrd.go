@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -136,7 +137,7 @@ func (s *Store) publishLocked(d digest.Digest) (_ ctrdcontent.Info, gone int64, 
 		}
 		if err != nil {
 			s.mu.Lock()
-			if errors.Is(err, fs.ErrNotExist) {
+			if _, gone := os.Lstat(from); errors.Is(err, fs.ErrNotExist) && errors.Is(gone, fs.ErrNotExist) { // it, and no directory
 				s.forget(e)
 				s.mu.Unlock()
 				return ctrdcontent.Info{}, e.size, notFound(d)

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -11,6 +14,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/content"
+	"github.com/capelin-io/capelin/internal/diskfull"
 	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/origind/ringstate"
 )
@@ -152,7 +156,8 @@ func (m *member) end(ctx context.Context, b *batch) error {
 	return nil
 }
 
-// flush makes a batch durable. A full disk is waited for a while: pushes are refused before it is as full as that.
+// flush makes a batch durable. What may pass is waited for a while: a full disk (pushes are refused before it is as full as that), and a
+// machine that is short of files or memory.
 func (m *member) flush(ctx context.Context, b *batch) error {
 	since := time.Now()
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
@@ -161,11 +166,14 @@ func (m *member) flush(ctx context.Context, b *batch) error {
 			return nil
 		}
 		err = fmt.Errorf("keeping what was decided: %w", err)
-		if !errdefs.IsResourceExhausted(err) || time.Since(since) > flushWithin {
+		full := errdefs.IsResourceExhausted(err)
+		if !full && !passing(err) || time.Since(since) > flushWithin {
 			return err
 		}
-		log.G(ctx).WithError(err).Error("the disk is full: this origin answers nothing before there is room")
-		m.bytes.MakeRoom(ctx, 1<<20)
+		log.G(ctx).WithError(err).Error("this origin answers nothing before there is room again")
+		if full {
+			m.bytes.MakeRoom(ctx, 1<<20)
+		}
 		select {
 		case <-time.After(pause):
 		case <-m.stop:
@@ -177,18 +185,39 @@ func (m *member) flush(ctx context.Context, b *batch) error {
 func (m *member) keep(b *batch) error {
 	var errs []error
 	for _, d := range b.pins {
-		if m.ring.Pinned(d) && m.bytes.PresenceOf(d) != content.Pinned {
-			err := m.bytes.Pin(d)
-			if errdefs.IsNotFound(err) { // somebody has removed its file; others have the blob, and the next start finds out
-				log.G(m.tasks.ctx).WithError(err).WithField("digest", d).Error("a blob that is to be kept is not here")
-				continue
-			}
-			if err != nil {
-				errs = append(errs, fmt.Errorf("pinning %s: %w", d, err))
-			}
+		if m.ring.Pinned(d) {
+			errs = append(errs, m.pin(d))
 		}
 	}
 	return errors.Join(append(errs, m.ledger.commit(&b.keep))...)
+}
+
+// passing reports whether an error is that of a machine which is short of something for a moment.
+func passing(err error) bool {
+	return slices.ContainsFunc([]error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EINTR}, func(e error) bool {
+		return errors.Is(err, e)
+	})
+}
+
+// pin pins a blob that is to be kept. If that fails because of its own file, which was removed or cannot be moved, it is a copy that is
+// wrong: the ring does not count it, and has it healed. An error is one of the disk.
+func (m *member) pin(d digest.Digest) error {
+	err := diskfull.Classed(m.bytes.Pin(d))
+	switch {
+	case err == nil:
+		return nil
+	case errdefs.IsNotFound(err):
+	case m.bytes.PresenceOf(d) == content.Pinned, // and that was not synced
+		errdefs.IsResourceExhausted(err), passing(err), errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("pinning %s: %w", d, err)
+	}
+	log.G(m.tasks.ctx).WithError(err).WithField("digest", d).Error("a blob that is to be kept is not here, or cannot be kept here")
+	m.do(func(b *batch) {
+		if rec := m.record(d); rec != nil {
+			b.step(ringstate.EvBad{Digest: d, Pieces: m.copies.wrong(d, rec.Size)})
+		}
+	})
+	return nil
 }
 
 // came notes that the push of bytes that came lately has come to the ring, which says from now on whether they stay.
@@ -367,7 +396,7 @@ func (m *member) take(a ringstate.ActTake) {
 		logged(ctx, err, a.Digest, "cannot take a copy from other members")
 		m.do(func(b *batch) {
 			b.step(&ringstate.EvTaken{
-				Digest: a.Digest, Local: b.local(a.Digest), Failed: err != nil, Full: errdefs.IsResourceExhausted(err),
+				Digest: a.Digest, Local: b.localPinned(a.Digest), Failed: err != nil, Full: errdefs.IsResourceExhausted(err),
 			})
 			if release != nil {
 				b.then(release)
@@ -403,10 +432,11 @@ func (m *member) heal(a ringstate.ActHeal) {
 		}
 		m.do(func(b *batch) {
 			wrong := m.copies.wrong(a.Digest, rec.Size)
-			if h.under, h.pause = false, pause; len(wrong) == 0 {
+			if h.under, h.pause = false, pause; len(wrong) == 0 || !m.ring.Pinned(a.Digest) {
 				delete(m.healing, a.Digest)
 			}
 			b.step(ringstate.EvBad{Digest: a.Digest, Pieces: wrong})
+			b.then(func() { m.release(a.Digest) }) // it may have been given up meanwhile
 		})
 	})
 }

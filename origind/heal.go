@@ -16,7 +16,7 @@ import (
 )
 
 // heal replaces pieces of a blob that are wrong here by those of the first member whose verify, and returns all
-// pieces that are wrong still. A blob that is wrong as a whole, because its sums are lost, is taken anew.
+// pieces that are wrong still. A blob that is wrong as a whole, because its sums are lost, or that is not kept here, is taken anew.
 func (c *copies) heal(ctx context.Context, d digest.Digest, size int64, pieces []int, from []string) (left []int) {
 	id, err := piece.ParseID(string(d), size)
 	if err != nil {
@@ -24,29 +24,39 @@ func (c *copies) heal(ctx context.Context, d digest.Digest, size int64, pieces [
 	}
 	b, err := c.store.Blob(ctx, id, false)
 	switch {
-	case errors.Is(err, content.ErrQuarantined):
+	case err == nil && b.Completed() && c.store.PresenceOf(d) == content.Pinned:
+		err = errors.Join(c.healPieces(ctx, b, pieces, from), b.Close())
+	case err == nil, errdefs.IsNotFound(err), errors.Is(err, content.ErrQuarantined):
+		if err == nil {
+			b.Close()
+		}
 		var release func()
 		if release, err = c.take(ctx, d, size, from); err == nil {
+			err = c.store.Pin(d)
 			release()
 		}
-	case err == nil:
-		err = c.healPieces(ctx, b, pieces, from)
-		b.Close()
 	}
-	if left = c.store.WrongOf(id); len(left) > 0 && ctx.Err() == nil {
+	if left = c.wrong(d, size); len(left) > 0 && ctx.Err() == nil {
 		log.G(ctx).WithError(err).WithField("digest", d).WithField("pieces", len(left)).
 			Error("pieces of a blob are wrong on this disk, and no member could heal them")
 	}
 	return left
 }
 
-// wrong returns the pieces of a blob that are wrong here.
+// wrong returns the pieces of a blob that is to be kept here which are wrong: all, if it is not kept.
 func (c *copies) wrong(d digest.Digest, size int64) []int {
 	id, err := piece.ParseID(string(d), size)
 	if err != nil {
 		return nil
 	}
-	return c.store.WrongOf(id)
+	if c.store.PresenceOf(d) == content.Pinned {
+		return c.store.WrongOf(id)
+	}
+	all := make([]int, id.Pieces())
+	for i := range all {
+		all[i] = i
+	}
+	return all
 }
 
 // healPieces heals what it can, and returns what went wrong with the rest.

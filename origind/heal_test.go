@@ -212,8 +212,13 @@ func TestHealFromMembers(t *testing.T) {
 		}
 	})
 	t.Run("it is gone", func(t *testing.T) {
-		if left := newWard(t, t.TempDir(), 0).copies(nil).heal(t.Context(), d, 1<<20, []int{3}, nil); left != nil {
-			t.Errorf("pieces %v are left", left)
+		w := newWard(t, t.TempDir(), 0)
+		if left := w.copies(nil).heal(t.Context(), d, 1<<20, []int{3}, nil); len(left) != 16 {
+			t.Errorf("pieces %v are left, want all", left)
+		}
+		c := w.copies(map[string]*giver{"a": {data: data, sums: sums}})
+		if left := c.heal(t.Context(), d, 1<<20, []int{3}, []string{"a"}); left != nil || w.store.PresenceOf(d) != content.Pinned {
+			t.Errorf("pieces %v are left, and it is %v", left, w.store.PresenceOf(d))
 		}
 	})
 }

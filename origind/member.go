@@ -172,8 +172,8 @@ func (m *member) load(ctx context.Context) error {
 		p := whole[d]
 		delete(whole, d)
 		if p == content.Cached && e.Record.Pinned() { // a power cut can have undone that
-			if err := m.bytes.Pin(d); err != nil {
-				return fmt.Errorf("pinning %s: %w", d, err)
+			if err := m.pin(d); err != nil {
+				return err
 			}
 			p = content.Pinned
 		}
