@@ -126,12 +126,12 @@ benchcmp: ## benchmarks of this tree against those of BASE (a commit), ten runs 
 # ARGS are more flags: make bench-pull ARGS='-cases small -json pull.json'
 ARGS ?=
 
-BENCHES := $(B)/bench-pull $(B)/bench-fanout $(B)/bench-swarm $(B)/bench-tracker $(B)/bench-sources $(B)/bench-ring
+BENCHES := $(B)/bench-pull $(B)/bench-fanout $(B)/bench-swarm $(B)/bench-tracker $(B)/bench-sources $(B)/bench-ring $(B)/bench-storages
 .PHONY: $(BENCHES)
 $(BENCHES): $(B)/bench-%:
 	@cd $(I) && $(GO) build -trimpath -o bin/$(@F) ./cmd/$(@F)
 
-.PHONY: bench-pull bench-fanout bench-swarm bench-tracker bench-sources bench-ring calibrate
+.PHONY: bench-pull bench-fanout bench-swarm bench-tracker bench-sources bench-ring bench-storages calibrate
 bench-pull: $(B)/capelin $(B)/2.4/containerd $(B)/registry
 bench-pull: $(B)/bench-pull ## a pull by a stock containerd and by one with Capelin, in turn (root; a quarter of an hour)
 	@$(I)/prepare.sh bench
@@ -165,6 +165,11 @@ bench-sources: $(B)/bench-sources ## pulls beside peers and registries that do n
 bench-ring: $(B)/capelin $(B)/bench-ring ## what a ring of origins costs a push, against a single one (root; five minutes)
 	@$(I)/prepare.sh demo
 	cd $(I) && TMPDIR=/dev/shm bin/bench-ring $(ARGS)
+
+bench-storages: $(B)/bench-storages ## kinds of storages against the tools that copy to them, on the same servers (ten minutes)
+	@$(I)/prepare.sh storages
+	@$(MAKE) -s --no-print-directory storage-servers
+	cd $(I) && bin/bench-storages $(ARGS)
 
 .PHONY: sim
 sim: ## the table of goals in virtual time: thousands of hosts (an hour)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks what `make demo`, `make test`, `make bench-pull` and `make stress` need, and
-# installs Debian's packages that are missing. Usage: prepare.sh demo|test|bench|stress
+# Checks what `make demo`, `make test`, `make bench-pull`, `make bench-storages` and `make stress` need,
+# and installs Debian's packages that are missing. Usage: prepare.sh demo|test|bench|storages|stress
 set -eu
 if [ "$(uname -s)" != Linux ] || [ "$(id -u)" != 0 ]; then
 	echo "make $1 needs root on Linux: it makes network namespaces and runs containerd with overlayfs and runc" >&2
@@ -14,6 +14,7 @@ command -v runc >/dev/null || missing="$missing runc"
 [ "$1" != test ] || command -v mkfs.erofs >/dev/null || missing="$missing erofs-utils"
 [ "$1" != test ] || [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
 [ "$1" != bench ] || command -v igzip >/dev/null || missing="$missing isal"
+[ "$1" != storages ] || [ -x /usr/bin/aws ] || missing="$missing awscli"
 [ "$1" != stress ] || command -v stress-ng >/dev/null || missing="$missing stress-ng"
 [ -n "$missing" ] || exit 0
 if ! command -v apt-get >/dev/null; then
