@@ -317,30 +317,49 @@ func (p *pushing) Write(ctx context.Context, key string, size int64, r io.Reader
 	return p.Backend.Write(ctx, key, size, r)
 }
 
+func (p *pushing) Open(ctx context.Context, key string, off, n int64) (io.ReadCloser, fetcher.Info, error) {
+	if p.at("read " + key) {
+		p.at = func(string) bool { return false }
+		p.push()
+	}
+	return p.Backend.Open(ctx, key, off, n)
+}
+
 // What a tag of the back-up reaches is in it, whenever it was pushed.
 func TestWhilePushing(t *testing.T) {
-	for name, at := range map[string]func(key string) bool{
-		"objects": func(key string) bool { return strings.Contains(key, "/_manifests/") },
-		"tags":    func(key string) bool { return strings.Contains(key, "/_tags/") },
-	} {
-		w := newWorld(t)
-		w.push("m", "t", 1, "layer")
-		mem := new(fetchertest.Memory)
-		r := w.backup(&pushing{mem, at, func() {
-			for _, repo := range []string{"a", "m", "z"} {
-				w.push(repo, "t", 2, "layer 2")
-			}
-		}}, false)
-		if !r.Whole {
-			t.Errorf("%s: %+v", name, r)
-		}
-		got := all(t, mem, "")
-		for _, repo := range []string{"a", "m", "z"} {
-			text := "manifest of " + string(digest.FromString("layer 2"))
-			if tag := got[repoPrefix+repo+"/_tags/t"]; tag != "" && strings.Contains(tag, `"revision":2`) {
-				if got[repoPrefix+repo+"/_manifests/"+path(digest.FromString(text))] == "" {
-					t.Errorf("%s: the tag of %s is there, and its manifest is not", name, repo)
+	text := "manifest of " + string(digest.FromString("layer 2"))
+	for _, at := range []string{"/_manifests/", "/_tags/"} {
+		for _, reads := range []bool{false, true} {
+			w := newWorld(t)
+			w.push("m", "t", 1, "layer")
+			push := &pushing{at: func(key string) bool { return strings.HasPrefix(key, "read ") == reads && strings.Contains(key, at) }, push: func() {
+				for _, repo := range []string{"a", "m", "z"} {
+					w.push(repo, "t", 2, "layer 2")
 				}
+			}}
+			to := new(fetchertest.Memory)
+			b := Backup{Index: w.index, Origins: w.origins, To: to}
+			if reads {
+				push.Backend, b.Index = w.index, push
+			} else {
+				push.Backend, b.To = to, push
+			}
+			if r, err := b.Run(t.Context()); err != nil || !r.Whole {
+				t.Errorf("%s: %+v, %v", at, r, err)
+			}
+			got := all(t, to, "")
+			seen := 0
+			for _, repo := range []string{"a", "m", "z"} {
+				if !strings.Contains(got[repoPrefix+repo+"/_tags/t"], `"revision":2`) {
+					continue
+				}
+				seen++
+				if got[repoPrefix+repo+"/_manifests/"+path(digest.FromString(text))] == "" {
+					t.Errorf("%s: the tag of %s is there, and its manifest is not", at, repo)
+				}
+			}
+			if reads && seen == 0 {
+				t.Errorf("%s: no tag was pushed in time, and nothing is tested", at)
 			}
 		}
 	}
@@ -395,7 +414,10 @@ func TestRestore(t *testing.T) {
 			return nil
 		}
 		index := &fetchertest.Faulty{Backend: into.index, Fail: die}
-		r, err := (&Restore{From: from, Origins: into.origins, Index: index}).Run(t.Context())
+		r, err := (&Restore{From: from, Origins: into.origins, Index: index, batch: 10}).Run(t.Context())
+		if len(all(t, into.index, repoPrefix)) > 0 && len(into.origins.blobs) < len(w.origins.blobs) {
+			t.Fatal("the index has names of blobs before the origins have all blobs")
+		}
 		for key := range all(t, into.index, repoPrefix) { // tags last
 			if parse(key).kind == tag && len(all(t, into.index, repoPrefix)) < 80 {
 				t.Fatalf("%s is there before all else is", key)
@@ -413,6 +435,9 @@ func TestRestore(t *testing.T) {
 	}
 	if tries < 3 {
 		t.Errorf("killed %d times", tries)
+	}
+	if n := len(into.origins.refs); n > len(w.origins.blobs)+tries*14 {
+		t.Errorf("%d uploads of %d blobs, killed %d times", n, len(w.origins.blobs), tries)
 	}
 	if got, want := all(t, into.index, ""), all(t, w.index, ""); !maps.Equal(got, want) {
 		t.Errorf("the index has %d objects, want %d", len(got), len(want))

@@ -2,6 +2,7 @@ package backup
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -52,6 +53,7 @@ type Restore struct {
 	mu    sync.Mutex // of rep
 	rep   Report
 	state restoring
+	batch int // nameBatch, but in tests
 }
 
 // restoring is kept in the index's storage until all is restored.
@@ -153,8 +155,12 @@ func (r *Restore) blobs(ctx context.Context) error {
 		if err := g.Wait(); err != nil || len(batch) == 0 {
 			return err
 		}
-		r.state.After = batch[len(batch)-1].key
+		last := batch[len(batch)-1].key
 		batch = batch[:0]
+		if last <= r.state.After { // it is where it was before it ended, and not yet further
+			return nil
+		}
+		r.state.After = last
 		return r.save(ctx)
 	}
 	for info, err := range walk.All(ctx, r.From, repoPrefix, "") {
@@ -162,7 +168,7 @@ func (r *Restore) blobs(ctx context.Context) error {
 			return err
 		}
 		if p := parse(info.Key); p.kind == blob {
-			if batch = append(batch, named{info.Key, p}); len(batch) == nameBatch {
+			if batch = append(batch, named{info.Key, p}); len(batch) == cmp.Or(r.batch, nameBatch) {
 				if err := flush(); err != nil {
 					return err
 				}
