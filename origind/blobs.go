@@ -31,6 +31,7 @@ type server struct {
 	member   *member
 	objects  *objects
 	copies   *copies
+	storages *storages
 	peers    *peers
 	scrub    *scrub
 	verified *verified

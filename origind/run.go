@@ -114,6 +114,7 @@ func (s *server) background(node *swarm.Node, trackers *tracker.Client) []daemon
 		{Name: "ring", Run: s.member.failed},
 		{Name: "records", Run: forever(s.blobs.ledger.run)},
 		{Name: "members", Run: forever(s.runMembers)},
+		{Name: "backends", Run: forever(s.storages.run)},
 		{Name: "scrub", Run: forever(s.scrub.run)},
 		{Name: "uploads", Run: forever(s.runUploads)},
 		{Name: "reload", Run: forever(func(ctx context.Context) { reload(ctx, s.cfg.Reload, node) })},
@@ -201,6 +202,7 @@ func openServer(
 // being read, and the other way round.
 func (s *server) assemble(cfg Config) {
 	s.verified = newVerified(verifiedBytes)
+	s.storages = newStorages(s.homes.All())
 	s.objects = &objects{backends: s.homes, blobs: s.store, metrics: s.metrics}
 	s.finder = newFinder(cfg.Lookup, s.homes, s.blobs.ledger, s.objects, s.tasks)
 	s.objects.known = s.finder

@@ -99,6 +99,15 @@ func missed(st *origin.RingStatus) {
 	st.Lost = append(st.Lost, origin.RingLost{Name: "origin-5", Incarnation: 9})
 }
 
+func storageAway(now time.Time) func(*origin.RingStatus) {
+	return func(st *origin.RingStatus) {
+		whole(st)
+		st.Backends = []origin.RingBackend{
+			{Name: "main", Since: now.Add(-5 * time.Minute), Error: "no such bucket"}, {Name: "hub", Up: true, Since: now},
+		}
+	}
+}
+
 // one is missed, and others have what it had.
 func one(st *origin.RingStatus) { st.Missed = []string{"origin-3"} }
 
@@ -131,6 +140,17 @@ origin-3  up        -       10.0.0.3:7480  0
 origin-4  removed   -       -              -
 
 origin-1 has 1234 blobs; each is to have 3 copies, and a push waits for 2
+the ring is whole
+`},
+		{"a backend is away", storageAway(now), `
+MEMBER    STATE     ZONE    ADDRESS        SHORT
+origin-1  up        rack-1  10.0.0.1:7480  0
+origin-2  up, full  rack-2  10.0.0.2:7480  0
+origin-3  up        -       10.0.0.3:7480  0
+origin-4  removed   -       -              -
+
+origin-1 has 1234 blobs; each is to have 3 copies, and a push waits for 2
+backend main cannot be used from origin-1 for 5m0s: no such bucket
 the ring is whole
 `},
 	} {

@@ -187,6 +187,11 @@ func printRing(w io.Writer, st *origin.RingStatus, now time.Time) {
 	if r := repair(st); r != "" {
 		fmt.Fprintln(w, r)
 	}
+	for _, b := range st.Backends {
+		if !b.Up {
+			fmt.Fprintf(w, "backend %s cannot be used from %s for %v: %s\n", b.Name, st.Name, now.Sub(b.Since).Round(time.Second), b.Error)
+		}
+	}
 	for _, l := range st.Lost {
 		if !l.Drained {
 			fmt.Fprintf(w, "a disk of %s is lost\n", l.Name)

@@ -38,6 +38,16 @@ type RingStatus struct {
 	Blobs   int          `json:"blobs"` // that it has pinned
 	Under   int          `json:"under"` // those of them that it does not know to be at all their owners
 	Repair  RingRepair   `json:"repair"`
+	// Backends are those of this member that have been asked whether they can be used, by name.
+	Backends []RingBackend `json:"backends,omitempty"`
+}
+
+// RingBackend says whether a member can use a backend.
+type RingBackend struct {
+	Name  string    `json:"name"`
+	Up    bool      `json:"up"`
+	Since time.Time `json:"since"`           // it is so, as far as this member knows
+	Error string    `json:"error,omitempty"` // what is wrong now, in a line
 }
 
 // RingState says how a member is.

@@ -1,0 +1,139 @@
+package origind
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/log"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/fetcher"
+)
+
+const (
+	// A backend is asked whether it can be used so often, while it can and while it cannot.
+	storageUpEvery, storageDownEvery = 5 * time.Minute, 30 * time.Second
+	// storageWithin is how long its answer may take.
+	storageWithin = time.Minute
+	// storageWarnEvery is the time between two warnings about one backend.
+	storageWarnEvery = time.Hour
+	// maxStorageText is how much of an error operators are shown, in bytes.
+	maxStorageText = 500
+)
+
+// storages tell operators which backends can be used. Nothing else depends on it, readiness least of all: an origin whose
+// backend is away serves what it has, and keeps what is pushed.
+type storages struct {
+	backends map[string]fetcher.Backend
+
+	mu sync.Mutex
+	m  map[string]origin.RingBackend // those that have answered
+}
+
+func newStorages(backends map[string]fetcher.Backend) *storages {
+	return &storages{backends: backends, m: map[string]origin.RingBackend{}}
+}
+
+// run asks all of them, again and again, until ctx ends.
+func (s *storages) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for name, b := range s.backends {
+		wg.Go(func() { s.watch(ctx, name, b) })
+	}
+	wg.Wait()
+}
+
+func (s *storages) watch(ctx context.Context, name string, b fetcher.Backend) {
+	var warned time.Time
+	silent := true // since it could be used, nobody was warned
+	for {
+		err := checkStorage(ctx, b)
+		if ctx.Err() != nil {
+			return
+		}
+		s.note(name, err)
+		entry, pause := log.G(ctx).WithField("backend", name), storageUpEvery
+		switch now := time.Now(); {
+		case err != nil:
+			if warned.IsZero() || now.Sub(warned) >= storageWarnEvery {
+				entry.WithError(err).Warn("a backend cannot be used; what is here is served, and what is pushed is kept, meanwhile")
+				warned, silent = now, false
+			}
+			pause = storageDownEvery
+		case !silent:
+			entry.Info("a backend can be used again")
+			silent = true
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func checkStorage(ctx context.Context, b fetcher.Backend) error {
+	ctx, cancel := context.WithTimeout(ctx, storageWithin)
+	defer cancel()
+	return b.Check(ctx)
+}
+
+// note keeps what a backend has answered.
+func (s *storages) note(name string, err error) {
+	now := origin.RingBackend{Name: name, Up: err == nil, Since: time.Now()}
+	if err != nil {
+		now.Error = strings.Map(func(r rune) rune {
+			if r < ' ' || r == 0x7f {
+				return ' '
+			}
+			return r
+		}, err.Error())
+		if len(now.Error) > maxStorageText {
+			now.Error = strings.ToValidUTF8(now.Error[:maxStorageText], "") + "…"
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if before, ok := s.m[name]; ok && before.Up == now.Up {
+		now.Since = before.Since
+	}
+	s.m[name] = now
+}
+
+// list returns what is known, by name.
+func (s *storages) list() []origin.RingBackend {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.SortedFunc(maps.Values(s.m), func(a, b origin.RingBackend) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// collect gives the metrics.
+func (s *storages) collect(gauge func(d *prometheus.Desc, v float64, labels ...string)) {
+	for _, b := range s.list() {
+		v := 0.0
+		if b.Up {
+			v = 1
+		}
+		gauge(descBackend, v, b.Name)
+	}
+}
+
+// ringAndStorages is a ringMember whose status has the backends, too.
+type ringAndStorages struct {
+	ringMember
+	storages *storages
+}
+
+func (r ringAndStorages) status(ctx context.Context) (*origin.RingStatus, error) {
+	st, err := r.ringMember.status(ctx)
+	if err == nil {
+		st.Backends = r.storages.list()
+	}
+	return st, err
+}
