@@ -100,6 +100,9 @@ func (f *failure) certain() bool {
 	if f.status == 0 {
 		return errors.As(f.cause, &op) && op.Op == "dial"
 	}
+	if f.status == http.StatusNotImplemented {
+		return true
+	}
 	return f.status >= 400 && f.status < 500 && f.status != http.StatusRequestTimeout && f.code != codeTimeout
 }
 

@@ -427,3 +427,37 @@ func TestSweep(t *testing.T) {
 		t.Errorf("a day later: %d lists", lists)
 	}
 }
+
+// TestTries: a write under a condition is sent as often as everything else, by one of the two who could repeat it.
+func TestTries(t *testing.T) {
+	f, b := newFake(t, nil)
+	for _, tt := range []struct {
+		status int
+		code   string
+		want   error
+		puts   int
+	}{
+		{412, "PreconditionFailed", errdefs.ErrConflict, 1},
+		{404, "NoSuchKey", errdefs.ErrConflict, 1},
+		{404, "NoSuchBucket", errdefs.ErrUnavailable, 1},
+		{403, "AccessDenied", errdefs.ErrPermissionDenied, 1},
+		{501, "NotImplemented", errdefs.ErrNotImplemented, 1}, // it knows no conditions
+		{409, "ConditionalRequestConflict", errdefs.ErrUnavailable, maxTries},
+		{429, "", errdefs.ErrUnavailable, maxTries},
+		{503, "SlowDown", errdefs.ErrUnavailable, maxTries},
+	} {
+		puts := 0
+		f.set(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPut {
+				puts++
+				refusal(tt.status, tt.code)(w, r)
+				return
+			}
+			refusal(403, "")(w, r)
+		})
+		_, err := b.WriteIf(t.Context(), "k", []byte("x"), "v")
+		if !errors.Is(err, tt.want) || puts != tt.puts {
+			t.Errorf("%d %s: %v after %d tries, want %v after %d", tt.status, tt.code, err, puts, tt.want, tt.puts)
+		}
+	}
+}
