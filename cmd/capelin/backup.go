@@ -115,6 +115,10 @@ func (a *backupAccess) do(cmd *cobra.Command, arg string, reads bool,
 	if err != nil {
 		return fmt.Errorf("--index-storage: %w", err)
 	}
+	if !reads {
+		// As an index that is not told where the index moves: it does not move meanwhile.
+		index = moving.New(index, nil, "restore")
+	}
 	defer index.Close()
 	other, err := openStorage(arg, !reads)
 	if err != nil {
@@ -126,13 +130,17 @@ func (a *backupAccess) do(cmd *cobra.Command, arg string, reads bool,
 		return fmt.Errorf("--origin: %w", err)
 	}
 	defer c.Close()
-	if err := moving.Here(cmd.Context(), index); err != nil {
+	here := func() error { return moving.Here(cmd.Context(), index) }
+	if s, ok := index.(*moving.Storage); ok {
+		here = func() error { return s.Join(cmd.Context()) }
+	}
+	if err := here(); err != nil {
 		return err
 	}
 	said := newSaid(cmd.ErrOrStderr())
 	report, err := run(index, other, c, func(r backup.Report) { said.say(inWords(&r)) })
 	if err == nil {
-		err = moving.Here(cmd.Context(), index) // it may have moved meanwhile
+		err = here() // it may have moved meanwhile
 	}
 	if err != nil {
 		return fmt.Errorf("%w\nit goes on where it was when the command is run again (%s)", err, inWords(&report))

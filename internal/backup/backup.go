@@ -33,9 +33,13 @@ type Backup struct {
 
 	busy keylock.Locks[digest.Digest] // one worker copies a blob at a time
 
-	mu  sync.Mutex
-	rep Report
+	mu     sync.Mutex
+	rep    Report
+	silent int // blobs in a row of which the origins could not say anything
 }
+
+// tooSilent is after how many such blobs it is given up: one may be where nobody can ask, so many say that no origin answers.
+const tooSilent = 20
 
 // Run makes the back-up. It may be called again after an error, with a new value, and copies what is missing. The Report says
 // whether the back-up is whole also if there is no error: a blob that nobody has is none.
@@ -206,6 +210,7 @@ func (b *Backup) blob(ctx context.Context, name string, p parsed) error {
 	switch {
 	case err == nil:
 		b.update(func(r *Report) {
+			b.silent = 0
 			r.BlobsCopied++
 			r.Bytes += info.Size
 			if bad {
@@ -221,7 +226,17 @@ func (b *Backup) blob(ctx context.Context, name string, p parsed) error {
 			return b.remove(ctx, name)
 		}
 	}
-	b.update(func(r *Report) { r.miss(p, err) })
+	over := false
+	b.update(func(r *Report) {
+		r.miss(p, err)
+		if b.silent++; !errdefs.IsUnavailable(err) {
+			b.silent = 0
+		}
+		over = b.silent >= tooSilent
+	})
+	if over {
+		return err
+	}
 	return nil
 }
 

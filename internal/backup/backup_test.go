@@ -33,6 +33,7 @@ type origins struct {
 	opens   int
 	cut     int // how many Appends end early
 	lie     bool
+	down    func(digest.Digest) bool
 	opened  func(origin.Ref)
 }
 
@@ -43,6 +44,9 @@ func newOrigins() *origins {
 func (o *origins) Open(_ context.Context, ref origin.Ref, off, _ int64) (io.ReadCloser, origin.Info, error) {
 	if o.opened != nil {
 		o.opened(ref)
+	}
+	if o.down != nil && o.down(ref.Digest) {
+		return nil, origin.Info{}, fmt.Errorf("origin: %w", errdefs.ErrUnavailable)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -299,6 +303,28 @@ func TestMissing(t *testing.T) {
 	}
 	if r := w.backup(to, false); !r.Whole || r.Removed != 1 {
 		t.Errorf("%+v", r)
+	}
+}
+
+// A blob that may be where nobody can ask is missing, and the rest is copied; if no origin answers at all that is an error.
+func TestUnavailable(t *testing.T) {
+	w := newWorld(t)
+	for i := range 30 {
+		w.push("r", fmt.Sprint(i), 1, fmt.Sprint(i))
+	}
+	lost := map[digest.Digest]bool{}
+	for i := range 5 {
+		lost[digest.FromString(fmt.Sprint(i))] = true
+	}
+	w.origins.down = func(d digest.Digest) bool { return lost[d] }
+	to := new(fetchertest.Memory)
+	if r := w.backup(to, false); r.Whole || r.MissingBlobs != 5 || r.BlobsCopied != 55 {
+		t.Errorf("%+v", r)
+	}
+	w.origins.down = func(digest.Digest) bool { return true }
+	r, err := (&Backup{Index: w.index, Origins: w.origins, To: new(fetchertest.Memory)}).Run(t.Context())
+	if !errdefs.IsUnavailable(err) || r.MissingBlobs > tooSilent+streams {
+		t.Errorf("%d missing, %v", r.MissingBlobs, err)
 	}
 }
 
