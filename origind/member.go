@@ -45,6 +45,7 @@ type member struct {
 	calls   map[uint64]func(ringstate.Action)
 	healing map[digest.Digest]*healing     // blobs of which pieces are wrong
 	waiting map[digest.Digest][]chan error // who wants to know when a blob's backends have it
+	warned  map[string]time.Time           // when it was said last that a member's clock is wrong
 	let     delays                         // what may be evicted in a while
 	fresh   delays                         // bytes of pushes that nobody may come to acknowledge
 
@@ -134,6 +135,7 @@ const (
 	// asksAtOnce are fewer than the asks that a member takes at once (maxAsks), from several others.
 	asksAtOnce   = 256
 	erasesAtOnce = 64
+	warnEvery    = time.Hour
 	// flushWithin is how long it is tried to keep what was decided, on a full disk, before the member gives up.
 	flushWithin = 30 * time.Second
 )
@@ -143,6 +145,7 @@ func newMember(ctx context.Context, cfg ringstate.Config, parts memberParts) (*m
 	m := &member{
 		memberParts: parts, began: time.Now(), kick: make(chan struct{}, 1), stop: make(chan struct{}), ended: make(chan struct{}),
 		calls: map[uint64]func(ringstate.Action){}, waiting: map[digest.Digest][]chan error{}, healing: map[digest.Digest]*healing{},
+		warned: map[string]time.Time{},
 		asking: make(chan struct{}, asksAtOnce), erasers: make(chan struct{}, erasesAtOnce), blind: blindFor(cfg.WithDefaults()),
 	}
 	saved, deleted := m.ledger.start()
@@ -356,10 +359,11 @@ func (m *member) peers() []ringstate.Peer { return m.sight.Load().peers }
 func (m *member) publish() {
 	was, is := m.sight.Load(), &sight{m.ring.Serving(), time.Now(), m.ring.Peers()}
 	same := slices.EqualFunc(was.peers, is.peers, func(a, b ringstate.Peer) bool {
-		a.Silent, b.Silent, a.Under, b.Under = 0, 0, nil, nil
+		a.Silent, b.Silent, a.Under, b.Under, a.Skew, b.Skew = 0, 0, nil, nil, 0, 0
 		return a == b
 	})
 	m.sight.Store(is)
+	m.warn(is)
 	if !same {
 		m.watch.membersChanged(is.peers)
 	}
@@ -367,6 +371,17 @@ func (m *member) publish() {
 
 // imports notes that a push's bytes are about to be here, pinned, and that nobody may come to acknowledge it.
 func (m *member) imports(d digest.Digest) { m.do(func(*batch) { m.fresh.add(d, freshFor) }) }
+
+// warn says whose clocks are wrong, or that this one's is, once an hour each.
+func (m *member) warn(is *sight) {
+	for _, p := range is.peers {
+		if last, ok := m.warned[p.Name]; p.Skew != 0 && (!ok || is.at.Sub(last) >= warnEvery) {
+			m.warned[p.Name] = is.at
+			log.G(m.tasks.ctx).WithField("member", p.Name).WithField("ahead", p.Skew.Round(time.Second)).
+				Warn("its clock and this one's differ: what was pushed or deleted last may count as earlier than what was before")
+		}
+	}
+}
 
 // push has a blob, whose bytes are here, acknowledged by as many members as have to; ev.Mirrors should have them, too, and its size is
 // looked up. It returns how many have. errdefs.ErrNotFound: the blob is not here any more.

@@ -149,3 +149,29 @@ func TestRemovedAsks(t *testing.T) {
 		}
 	})
 }
+
+// That a clock is wrong is said once an hour, of each member.
+func TestWarnsOfClocks(t *testing.T) {
+	began := time.Now()
+	m := &member{memberParts: memberParts{tasks: newTasks(t)}, warned: map[string]time.Time{}}
+	see := func(after time.Duration, b, c time.Duration) (said int) {
+		peers := []ringstate.Peer{{Skew: b}, {Skew: c}}
+		peers[0].Name, peers[1].Name = "b", "c"
+		at := began.Add(after)
+		m.warn(&sight{at: at, peers: peers})
+		for _, last := range m.warned {
+			if last.Equal(at) {
+				said++
+			}
+		}
+		return said
+	}
+	for i, got := range []int{
+		see(0, 0, 0), see(time.Second, time.Minute, 0), see(2*time.Second, -time.Minute, time.Hour), see(3*time.Second, time.Minute, time.Hour),
+		see(warnEvery+time.Second, time.Minute, time.Hour), see(2*warnEvery+2*time.Second, time.Minute, time.Hour),
+	} {
+		if want := []int{0, 1, 1, 0, 1, 2}[i]; got != want {
+			t.Errorf("look %d: it was said of %d, want %d", i, got, want)
+		}
+	}
+}

@@ -32,6 +32,7 @@ func statusOf(r *ringstate.Ring, now time.Time) *origin.RingStatus {
 	}
 	for _, p := range r.Peers() {
 		m := origin.RingMember{Name: p.Name, Address: p.Addr, Zone: p.Zone, State: stateOf(&p), Full: p.Full, Under: p.Under}
+		m.Skew = p.Skew.Milliseconds()
 		if !p.Alive {
 			since := now.Add(-p.Silent)
 			m.Since = &since

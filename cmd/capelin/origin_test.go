@@ -132,6 +132,21 @@ the ring is not whole:
   120 blobs at origin-1 are not known to be where they should be
   origin-3 does not answer
 `},
+		{"whole, but for its clocks", func(st *origin.RingStatus) {
+			whole(st)
+			st.Members[1].Skew, st.Members[2].Skew = 3_723_400, -6_000
+		}, `
+MEMBER    STATE     ZONE    ADDRESS        SHORT
+origin-1  up        rack-1  10.0.0.1:7480  0
+origin-2  up, full  rack-2  10.0.0.2:7480  0
+origin-3  up        -       10.0.0.3:7480  0
+origin-4  removed   -       -              -
+
+origin-1 has 1234 blobs; each is to have 3 copies, and a push waits for 2
+the clock of origin-2 is 1h2m3s ahead of that of origin-1
+the clock of origin-3 is 6s behind that of origin-1
+the ring is whole
+`},
 		{"whole", whole, `
 MEMBER    STATE     ZONE    ADDRESS        SHORT
 origin-1  up        rack-1  10.0.0.1:7480  0

@@ -192,6 +192,15 @@ func printRing(w io.Writer, st *origin.RingStatus, now time.Time) {
 			fmt.Fprintf(w, "backend %s cannot be used from %s for %v: %s\n", b.Name, st.Name, now.Sub(b.Since).Round(time.Second), b.Error)
 		}
 	}
+	for i := range st.Members {
+		if m := &st.Members[i]; m.Skew != 0 {
+			ahead, how := time.Duration(m.Skew)*time.Millisecond, "ahead of"
+			if ahead < 0 {
+				ahead, how = -ahead, "behind"
+			}
+			fmt.Fprintf(w, "the clock of %s is %v %s that of %s\n", m.Name, ahead.Round(time.Second), how, st.Name)
+		}
+	}
 	for _, l := range st.Lost {
 		if !l.Drained {
 			fmt.Fprintf(w, "a disk of %s is lost\n", l.Name)

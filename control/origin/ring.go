@@ -74,6 +74,9 @@ type RingMember struct {
 	Since *time.Time `json:"since,omitempty"`
 	Full  bool       `json:"full,omitempty"`  // it takes no pushes
 	Under *int       `json:"under,omitempty"` // RingStatus.Under of it, as it last said; nil: it does not say
+	// Skew is how many milliseconds its clock is ahead of that of the member that says so, or behind (negative); 0: 5 s at most,
+	// or not known.
+	Skew int64 `json:"skew,omitempty"`
 }
 
 // RingLost is a disk that was in the ring, and is not any more.

@@ -346,11 +346,13 @@ func TestClock(t *testing.T) {
 }
 
 func TestSkew(t *testing.T) {
-	now := time.UnixMilli(1e12)
+	from := time.UnixMilli(1e12)
+	to := from.Add(time.Minute)
 	for ahead, want := range map[time.Duration]time.Duration{
-		0: 0, MaxSkew: 0, -MaxSkew: 0, MaxSkew + time.Millisecond: MaxSkew + time.Millisecond, -time.Hour: -time.Hour,
+		0: 0, time.Minute: 0, time.Minute + MaxSkew: 0, -MaxSkew: 0, -time.Hour: -time.Hour,
+		time.Minute + MaxSkew + time.Millisecond: MaxSkew + time.Millisecond, -MaxSkew - time.Millisecond: -MaxSkew - time.Millisecond,
 	} {
-		if got := Skew(now, At(now.Add(ahead))); got != want {
+		if got := Skew(from, to, At(from.Add(ahead))); got != want {
 			t.Errorf("%v ahead: %v", ahead, got)
 		}
 	}

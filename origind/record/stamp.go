@@ -57,11 +57,14 @@ func (c *Clock) Next(now time.Time, seen ...Stamp) Stamp {
 // See takes in the stamp of another member's clock, at most MaxLead after now.
 func (c *Clock) See(now time.Time, s Stamp) { c.last = max(c.last, min(s, At(now.Add(MaxLead)))) }
 
-// Skew is how far a stamp that was made just now is ahead of the time of day, or behind it (negative); zero if that is at most MaxSkew.
-func Skew(now time.Time, s Stamp) time.Duration {
-	d := s.Time().Sub(now)
-	if d.Abs() <= MaxSkew {
-		return 0
+// Skew is how far a stamp that another clock has made between two times of this one is ahead of that, or behind it (negative); zero if
+// that is at most MaxSkew.
+func Skew(from, to time.Time, s Stamp) time.Duration {
+	if d := s.Time().Sub(to); d > MaxSkew {
+		return d
 	}
-	return d
+	if d := s.Time().Sub(from); d < -MaxSkew {
+		return d
+	}
+	return 0
 }

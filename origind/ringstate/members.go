@@ -7,6 +7,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/capelin-io/capelin/control/ring"
 	"github.com/capelin-io/capelin/origind/record"
@@ -87,8 +88,9 @@ type member struct {
 	heard    int64 // the last sign of life; 0: none yet
 	live     int64 // when it was last known not to be down
 	status   *Status
-	statusAt int64  // when that was asked for
-	hears    uint64 // slots of those whom it has heard itself, as it said then
+	statusAt int64         // when that was asked for
+	skew     time.Duration // how far its clock is ahead of this one's, if that matters
+	hears    uint64        // slots of those whom it has heard itself, as it said then
 	probing  bool
 
 	read     uint64 // how far its log was read

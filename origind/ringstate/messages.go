@@ -24,6 +24,7 @@ type Probe struct{}
 type Status struct {
 	Name, Addr, Zone string
 	Clock            record.Stamp
+	Time             record.Stamp // of day, whatever others say; 0: it does not say
 	Order            Order
 	Replicas         int
 	MinReplicas      int

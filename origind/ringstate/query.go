@@ -63,6 +63,8 @@ type Peer struct {
 	Removed      bool // by an operator, or it has left
 	Takes        bool // it can be given a copy of a push
 	Under        *int // Status.Under of it, as it last said; nil: it does not say
+	// Skew is how far its clock is ahead of this one's, or behind (negative); 0: record.MaxSkew at most, or not known.
+	Skew time.Duration
 }
 
 // Peers returns all members that were ever known, by name.
@@ -81,7 +83,7 @@ func (r *Ring) Peers() []Peer {
 		case m.status != nil:
 			p.Starting = m.status.Starting
 			if p.Heard {
-				p.Under = &m.status.Under
+				p.Under, p.Skew = &m.status.Under, m.skew
 			}
 		default:
 			p.Starting = p.Heard

@@ -12,10 +12,14 @@ func (r *Ring) probe(m *member) {
 		return
 	}
 	m.probing = true
-	sent := r.now
+	sent, wall := r.now, r.wall
 	r.ask(m, Probe{}, func(a Answer, _ []Local) {
 		m.probing = false
 		if s, ok := a.(*Status); ok && s.Name == m.name {
+			m.skew = 0
+			if s.Time != 0 {
+				m.skew = record.Skew(wall, r.wall, s.Time)
+			}
 			r.probed(m, s, sent)
 		}
 	})
@@ -81,6 +85,7 @@ func (r *Ring) viewed(v MemberView) {
 func (r *Ring) Status() *Status {
 	s := &Status{
 		Name: r.cfg.Name, Addr: r.cfg.Addr, Zone: r.cfg.Zone, Clock: max(r.clock.Last(), record.At(r.wall)), Order: r.order,
+		Time:     record.At(r.wall),
 		Replicas: r.cfg.Replicas, MinReplicas: r.cfg.MinReplicas,
 		Mode: r.me.mode, ModeAt: r.me.modeAt, Starting: r.starting || r.stale != 0, View: r.view, LogHead: r.log.head(),
 		Lost: slices.Clone(r.lost), Whole: r.whole, Under: r.under(), Exchanged: r.exchanged(), Full: r.me.full,

@@ -22,6 +22,7 @@ type textStatus struct {
 	Exchanged   Order                        `json:"exchanged"`
 	View        textView                     `json:"view"`
 	Clock       record.Stamp                 `json:"clock"`
+	Time        record.Stamp                 `json:"time,omitempty"`
 	Order       Order                        `json:"order"`
 	LogHead     uint64                       `json:"log_head"`
 	Whole       textWhole                    `json:"whole"`
@@ -66,7 +67,7 @@ func statusText(s *Status) (textStatus, error) {
 	t := textStatus{
 		Name: s.Name, Addr: s.Addr, Zone: s.Zone, Mode: textMode(s.Mode), ModeAt: s.ModeAt, Starting: s.Starting, Full: s.Full,
 		Replicas: s.Replicas, MinReplicas: s.MinReplicas, Under: s.Under, Exchanged: s.Exchanged, View: textView(s.View),
-		Clock: s.Clock, Order: s.Order, LogHead: s.LogHead, Whole: textWhole(s.Whole),
+		Clock: s.Clock, Time: s.Time, Order: s.Order, LogHead: s.LogHead, Whole: textWhole(s.Whole),
 		Members: list[textMember, perMember]{}, Removals: list[textRemoval, perMember]{}, Lost: list[textLost, perLost]{},
 	}
 	for _, m := range s.Members {
@@ -87,7 +88,7 @@ func (t textStatus) value() (*Status, error) {
 	s := &Status{
 		Name: t.Name, Addr: t.Addr, Zone: t.Zone, Mode: Mode(t.Mode), ModeAt: t.ModeAt, Starting: t.Starting, Full: t.Full,
 		Replicas: t.Replicas, MinReplicas: t.MinReplicas, Under: t.Under, Exchanged: t.Exchanged, View: View(t.View),
-		Clock: t.Clock, Order: t.Order, LogHead: t.LogHead, Whole: Whole(t.Whole),
+		Clock: t.Clock, Time: t.Time, Order: t.Order, LogHead: t.LogHead, Whole: Whole(t.Whole),
 	}
 	for _, m := range t.Members {
 		s.Members = append(s.Members, MemberView{
@@ -109,9 +110,9 @@ func (t *textStatus) check() error {
 		t.Members.check(), t.Removals.check(), t.Lost.check(),
 	}
 	if t.Replicas < 1 || t.MinReplicas < 1 || t.Replicas > maxCopies || t.MinReplicas > maxCopies || t.Under < 0 ||
-		t.Clock > record.MaxStamp || t.Whole.Min < 0 || t.Whole.Min > maxCopies || (t.Whole.At == 0) != (t.Whole.Min == 0) {
-		errs = append(errs, fmt.Errorf("replicas %d, min_replicas %d, under %d, clock %d, or whole: %+v", t.Replicas, t.MinReplicas, t.Under,
-			t.Clock, t.Whole))
+		t.Clock > record.MaxStamp || t.Time > record.MaxStamp || t.Whole.Min < 0 || t.Whole.Min > maxCopies || (t.Whole.At == 0) != (t.Whole.Min == 0) {
+		errs = append(errs, fmt.Errorf("replicas %d, min_replicas %d, under %d, clock %d, time %d, or whole: %+v", t.Replicas, t.MinReplicas,
+			t.Under, t.Clock, t.Time, t.Whole))
 	}
 	for _, m := range t.Members {
 		errs = append(errs, checkName(m.Name), checkWords(m.Addr, m.Zone), checkOrders(m.ModeAt))
