@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/fetcher/azure"
 	"github.com/capelin-io/capelin/fetcher/file"
 	"github.com/capelin-io/capelin/fetcher/gcs"
 	"github.com/capelin-io/capelin/fetcher/httpfile"
@@ -21,6 +22,7 @@ import (
 const (
 	KindFile     = "file"
 	KindGCS      = "gcs"
+	KindAzure    = "azure"
 	KindRegistry = "registry"
 	KindHTTP     = "http"
 	KindS3       = "s3"
@@ -30,9 +32,10 @@ const (
 
 // Storage is one storage, whoever uses it: its kind, and a table for each kind of which that one counts.
 type Storage struct {
-	Kind     string          `toml:"kind" comment:"\"file\": a directory. \"gcs\": a bucket of Google Cloud Storage. \"s3\": a bucket of AWS S3, or of another storage with its API. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"http\": a web server, which is only read. \"none\": nowhere else, the origins themselves keep it."`
+	Kind     string          `toml:"kind" comment:"\"file\": a directory. \"gcs\": a bucket of Google Cloud Storage. \"azure\": a container of Azure's Blob Storage. \"s3\": a bucket of AWS S3, or of another storage with its API. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"http\": a web server, which is only read. \"none\": nowhere else, the origins themselves keep it."`
 	File     file.Config     `toml:"file" comment:"If kind is \"file\"."`
 	GCS      gcs.Config      `toml:"gcs" comment:"If kind is \"gcs\"."`
+	Azure    azure.Config    `toml:"azure" comment:"If kind is \"azure\"."`
 	Registry registry.Config `toml:"registry" comment:"If kind is \"registry\"."`
 	HTTP     httpfile.Config `toml:"http" comment:"If kind is \"http\"."`
 	S3       s3.Config       `toml:"s3" comment:"If kind is \"s3\"."`
@@ -40,15 +43,16 @@ type Storage struct {
 
 // IndexStorage is a Storage that can keep an index: it compares and swaps.
 type IndexStorage struct {
-	Kind string      `toml:"kind" comment:"\"file\": a directory. \"gcs\": a bucket of Google Cloud Storage. \"s3\": a bucket of AWS S3, or of another storage with its API that can compare and swap (If-Match). Default \"file\"."`
-	File file.Config `toml:"file" comment:"If kind is \"file\"."`
-	GCS  gcs.Config  `toml:"gcs" comment:"If kind is \"gcs\"."`
-	S3   s3.Config   `toml:"s3" comment:"If kind is \"s3\"."`
+	Kind  string       `toml:"kind" comment:"\"file\": a directory. \"gcs\": a bucket of Google Cloud Storage. \"azure\": a container of Azure's Blob Storage. \"s3\": a bucket of AWS S3, or of another storage with its API that can compare and swap (If-Match). Default \"file\"."`
+	File  file.Config  `toml:"file" comment:"If kind is \"file\"."`
+	GCS   gcs.Config   `toml:"gcs" comment:"If kind is \"gcs\"."`
+	Azure azure.Config `toml:"azure" comment:"If kind is \"azure\"."`
+	S3    s3.Config    `toml:"s3" comment:"If kind is \"s3\"."`
 }
 
 // Storage is the same, for blobs.
 func (s IndexStorage) Storage() *Storage {
-	return &Storage{Kind: s.Kind, File: s.File, GCS: s.GCS, S3: s.S3}
+	return &Storage{Kind: s.Kind, File: s.File, GCS: s.GCS, Azure: s.Azure, S3: s.S3}
 }
 
 // Check is Storage's.
@@ -98,6 +102,7 @@ func (s *Storage) kinds() []kind {
 	return []kind{
 		{KindFile, true, s.File.Check, opener(s.File, file.Open)},
 		{KindGCS, true, s.GCS.Check, opener(s.GCS, gcs.Open)},
+		{KindAzure, true, s.Azure.Check, opener(s.Azure, azure.Open)},
 		{KindRegistry, false, s.Registry.Check, opener(s.Registry, registry.Open)},
 		{KindHTTP, false, s.HTTP.Check, opener(s.HTTP, httpfile.Open)},
 		{KindS3, true, s.S3.Check, opener(s.S3, s3.Open)},
