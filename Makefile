@@ -213,7 +213,7 @@ $(B)/conformance: $(I)/tools/conformance/go.mod
 
 # What package integration/storages starts.
 .PHONY: storage-servers
-storage-servers: $(B)/versitygw $(B)/fake-gcs-server $(B)/registry
+storage-servers: $(B)/versitygw $(B)/fake-gcs-server $(B)/registry $(B)/azurite/node_modules/azurite/package.json
 
 $(B)/versitygw: $(I)/tools/versitygw/go.mod
 	@echo "building versitygw, an S3 server (once, a minute or two)"
@@ -223,6 +223,13 @@ $(B)/versitygw: $(I)/tools/versitygw/go.mod
 $(B)/fake-gcs-server: $(I)/tools/fake-gcs-server/go.mod
 	@echo "building fake-gcs-server (once, a few minutes)"
 	@cd $(<D) && $(TOOLBUILD) -o ../../bin/fake-gcs-server github.com/fsouza/fake-gcs-server
+	@touch $@
+
+# It asks for Node.js 22, and works with 20.
+$(B)/azurite/node_modules/azurite/package.json: $(I)/tools/azurite/package-lock.json
+	@echo "installing azurite, an emulator of Azure's Blob Storage (once, a few minutes)"
+	@mkdir -p $(B)/azurite && cp $(<D)/package.json $(<D)/package-lock.json $(B)/azurite/
+	@cd $(B)/azurite && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 # A shallow clone has no other commit than its own, and upgrades from that.
