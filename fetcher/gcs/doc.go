@@ -30,7 +30,8 @@
 // A version is the object's generation, which is a new one at each write. Writes and deletions are conditional on it, so
 // that a request that is repeated because its answer was lost does not undo what others did meanwhile; only
 // an upload in chunks is not, whose session cannot be carried out twice. Each write puts a nonce into the object's
-// metadata (capelin-write): whether an object is its own after an answer was lost, it reads there.
+// metadata (capelin-write): whether an object is its own after an answer was lost, it reads there. If somebody else's
+// is there then, a compare-and-swap was lost, though it may have been done before that.
 //
 // The storage takes one write of a name per second, and answers 429 to more: those are repeated with
 // growing pauses.

@@ -34,7 +34,7 @@ func classed(ctx context.Context, err error) error {
 		return statusError(answer)
 	case errors.As(err, &token):
 		return tokenError(token)
-	case errors.As(err, &status), errors.As(err, &network), errors.Is(err, errUnknown), errdefs.IsConflict(err),
+	case errors.As(err, &status), errors.As(err, &network), errdefs.IsConflict(err),
 		errdefs.IsFailedPrecondition(err), errdefs.IsUnauthorized(err):
 		if errors.As(err, &sent) {
 			return sent.Err // a URL may have a secret

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -148,20 +147,16 @@ func (w *writing) replace(ctx context.Context, data []byte) (*storage.Object, er
 		case !errdefs.IsNotFound(err):
 			return nil, err
 		}
-		if o, err = w.put(ctx, data, generation); !errdefs.IsConflict(err) && !errors.Is(err, errUnknown) {
+		if o, err = w.put(ctx, data, generation); !errdefs.IsConflict(err) {
 			return o, err
 		}
 	}
 	return nil, fmt.Errorf("others replaced it %d times meanwhile: %w", maxReplace, errdefs.ErrUnavailable)
 }
 
-var (
-	errLost    = fmt.Errorf("it has another generation by now: %w", errdefs.ErrConflict)
-	errUnknown = fmt.Errorf("it was replaced by others, but maybe not before this write was done, whose answer was lost: %w", errdefs.ErrUnavailable)
-)
+var errLost = fmt.Errorf("it has another generation by now: %w", errdefs.ErrConflict)
 
-// put writes data if what is there has that generation; 0: if there is nothing. It is errLost otherwise, and
-// errUnknown if an answer was lost and what is there now is somebody else's.
+// put writes data if what is there has that generation; 0: if there is nothing. It is errLost otherwise.
 func (w *writing) put(ctx context.Context, data []byte, generation int64) (o *storage.Object, err error) {
 	doubt := false // an earlier try may have been carried out
 	err = w.b.ask(ctx, func(s *api) (err error) {
@@ -183,7 +178,7 @@ func (w *writing) put(ctx context.Context, data []byte, generation int64) (o *st
 			o = own
 			return nil
 		case oerr == nil && lost:
-			return errUnknown
+			return errLost // unless others have replaced ours meanwhile, of which nothing is left
 		}
 		return err
 	})
