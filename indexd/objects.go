@@ -62,6 +62,9 @@ type (
 	}
 )
 
+// errNewer is of an object that a later release has written.
+var errNewer = fmt.Errorf("its format is not known: %w", errdefs.ErrDataLoss)
+
 func (t *tagObject) tag() index.Tag {
 	return index.Tag{Repository: t.Repository, Name: t.Name, Descriptor: t.Descriptor,
 		Revision: t.Revision, Cluster: t.Cluster, Updated: t.Updated, Previous: t.Previous}
@@ -101,6 +104,10 @@ func (x *Index) read(ctx context.Context, key string, into any) (fetcher.Info, e
 	}
 	if err := json.Unmarshal(data, &head); err != nil {
 		return bad("is damaged: %v", err)
+	}
+	if head.Version > formatVersion {
+		return info, fmt.Errorf("index storage %s: object %s has format version %d, only %d is known here; was it written by a newer indexd? %w",
+			x.backend.Name(), key, head.Version, formatVersion, errNewer)
 	}
 	if head.Version != formatVersion {
 		return bad("has format version %d, only %d is known here; was it written by a newer indexd?", head.Version, formatVersion)

@@ -127,9 +127,10 @@ func TestRefuted(t *testing.T) {
 	b := &lying{Backend: &fetchertest.Memory{}}
 	b.lies.Store(true)
 	p := startIndex(t, b, newOrigins())
-	const want = "index: this storage cannot keep an index: tags that were acknowledged would be lost: memory:: finding out whether it compares and " +
-		"swaps: creating capelin-prove/"
-	if err := <-p.ended; err == nil || !strings.HasPrefix(err.Error(), want) || !strings.Contains(err.Error(), "of 16 writers at the same time 16 won") {
+	const want = "index: this storage cannot keep an index: tags that were acknowledged would be lost: memory:: " +
+		"finding out whether it compares and swaps: creating capelin-prove/"
+	if err := <-p.ended; err == nil || !strings.HasPrefix(err.Error(), want) ||
+		!strings.Contains(err.Error(), "of 16 writers at the same time 16 won") {
 		t.Error(err)
 	}
 	if page, _, _ := b.List(t.Context(), "index/", "", 0); len(page) != 0 {

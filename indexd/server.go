@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -44,6 +45,8 @@ type server struct {
 	// may do everything.
 	peer  func(*http.Request) (identity.ID, error)
 	slots chan struct{}
+
+	looking sync.Mutex // held by who looks through the storage
 }
 
 // operation is one of the API: it returns the answer, nil for none.
@@ -118,6 +121,7 @@ func (s *server) handler() http.Handler {
 		mux.Handle(o.method+" "+o.path, s.serve(o.name, o.method != "GET", o.do))
 	}
 	mux.Handle("POST "+index.PathProve, s.serve("prove", true, s.prove))
+	mux.Handle("POST "+index.PathFsck, http.HandlerFunc(s.fsck))
 	return mux
 }
 
@@ -157,23 +161,16 @@ func (s *server) perform(ctx context.Context, req *http.Request, writes bool, do
 	if err != nil {
 		return nil, fmt.Errorf("the request's parameters: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	r := &request{Request: req, query: query, from: req.RemoteAddr}
-	if s.peer != nil {
-		id, err := s.peer(req)
-		if err != nil {
-			return nil, fmt.Errorf("who is %s? %w: %w", req.RemoteAddr, err, errdefs.ErrUnauthenticated)
-		}
-		allowed := readers
-		switch {
-		case req.Method == http.MethodPost:
-			allowed = admins
-		case writes:
-			allowed = writers
-		}
-		if !id.Has(allowed...) {
-			return nil, fmt.Errorf("%s may not do that, one of the roles %v is needed: %w", id, allowed, errdefs.ErrPermissionDenied)
-		}
-		r.from = id.String()
+	r := &request{Request: req, query: query}
+	allowed := readers
+	switch {
+	case req.Method == http.MethodPost:
+		allowed = admins
+	case writes:
+		allowed = writers
+	}
+	if r.from, err = s.who(req, allowed); err != nil {
+		return nil, err
 	}
 	select {
 	case s.slots <- struct{}{}:
@@ -187,6 +184,21 @@ func (s *server) perform(ctx context.Context, req *http.Request, writes bool, do
 		}
 	}
 	return do(ctx, r)
+}
+
+// who says who asks, for the log, if that is somebody who may.
+func (s *server) who(req *http.Request, allowed []identity.Role) (string, error) {
+	if s.peer == nil {
+		return req.RemoteAddr, nil
+	}
+	id, err := s.peer(req)
+	if err != nil {
+		return "", fmt.Errorf("who is %s? %w: %w", req.RemoteAddr, err, errdefs.ErrUnauthenticated)
+	}
+	if !id.Has(allowed...) {
+		return "", fmt.Errorf("%s may not do that, one of the roles %v is needed: %w", id, allowed, errdefs.ErrPermissionDenied)
+	}
+	return id.String(), nil
 }
 
 // drain returns when the operations that are under way have ended, and keeps others

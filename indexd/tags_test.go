@@ -186,7 +186,8 @@ func TestLostAnswer(t *testing.T) {
 	w.wantErr("put", err, errdefs.ErrUnavailable, "connection reset")
 	w.storage.Fail, w.storage.FailAfter = nil, nil
 	for range 2 {
-		if got, err := w.another().PutTagOnce(t.Context(), "r", "v", b, "once"); err != nil || got.Revision != 2 || got.Descriptor.Digest != b.Digest {
+		got, err := w.another().PutTagOnce(t.Context(), "r", "v", b, "once")
+		if err != nil || got.Revision != 2 || got.Descriptor.Digest != b.Digest {
 			t.Errorf("again: %+v, %v", got, err)
 		}
 	}

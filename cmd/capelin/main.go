@@ -54,7 +54,7 @@ type failed struct{ error }
 func (f failed) Unwrap() error { return f.error }
 
 // exit returns what the process says in the end, "" for nothing, and its status: 2 for a
-// command line that means nothing, gaveUp for a daemon that is of no use, 128 and its number for a signal that kept a command
+// command line that means nothing, or a question that could not be answered, gaveUp for a daemon that is of no use, 128 and its number for a signal that kept a command
 // from doing its work. A daemon that ends because it was told to has done all of it.
 func exit(err, cause error) (text string, code int) {
 	var use usage
@@ -73,6 +73,8 @@ func exit(err, cause error) (text string, code int) {
 		}
 		number, _ := signal.by.(syscall.Signal)
 		return text, 128 + int(number)
+	case errors.As(err, new(unable)):
+		return err.Error(), 2
 	}
 	return err.Error(), 1
 }

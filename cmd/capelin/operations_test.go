@@ -270,6 +270,7 @@ func TestOperations(t *testing.T) {
 	o.start("a", "")
 	o.eventually("MEMBER", "ring", "--origin", o.addr(0)+":7480")
 	pullAll()
+	o.run("Look after the index")
 	_, metrics := get(o.addr(0)+":7501", "/metrics")
 	for _, name := range regexp.MustCompile("`(capelin_[a-z_]+)({backend})?").FindAllStringSubmatch(o.text, -1) {
 		if name[2] != "" { // these servers have no backends

@@ -21,6 +21,7 @@ const (
 	PathReferrers    = "/v1/referrers"
 	PathBlob         = "/v1/blob"
 	PathProve        = "/v1/prove"
+	PathFsck         = "/v1/fsck"
 )
 
 // Limits of the API.
