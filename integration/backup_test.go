@@ -113,7 +113,8 @@ func (b *backups) livePushes(t *testing.T, images []*harness.Image) (stop func()
 		for i := 0; ctx.Err() == nil; i++ {
 			// A tag in seven is moved on each time.
 			img, tag := images[i%len(images)], fmt.Sprintf("team/live%d:%d", i%3, i%7*i)
-			if _, err := b.server.Push(b.ctx, img, tag, alice, remote.WithRetryBackoff(remote.Backoff{Duration: time.Second, Steps: 100})); err != nil {
+			patient := remote.WithRetryBackoff(remote.Backoff{Duration: time.Second, Steps: 100})
+			if _, err := b.server.Push(b.ctx, img, tag, alice, patient); err != nil {
 				return err
 			}
 			b.mu.Lock()

@@ -96,7 +96,8 @@ The status is 0 if all is in the cluster, and 1 if something failed or is missin
 		Example: `  capelin restore /backup/capelin --index-storage /var/lib/capelin/server/index --origin 127.0.0.1:7480`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.do(cmd, args[0], false, func(index, other fetcher.Backend, c *origin.Client, say func(backup.Report)) (backup.Report, error) {
-				r := backup.Restore{From: limit.Rates(other, int64(a.rate), 0), Origins: c, Index: index, Merge: merge, Incomplete: incomplete, Say: say}
+				from := limit.Rates(other, int64(a.rate), 0)
+				r := backup.Restore{From: from, Origins: c, Index: index, Merge: merge, Incomplete: incomplete, Say: say}
 				return r.Run(cmd.Context())
 			})
 		},

@@ -64,7 +64,8 @@ func TestBackupMissing(t *testing.T) {
 	const hex = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 	writeFiles(t, dir, map[string]string{"index/index/repositories/team/app/_blobs/sha256/" + hex: `{"version":1}`})
 	out, _, err := execute(t, "backup", filepath.Join(dir, "to"), "--index-storage", dir+"/index", "--origin", "127.0.0.1:1")
-	if text, code := exit(err, nil); code != 1 || text != "blobs are missing" || !strings.Contains(out, "\nmissing: team/app@sha256:"+hex+": ") {
+	if text, code := exit(err, nil); code != 1 || text != "blobs are missing" ||
+		!strings.Contains(out, "\nmissing: team/app@sha256:"+hex+": ") {
 		t.Errorf("%q, %d\n%s", text, code, out)
 	}
 	if _, _, err := execute(t, "backup", dir+"/to", "--index-storage", dir+"/nowhere", "--origin", "127.0.0.1:1"); err == nil {

@@ -319,7 +319,8 @@ func TestUntold(t *testing.T) {
 	check(t, told.Join(ctx))
 	_, err := (&Mover{From: a, To: b}).Run(ctx)
 	var untold *UntoldError
-	if !errors.As(err, &untold) || len(untold.Members) != 1 || !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "plain:7490~") {
+	if !errors.As(err, &untold) || len(untold.Members) != 1 || !errdefs.IsFailedPrecondition(err) ||
+		!strings.Contains(err.Error(), "plain:7490~") {
 		t.Fatal(err)
 	}
 	if _, err := count(ctx, plain, "index/t"); err != nil {

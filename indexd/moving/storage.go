@@ -179,7 +179,8 @@ func marked(info fetcher.Info, mark string) fetcher.Info {
 	return info
 }
 
-// change does a write of an object where it belongs now. do is told the storage and what its versions begin with. It is done once, or not at all.
+// change does a write of an object where it belongs now. do is told the storage and what its versions begin with; it is
+// called once, or not at all.
 func (s *Storage) change(ctx context.Context, key string, do func(b fetcher.Backend, mark string) error) error {
 	var st *state
 	for {

@@ -333,20 +333,19 @@ type pushing struct {
 	fetcher.Backend
 	at   func(key string) bool
 	push func()
+	once sync.Once
 }
 
 func (p *pushing) Write(ctx context.Context, key string, size int64, r io.Reader) (fetcher.Info, error) {
 	if p.at(key) {
-		p.at = func(string) bool { return false }
-		p.push()
+		p.once.Do(p.push)
 	}
 	return p.Backend.Write(ctx, key, size, r)
 }
 
 func (p *pushing) Open(ctx context.Context, key string, off, n int64) (io.ReadCloser, fetcher.Info, error) {
 	if p.at("read " + key) {
-		p.at = func(string) bool { return false }
-		p.push()
+		p.once.Do(p.push)
 	}
 	return p.Backend.Open(ctx, key, off, n)
 }
@@ -358,11 +357,13 @@ func TestWhilePushing(t *testing.T) {
 		for _, reads := range []bool{false, true} {
 			w := newWorld(t)
 			w.push("m", "t", 1, "layer")
-			push := &pushing{at: func(key string) bool { return strings.HasPrefix(key, "read ") == reads && strings.Contains(key, at) }, push: func() {
+			push := new(pushing)
+			push.at = func(key string) bool { return strings.HasPrefix(key, "read ") == reads && strings.Contains(key, at) }
+			push.push = func() {
 				for _, repo := range []string{"a", "m", "z"} {
 					w.push(repo, "t", 2, "layer 2")
 				}
-			}}
+			}
 			to := new(fetchertest.Memory)
 			b := Backup{Index: w.index, Origins: w.origins, To: to}
 			if reads {
