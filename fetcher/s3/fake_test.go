@@ -461,3 +461,47 @@ func TestTries(t *testing.T) {
 		}
 	}
 }
+
+// TestLostEnd: the answer to the end of an upload is lost, and the upload is not there any more when it is ended again.
+func TestLostEnd(t *testing.T) {
+	f, b := newFake(t, nil)
+	b.swept.Store(time.Now().Unix())
+	for _, tt := range []struct {
+		name    string
+		there   func(mine string) string // the write that what is there is from
+		aborted bool                     // the upload was there after all
+		ok      bool
+	}{
+		{"it was done", func(mine string) string { return mine }, false, true},
+		{"another has written since", func(string) string { return "another" }, false, false},
+		{"it was not done", func(mine string) string { return mine }, true, false},
+	} {
+		mine, ends := "", 0
+		f.set(func(w http.ResponseWriter, r *http.Request) {
+			q := r.URL.Query()
+			switch {
+			case q.Has("uploads"):
+				mine = r.Header.Get("X-Amz-Meta-" + metaWrite)
+				fmt.Fprint(w, "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>")
+			case r.Method == http.MethodPost:
+				if ends++; ends == 1 {
+					panic(http.ErrAbortHandler)
+				}
+				refusal(404, codeNoSuchUpload)(w, r)
+			case r.Method == http.MethodDelete && tt.aborted:
+				w.WriteHeader(http.StatusNoContent)
+			case r.Method == http.MethodDelete:
+				refusal(404, codeNoSuchUpload)(w, r)
+			case r.Method == http.MethodHead:
+				w.Header().Set("Etag", `"whole"`)
+				w.Header().Set("X-Amz-Meta-"+metaWrite, tt.there(mine))
+			default:
+				w.Header().Set("Etag", `"part"`)
+			}
+		})
+		info, err := b.Write(t.Context(), "k", partSize+1, bytes.NewReader(make([]byte, partSize+1)))
+		if tt.ok && (err != nil || info.Version != "whole" || info.Size != partSize+1) || !tt.ok && !errdefs.IsUnavailable(err) || ends != 2 {
+			t.Errorf("%s: %+v, %v, ended %d times", tt.name, info, err, ends)
+		}
+	}
+}
