@@ -183,6 +183,15 @@ func TestCredentials(t *testing.T) {
 	if _, err := b.Stat(t.Context(), "x"); !errdefs.IsNotFound(err) || !strings.Contains(last(queries), "sig=another") {
 		t.Errorf("with a signature that is new: %q, %v", queries, err)
 	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Stat(t.Context(), "x"); !errdefs.IsUnauthorized(err) {
+		t.Errorf("with a signature that is gone: %v", err)
+	}
+	if err := os.WriteFile(file, []byte("sig=another"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	b.transport.base.CloseIdleConnections()
 	b.cfg.Endpoint = "http://127.0.0.1:1"
 	b.client = nil
