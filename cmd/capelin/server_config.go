@@ -75,7 +75,7 @@ func defaultServerConfig() serverConfig {
 	for _, d := range c.references() {
 		*d.at = []string{}
 	}
-	c.Index.Storage = backends.IndexStorage{} // follows from storage, or data
+	c.Index.Storage = backends.IndexStorage{Kind: backends.KindFile} // where that is follows from storage, or data
 	return c
 }
 

@@ -1,5 +1,3 @@
-// Bench-storages measures how fast each kind of storage takes and gives a large object, against the tool that people would
-// otherwise use for it, on the same server, in turn. See integration/README.md.
 package main
 
 import (
