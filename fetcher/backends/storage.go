@@ -12,6 +12,7 @@ import (
 	"github.com/capelin-io/capelin/fetcher/azure"
 	"github.com/capelin-io/capelin/fetcher/file"
 	"github.com/capelin-io/capelin/fetcher/gcs"
+	"github.com/capelin-io/capelin/fetcher/hdfs"
 	"github.com/capelin-io/capelin/fetcher/httpfile"
 	"github.com/capelin-io/capelin/fetcher/registry"
 	"github.com/capelin-io/capelin/fetcher/s3"
@@ -23,6 +24,7 @@ const (
 	KindFile     = "file"
 	KindGCS      = "gcs"
 	KindAzure    = "azure"
+	KindHDFS     = "hdfs"
 	KindRegistry = "registry"
 	KindHTTP     = "http"
 	KindS3       = "s3"
@@ -32,10 +34,11 @@ const (
 
 // Storage is one storage, whoever uses it: its kind, and a table for each kind of which that one counts.
 type Storage struct {
-	Kind     string          `toml:"kind" comment:"\"file\": a directory. \"gcs\": a bucket of Google Cloud Storage. \"azure\": a container of Azure's Blob Storage. \"s3\": a bucket of AWS S3, or of another storage with its API. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"http\": a web server, which is only read. \"none\": nowhere else, the origins themselves keep it."`
+	Kind     string          `toml:"kind" comment:"\"file\": a directory. \"gcs\": a bucket of Google Cloud Storage. \"azure\": a container of Azure's Blob Storage. \"s3\": a bucket of AWS S3, or of another storage with its API. \"hdfs\": a directory of a Hadoop file system. \"registry\": another OCI registry, from which is pulled and to which is not pushed. \"http\": a web server, which is only read. \"none\": nowhere else, the origins themselves keep it."`
 	File     file.Config     `toml:"file" comment:"If kind is \"file\"."`
 	GCS      gcs.Config      `toml:"gcs" comment:"If kind is \"gcs\"."`
 	Azure    azure.Config    `toml:"azure" comment:"If kind is \"azure\"."`
+	HDFS     hdfs.Config     `toml:"hdfs" comment:"If kind is \"hdfs\"."`
 	Registry registry.Config `toml:"registry" comment:"If kind is \"registry\"."`
 	HTTP     httpfile.Config `toml:"http" comment:"If kind is \"http\"."`
 	S3       s3.Config       `toml:"s3" comment:"If kind is \"s3\"."`
@@ -103,6 +106,7 @@ func (s *Storage) kinds() []kind {
 		{KindFile, true, s.File.Check, opener(s.File, file.Open)},
 		{KindGCS, true, s.GCS.Check, opener(s.GCS, gcs.Open)},
 		{KindAzure, true, s.Azure.Check, opener(s.Azure, azure.Open)},
+		{KindHDFS, false, s.HDFS.Check, opener(s.HDFS, hdfs.Open)},
 		{KindRegistry, false, s.Registry.Check, opener(s.Registry, registry.Open)},
 		{KindHTTP, false, s.HTTP.Check, opener(s.HTTP, httpfile.Open)},
 		{KindS3, true, s.S3.Check, opener(s.S3, s3.Open)},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"testing"
 
@@ -72,7 +73,7 @@ func RunFaults(t *testing.T, open func(t *testing.T) (fetcher.Backend, *Proxy), 
 					t.Errorf("closing: %v", err)
 				}
 			})
-			if part.needs != nil && !part.needs(b.Capabilities()) {
+			if part.needs != nil && !part.needs(b.Capabilities()) || slices.Contains(o.Without, part.name) {
 				t.Skipf("%s cannot", b.Name())
 			}
 			part.test(t, faults{suite{b, o.Options}, p, o, once})
