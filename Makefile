@@ -213,7 +213,7 @@ $(B)/conformance: $(I)/tools/conformance/go.mod
 
 # What package integration/storages starts.
 .PHONY: storage-servers
-storage-servers: $(B)/versitygw $(B)/fake-gcs-server $(B)/registry $(B)/azurite/node_modules/azurite/package.json
+storage-servers: $(B)/versitygw $(B)/fake-gcs-server $(B)/registry $(B)/azurite/node_modules/azurite/package.json $(B)/hadoop/java
 
 $(B)/versitygw: $(I)/tools/versitygw/go.mod
 	@echo "building versitygw, an S3 server (once, a minute or two)"
@@ -231,6 +231,13 @@ $(B)/azurite/node_modules/azurite/package.json: $(I)/tools/azurite/package-lock.
 	@mkdir -p $(B)/azurite && cp $(<D)/package.json $(<D)/package-lock.json $(B)/azurite/
 	@cd $(B)/azurite && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
+
+# Jars are downloaded, not built: Maven takes them from where its settings say.
+$(B)/hadoop/java: $(I)/tools/hadoop/pom.xml $(I)/tools/hadoop/java
+	@echo "downloading Hadoop's HDFS, 60 MB (once, half a minute)"
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@cd $(<D) && mvn -B -q dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=$(abspath $(@D))
+	@cp $(I)/tools/hadoop/java $@ && touch $@
 
 # A shallow clone has no other commit than its own, and upgrades from that.
 FROM ?= 7c156ac
