@@ -127,23 +127,27 @@ func push(ctx context.Context, c *origin.Client, b *ringBlob) error {
 	return pushOn(ctx, c, id, b, 0)
 }
 
+// pushOn sends what is left of a blob. It goes on where the upload is, when that has changed hands.
 func pushOn(ctx context.Context, c *origin.Client, id string, b *ringBlob, off int64) error {
-	for try := 0; off < b.size; try++ {
-		_, err := c.Append(ctx, id, off, b.open(off))
-		if err == nil {
-			break
+	for try := 0; ; try++ {
+		what, err := "appending", error(nil)
+		if off < b.size {
+			_, err = c.Append(ctx, id, off, b.open(off))
 		}
-		if try == 5 || !errdefs.IsUnavailable(err) && !errdefs.IsOutOfRange(err) { // what was under way to a mirror arrives there yet
-			return fmt.Errorf("appending: %w", err)
+		if err == nil {
+			what = "committing"
+			if _, err = c.Commit(ctx, id, b.digest); err == nil {
+				return nil
+			}
+		}
+		lost := errdefs.IsOutOfRange(err) // what was under way to a mirror arrives there yet
+		if try == 5 || !lost && (what == "committing" || !errdefs.IsUnavailable(err)) {
+			return fmt.Errorf("%s: %w", what, err)
 		}
 		if off, err = c.UploadOffset(ctx, id); err != nil {
 			return fmt.Errorf("looking where an upload ends: %w", err)
 		}
 	}
-	if _, err := c.Commit(ctx, id, b.digest); err != nil {
-		return fmt.Errorf("committing: %w", err)
-	}
-	return nil
 }
 
 // pull reads a blob, all of it, and compares it.

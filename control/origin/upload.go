@@ -216,7 +216,8 @@ func (c *Client) upload(ctx context.Context, id string) (*httpclient.Server, str
 
 // Commit ends an upload: its bytes become the blob d, which is as durable as the
 // origin is configured to promise when Commit returns. errdefs.ErrInvalidArgument if
-// they have another digest; the upload is still there then. It may be repeated.
+// they have another digest; the upload is still there then. It may be repeated. errdefs.ErrOutOfRange if the upload went on
+// at a mirror that has not all of what was appended: what comes after UploadOffset is appended again.
 //
 // In a ring that takes until enough members have the blob. An origin that is still at it is asked
 // again, for an hour; one that says who is missing, for a minute, before that is the error.
