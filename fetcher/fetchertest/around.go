@@ -1,6 +1,7 @@
 package fetchertest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -73,11 +74,9 @@ func (s *Slow) pace(ctx context.Context, r io.ReadCloser) io.ReadCloser {
 		ReadCloser: r,
 		before:     func(p []byte) ([]byte, error) { return p[:min(len(p), slowChunk)], nil },
 		after: func(n int, err error) (int, error) {
-			if werr := s.limit.WaitN(ctx, n); werr != nil {
-				if ctx.Err() != nil { // rather than the limiter's word that a deadline is too near
-					werr = ctx.Err()
-				}
-				return 0, fmt.Errorf("%s: reading: %w", s.Name(), werr)
+			if s.limit.WaitN(ctx, n) != nil {
+				// The limiter says in words of its own that the deadline is too near.
+				return 0, fmt.Errorf("%s: reading: %w", s.Name(), cmp.Or(ctx.Err(), context.DeadlineExceeded))
 			}
 			return n, err
 		},

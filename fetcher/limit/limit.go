@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -69,11 +70,9 @@ type reader struct {
 
 func (r *reader) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p[:min(len(p), burst)])
-	if werr := r.limit.WaitN(r.ctx, n); werr != nil {
-		if r.ctx.Err() != nil { // rather than the limiter's word that a deadline is too near
-			werr = r.ctx.Err()
-		}
-		return 0, fmt.Errorf("%s: %w", r.what, werr)
+	if r.limit.WaitN(r.ctx, n) != nil {
+		// The limiter says in words of its own that the deadline is too near.
+		return 0, fmt.Errorf("%s: %w", r.what, cmp.Or(r.ctx.Err(), context.DeadlineExceeded))
 	}
 	return n, err
 }
