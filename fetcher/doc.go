@@ -4,7 +4,8 @@
 // Start from [Backend], the contract that every storage fulfils, and
 // fetchertest.Run, the suite that holds them to it. The backends are packages
 // below this one: fetcher/file (a directory), fetcher/s3 (a bucket), fetcher/hdfs (a directory
-// of a Hadoop file system), fetcher/registry (another OCI registry, read only) and fetcher/httpfile (a web server, read only). Package fetcher/backends makes them of a daemon's
+// of a Hadoop file system), fetcher/registry (another OCI registry, read only) and
+// fetcher/httpfile (a web server, read only). Package fetcher/backends makes them of a daemon's
 // configuration, and finds the one that a namespace belongs to.
 //
 // A backend holds objects: bytes under a key. Keys are paths of elements

@@ -38,28 +38,33 @@ func TestProve(t *testing.T) {
 		want string // of a refusal
 	}{
 		{"one that does", &pretender{}, ""},
-		{"ignores conditions", &pretender{writeIf: func(p *pretender, ctx context.Context, key string, data []byte, _ string) (fetcher.Info, error) {
+		{"ignores conditions", &pretender{writeIf: func(p *pretender, ctx context.Context, key string, data []byte,
+			_ string) (fetcher.Info, error) {
 			return always(p, ctx, key, data)
 		}}, "of 16 writers at the same time 16 won"},
-		{"looks, and then writes", &pretender{writeIf: func(p *pretender, ctx context.Context, key string, data []byte, version string) (fetcher.Info, error) {
+		{"looks, and then writes", &pretender{writeIf: func(p *pretender, ctx context.Context, key string, data []byte,
+			version string) (fetcher.Info, error) {
 			if p.n.Add(1)%16 == 3 {
 				return always(p, ctx, key, data)
 			}
 			return p.Memory.WriteIf(ctx, key, data, version)
 		}}, "won"},
-		{"knows creation only", &pretender{writeIf: func(p *pretender, ctx context.Context, key string, data []byte, version string) (fetcher.Info, error) {
+		{"knows creation only", &pretender{writeIf: func(p *pretender, ctx context.Context, key string, data []byte,
+			version string) (fetcher.Info, error) {
 			if version != "" {
 				return always(p, ctx, key, data)
 			}
 			return p.Memory.WriteIf(ctx, key, data, version)
 		}}, "replacing"},
-		{"takes what is stale", &pretender{writeIf: func(p *pretender, ctx context.Context, key string, data []byte, version string) (fetcher.Info, error) {
+		{"takes what is stale", &pretender{writeIf: func(p *pretender, ctx context.Context, key string, data []byte,
+			version string) (fetcher.Info, error) {
 			if string(data) == "stale" && version != "" {
 				return always(p, ctx, key, data)
 			}
 			return p.Memory.WriteIf(ctx, key, data, version)
 		}}, "was done"},
-		{"loses the winner's bytes", &pretender{writeIf: func(p *pretender, ctx context.Context, key string, data []byte, version string) (fetcher.Info, error) {
+		{"loses the winner's bytes", &pretender{writeIf: func(p *pretender, ctx context.Context, key string, data []byte,
+			version string) (fetcher.Info, error) {
 			return p.Memory.WriteIf(ctx, key, []byte("other"), version)
 		}}, "what the winner wrote is not there"},
 	} {

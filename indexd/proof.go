@@ -164,8 +164,8 @@ func refuted(err error) bool {
 func (p *proof) run(ctx context.Context, overcome func(do func() error) error) error {
 	err := overcome(func() error {
 		err := p.find(ctx)
-		if ctx.Err() != nil { // it was ended, which is nothing to complain of
-			return nil
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // it was ended, which is nothing to complain of
 		}
 		return err
 	})

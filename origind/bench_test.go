@@ -95,8 +95,7 @@ func BenchmarkRead(b *testing.B) {
 		if _, err := o.push("any/app", data, d); err != nil {
 			b.Fatal(err)
 		}
-		data = nil
-		debug.FreeOSMemory()
+		debug.FreeOSMemory() // of data, too
 		for _, readers := range []int{1, 4} {
 			b.Run(fmt.Sprintf("readers=%d", readers), func(b *testing.B) {
 				b.SetBytes(int64(readers) * size)

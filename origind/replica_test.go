@@ -90,7 +90,8 @@ func TestReplicaWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDuo(t)
 		began := time.Now()
-		if r, err := d.replica(t.Context()); err != nil || r.Code != ringstate.CodeTaking || time.Since(began).Round(time.Millisecond) != time.Second {
+		r, err := d.replica(t.Context())
+		if err != nil || r.Code != ringstate.CodeTaking || time.Since(began).Round(time.Millisecond) != time.Second {
 			t.Errorf("after %v: %+v, %v", time.Since(began), r, err)
 		}
 		began = time.Now()

@@ -92,7 +92,8 @@ func (p *fsckPrinter) event(e index.FsckEvent) error {
 		}
 		_, err = fmt.Fprintf(p.out, "%s: %s: %s\n    %s\n", f.Kind, where, f.Text, p.mending(f))
 	case e.Orphan != nil:
-		_, err = fmt.Fprintf(p.out, "orphan: %s@%s: no tag, index or subject reaches it (that is no error)\n", e.Orphan.Repository, e.Orphan.Digest)
+		_, err = fmt.Fprintf(p.out, "orphan: %s@%s: no tag, index or subject reaches it (that is no error)\n",
+			e.Orphan.Repository, e.Orphan.Digest)
 	case e.Unknown != "":
 		_, err = fmt.Fprintf(p.out, "not looked at: %s\n", e.Unknown)
 	case r != nil:

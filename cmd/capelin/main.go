@@ -54,8 +54,9 @@ type failed struct{ error }
 func (f failed) Unwrap() error { return f.error }
 
 // exit returns what the process says in the end, "" for nothing, and its status: 2 for a
-// command line that means nothing, or a question that could not be answered, gaveUp for a daemon that is of no use, 128 and its number for a signal that kept a command
-// from doing its work. A daemon that ends because it was told to has done all of it.
+// command line that means nothing, or a question that could not be answered, gaveUp for a
+// daemon that is of no use, 128 and its number for a signal that kept a command from doing
+// its work. A daemon that ends because it was told to has done all of it.
 func exit(err, cause error) (text string, code int) {
 	var use usage
 	var signal ended
@@ -102,7 +103,8 @@ func command(hangups chan os.Signal) *cobra.Command {
 	root.AddCommand(
 		agentCommand(hangups), serverCommand(hangups), trackerdCommand(hangups), origindCommand(hangups), indexdCommand(hangups),
 		gatewayCommand(hangups),
-		imageCommand(), nodeCommand(), originCommand(), indexCommand(), backupCommand(), restoreCommand(), statusCommand(), caCommand(), versionCommand(),
+		imageCommand(), nodeCommand(), originCommand(), indexCommand(), backupCommand(), restoreCommand(),
+		statusCommand(), caCommand(), versionCommand(),
 	)
 	strict(root)
 	return root

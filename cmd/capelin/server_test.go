@@ -214,8 +214,9 @@ indexes = ["10.0.0.1:7490"]
 		{"on all addresses", "address = \"10.0.0.1\"\norigin.listen = \":7480\"\ntracker.listen = \"[::]:7470\"\n" +
 			"index.listen = \"0.0.0.0:7490\"\nindex.storage.file.path = \"/shared\"\norigin.ring.members = [\"dns+o.example:7480\"]", "",
 			"10.0.0.1:7470 dns+o.example:7470", "10.0.0.1:7480 o.example:7480", "10.0.0.1:7490"},
-		{"shared tags: its own index, and the others' if that does not answer", "address = \"10.0.0.2\"\nindex.storage.file.path = \"/shared\"\n" +
-			"origin.ring.members = [\"a=10.0.0.1:7480\", \"b=10.0.0.2:7480\", \"c=http://10.0.0.3:7480\"]", "b",
+		{"shared tags: its own index, and the others' if that does not answer",
+			"address = \"10.0.0.2\"\nindex.storage.file.path = \"/shared\"\n" +
+				"origin.ring.members = [\"a=10.0.0.1:7480\", \"b=10.0.0.2:7480\", \"c=http://10.0.0.3:7480\"]", "b",
 			"10.0.0.1:7470 10.0.0.2:7470 10.0.0.3:7470", "10.0.0.1:7480 10.0.0.2:7480 http://10.0.0.3:7480",
 			"10.0.0.2:7490 10.0.0.1:7490 10.0.0.3:7490"},
 		{"one storage", "address = \"10.0.0.2\"\nstorage.kind = \"file\"\nstorage.file.path = \"/shared\"\n[origin.ring]\n" +

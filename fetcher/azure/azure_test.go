@@ -219,7 +219,8 @@ func TestCredentials(t *testing.T) {
 	t.Setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")
 	n := len(queries)
 	b = open(t, "", record)
-	if _, err := b.Stat(t.Context(), "x"); err == nil || errdefs.IsNotFound(err) || len(queries) != n || strings.Contains(err.Error(), "hush") {
+	_, err := b.Stat(t.Context(), "x")
+	if err == nil || errdefs.IsNotFound(err) || len(queries) != n || strings.Contains(err.Error(), "hush") {
 		t.Errorf("a token over plain HTTP: %v", err)
 	}
 }
@@ -257,7 +258,8 @@ func TestOrder(t *testing.T) {
 		w.Header().Set("Content-Type", "application/xml")
 		fmt.Fprint(w, `<EnumerationResults><Blobs>`)
 		for _, name := range []string{"a/b", "a-b"} {
-			fmt.Fprintf(w, `<Blob><Name>some/where/%s</Name><Properties><Etag>0x1</Etag><Content-Length>1</Content-Length></Properties></Blob>`, name)
+			fmt.Fprintf(w, `<Blob><Name>some/where/%s</Name>`+
+				`<Properties><Etag>0x1</Etag><Content-Length>1</Content-Length></Properties></Blob>`, name)
 		}
 		fmt.Fprint(w, `</Blobs><NextMarker/></EnumerationResults>`)
 	})

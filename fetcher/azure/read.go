@@ -234,7 +234,8 @@ func (b *Backend) list(ctx context.Context, prefix, after string, limit int) (pa
 				continue
 			}
 			if key <= last {
-				return nil, false, fmt.Errorf("%q is listed after %q: has the account a hierarchical namespace?: %w", key, last, errdefs.ErrFailedPrecondition)
+				return nil, false, fmt.Errorf("%q is listed after %q: has the account a hierarchical namespace?: %w",
+					key, last, errdefs.ErrFailedPrecondition)
 			}
 			if last = key; len(page) == limit {
 				return page, true, nil

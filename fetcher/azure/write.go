@@ -58,7 +58,8 @@ func (b *Backend) writing(ctx context.Context, key string) (*writing, error) {
 
 func (w *writing) metadata() map[string]*string { return map[string]*string{nonceKey: &w.nonce} }
 
-// blockOf returns how large the blocks of an object of that size are (negative: unknown): at least least, and so that there are not too many.
+// blockOf returns how large the blocks of an object of that size are (negative: unknown): at
+// least least, and so that there are not too many.
 func blockOf(size, least int64) int64 {
 	return max(least, (size+maxBlocks-1)/maxBlocks)
 }
@@ -235,7 +236,8 @@ func (w *writing) blockID(number int) string {
 // stage sends a block.
 func (w *writing) stage(ctx context.Context, p parts.Part) error {
 	if p.Number >= maxBlocks {
-		return fmt.Errorf("it is larger than %d blocks of %d bytes, and nobody said its size before: %w", maxBlocks, p.Offset/int64(p.Number), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("it is larger than %d blocks of %d bytes, and nobody said its size before: %w",
+			maxBlocks, p.Offset/int64(p.Number), errdefs.ErrFailedPrecondition)
 	}
 	err := w.b.ask(ctx, func() error {
 		_, err := w.blobs.StageBlock(ctx, w.blockID(p.Number), streaming.NopCloser(bytes.NewReader(p.Data)), nil)

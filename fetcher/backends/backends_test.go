@@ -129,7 +129,8 @@ func TestSet(t *testing.T) {
 		{Name: "hub", Namespaces: []string{"hub/.*", "docker"}, Storage: Storage{Kind: KindRegistry,
 			Registry: registry.Config{Host: "docker.io", StripPrefix: "hub/"}}},
 		{Name: "here", Namespaces: []string{"scratch|tmp"}, Storage: Storage{Kind: KindNone}},
-		{Name: "main", Namespaces: []string{"team-[ab]/.*"}, Storage: Storage{Kind: KindFile, File: file.Config{Path: filepath.Join(dir, "main")}}},
+		{Name: "main", Namespaces: []string{"team-[ab]/.*"}, Storage: Storage{Kind: KindFile,
+			File: file.Config{Path: filepath.Join(dir, "main")}}},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -88,8 +88,8 @@ func (s IndexStorage) Open() (fetcher.Backend, error) {
 	return b, err
 }
 
-// Shared reports whether indexes on several machines that have this storage in their configuration have the same one, as far as that tells: a
-// directory may be each machine's own.
+// Shared reports whether indexes on several machines that have this storage in their configuration have the same one, as far as
+// that tells: a directory may be each machine's own.
 func (s IndexStorage) Shared() bool { return s.Kind != KindFile }
 
 // kind is what is to be known of one.

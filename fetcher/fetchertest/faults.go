@@ -184,15 +184,15 @@ func (s faults) readBeside(t *testing.T, key string, writes bool) ([]byte, error
 		return nil, err
 	}
 	defer r.Close()
-	first := make([]byte, 1)
-	if _, err := io.ReadFull(r, first); err != nil {
+	var first [1]byte
+	if _, err := io.ReadFull(r, first[:]); err != nil {
 		return nil, err
 	}
 	if writes {
 		s.write(t, key, bytes.Repeat([]byte("b"), s.o.Options.Large))
 	}
 	rest, err := io.ReadAll(r)
-	return append(first, rest...), err
+	return append(first[:], rest...), err
 }
 
 // testStalls: an answer that does not come, or does not go on, ends with its context.

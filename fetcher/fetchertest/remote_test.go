@@ -118,7 +118,8 @@ func (r *remote) ask(ctx context.Context, method, key string, q url.Values, body
 			return resp, nil
 		default:
 			resp.Body.Close()
-			class := map[int]error{404: errdefs.ErrNotFound, 403: errdefs.ErrPermissionDenied, 412: errdefs.ErrConflict, 400: errdefs.ErrOutOfRange}[resp.StatusCode]
+			class := map[int]error{404: errdefs.ErrNotFound, 403: errdefs.ErrPermissionDenied, 412: errdefs.ErrConflict,
+				400: errdefs.ErrOutOfRange}[resp.StatusCode]
 			if class != nil {
 				return nil, fmt.Errorf("%s %s: %w", method, key, class)
 			}

@@ -25,7 +25,8 @@ type Options struct {
 	Again func(t *testing.T, b fetcher.Backend) fetcher.Backend
 	// Large is the size of the large object in bytes. 0: 3 MiB and some.
 	Large int
-	// Without names parts of Run or RunFaults that a storage's kind cannot pass, although its Capabilities say so; its own tests say what it does instead.
+	// Without names parts of Run or RunFaults that a storage's kind cannot pass, although its Capabilities
+	// say so; its own tests say what it does instead.
 	Without []string
 }
 

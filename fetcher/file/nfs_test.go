@@ -17,7 +17,8 @@ func TestCached(t *testing.T) {
 103 22 0:57 / /mnt/g rw
 `
 	for device, want := range map[string]string{
-		"0:51": "no noac", "0:52": "", "0:53": "locks are", "0:54": "", "0:55": "no lookupcache=none", "0:56": "locks are", "0:57": "no noac", "0:58": "no noac",
+		"0:51": "no noac", "0:52": "", "0:53": "locks are", "0:54": "", "0:55": "no lookupcache=none",
+		"0:56": "locks are", "0:57": "no noac", "0:58": "no noac",
 	} {
 		if got := cached(optionsOf(mounts, device)); (want == "") != (got == "") || !strings.Contains(got, want) {
 			t.Errorf("%s: %q, want %q", device, got, want)

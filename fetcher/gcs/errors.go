@@ -78,7 +78,8 @@ func tokenError(e *auth.Error) error {
 	if code == 0 || code == http.StatusRequestTimeout || code == http.StatusTooManyRequests || code >= 500 {
 		return &httpobject.NetworkError{Err: fmt.Errorf("getting an access token: status %d", code)}
 	}
-	return fmt.Errorf("getting an access token: status %d; is the service account there, and may we use it?: %w", code, errdefs.ErrUnauthenticated)
+	return fmt.Errorf("getting an access token: status %d; is the service account there, and may we use it?: %w",
+		code, errdefs.ErrUnauthenticated)
 }
 
 // statusOf returns the status that an error comes from; 0: none.
@@ -108,7 +109,7 @@ func (b *Backend) ask(ctx context.Context, f func(*api) error) error {
 		}
 		return struct{}{}, err
 	}, backoff.WithBackOff(pause), backoff.WithMaxTries(tries))
-	if ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil { // what succeeded has, and may have to be closed
 		return ctx.Err()
 	}
 	return err

@@ -172,7 +172,8 @@ func (b *Backend) object(key string) (string, error) {
 	}
 	name := b.cfg.Prefix + key
 	if len(name) > maxName || !utf8.ValidString(name) {
-		return "", fmt.Errorf("key %q is no UTF-8, or with prefix %q longer than %d bytes: %w", key, b.cfg.Prefix, maxName, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("key %q is no UTF-8, or with prefix %q longer than %d bytes: %w",
+			key, b.cfg.Prefix, maxName, errdefs.ErrInvalidArgument)
 	}
 	return name, nil
 }

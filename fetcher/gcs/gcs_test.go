@@ -139,6 +139,18 @@ func TestClasses(t *testing.T) {
 	}
 }
 
+// What was done before its context ended was done: an answer would be left open otherwise.
+func TestEndedAfterwards(t *testing.T) {
+	b := open(t, serve(t, newFake()))
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := b.ask(ctx, func(*api) error { cancel(); return nil }); err != nil {
+		t.Error(err)
+	}
+	if err := b.ask(ctx, func(*api) error { return io.ErrUnexpectedEOF }); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
 // TestNotFound: an object is not there only if the bucket is.
 func TestNotFound(t *testing.T) {
 	f := newFake()

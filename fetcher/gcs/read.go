@@ -26,7 +26,8 @@ const objectFields googleapi.Field = "name,size,generation,updated,crc32c,metada
 // infoOf returns what the storage says of an object.
 func infoOf(key string, o *storage.Object) (fetcher.Info, error) {
 	if o.Generation <= 0 || o.Size > math.MaxInt64 {
-		return fetcher.Info{}, fmt.Errorf("the storage says that it has generation %d and %d bytes: %w", o.Generation, o.Size, errdefs.ErrUnavailable)
+		return fetcher.Info{}, fmt.Errorf("the storage says that it has generation %d and %d bytes: %w",
+			o.Generation, o.Size, errdefs.ErrUnavailable)
 	}
 	info := fetcher.Info{Key: key, Size: int64(o.Size), Version: versionOf(o.Generation)}
 	info.Modified, _ = time.Parse(time.RFC3339, o.Updated)
@@ -117,7 +118,7 @@ func (d *download) send(ctx context.Context, r httpobject.Request) (*http.Respon
 		if d.generation != 0 {
 			call.Generation(d.generation)
 		}
-		resp, err = call.Download()
+		resp, err = call.Download() //nolint:bodyclose // closed below, or by whom it is given to
 		return err
 	})
 	var status *httpobject.StatusError
@@ -135,7 +136,8 @@ func (d *download) send(ctx context.Context, r httpobject.Request) (*http.Respon
 	generation, err := strconv.ParseInt(resp.Header.Get("X-Goog-Generation"), 10, 64)
 	if err != nil || generation <= 0 || d.generation != 0 && d.generation != generation {
 		resp.Body.Close()
-		return nil, fmt.Errorf("generation %.40q instead of %d is sent: %w", resp.Header.Get("X-Goog-Generation"), d.generation, errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("generation %.40q instead of %d is sent: %w",
+			resp.Header.Get("X-Goog-Generation"), d.generation, errdefs.ErrUnavailable)
 	}
 	d.generation = generation
 	return resp, nil

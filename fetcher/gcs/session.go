@@ -105,6 +105,7 @@ func (s *session) send(ctx context.Context, p parts.Part) (o *storage.Object, er
 	}
 	switch {
 	case statusOf(err) == http.StatusNotFound, statusOf(err) == http.StatusGone:
+		//nolint:errorlint // its class must not show
 		return nil, fmt.Errorf("the storage gave up the upload at %d: %v: %w", from, err, errdefs.ErrUnavailable)
 	case err != nil:
 		return nil, fmt.Errorf("uploading from %d: %w", from, err)
@@ -123,7 +124,7 @@ func (s *session) verified(ctx context.Context, o *storage.Object, size int64) (
 	err := fmt.Errorf("the storage has %d bytes with CRC32C %.20q of the %d with %q that were sent: %w",
 		o.Size, o.Crc32c, size, checksum(s.sum), errdefs.ErrUnavailable)
 	if rerr := s.b.remove(ctx, s.name, o.Generation); rerr != nil {
-		err = fmt.Errorf("%w; and they could not be removed: %v", err, rerr)
+		err = fmt.Errorf("%w; and they could not be removed: %v", err, rerr) //nolint:errorlint // the first counts
 	}
 	return nil, err
 }

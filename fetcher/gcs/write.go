@@ -61,7 +61,8 @@ func (b *Backend) Write(ctx context.Context, key string, size int64, r io.Reader
 	}
 	var s *session
 	var o *storage.Object
-	_, err = parts.Send(ctx, r, size, parts.Options{Size: b.chunk, Parallel: 1, Budget: b.budget}, func(ctx context.Context, p parts.Part) (err error) {
+	options := parts.Options{Size: b.chunk, Parallel: 1, Budget: b.budget}
+	_, err = parts.Send(ctx, r, size, options, func(ctx context.Context, p parts.Part) (err error) {
 		w.sum = crc32.Update(w.sum, castagnoli, p.Data)
 		switch {
 		case p.Number == 0 && p.Last:

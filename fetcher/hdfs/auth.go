@@ -130,7 +130,7 @@ func (b *Backend) ticket(ctx context.Context, host string) (header, name string,
 func negotiate(cfg Config, host string) (header, name string, err error) {
 	defer func() {
 		if p := recover(); p != nil { // gokrb5 trusts the lengths in files
-			err = fmt.Errorf("Kerberos: %v: %w", p, errdefs.ErrUnavailable)
+			err = fmt.Errorf("kerberos: %v: %w", p, errdefs.ErrUnavailable)
 		}
 	}()
 	krb, err := login(cfg)
@@ -140,11 +140,11 @@ func negotiate(cfg Config, host string) (header, name string, err error) {
 	defer krb.Destroy()
 	req := &http.Request{Header: http.Header{}}
 	if err := spnego.SetSPNEGOHeader(krb, req, "HTTP/"+host); err != nil {
-		return "", "", fmt.Errorf("Kerberos: a ticket for HTTP/%s: %w: %w", host, err, classOfKDC(err))
+		return "", "", fmt.Errorf("kerberos: a ticket for HTTP/%s: %w: %w", host, err, classOfKDC(err))
 	}
 	header = req.Header.Get("Authorization")
 	if len(header) > maxHeader {
-		return "", "", fmt.Errorf("Kerberos: the ticket for HTTP/%s has more than %d bytes: %w", host, maxHeader, errdefs.ErrUnavailable)
+		return "", "", fmt.Errorf("kerberos: the ticket for HTTP/%s has more than %d bytes: %w", host, maxHeader, errdefs.ErrUnavailable)
 	}
 	return header, krb.Credentials.CName().NameString[0], nil
 }
@@ -153,7 +153,7 @@ func negotiate(cfg Config, host string) (header, name string, err error) {
 func login(cfg Config) (*client.Client, error) {
 	krbConf, err := krbconfig.Load(cfg.Krb5Conf)
 	if err != nil {
-		return nil, fmt.Errorf("Kerberos: %s: %w: %w", cfg.Krb5Conf, err, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("kerberos: %s: %w: %w", cfg.Krb5Conf, err, errdefs.ErrFailedPrecondition)
 	}
 	if cfg.CCache != "" {
 		cache, err := credentials.LoadCCache(cfg.CCache)
@@ -165,19 +165,19 @@ func login(cfg Config) (*client.Client, error) {
 			krb, err = client.NewFromCCache(cache, krbConf, client.DisablePAFXFAST(true))
 		}
 		if err != nil {
-			return nil, fmt.Errorf("Kerberos: ccache %s: %w: %w", cfg.CCache, err, errdefs.ErrUnauthenticated)
+			return nil, fmt.Errorf("kerberos: ccache %s: %w: %w", cfg.CCache, err, errdefs.ErrUnauthenticated)
 		}
 		return krb, nil
 	}
 	keys, err := keytab.Load(cfg.Keytab)
 	if err != nil {
-		return nil, fmt.Errorf("Kerberos: keytab %s: %w: %w", cfg.Keytab, err, errdefs.ErrUnauthenticated)
+		return nil, fmt.Errorf("kerberos: keytab %s: %w: %w", cfg.Keytab, err, errdefs.ErrUnauthenticated)
 	}
 	name, realm, _ := strings.Cut(cfg.Principal, "@")
 	krb := client.NewWithKeytab(name, realm, keys, krbConf, client.DisablePAFXFAST(true))
 	if err := krb.Login(); err != nil {
 		krb.Destroy()
-		return nil, fmt.Errorf("Kerberos: logging in as %s: %w: %w", cfg.Principal, err, classOfKDC(err))
+		return nil, fmt.Errorf("kerberos: logging in as %s: %w: %w", cfg.Principal, err, classOfKDC(err))
 	}
 	return krb, nil
 }

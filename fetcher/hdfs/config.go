@@ -115,8 +115,8 @@ func (c Config) checkWho(bad func(key, format string, args ...any)) {
 // parseNamenode returns a namenode's URL without a path.
 func parseNamenode(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
-		strings.Trim(u.Path, "/") != "" {
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" ||
+		u.Fragment != "" || strings.Trim(u.Path, "/") != "" {
 		return nil, fmt.Errorf("is not http(s)://host:port")
 	}
 	u.Path = ""

@@ -54,8 +54,9 @@ func (f *fake) open(t *testing.T, cfg Config) *Backend {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.tries = 4                                                                          // not a time: verdicts do not depend on it
-	b.backoff, b.transport.ExpectContinueTimeout = time.Millisecond, 50*time.Millisecond // Go's servers do not always say that they want no body
+	b.tries = 4 // not a time: verdicts do not depend on it
+	b.backoff = time.Millisecond
+	b.transport.ExpectContinueTimeout = 50 * time.Millisecond // Go's servers do not always say that they want no body
 	return b
 }
 

@@ -248,7 +248,9 @@ func TestSweep(t *testing.T) {
 	old, young := time.Now().Add(-25*time.Hour), time.Now().Add(-23*time.Hour)
 	f.mkdirs("/capelin/_tmp")
 	names := map[string]bool{}
-	for name, at := range map[string]time.Time{"AAAAAAAAAAAAAAAAAAAAAAAAAA": old, "BAAAAAAAAAAAAAAAAAAAAAAAAA": young, "of-somebody-else": old} {
+	for name, at := range map[string]time.Time{
+		"AAAAAAAAAAAAAAAAAAAAAAAAAA": old, "BAAAAAAAAAAAAAAAAAAAAAAAAA": young, "of-somebody-else": old,
+	} {
 		f.add("/capelin/_tmp/"+name, &inode{time: at})
 		names[name] = name[0] != 'A'
 	}
@@ -317,7 +319,8 @@ func TestRedirects(t *testing.T) {
 		"https://u:p@dn/x": false, "ftp://dn/x": false,
 	} {
 		got, err := place(&http.Response{Header: http.Header{"Location": {at}}, Request: &http.Request{URL: asked}})
-		if ok != (err == nil) || err == nil && got.String() != at || err != nil && (!errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "secret")) {
+		if ok != (err == nil) || err == nil && got.String() != at ||
+			err != nil && (!errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "secret")) {
 			t.Errorf("%q: %v, %v", at, got, err)
 		}
 	}
@@ -334,7 +337,8 @@ func TestHostileAnswers(t *testing.T) {
 		"", "x", "{}", "[]", `{"FileStatus":null}`, `{"FileStatus":{"length":"x"}}`, `{"FileStatus":` + strings.Repeat(" ", 1<<20) + "{}}",
 		`{"DirectoryListing":{"partialListing":{"FileStatuses":{"FileStatus":[{"pathSuffix":"` + strings.Repeat("x", 1<<20) + `"}]}}}}`,
 		`{"DirectoryListing":{"partialListing":{"FileStatuses":{"FileStatus":[{"pathSuffix":"a","type":"FILE"}]}},"remainingEntries":7}}`,
-		`{"DirectoryListing":{"partialListing":{"FileStatuses":{"FileStatus":[{"pathSuffix":"b","type":"FILE"},{"pathSuffix":"a","type":"FILE"}]}}}}`,
+		`{"DirectoryListing":{"partialListing":{"FileStatuses":{"FileStatus":[` +
+			`{"pathSuffix":"b","type":"FILE"},{"pathSuffix":"a","type":"FILE"}]}}}}`,
 		`{"DirectoryListing":{"partialListing":{"FileStatuses":{"FileStatus":[{"pathSuffix":"b","type":"FI`,
 		strings.Repeat("[", 1<<20),
 	} {
@@ -406,7 +410,9 @@ func TestSmallAgain(t *testing.T) {
 					length = int64(size)
 				}
 				// One byte at a time makes the first ones many.
-				_, err := b.Write(t.Context(), "x", length, io.MultiReader(iotest.OneByteReader(bytes.NewReader(data[:min(size/2, 100)])), bytes.NewReader(data[min(size/2, 100):])))
+				head := min(size/2, 100)
+				_, err := b.Write(t.Context(), "x", length,
+					io.MultiReader(iotest.OneByteReader(bytes.NewReader(data[:head])), bytes.NewReader(data[head:])))
 				if size < copySize && err != nil || err != nil && !errdefs.IsUnavailable(err) {
 					t.Errorf("%d bytes, known %v, %+v: %v", size, known, fault, err)
 				}

@@ -45,7 +45,7 @@ func (b *Backend) List(ctx context.Context, prefix, after string, limit int) ([]
 			err = l.dir(prefix)
 		}
 	}
-	if err != nil && err != errFull { //nolint:errorlint // it is returned as it is
+	if err != nil && err != errFull {
 		return nil, false, b.fail("listing", prefix, err)
 	}
 	return l.page, err == errFull, nil
@@ -122,7 +122,7 @@ func (l *lister) pass(h *holder, prefix, key string) error {
 
 func (l *lister) file(key string, st fileStatus) error {
 	if key <= l.after || fetcher.CheckKey(key) != nil {
-		return nil
+		return nil //nolint:nilerr // what no key names is no object
 	}
 	if len(l.page) == l.limit {
 		return errFull

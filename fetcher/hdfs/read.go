@@ -51,7 +51,7 @@ func (b *Backend) open(ctx context.Context, key string, off, n int64) (*reader, 
 		if r.body, err = b.fetch(ctx, path, st, off, end-off); err == nil {
 			return r, st, nil
 		}
-		if err != errReplaced { //nolint:errorlint // it is returned as it is
+		if err != errReplaced {
 			return nil, st, err
 		}
 	}

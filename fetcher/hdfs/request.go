@@ -187,7 +187,7 @@ func (b *Backend) do(req *http.Request) (*http.Response, error) {
 // call sends a request whose answer is short, and reads it; into may be nil. An answer without a body leaves into as it is.
 func (b *Backend) call(ctx context.Context, r request, into any) error {
 	r.short, r.into = true, into
-	_, err := b.send(ctx, r)
+	_, err := b.send(ctx, r) //nolint:bodyclose // it is read and closed already
 	return err
 }
 

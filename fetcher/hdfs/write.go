@@ -264,7 +264,8 @@ func (w *writing) inPlace() (st fileStatus, ok bool, err error) {
 			return st, true, nil
 		}
 	}
-	return st, false, fmt.Errorf("HttpFS cannot replace an object by another in one step; delete it first, or name the namenodes themselves: %w",
+	return st, false, fmt.Errorf("HttpFS cannot replace an object by another in one step; delete it first, or name the "+
+		"namenodes themselves: %w",
 		errdefs.ErrFailedPrecondition)
 }
 

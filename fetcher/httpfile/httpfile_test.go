@@ -52,8 +52,8 @@ func newSite(t *testing.T, before func(http.ResponseWriter, *http.Request) bool)
 func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.log = append(s.log, r.Clone(context.Background()))
-	before, data, ok := s.before, []byte(nil), false
-	data, ok = s.files[r.URL.Path]
+	before := s.before
+	data, ok := s.files[r.URL.Path]
 	s.mu.Unlock()
 	if before != nil && before(w, r) {
 		return
@@ -354,8 +354,7 @@ func TestTimes(t *testing.T) {
 func TestHeaders(t *testing.T) {
 	other := newSite(t, nil)
 	var want string
-	var s *site
-	s = newSite(t, func(w http.ResponseWriter, r *http.Request) bool {
+	s := newSite(t, func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Header.Get("Authorization") != want || r.Header.Get("X-Key") != "k" {
 			w.WriteHeader(http.StatusUnauthorized)
 			return true

@@ -97,8 +97,12 @@ func (r *Restore) begin(ctx context.Context) error {
 		return err
 	}
 	if data != nil {
-		if err := json.Unmarshal(data, &r.state); err != nil || r.state.Format != format {
-			return fmt.Errorf("%s: object %s is not of this release (%v): %w", r.Index.Name(), restoreKey, err, errdefs.ErrDataLoss)
+		err := json.Unmarshal(data, &r.state)
+		if err == nil && r.state.Format != format {
+			err = fmt.Errorf("format %d instead of %d", r.state.Format, format)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: object %s is not of this release: %w: %w", r.Index.Name(), restoreKey, err, errdefs.ErrDataLoss)
 		}
 		if !r.state.Started.Equal(made.Started) { // another back-up, or the same after it was brought up to date
 			r.state.After = ""
@@ -225,7 +229,7 @@ func (r *Restore) push(ctx context.Context, key string, ref origin.Ref) (size in
 	}
 	off := int64(0)
 	for try := 1; ; try++ {
-		off, err = r.send(ctx, id, key, off)
+		err = r.send(ctx, id, key, off)
 		if err == nil {
 			var has origin.Info
 			if has, err = r.Origins.Commit(ctx, id, ref.Digest); err == nil {
@@ -246,16 +250,17 @@ func (r *Restore) push(ctx context.Context, key string, ref origin.Ref) (size in
 }
 
 // send appends what an upload lacks.
-func (r *Restore) send(ctx context.Context, id, key string, off int64) (int64, error) {
+func (r *Restore) send(ctx context.Context, id, key string, off int64) error {
 	in, info, err := r.From.Open(ctx, key, off, -1)
 	if err != nil {
-		return off, err
+		return err
 	}
 	defer in.Close()
 	if info.Size == off {
-		return off, nil
+		return nil
 	}
-	return r.Origins.Append(ctx, id, off, in)
+	_, err = r.Origins.Append(ctx, id, off, in)
+	return err
 }
 
 // each visits the back-up's objects of the index, many at once.

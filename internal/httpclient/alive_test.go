@@ -89,7 +89,8 @@ func TestDialed(t *testing.T) {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
-	if c, err := dialed(func(context.Context, string, string) (net.Conn, error) { return a, nil }, 0)(t.Context(), "tcp", "x"); c != a || err != nil {
+	dial := dialed(func(context.Context, string, string) (net.Conn, error) { return a, nil }, 0)
+	if c, err := dial(t.Context(), "tcp", "x"); c != a || err != nil {
 		t.Error(c, err)
 	}
 }

@@ -110,7 +110,8 @@ func (t *textStatus) check() error {
 		t.Members.check(), t.Removals.check(), t.Lost.check(),
 	}
 	if t.Replicas < 1 || t.MinReplicas < 1 || t.Replicas > maxCopies || t.MinReplicas > maxCopies || t.Under < 0 ||
-		t.Clock > record.MaxStamp || t.Time > record.MaxStamp || t.Whole.Min < 0 || t.Whole.Min > maxCopies || (t.Whole.At == 0) != (t.Whole.Min == 0) {
+		t.Clock > record.MaxStamp || t.Time > record.MaxStamp || t.Whole.Min < 0 || t.Whole.Min > maxCopies ||
+		(t.Whole.At == 0) != (t.Whole.Min == 0) {
 		errs = append(errs, fmt.Errorf("replicas %d, min_replicas %d, under %d, clock %d, time %d, or whole: %+v", t.Replicas, t.MinReplicas,
 			t.Under, t.Clock, t.Time, t.Whole))
 	}

@@ -52,14 +52,14 @@ func asking(r Registry) Asker {
 		}
 		creds, err := cfg.Credentials.Retrieve(ctx)
 		if err != nil {
-			class, text := credentialsError(err)
+			text, class := credentialsError(err)
 			return fail(class, "%s", text)
 		}
 		cfg.Credentials = aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) { return creds, nil })
 		out, err := ecr.NewFromConfig(cfg, func(o *ecr.Options) { o.HTTPClient = bounded{o.HTTPClient} }).
 			GetAuthorizationToken(ctx, &ecr.GetAuthorizationTokenInput{})
 		if err != nil {
-			class, text := answerError(err)
+			text, class := answerError(err)
 			return fail(class, "%s", text)
 		}
 		if len(out.AuthorizationData) == 0 || out.AuthorizationData[0].ExpiresAt == nil ||
@@ -102,45 +102,45 @@ const howTo = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE f
 
 // credentialsError says why the chain has no credentials. What some of its errors say has
 // parts of credentials in it: only what is known not to is told.
-func credentialsError(err error) (class error, text string) {
+func credentialsError(err error) (text string, class error) {
 	var api smithy.APIError
 	var op *smithy.OperationError
 	switch {
 	case errors.As(err, &api) && denied(api.ErrorCode()):
-		return errdefs.ErrPermissionDenied, fmt.Sprintf("the role for it may not be taken on (%s: %s): its trust policy must allow that",
-			api.ErrorCode(), said(api))
+		return fmt.Sprintf("the role for it may not be taken on (%s: %s): its trust policy must allow that",
+			api.ErrorCode(), said(api)), errdefs.ErrPermissionDenied
 	case errors.As(err, &api) && !fault(err, api):
-		return errdefs.ErrUnauthenticated, fmt.Sprintf("AWS gives no credentials for what is configured (%s); %s", api.ErrorCode(), howTo)
+		return fmt.Sprintf("AWS gives no credentials for what is configured (%s); %s", api.ErrorCode(), howTo), errdefs.ErrUnauthenticated
 	case errors.As(err, &op) && op.Service() == "ec2imds":
-		return errdefs.ErrUnauthenticated, "no AWS credentials were found in the environment or in files, and the machine has no role " +
-			"that can be asked for; " + howTo
+		return "no AWS credentials were found in the environment or in files, and the machine has no role " +
+			"that can be asked for; " + howTo, errdefs.ErrUnauthenticated
 	case errors.As(err, &op):
-		return errdefs.ErrUnavailable, fmt.Sprintf("%s does not give credentials: %s", op.Service(), network(err))
+		return fmt.Sprintf("%s does not give credentials: %s", op.Service(), network(err)), errdefs.ErrUnavailable
 	}
-	return errdefs.ErrUnauthenticated, fmt.Sprintf("AWS's library finds no credentials (%T); %s", root(err), howTo)
+	return fmt.Sprintf("AWS's library finds no credentials (%T); %s", root(err), howTo), errdefs.ErrUnauthenticated
 }
 
 // answerError says why AWS gives no token.
-func answerError(err error) (class error, text string) {
+func answerError(err error) (text string, class error) {
 	var api smithy.APIError
 	switch {
 	case !errors.As(err, &api):
-		return errdefs.ErrUnavailable, network(err)
+		return network(err), errdefs.ErrUnavailable
 	case denied(api.ErrorCode()):
-		return errdefs.ErrPermissionDenied, fmt.Sprintf("%s: %s; allow it the action ecr:GetAuthorizationToken on the resource \"*\"",
-			api.ErrorCode(), said(api))
+		return fmt.Sprintf("%s: %s; allow it the action ecr:GetAuthorizationToken on the resource \"*\"",
+			api.ErrorCode(), said(api)), errdefs.ErrPermissionDenied
 	case fault(err, api):
-		return errdefs.ErrUnavailable, fmt.Sprintf("%s: %s", api.ErrorCode(), said(api))
+		return fmt.Sprintf("%s: %s", api.ErrorCode(), said(api)), errdefs.ErrUnavailable
 	}
 	switch api.ErrorCode() {
 	case "UnrecognizedClientException", "InvalidClientTokenId", "InvalidSignatureException", "SignatureDoesNotMatch", "ExpiredTokenException",
 		"ExpiredToken", "RequestExpired", "MissingAuthenticationToken", "MissingAuthenticationTokenException", "IncompleteSignatureException",
 		"IncompleteSignature", "OptInRequired", "NotAuthorized":
 		// What AWS says of a signature may repeat what was signed.
-		return errdefs.ErrUnauthenticated, fmt.Sprintf("AWS does not accept the credentials (%s): they are wrong or have ended, "+
-			"or the clock is wrong (now %s)", api.ErrorCode(), time.Now().UTC().Format(time.RFC3339))
+		return fmt.Sprintf("AWS does not accept the credentials (%s): they are wrong or have ended, "+
+			"or the clock is wrong (now %s)", api.ErrorCode(), time.Now().UTC().Format(time.RFC3339)), errdefs.ErrUnauthenticated
 	}
-	return errdefs.ErrUnavailable, fmt.Sprintf("%s: %s", api.ErrorCode(), said(api))
+	return fmt.Sprintf("%s: %s", api.ErrorCode(), said(api)), errdefs.ErrUnavailable
 }
 
 func denied(code string) bool {

@@ -141,8 +141,10 @@ func TestRefused(t *testing.T) {
 		}
 		get(1)
 		time.Sleep(31 * time.Second)
-		if !tokens.Refused(first) || !tokens.Refused(first) {
-			t.Error("it is not replaced")
+		for range 2 {
+			if !tokens.Refused(first) {
+				t.Error("it is not replaced")
+			}
 		}
 		second := get(2)
 		if !tokens.Refused(first) {

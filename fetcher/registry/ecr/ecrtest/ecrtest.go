@@ -181,6 +181,7 @@ func signed(r *http.Request, body []byte) error {
 		return err
 	}
 	if want := again.Header.Get("Authorization"); got != want {
+		//nolint:staticcheck // AWS's words
 		return fmt.Errorf("The request signature we calculated does not match the signature you provided. The Canonical String for this request "+
 			"should have been 'POST\n/\n\nx-amz-security-token:%s'", r.Header.Get("X-Amz-Security-Token"))
 	}
