@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -124,7 +125,7 @@ func TestECRKilled(t *testing.T) {
 	e.Kill()
 	e.Restart()
 	rest, err := io.ReadAll(r)
-	if err != nil || !bytes.Equal(append(first, rest...), data) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if err != nil || !bytes.Equal(slices.Concat(first, rest), data) || errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("%d bytes, %v", 1000+len(rest), err)
 	}
 	if n := e.AWS.Asked(); n != 1 {

@@ -23,7 +23,7 @@ type HDFS struct {
 	Namenodes [2]*Process
 	Datanode  *Process
 	// HttpFS is nil with Kerberos.
-	HttpFS *Process
+	HTTPFS *Process
 	// User is who owns Path. With Kerberos see Kerberos.
 	User, Path string
 
@@ -73,7 +73,7 @@ func StartHDFS(t TB, dir string, k *Kerberos) *HDFS {
 		return []string{"org.apache.hadoop.hdfs.server.datanode.DataNode", "-Ddfs.datanode.http.address=" + loopback(port)}
 	}))
 	if k == nil {
-		c.startHttpFS()
+		c.startHTTPFS()
 	}
 	c.Activate(0)
 	if k == nil { // otherwise it answers no questions that have no ticket, and whoever writes waits, and makes the path
@@ -82,14 +82,14 @@ func StartHDFS(t TB, dir string, k *Kerberos) *HDFS {
 	return c
 }
 
-func (c *HDFS) startHttpFS() {
-	c.HttpFS = Start(c.t, c.command("httpfs", func(port int) []string {
+func (c *HDFS) startHTTPFS() {
+	c.HTTPFS = Start(c.t, c.command("httpfs", func(port int) []string {
 		home := filepath.Join(c.dir, "httpfs")
 		c.must(writeXML(filepath.Join(c.dir, "conf/httpfs-site.xml"), map[string]string{
 			"httpfs.http.hostname": "127.0.0.1", "httpfs.http.port": strconv.Itoa(port)}))
 		return []string{"-Dhttpfs.home.dir=" + home, "-Dhttpfs.config.dir=" + filepath.Join(c.dir, "conf"), "-Dhttpfs.log.dir=" + home + "/log",
 			"-Dhttpfs.temp.dir=" + home + "/temp",
-			"org.apache.hadoop.fs.http.server.HttpFSServerWebServer"}
+			"org.apache.hadoop.fs.http.server.HTTPFSServerWebServer"}
 	}))
 }
 

@@ -35,7 +35,7 @@ func TestHDFS(t *testing.T) {
 		fetchertest.Run(t, func(t *testing.T) fetcher.Backend { return c.open(t, hdfs.Config{Namenodes: c.urls()}) },
 			fetchertest.Options{Again: c.again, Without: []string{"ListLong"}}) // a minute; pages are of five entries here
 	})
-	t.Run("HttpFS", c.testHttpFS)
+	t.Run("HttpFS", c.testHTTPFS)
 	t.Run("Faults", c.testFaults)
 	t.Run("Requests", c.testRequests)
 	t.Run("Synced", c.testSynced)
@@ -73,8 +73,8 @@ func (c *hdfsTest) again(t *testing.T, b fetcher.Backend) fetcher.Backend {
 	return other
 }
 
-func (c *hdfsTest) testHttpFS(t *testing.T) {
-	open := func(t *testing.T) *hdfs.Backend { return c.open(t, hdfs.Config{Namenodes: []string{c.HttpFS.URL()}}) }
+func (c *hdfsTest) testHTTPFS(t *testing.T) {
+	open := func(t *testing.T) *hdfs.Backend { return c.open(t, hdfs.Config{Namenodes: []string{c.HTTPFS.URL()}}) }
 	fetchertest.Run(t, func(t *testing.T) fetcher.Backend { return open(t) }, fetchertest.Options{Without: []string{"Overwrite", "ListLong"}})
 
 	// It cannot replace in one step. What is the same needs not be replaced.
@@ -298,7 +298,8 @@ func TestHDFSKerberos(t *testing.T) {
 	base := hdfs.Config{Namenodes: urls, Path: c.Path, Krb5Conf: k.Conf}
 	keytab, ccache, nobody, broken := base, base, base, base
 	keytab.Principal, keytab.Keytab = k.Principal, k.Keytab
-	keytab.Namenodes = []string{strings.Replace(p.URL(urls[0]), "127.0.0.1", "localhost", 1), strings.Replace(p.URL(urls[1]), "127.0.0.1", "localhost", 1)}
+	named := func(url string) string { return strings.Replace(p.URL(url), "127.0.0.1", "localhost", 1) }
+	keytab.Namenodes = []string{named(urls[0]), named(urls[1])}
 	ccache.CCache = k.CCache
 	nobody.User = "capelin"
 	broken.Principal, broken.Keytab = "nobody@"+realm, k.Keytab

@@ -34,7 +34,9 @@ func StartKerberos(t TB, dir string) *Kerberos {
 	t.Helper()
 	k := &Kerberos{t: t, dir: dir, Conf: filepath.Join(dir, "krb5.conf"), Keytab: filepath.Join(dir, "keytab"),
 		Principal: "capelin@" + realm, CCache: filepath.Join(dir, "ccache")}
-	k.env = []string{"KRB5_CONFIG=" + k.Conf, "KRB5_KDC_PROFILE=" + filepath.Join(dir, "kdc.conf"), "KRB5CCNAME=FILE:" + filepath.Join(dir, "ccache-hdfs")}
+	k.env = []string{
+		"KRB5_CONFIG=" + k.Conf, "KRB5_KDC_PROFILE=" + filepath.Join(dir, "kdc.conf"), "KRB5CCNAME=FILE:" + filepath.Join(dir, "ccache-hdfs"),
+	}
 	k.write(0)
 	k.run("kdb5_util", "create", "-s", "-r", realm, "-P", "not-much-of-a-secret")
 	for _, p := range []string{hadoopPrincipal, httpPrincipal, k.Principal} {

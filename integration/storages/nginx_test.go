@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -151,7 +152,7 @@ func TestHTTPKilled(t *testing.T) {
 		}
 		n.Restart()
 		rest, err := io.ReadAll(r)
-		got := append(first, rest...)
+		got := slices.Concat(first, rest)
 		if !bytes.HasPrefix(data, got) || !replaced && (err != nil || len(got) != len(data)) {
 			t.Errorf("replaced %v: %d bytes, %v", replaced, len(got), err)
 		}

@@ -17,7 +17,8 @@ import (
 // runCluster has three servers keep everything in S3, and kills the one that all images are named after.
 func runCluster(ctx context.Context, c *harness.Cluster) error {
 	step := steps()
-	step("starting an S3 server, %d capelin servers that are one ring and keep tags and blobs there, and %d nodes, with identity", servers, nodes)
+	step("starting an S3 server, %d capelin servers that are one ring and keep tags and blobs there, and %d nodes, with identity",
+		servers, nodes)
 	s3, err := c.NewS3(ctx, "s3")
 	if err != nil {
 		return err
@@ -109,7 +110,8 @@ func (k *kill) overwrite(ctx context.Context, img *harness.Image) error {
 		return err
 	}
 	if got, err := k.ring[2].Digest(ctx, "team/app:1", reader); err != nil || got != img.Manifest {
-		return errors.Join(fmt.Errorf("%s says that team/app:1 is %q, and %s was pushed through %s", k.ring[2].Name, got, img.Manifest, k.ring[1].Name), err)
+		return errors.Join(err, fmt.Errorf("%s says that team/app:1 is %q, and %s was pushed through %s",
+			k.ring[2].Name, got, img.Manifest, k.ring[1].Name))
 	}
 	var g errgroup.Group
 	for _, n := range k.nodes {

@@ -95,6 +95,8 @@ func TestErrors(t *testing.T) {
 		{"unclosed", "name = \"y", "F:1:9: unterminated basic string"},
 		{"unknown", "name = \"y\"\n  nome = 3\n", "F:2:3: nome: no such key"},
 		{"unknown in table", "[limits]\nup = \"1MB\"\nupp = 1\n", "F:3:1: limits.upp: no such key"},
+		{"unknown in an inline table", "limits = { up = \"1MB\", upp = 1 }\n", "F:1:24: limits.upp: no such key"},
+		{"wrong in an inline table", "limits = { up = \"1MB\", deep = { x = \"3\" } }\n", "F:1:37: limits.deep.x: "},
 		{"unknown table", "[limit]\nup = \"1MB\"\n", "F:1:2: limit: no such key"},
 		{"a text for a whole number", "count = \"three\"\n", "F:1:9: count: is a whole number, without quotes"},
 		{"a text for a number", "ratio = \"half\"\n", "F:1:9: ratio: is a number, without quotes"},

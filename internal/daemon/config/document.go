@@ -255,8 +255,41 @@ func (d *document) locate(err *toml.DecodeError) (*Problem, int) {
 	d.place(p, off)
 	if e := d.at(off); e != nil {
 		p.Key = e.key
+		if key := inlineKey(d.data[e.start:off], d.data[off:e.end]); e.value && key != "" {
+			p.Key = join(p.Key, key)
+		}
 	}
 	return p, off
+}
+
+var (
+	inlineTable     = regexp.MustCompile(`"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#.*|([\w.-]+)\s*=\s*\{|\}`) // or what is none
+	inlineKeyHere   = regexp.MustCompile(`^([\w.-]+)\s*=`)
+	inlineKeyBefore = regexp.MustCompile(`[{,]\s*([\w.-]+)\s*=\s*$`)
+)
+
+// inlineKey returns the key in inline tables that begins after before, or whose value does; "" if none does.
+func inlineKey(before, after []byte) string {
+	var tables []string
+	for _, m := range inlineTable.FindAllSubmatch(before, -1) {
+		switch {
+		case m[1] != nil:
+			tables = append(tables, string(m[1]))
+		case m[0][0] == '}' && len(tables) > 0:
+			tables = tables[:len(tables)-1]
+		}
+	}
+	if len(tables) == 0 {
+		return ""
+	}
+	key := inlineKeyHere.FindSubmatch(after)
+	if key == nil {
+		key = inlineKeyBefore.FindSubmatch(before)
+	}
+	if key == nil {
+		return ""
+	}
+	return strings.Join(append(tables[1:], string(key[1])), ".") // the first is the expression's own
 }
 
 // at returns the expression that has an offset of data.

@@ -108,7 +108,7 @@ func TestEnvironment(t *testing.T) {
 		{"keys and comments", "# ${CAPELIN_NONE}\n\"${CAPELIN_NONE}\" = 1", "", "F:2:1: ${CAPELIN_NONE}: no such key"},
 		{"positions after it", "hosts = [\n\"\"\"a\n${CAPELIN_A}\"\"\", '${CAPELIN_A}', 3]\nwide = { up = \"${CAPELIN_A}\", in = 1 }\nnom = 1",
 			"",
-			"F:3:34: hosts: \nF:4:15: wide: \nF:5:1: nom: no such key"},
+			"F:3:34: hosts: \nF:4:15: wide.up: \nF:5:1: nom: no such key"},
 		{"a value that does not fit", "patience = \"${CAPELIN_SPEED}\"\nname = \"${CAPELIN_NONE}\"", "",
 			"F:1:12: patience: \nF:2:8: name: the environment has no variable CAPELIN_NONE"},
 		{"in tables", "name = \"n\"\n[wide]\nup = \"${CAPELIN_SPEED}\"\n[[path]]\npath = \"/${CAPELIN_SPEED}\"", "n", ""},
