@@ -18,9 +18,8 @@ help: ## this list
 
 .PHONY: build
 build: ## bin/capelin for this machine, and bin/linux-amd64/ and bin/linux-arm64/
-	GOARCH=amd64 $(GOBUILD) -o bin/linux-amd64/capelin ./cmd/capelin
-	GOARCH=arm64 $(GOBUILD) -o bin/linux-arm64/capelin ./cmd/capelin
-	ln -sf linux-$$($(GO) env GOHOSTARCH)/capelin bin/capelin
+	@host=$$($(GO) env GOHOSTARCH); for arch in $$host $$(printf '%s\n' amd64 arm64 | grep -vx $$host); do \
+	  GOARCH=$$arch $(GOBUILD) -o bin/linux-$$arch/capelin ./cmd/capelin && ln -sf linux-$$host/capelin bin/capelin || exit 1; done
 
 .PHONY: demo
 demo: ## three containerd nodes pull one image through the swarm, on this machine (root)

@@ -18,7 +18,7 @@ import (
 
 const (
 	// A backend is asked whether it can be used so often, while it can and while it cannot.
-	storageUpEvery, storageDownEvery = 5 * time.Minute, 30 * time.Second
+	storageUpEvery, storageDownEvery = time.Minute, 30 * time.Second
 	// storageWithin is how long its answer may take.
 	storageWithin = time.Minute
 	// storageWarnEvery is the time between two warnings about one backend.

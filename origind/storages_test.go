@@ -90,7 +90,7 @@ func TestStorages(t *testing.T) {
 			strings.Contains(st[0].Error, "\n") || st[1].Error != "" {
 			t.Errorf("%+v", st)
 		}
-		if good.asked < 24 || good.asked > 26 || bad.asked < 240 || bad.asked > 244 {
+		if good.asked < 120 || good.asked > 123 || bad.asked < 240 || bad.asked > 244 {
 			t.Errorf("in two hours they were asked %d and %d times", good.asked, bad.asked)
 		}
 		// It comes and goes.

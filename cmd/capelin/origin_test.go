@@ -125,7 +125,7 @@ origin-2  up, full        rack-2  10.0.0.2:7480  0
 origin-3  down for 3m20s  -       10.0.0.3:7480  -
 origin-4  removed         -       -              -
 
-origin-1 has 1234 blobs; each is to have 3 copies, and a push waits for 2
+origin-1 has 1234 blobs that no backend has; each is to have 3 copies, and a push waits for 2
 origin-1 repairs 120 blobs (3.40 GiB) at 98.0 MiB/s, 35s more
 a disk of origin-3 is lost
 the ring is not whole:
@@ -142,7 +142,7 @@ origin-2  up, full  rack-2  10.0.0.2:7480  0
 origin-3  up        -       10.0.0.3:7480  0
 origin-4  removed   -       -              -
 
-origin-1 has 1234 blobs; each is to have 3 copies, and a push waits for 2
+origin-1 has 1234 blobs that no backend has; each is to have 3 copies, and a push waits for 2
 the clock of origin-2 is 1h2m3s ahead of that of origin-1
 the clock of origin-3 is 6s behind that of origin-1
 the ring is whole
@@ -154,7 +154,7 @@ origin-2  up, full  rack-2  10.0.0.2:7480  0
 origin-3  up        -       10.0.0.3:7480  0
 origin-4  removed   -       -              -
 
-origin-1 has 1234 blobs; each is to have 3 copies, and a push waits for 2
+origin-1 has 1234 blobs that no backend has; each is to have 3 copies, and a push waits for 2
 the ring is whole
 `},
 		{"a backend is away", storageAway(now), `
@@ -164,7 +164,7 @@ origin-2  up, full  rack-2  10.0.0.2:7480  0
 origin-3  up        -       10.0.0.3:7480  0
 origin-4  removed   -       -              -
 
-origin-1 has 1234 blobs; each is to have 3 copies, and a push waits for 2
+origin-1 has 1234 blobs that no backend has; each is to have 3 copies, and a push waits for 2
 backend main cannot be used from origin-1 for 5m0s: no such bucket
 the ring is whole
 `},

@@ -319,8 +319,11 @@ func (c *serverConfig) Validate() error {
 			bad(r.name+".pprof", "is served on loopback only, and %s.metrics is %q", r.name, m)
 		}
 	}
-	if c.Storage.Kind != "" {
+	switch {
+	case c.Storage.Kind != "":
 		errs = append(errs, c.Storage.Check("storage.")...)
+	case c.Storage != backends.IndexStorage{}:
+		bad("storage.kind", "must be set, because others of the storage are")
 	}
 	if c.several() && c.Storage.Kind == "" && len(c.Gateway.Indexes) == 0 && c.ownTags() {
 		bad("gateway.indexes", "must be set, because there are several servers (origin.ring.members) and each one's index has tags of its "+

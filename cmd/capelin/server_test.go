@@ -308,6 +308,7 @@ func TestServerConfigErrors(t *testing.T) {
 			"F: gateway.indexes: must be set, because there are several servers (origin.ring.members)"},
 		{"a storage of no kind", "[storage]\nkind = \"tape\"", `F:2:1: storage.kind: "tape" is no storage for an index`},
 		{"a storage without a place", "[storage]\nkind = \"file\"", `F: storage.file.path: "" is not an absolute path`},
+		{"a storage, and no kind", "[storage]\nfile.path = \"/shared\"", `F: storage.kind: must be set, because others of the storage are`},
 		{"a ring of others", "[origin.ring]\nmembers = [\"a=127.0.0.2:7480\"]\n",
 			`F:2:1: origin.ring.members: has no member at address, which is "127.0.0.1"`},
 		{"a ring of itself", "[origin.ring]\nmembers = [\"a=127.0.0.1:7480\"]\n", "<nil>"},
