@@ -72,11 +72,11 @@ integration: prepare ## tests against real containerds and a real registry (root
 	CAPELIN_TEST_TOOLS=1 $(GO) test -count 1 -run TestRealContainerd ./plugin/install
 	cd $(I) && $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -run '$(RUN)' $$($(GO) list ./... | grep -v '/storages$$')
 
-# Each kind of storage against a server of its own. ARGS=-storages.full has objects of 5 GB.
+# Each kind of storage against a server of its own. They wait more than they work, between two attempts. ARGS=-storages.full has objects of 5 GB.
 .PHONY: storages
 storages: prepare ## the kinds of storages against real servers of theirs; RUN=regexp chooses
 	@$(MAKE) -s --no-print-directory storage-servers
-	cd $(I) && $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -run '$(RUN)' ./storages $(ARGS)
+	cd $(I) && $(GO) test -timeout $(SUITE_TIMEOUT) -count 1 -parallel 8 -run '$(RUN)' ./storages $(ARGS)
 
 .PHONY: upgrade
 upgrade: prepare ## an agent of the commit FROM, with its units, is upgraded to this tree's under load (root)

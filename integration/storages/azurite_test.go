@@ -40,6 +40,7 @@ func openAzure(t *testing.T, cfg azure.Config) fetcher.Backend {
 }
 
 func TestAzure(t *testing.T) {
+	t.Parallel()
 	a := StartAzurite(t, t.TempDir())
 	fetchertest.Run(t, func(t *testing.T) fetcher.Backend { return openAzure(t, a.config(t, a.URL())) }, fetchertest.Options{
 		Large: azureLarge,
@@ -52,6 +53,7 @@ func TestAzure(t *testing.T) {
 }
 
 func TestAzureFaults(t *testing.T) {
+	t.Parallel()
 	a := StartAzurite(t, t.TempDir())
 	fetchertest.RunFaults(t, func(t *testing.T) (fetcher.Backend, *fetchertest.Proxy) {
 		p := fetchertest.NewProxy(t, a.URL())
@@ -61,6 +63,7 @@ func TestAzureFaults(t *testing.T) {
 
 // TestAzureCrash: the server is killed when it has a part of an object.
 func TestAzureCrash(t *testing.T) {
+	t.Parallel()
 	a := StartAzurite(t, t.TempDir())
 	b := openAzure(t, a.config(t, a.URL()))
 	defer b.Close()

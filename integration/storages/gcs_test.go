@@ -40,6 +40,7 @@ func openGCS(t *testing.T, cfg gcs.Config) fetcher.Backend {
 }
 
 func TestGCS(t *testing.T) {
+	t.Parallel()
 	g := StartFakeGCS(t, t.TempDir())
 	fetchertest.Run(t, func(t *testing.T) fetcher.Backend { return openGCS(t, g.config(t, g.URL())) }, fetchertest.Options{
 		Large: gcsLarge,
@@ -53,6 +54,7 @@ func TestGCS(t *testing.T) {
 // TestGCSFaults has objects of one chunk: with several the server does not do what Google's does (see FakeGCS), which
 // fetcher/gcs's own tests ask.
 func TestGCSFaults(t *testing.T) {
+	t.Parallel()
 	g := StartFakeGCS(t, t.TempDir())
 	fetchertest.RunFaults(t, func(t *testing.T) (fetcher.Backend, *fetchertest.Proxy) {
 		p := fetchertest.NewProxy(t, g.URL())
@@ -62,6 +64,7 @@ func TestGCSFaults(t *testing.T) {
 
 // TestGCSCrash: the server is killed when it has a part of an object.
 func TestGCSCrash(t *testing.T) {
+	t.Parallel()
 	g := StartFakeGCS(t, t.TempDir())
 	b := openGCS(t, g.config(t, g.URL()))
 	defer b.Close()

@@ -30,6 +30,7 @@ type hdfsTest struct {
 }
 
 func TestHDFS(t *testing.T) {
+	t.Parallel()
 	c := &hdfsTest{HDFS: StartHDFS(t, t.TempDir(), nil)}
 	t.Run("WebHDFS", func(t *testing.T) {
 		fetchertest.Run(t, func(t *testing.T) fetcher.Backend { return c.open(t, hdfs.Config{Namenodes: c.urls()}) },
@@ -286,6 +287,7 @@ func (c *hdfsTest) testNamenodeKilled(t *testing.T) {
 }
 
 func TestHDFSKerberos(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	k := StartKerberos(t, dir)
 	c := &hdfsTest{HDFS: StartHDFS(t, dir, k)}

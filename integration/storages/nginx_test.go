@@ -75,6 +75,7 @@ func missingBlob(t *testing.T) string {
 }
 
 func TestHTTP(t *testing.T) {
+	t.Parallel()
 	n := StartNginx(t, t.TempDir())
 	o := fetchertest.Options{
 		Missing: missingBlob(t),
@@ -99,6 +100,7 @@ func TestHTTP(t *testing.T) {
 
 // What an operator is told before the first blob is wanted.
 func TestHTTPCheck(t *testing.T) {
+	t.Parallel()
 	n := StartNginx(t, t.TempDir())
 	headers := filepath.Join(t.TempDir(), "headers")
 	if err := os.WriteFile(headers, []byte("Authorization: Bearer not-much-of-a-secret\n"), 0o600); err != nil {
@@ -127,6 +129,7 @@ func TestHTTPCheck(t *testing.T) {
 
 // The server is killed while a file is read: the reader goes on when it is back, and never with another file.
 func TestHTTPKilled(t *testing.T) {
+	t.Parallel()
 	n := StartNginx(t, t.TempDir())
 	data := make([]byte, 20<<20)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(data)
