@@ -89,7 +89,7 @@ func (c *HDFS) startHTTPFS() {
 			"httpfs.http.hostname": "127.0.0.1", "httpfs.http.port": strconv.Itoa(port)}))
 		return []string{"-Dhttpfs.home.dir=" + home, "-Dhttpfs.config.dir=" + filepath.Join(c.dir, "conf"), "-Dhttpfs.log.dir=" + home + "/log",
 			"-Dhttpfs.temp.dir=" + home + "/temp",
-			"org.apache.hadoop.fs.http.server.HTTPFSServerWebServer"}
+			"org.apache.hadoop.fs.http.server.HttpFSServerWebServer"}
 	}))
 }
 
