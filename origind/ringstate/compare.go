@@ -38,11 +38,15 @@ func (r *Ring) compareOn() {
 	if !r.me.owner() || r.starting || r.blobs.placed < len(r.blobs.buckets) || r.now-r.changed < int64(r.cfg.Calm) {
 		return
 	}
+	var lost Order // what was compared before the last loss proves nothing of it
+	for _, l := range r.lost {
+		lost = max(lost, l.At)
+	}
 	for _, m := range r.owners {
 		c := &m.compared
 		again := int64(r.cfg.Exchange)
 		switch {
-		case c.done == 0:
+		case c.done <= lost: // never, in this epoch, among them
 			again = compareSoon
 		case c.at <= r.blobs.news:
 			again = min(again, compareSoon)

@@ -113,6 +113,30 @@ func TestComparesSoon(t *testing.T) {
 	w.end()
 }
 
+// Another machine has the name of a member for a while, so that others take that member's disk for lost. When it has gone, all compare
+// again soon, the member too, for which nothing has changed.
+func TestNameTwice(t *testing.T) {
+	for _, restarts := range []bool{false, true} {
+		w := newWorld(t, 1, "a b c", Config{Exchange: 10 * time.Hour}).begin()
+		w.whole()
+		for i := range 20 {
+			w.mustPush("a", 3*i, team) // no backend has them
+		}
+		w.until(time.Minute, "a ring that is whole after pushes", func() bool { return w.settled() && w.oracle.proof() })
+		b := w.node("b")
+		inc := b.disk.inc
+		b.disk.inc++ // is what others hear from
+		w.run(16 * time.Second)
+		b.disk.inc = inc
+		if restarts {
+			b.stop()
+			b.start()
+		}
+		w.until(2*time.Minute, "a ring that is whole when the other machine is gone", w.oracle.proof)
+		w.end()
+	}
+}
+
 // Who took a push dies before it has given the blob to its owners. Only those who got it as it was pushed know of it, and soon compare,
 // although they have long had something that they cannot give to anybody.
 func TestPusherDies(t *testing.T) {
