@@ -162,6 +162,22 @@ func (o *operations) logs() (text string) {
 	return text
 }
 
+// makeImage makes an image in the directory image.
+func (o *operations) makeImage() {
+	o.t.Helper()
+	img, err := random.Image(1<<20, 4)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	src, err := layout.Write(o.dir+"/image", empty.Index)
+	if err == nil {
+		err = src.AppendImage(img)
+	}
+	if err != nil {
+		o.t.Fatal(err)
+	}
+}
+
 // image pushes an image, or pulls it, and returns its digest.
 func (o *operations) image(args ...string) string {
 	o.t.Helper()
@@ -190,17 +206,7 @@ func TestOperations(t *testing.T) {
 	o.eventually("MEMBER", "ring", "--origin", o.addr(0)+":7480") // somebody answers
 	o.run("Three servers")
 
-	img, err := random.Image(1<<20, 4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	src, err := layout.Write(o.dir+"/image", empty.Index)
-	if err == nil {
-		err = src.AppendImage(img)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	o.makeImage()
 	ref := func(i int) string { return o.addr(i) + ":7500/team/app:1" }
 	want := o.image("push", o.dir+"/image", ref(1))
 
@@ -309,17 +315,7 @@ func TestOperationsStorage(t *testing.T) {
 	}
 	o.eventually("MEMBER", "ring", "--origin", o.addr(0)+":7480") // somebody answers
 	o.run("Three servers")
-	img, err := random.Image(1<<20, 4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	src, err := layout.Write(o.dir+"/image", empty.Index)
-	if err == nil {
-		err = src.AppendImage(img)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	o.makeImage()
 	want := o.image("push", o.dir+"/image", o.addr(0)+":7500/team/app:1")
 	o.lose("a")
 	for i := range 2 {

@@ -183,7 +183,8 @@ func printRing(w io.Writer, st *origin.RingStatus, now time.Time) {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", m.Name, m.Text(now), zone, address, under)
 	}
 	t.Flush()
-	fmt.Fprintf(w, "\n%s has %d blobs that no backend has; each is to have %d copies, and a push waits for %d\n", st.Name, st.Blobs, st.Replicas, st.MinReplicas)
+	fmt.Fprintf(w, "\n%s has %d blobs that no backend has; each is to have %d copies, and a push waits for %d\n",
+		st.Name, st.Blobs, st.Replicas, st.MinReplicas)
 	if r := repair(st); r != "" {
 		fmt.Fprintln(w, r)
 	}

@@ -3,7 +3,6 @@ package azure
 import (
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -29,61 +28,21 @@ type transport struct {
 }
 
 func newTransport() *transport {
-	base := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
-		TLSHandshakeTimeout:   10 * time.Second,
-		MaxIdleConnsPerHost:   16,
-		IdleConnTimeout:       time.Minute,
-		ExpectContinueTimeout: 2 * time.Second,
-		DisableCompression:    true, // bytes are wanted as they lie there
-		ReadBufferSize:        64 << 10,
-		WriteBufferSize:       64 << 10,
-	}
+	base := httpclient.NewTransport()
 	refuse := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return &transport{base, &http.Client{Transport: base, CheckRedirect: refuse}, stallLimit, maxAnswer}
 }
 
 // Do implements policy.Transporter.
 func (t *transport) Do(req *http.Request) (*http.Response, error) {
-	stall := httpclient.NewStall(req.Context(), t.timeout)
-	out := req.WithContext(stall.Context())
-	if req.Body != nil && req.Body != http.NoBody {
-		out.Body = body{stall.Sending(req.Body), req.Body}
-	} else {
-		stall.Start(t.timeout)
-	}
-	resp, err := t.client.Do(out)
+	resp, err := httpclient.Guard(req, t.timeout, t.client.Do)
 	if err != nil {
-		err = stall.Err(err)
-		stall.End()
 		return nil, err
 	}
-	resp.Body = stall.Answer(resp.Body)
 	if req.Method != http.MethodGet || resp.StatusCode >= 300 || req.URL.Query().Has("comp") || req.URL.Query().Has("restype") {
-		resp.Body = &bounded{resp.Body, t.longest}
+		resp.Body = httpclient.Bounded(resp.Body, t.longest)
 	}
 	return resp, nil
-}
-
-// body is read through a Stall, and closed itself.
-type body struct {
-	io.Reader
-	io.Closer
-}
-
-// bounded is an answer that ends with an error if it is too long.
-type bounded struct {
-	io.ReadCloser
-	left int64
-}
-
-func (b *bounded) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left+1)])
-	if b.left -= int64(n); b.left < 0 {
-		return 0, fmt.Errorf("the answer is too long: %w", errdefs.ErrUnavailable)
-	}
-	return n, err
 }
 
 // signature is a policy that adds a shared access signature, which is read anew from its file each time.

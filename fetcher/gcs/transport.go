@@ -2,8 +2,6 @@ package gcs
 
 import (
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"time"
@@ -29,17 +27,7 @@ type transport struct {
 func newTransport(endpoint string, timeout time.Duration) *transport {
 	host, _ := url.Parse(endpoint) // Config.Check has done so before
 	return &transport{
-		base: &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
-			TLSHandshakeTimeout:   10 * time.Second,
-			MaxIdleConnsPerHost:   16,
-			IdleConnTimeout:       time.Minute,
-			ExpectContinueTimeout: 2 * time.Second,
-			DisableCompression:    true, // bytes are wanted as they lie there
-			ReadBufferSize:        64 << 10,
-			WriteBufferSize:       64 << 10,
-		},
+		base:    httpclient.NewTransport(),
 		host:    host,
 		timeout: timeout,
 		longest: maxAnswer,
@@ -54,43 +42,15 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("the storage sends us on to %s://%s, which is not the endpoint: %w",
 			req.URL.Scheme, req.URL.Host, errdefs.ErrFailedPrecondition)
 	}
-	stall := httpclient.NewStall(req.Context(), t.timeout)
-	asked := req.Clone(stall.Context())
-	if req.Body != nil && req.Body != http.NoBody {
-		asked.Body = body{stall.Sending(req.Body), req.Body}
-	} else {
-		stall.Start(t.timeout)
-	}
-	resp, err := t.base.RoundTrip(asked)
+	resp, err := httpclient.Guard(req, t.timeout, func(r *http.Request) (*http.Response, error) {
+		return t.base.RoundTrip(r.Clone(r.Context())) // a RoundTripper does not change what it is given
+	})
 	if err != nil {
-		err = stall.Err(err)
-		stall.End()
 		return nil, err
 	}
 	resp.Request = req
-	resp.Body = stall.Answer(resp.Body)
 	if req.URL.Query().Get("alt") != "media" || resp.StatusCode >= 300 {
-		resp.Body = &bounded{resp.Body, t.longest}
+		resp.Body = httpclient.Bounded(resp.Body, t.longest)
 	}
 	return resp, nil
-}
-
-// body is read through a Stall, and closed itself.
-type body struct {
-	io.Reader
-	io.Closer
-}
-
-// bounded is an answer that ends with an error if it is too long.
-type bounded struct {
-	io.ReadCloser
-	left int64
-}
-
-func (b *bounded) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left+1)])
-	if b.left -= int64(n); b.left < 0 {
-		return 0, fmt.Errorf("the answer is too long: %w", errdefs.ErrUnavailable)
-	}
-	return n, err
 }

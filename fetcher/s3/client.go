@@ -2,9 +2,7 @@ package s3
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -125,44 +123,15 @@ func (t *transport) Do(req *http.Request) (*http.Response, error) {
 	if req.Method == http.MethodPost && req.URL.Query().Has("uploadId") {
 		limit = t.complete
 	}
-	stall := httpclient.NewStall(req.Context(), limit)
-	out := req.WithContext(stall.Context())
-	if req.Body != nil && req.Body != http.NoBody {
-		out.Body = stall.Sending(req.Body)
-	} else {
-		stall.Start(limit)
-	}
-	resp, err := t.http.Do(out)
+	resp, err := httpclient.Guard(req, limit, t.http.Do)
 	if err != nil {
-		err = stall.Err(err)
-		stall.End()
 		return nil, err
 	}
-	resp.Body = stall.Answer(resp.Body)
 	switch {
 	case resp.StatusCode >= http.StatusMultipleChoices:
-		resp.Body = &bounded{resp.Body, maxRefusal}
+		resp.Body = httpclient.Bounded(resp.Body, maxRefusal)
 	case req.Method != http.MethodGet || req.URL.Query().Has("list-type") || req.URL.Query().Has("uploads"):
-		resp.Body = &bounded{resp.Body, maxAnswer}
+		resp.Body = httpclient.Bounded(resp.Body, maxAnswer)
 	}
 	return resp, nil
-}
-
-var errTooLong = errors.New("the answer is too long")
-
-// bounded fails beyond so many bytes.
-type bounded struct {
-	io.ReadCloser
-	left int64
-}
-
-func (b *bounded) Read(p []byte) (int, error) {
-	if b.left < 0 {
-		return 0, errTooLong
-	}
-	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left+1)])
-	if b.left -= int64(n); b.left < 0 {
-		return 0, errTooLong
-	}
-	return n, err
 }

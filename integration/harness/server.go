@@ -297,17 +297,22 @@ func (b *sentBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Push pushes an image through the gateway as a user. more are options of the client's, which by itself tries once.
-func (s *Server) Push(ctx context.Context, img *Image, repoTag string, u User, more ...remote.Option) (string, error) {
+// reach returns what go-containerregistry's client needs to speak of repo:tag.
+func (s *Server) reach(ctx context.Context, repoTag string, u User) (ref name.Reference, o []remote.Option, done func(), err error) {
 	var opts []name.Option
 	if s.pki == nil {
 		opts = append(opts, name.Insecure)
 	}
-	ref, err := name.ParseReference(s.Reference(repoTag), opts...)
-	if err != nil {
-		return "", err
+	if ref, err = name.ParseReference(s.Reference(repoTag), opts...); err != nil {
+		return nil, nil, nil, err
 	}
-	o, done, err := s.Remote(ctx, u)
+	o, done, err = s.Remote(ctx, u)
+	return ref, o, done, err
+}
+
+// Push pushes an image through the gateway as a user. more are options of the client's, which by itself tries once.
+func (s *Server) Push(ctx context.Context, img *Image, repoTag string, u User, more ...remote.Option) (string, error) {
+	ref, o, done, err := s.reach(ctx, repoTag, u)
 	if err != nil {
 		return "", err
 	}
@@ -320,15 +325,7 @@ func (s *Server) Push(ctx context.Context, img *Image, repoTag string, u User, m
 
 // Digest returns what repo:tag is at the gateway, for a user.
 func (s *Server) Digest(ctx context.Context, repoTag string, u User) (string, error) {
-	var opts []name.Option
-	if s.pki == nil {
-		opts = append(opts, name.Insecure)
-	}
-	ref, err := name.ParseReference(s.Reference(repoTag), opts...)
-	if err != nil {
-		return "", err
-	}
-	o, done, err := s.Remote(ctx, u)
+	ref, o, done, err := s.reach(ctx, repoTag, u)
 	if err != nil {
 		return "", err
 	}
