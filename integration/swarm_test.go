@@ -79,6 +79,7 @@ func (f *fanout) start() {
 			err := n.FetchBlob(f.ctx, f.digest, swarmBlob)
 			for errors.Is(err, harness.ErrRegistry) && f.ctx.Err() == nil { // there is none: as kubelet does, again
 				f.Log(err)
+				time.Sleep(100 * time.Millisecond) // a client that pauses less would only be told the same
 				err = n.FetchBlob(f.ctx, f.digest, swarmBlob)
 			}
 			f.took[i] = time.Since(f.begin)

@@ -26,7 +26,9 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/image-spec/identity"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -381,8 +383,23 @@ var ErrRegistry = errors.New("the swarm does not deliver all of it")
 
 // FetchBlob has the node's agent get a blob from the swarm, as containerd does when it
 // opens a layer, and commits it. It fails if the swarm does not deliver all of it, with
-// [ErrRegistry] if the agent says so.
+// [ErrRegistry] if the agent says so. While another session, such as one that has just failed, holds
+// the blob's lock, it is tried again, as containerd does (content.OpenWriter).
 func (n *Node) FetchBlob(ctx context.Context, digest string, size int64) error {
+	for {
+		err := n.fetchBlob(ctx, digest, size)
+		if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "locked") {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func (n *Node) fetchBlob(ctx context.Context, digest string, size int64) error {
 	conn, err := n.AgentConn()
 	if err != nil {
 		return err
