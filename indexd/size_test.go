@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	sizeTags = flag.Int("index.tags", 0, "how many tags TestSize has, half of them in one repository; 0: it is skipped")
+	sizeTags = flag.Int("index.tags", 4000, "how many tags TestSize has, half of them in one repository; at least 2000")
 	sizeFile = flag.Bool("index.file", false, "TestSize has them in a directory")
 )
 
@@ -22,9 +22,6 @@ var (
 //
 //	go test ./indexd -run TestSize -v -timeout 0 -index.tags 1000000 [-index.file]
 func TestSize(t *testing.T) {
-	if *sizeTags == 0 {
-		t.Skip("-index.tags says how many")
-	}
 	w := newWorld(t)
 	var storage fetcher.Backend = &fetchertest.Memory{}
 	if *sizeFile {

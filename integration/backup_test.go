@@ -124,9 +124,7 @@ func (b *backups) livePushes(t *testing.T, images []*harness.Image) (stop func()
 		}
 		return nil
 	})
-	for pushed.Load() == 0 && b.ctx.Err() == nil {
-		time.Sleep(10 * time.Millisecond)
-	}
+	must(t, await(b.ctx, "a first push", func() bool { return pushed.Load() > 0 }))
 	return func() int {
 		cancel()
 		must(t, wait())
@@ -226,18 +224,14 @@ func TestIndexMove(t *testing.T) {
 			return len(b.pushed) >= n || b.ctx.Err() != nil
 		}
 	}
-	for is := enough(15); !is(); {
-		time.Sleep(20 * time.Millisecond)
-	}
+	must(t, await(b.ctx, "15 pushes before the move", enough(15)))
 	args := append([]string{"index", "move", from, to}, b.keys...)
 	for range 2 {
 		b.killAt(t, append(args, "--rate", "4KB/s"), enough(3))
 	}
 	out := get(b.server.Command(b.ctx, nil, b.bin, args...))(t)
 	t.Log(out)
-	for is := enough(10); !is(); {
-		time.Sleep(20 * time.Millisecond)
-	}
+	must(t, await(b.ctx, "10 pushes after the move", enough(10)))
 	stop()
 	must(t, os.RemoveAll(filepath.Join(from, "index"))) // nobody reads it
 	o, done, err := b.server.Remote(b.ctx, alice)

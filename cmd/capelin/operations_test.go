@@ -296,9 +296,6 @@ func TestOperations(t *testing.T) {
 
 // Three servers with one storage: what one has written another one reads, when the first is gone for good. The bucket is a directory here.
 func TestOperationsStorage(t *testing.T) {
-	if testing.Short() {
-		t.Skip("members wait for each other in real time")
-	}
 	t.Setenv("DOCKER_CONFIG", t.TempDir())
 	o := readOperations(t)
 	const bucket = "kind = \"s3\"\ns3 = { bucket = \"images\", prefix = \"capelin/\", region = \"eu-central-1\" }"
