@@ -18,6 +18,12 @@
 // inside, but not listed; nothing leads out. Files whose names are no keys (see
 // [fetcher.CheckKey]) are not listed. Directories that have become empty stay.
 //
+// # Lists
+//
+// A page costs a look at all names of its directory, as a file system has them in no order. The names of a large
+// directory (more than 8,192) that nobody has changed for 3 s are kept in memory, in order, while pages are asked for: 32 MiB of one
+// directory, 64 MiB of all, until a minute after the last page. Then a page costs what it returns.
+//
 // # Durability
 //
 // A write goes to a temporary file, which is synced, renamed, and whose new

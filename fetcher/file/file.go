@@ -53,7 +53,8 @@ type Backend struct {
 	tmpLock *os.File // its lock, held until Close
 	seq     atomic.Uint64
 
-	dirs *durable.Dirs
+	dirs  *durable.Dirs
+	large *large
 
 	locks [stripes]stripe
 }
@@ -66,7 +67,7 @@ func Open(cfg Config) (_ *Backend, err error) {
 	if errs := cfg.Check(""); errs != nil {
 		return nil, fmt.Errorf("file backend: %w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}
-	b := &Backend{path: filepath.Clean(cfg.Path)}
+	b := &Backend{path: filepath.Clean(cfg.Path), large: newLarge()}
 	defer func() {
 		if err != nil {
 			_ = b.Close()
@@ -147,6 +148,7 @@ func (b *Backend) removeDead(dir string) error {
 // are under way may fail.
 func (b *Backend) Close() error {
 	var errs []error
+	b.large.close()
 	if b.tmpLock != nil {
 		errs = append(errs, b.root.RemoveAll(b.tmp), b.tmpLock.Close())
 		b.tmpLock = nil

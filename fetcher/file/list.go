@@ -2,14 +2,11 @@ package file
 
 import (
 	"cmp"
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -26,7 +23,7 @@ const (
 )
 
 // List implements fetcher.Backend. Of each directory on the way it keeps as many
-// names as the page has room for, not all. Objects that are written or deleted
+// names as the page has room for, but of those that are large (see large.go). Objects that are written or deleted
 // meanwhile are listed or not; what is there all the time is.
 func (b *Backend) List(ctx context.Context, prefix, after string, limit int) ([]fetcher.Info, bool, error) {
 	if limit < 1 || limit > maxPage {
@@ -132,48 +129,24 @@ func (l *lister) smallest(prefix, last string, n int) (_ []string, cut bool, err
 		return nil, false, err
 	}
 	defer d.Close()
-	after := "" // of what is in this directory; the walk does not come here if that is nothing
-	if rest, ok := strings.CutPrefix(l.after, prefix); ok {
-		after = rest
+	isKey := func(name string) bool { return checkKey(prefix+name) == nil }
+	return l.b.large.smallest(l.ctx, d, name, l.from(prefix, last), n, isKey)
+}
+
+// from returns the first that a name of a directory can be which comes after last and may hold what comes after l.after.
+func (l *lister) from(prefix, last string) string {
+	from := ""
+	if last != "" {
+		from = last + "\x00" // which is in no name
 	}
-	var h names
-	for {
-		if err := l.ctx.Err(); err != nil {
-			return nil, false, err
-		}
-		list, err := d.ReadDir(readNames)
-		for _, de := range list {
-			name := de.Name()
-			if de.IsDir() {
-				name += "/"
-			} else if !de.Type().IsRegular() {
-				continue
-			}
-			if name <= last || !wants(name, after) {
-				continue
-			}
-			if cut = cut || len(h) == n; len(h) == n && name > h[0] {
-				continue
-			}
-			if checkKey(prefix+de.Name()) != nil {
-				continue
-			}
-			if len(h) < n {
-				heap.Push(&h, name)
-			} else {
-				h[0] = name
-				heap.Fix(&h, 0)
-			}
-		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return nil, false, err
-		}
+	after, below := strings.CutPrefix(l.after, prefix)
+	if !below || after == "" {
+		return from // all is after it; otherwise the walk does not come here
 	}
-	slices.Sort(h)
-	return h, cut, nil
+	if i := strings.IndexByte(after, '/'); i >= 0 {
+		return max(from, after[:i+1]) // a directory, of which some is after it
+	}
+	return max(from, after+"\x00")
 }
 
 // openDir opens a directory to be read. A File of os.Root would stat every entry for
@@ -189,18 +162,4 @@ func (b *Backend) openDir(name string) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), filepath.Join(b.path, name)), nil
-}
-
-// names is a heap with the greatest on top.
-type names []string
-
-func (h names) Len() int           { return len(h) }
-func (h names) Less(i, j int) bool { return h[i] > h[j] }
-func (h names) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *names) Push(x any)        { *h = append(*h, x.(string)) }
-func (h *names) Pop() any {
-	old := *h
-	name := old[len(old)-1]
-	*h = old[:len(old)-1]
-	return name
 }
