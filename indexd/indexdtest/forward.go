@@ -1,4 +1,4 @@
-package indexd
+package indexdtest
 
 import (
 	"io"
