@@ -94,7 +94,7 @@ func (x *Index) newFsck(opts index.FsckOptions, say func(index.FsckEvent) error)
 	limit := rate.NewLimiter(rate.Limit(opts.Rate), max(1, opts.Rate/10))
 	return &fsck{opts: opts, say: say, blobs: blobs, gone: gone, links: links, said: time.Now(), x: &Index{
 		backend: &pacedBackend{x.backend, limit}, origins: &pacedOrigins{x.origins, limit},
-		cluster: x.cluster, now: x.now, newID: x.newID, tags: x.tags, locks: x.locks, memory: x.memory,
+		cluster: x.cluster, now: x.now, newID: x.newID, tags: x.tags, locks: x.locks, memory: x.memory, outbox: x.outbox,
 	}, reached: newReached()}, nil
 }
 

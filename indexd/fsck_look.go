@@ -11,6 +11,7 @@ import (
 
 	"github.com/capelin-io/capelin/control/index"
 	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/indexd/replicate"
 )
 
 // Kinds of objects, and of what is looked at.
@@ -24,7 +25,8 @@ const (
 	aManifest
 	aBlob
 	aReferrer
-	aRepository // that it is in the catalog; its key is the catalog's
+	aReplication // see package replicate
+	aRepository  // that it is in the catalog; its key is the catalog's
 )
 
 // place is an object, as its key says.
@@ -42,6 +44,10 @@ func placeOf(key string) place {
 	p := place{key: key}
 	if strings.HasPrefix(key, provedPrefix) {
 		p.kind = aProof
+		return p
+	}
+	if replicate.IsObject(key) {
+		p.kind = aReplication
 		return p
 	}
 	if strings.HasPrefix(key, catalogPrefix) {
@@ -129,6 +135,9 @@ func (f *fsck) looks(ctx context.Context, p place) ([]fault, error) {
 	case aProof:
 		var o proofObject
 		err = f.read(ctx, l, &o, func() bool { return proofKey(o.Storage) == p.key }, "", nil)
+	case aReplication:
+		var o referrerObject // of all that is in it, only its version
+		err = f.read(ctx, l, &o, func() bool { return true }, "", nil)
 	case aCatalog:
 		var o catalogObject
 		err = f.read(ctx, l, &o, func() bool { return o.Repository == p.name }, "write it anew",

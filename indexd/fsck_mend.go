@@ -95,7 +95,7 @@ func (f *fsck) retag(p place, d digest.Digest, revision uint64) func(context.Con
 		if err := f.trusted(err); err != nil {
 			return err
 		}
-		_, err = f.x.update(ctx, p.repo, p.name, f.x.newID(), func(t *tagObject) error {
+		_, err = f.x.update(ctx, p.repo, p.name, tagWrite{id: f.x.newID()}, func(t *tagObject) error {
 			there, err := f.x.exists(ctx, manifestKey(p.repo, d))
 			if err == nil && (there || t.Revision != revision || t.Descriptor.Digest != d) {
 				err = errSame

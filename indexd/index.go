@@ -16,6 +16,7 @@ import (
 	"github.com/capelin-io/capelin/control/index"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/indexd/replicate"
 )
 
 // Origin is what an Index asks of the origins; control/origin has a client. An error
@@ -49,6 +50,8 @@ type Index struct {
 	// memory bounds the bytes of objects and manifests that are read at once.
 	memory    *semaphore.Weighted
 	conflicts atomic.Uint64 // compare-and-swaps lost
+
+	outbox *replicate.Outbox
 }
 
 // New returns the index that is in a storage. cluster is written into tags. The
@@ -78,7 +81,7 @@ func New(backend fetcher.Backend, origins Origin, cluster string) (*Index, error
 	}
 	x := &Index{
 		backend: backend, origins: origins, cluster: cluster, now: time.Now, newID: rand.Text,
-		tags: cache, memory: semaphore.NewWeighted(maxMemory),
+		tags: cache, memory: semaphore.NewWeighted(maxMemory), outbox: replicate.NewOutbox(backend),
 	}
 	for i := range x.locks {
 		x.locks[i] = make(chan struct{}, 1)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/capelin-io/capelin/control/index"
 	"github.com/capelin-io/capelin/control/origin"
+	"github.com/capelin-io/capelin/indexd/replicate"
 )
 
 func checkDigest(repo string, d digest.Digest) error {
@@ -61,6 +62,12 @@ func (x *Index) PutManifest(ctx context.Context, repo string, given index.Manife
 	}
 	if err := x.addReferrer(ctx, repo, &m); err != nil {
 		return err
+	}
+	if m.Subject != nil {
+		if err := x.outbox.Announce(ctx, replicate.Announcement{Key: replicate.Key{Repository: repo, Digest: d}, Revision: 1}); err != nil {
+			return err
+		}
+		defer x.outbox.Written()
 	}
 	if err := x.write(ctx, manifestKey(repo, d), &manifestObject{formatVersion, m}); err != nil {
 		return err

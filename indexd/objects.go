@@ -32,6 +32,7 @@ type (
 		Revision   uint64             `json:"revision"`
 		Write      string             `json:"write,omitempty"`
 		Cluster    string             `json:"cluster"`
+		Stamp      uint64             `json:"stamp,omitempty"`
 		Updated    time.Time          `json:"updated"`
 		Deleted    bool               `json:"deleted,omitempty"`
 		Descriptor ocispec.Descriptor `json:"descriptor,omitzero"`
@@ -67,7 +68,16 @@ var errNewer = fmt.Errorf("its format is not known: %w", errdefs.ErrDataLoss)
 
 func (t *tagObject) tag() index.Tag {
 	return index.Tag{Repository: t.Repository, Name: t.Name, Descriptor: t.Descriptor,
-		Revision: t.Revision, Cluster: t.Cluster, Updated: t.Updated, Previous: t.Previous}
+		Revision: t.Revision, Cluster: t.Cluster, Stamp: t.source().Stamp, Updated: t.Updated, Previous: t.Previous, Deleted: t.Deleted}
+}
+
+// source says which write a tag is; a zero Source if there is none. Objects of earlier releases have no stamp.
+func (t *tagObject) source() index.Source {
+	s := index.Source{Cluster: t.Cluster, Stamp: t.Stamp}
+	if s.Stamp == 0 && t.Version != 0 {
+		s.Stamp = index.Stamp(t.Updated)
+	}
+	return s
 }
 
 // read decodes an object into a pointer to one of the types above. Its Info has

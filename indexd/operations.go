@@ -51,6 +51,9 @@ func (s *server) referrers(ctx context.Context, r *request) (any, error) {
 }
 
 func (s *server) tag(ctx context.Context, r *request) (any, error) {
+	if r.query.Get(index.ParamState) != "" {
+		return s.index.TagState(ctx, r.repo(), r.name())
+	}
 	return s.index.Tag(ctx, r.repo(), r.name())
 }
 
@@ -63,20 +66,49 @@ func (s *server) putTag(ctx context.Context, r *request) (any, error) {
 	if id == "" {
 		id = s.index.newID()
 	}
-	t, err := s.index.PutTagOnce(ctx, r.repo(), r.name(), desc, id)
+	w := tagWrite{id: id}
+	if w.source, err = r.source(); err != nil {
+		return nil, err
+	}
+	t, err := s.index.putTag(ctx, r.repo(), r.name(), desc, w)
 	if err != nil {
 		return nil, err
 	}
-	r.log(ctx, "tag written", log.Fields{"tag": t.Name, "digest": t.Descriptor.Digest, "revision": t.Revision})
+	r.logTag(ctx, "tag written", t)
 	return t, nil
 }
 
-func (s *server) deleteTag(ctx context.Context, r *request) (any, error) {
-	err := s.index.DeleteTag(ctx, r.repo(), r.name())
-	if err == nil {
-		r.log(ctx, "tag deleted", log.Fields{"tag": r.name()})
+// source is where a write comes from; nil: from here.
+func (r *request) source() (*index.Source, error) {
+	text := r.query.Get(index.ParamSource)
+	if text == "" {
+		return nil, nil
 	}
-	return nil, err
+	from, err := index.ParseSource(text)
+	return &from, err
+}
+
+func (r *request) logTag(ctx context.Context, what string, t index.Tag) {
+	if t.Superseded {
+		what = "tag of another cluster is superseded"
+	}
+	r.log(ctx, what, log.Fields{"tag": t.Name, "digest": t.Descriptor.Digest, "revision": t.Revision, "source": t.Source().String()})
+}
+
+func (s *server) deleteTag(ctx context.Context, r *request) (any, error) {
+	from, err := r.source()
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.index.deleteTag(ctx, r.repo(), r.name(), from)
+	if err != nil {
+		return nil, err
+	}
+	r.logTag(ctx, "tag deleted", t)
+	if from == nil {
+		return nil, nil
+	}
+	return t, nil
 }
 
 // prove finds out by hand whether the storage compares and swaps.

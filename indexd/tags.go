@@ -15,6 +15,7 @@ import (
 
 	"github.com/capelin-io/capelin/control/index"
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/indexd/replicate"
 )
 
 const (
@@ -54,6 +55,18 @@ func (x *Index) Tag(ctx context.Context, repo, name string) (index.Tag, error) {
 	return t.tag(), nil
 }
 
+// TagState is Tag for whoever wants to know what became of one: it returns those that were deleted, too.
+func (x *Index) TagState(ctx context.Context, repo, name string) (index.Tag, error) {
+	if err := checkTag(repo, name); err != nil {
+		return index.Tag{}, err
+	}
+	t, _, err := x.readTag(ctx, repo, name)
+	if err == nil && t.Version == 0 {
+		err = fmt.Errorf("tag %s:%s: %w", repo, name, errdefs.ErrNotFound)
+	}
+	return t.tag(), err
+}
+
 // readTag returns a zero object and no version if the tag was never written.
 func (x *Index) readTag(ctx context.Context, repo, name string) (tagObject, string, error) {
 	var t tagObject
@@ -74,6 +87,27 @@ func (x *Index) PutTag(ctx context.Context, repo, name string, desc ocispec.Desc
 // PutTagOnce is PutTag for who may ask again, here or at another index, because there was no answer: if the write of that
 // id is the tag's last one, nothing is written. If others have written the tag since it is written again.
 func (x *Index) PutTagOnce(ctx context.Context, repo, name string, desc ocispec.Descriptor, id string) (index.Tag, error) {
+	return x.putTag(ctx, repo, name, desc, tagWrite{id: id})
+}
+
+// PutTagFrom is PutTagOnce for a tag that comes from another cluster. If what is there is later nothing is written, and the answer is
+// that, superseded. A stamp that is too far ahead of this index's clock is errdefs.ErrConflict.
+func (x *Index) PutTagFrom(
+	ctx context.Context, repo, name string, desc ocispec.Descriptor, id string, from index.Source,
+) (index.Tag, error) {
+	return x.putTag(ctx, repo, name, desc, tagWrite{id: id, source: &from})
+}
+
+// tagWrite is one write of a tag.
+type tagWrite struct {
+	// id is of this write, and in the object, so that no two of them are ever the same bytes, and a write whose answer got
+	// lost is known when it is read.
+	id     string
+	source *index.Source // nil: it is written here
+}
+
+func (x *Index) putTag(ctx context.Context, repo, name string, desc ocispec.Descriptor, w tagWrite) (index.Tag, error) {
+	id := w.id
 	if err := checkTag(repo, name); err != nil {
 		return index.Tag{}, err
 	}
@@ -95,10 +129,15 @@ func (x *Index) PutTagOnce(ctx context.Context, repo, name string, desc ocispec.
 	if err := x.complete(ctx, repo, &m); err != nil {
 		return index.Tag{}, err
 	}
-	t, err := x.update(ctx, repo, name, id, func(t *tagObject) error {
+	t, err := x.update(ctx, repo, name, w, func(t *tagObject) error {
 		t.Descriptor, t.Deleted = has, false
 		return nil
 	})
+	if errors.Is(err, errSuperseded) {
+		is := t.tag()
+		is.Superseded = true
+		return is, nil
+	}
 	if err != nil {
 		return index.Tag{}, err
 	}
@@ -125,25 +164,43 @@ func notPushed(repo string, d digest.Digest) error {
 
 // DeleteTag removes a tag. Its object stays, so that revisions never go back.
 func (x *Index) DeleteTag(ctx context.Context, repo, name string) error {
+	_, err := x.deleteTag(ctx, repo, name, nil)
+	return err
+}
+
+// DeleteTagFrom is DeleteTag as another cluster has it: what is not there is remembered to be deleted, too, so that nothing earlier
+// is written any more. It is superseded as in PutTagFrom.
+func (x *Index) DeleteTagFrom(ctx context.Context, repo, name string, from index.Source) (index.Tag, error) {
+	return x.deleteTag(ctx, repo, name, &from)
+}
+
+func (x *Index) deleteTag(ctx context.Context, repo, name string, from *index.Source) (index.Tag, error) {
 	if err := checkTag(repo, name); err != nil {
-		return err
+		return index.Tag{}, err
 	}
-	_, err := x.update(ctx, repo, name, x.newID(), func(t *tagObject) error {
-		if t.Version == 0 || t.Deleted {
+	t, err := x.update(ctx, repo, name, tagWrite{x.newID(), from}, func(t *tagObject) error {
+		if from == nil && (t.Version == 0 || t.Deleted) {
 			return fmt.Errorf("tag %s:%s: %w", repo, name, errdefs.ErrNotFound)
 		}
 		t.Descriptor, t.Deleted = ocispec.Descriptor{}, true
 		return nil
 	})
-	return err
+	is := t.tag()
+	if errors.Is(err, errSuperseded) {
+		is.Superseded, err = true, nil
+	}
+	return is, err
 }
+
+// errSuperseded ends an update with something earlier than what is there.
+var errSuperseded = errors.New("superseded")
 
 // errSame ends an update that has nothing to change.
 var errSame = errors.New("nothing to change")
 
 // untag removes a tag if it names the manifest.
 func (x *Index) untag(ctx context.Context, repo, name string, d digest.Digest) error {
-	_, err := x.update(ctx, repo, name, x.newID(), func(t *tagObject) error {
+	_, err := x.update(ctx, repo, name, tagWrite{id: x.newID()}, func(t *tagObject) error {
 		if t.Descriptor.Digest != d {
 			return errSame
 		}
@@ -175,10 +232,9 @@ func (x *Index) untagAll(ctx context.Context, repo string, d digest.Digest) erro
 }
 
 // update writes a tag's next revision: change is called with the present one, as often
-// as others write it in between. id is of this write, and in the object, so that no two of them are ever the same bytes, and a
-// write whose answer got lost is known when it is read.
-func (x *Index) update(ctx context.Context, repo, name, id string, change func(*tagObject) error) (tagObject, error) {
-	key := tagKey(repo, name)
+// as others write it in between. Before each try an intent is written for whoever is to bring it elsewhere (package replicate).
+func (x *Index) update(ctx context.Context, repo, name string, w tagWrite, change func(*tagObject) error) (tagObject, error) {
+	id, key := w.id, tagKey(repo, name)
 	lock := x.locks[maphash.String(seed, key)%uint64(len(x.locks))]
 	select {
 	case lock <- struct{}{}:
@@ -193,7 +249,13 @@ func (x *Index) update(ctx context.Context, repo, name, id string, change func(*
 		if err != nil || t.Write == id {
 			return t, err
 		}
-		before := t.Descriptor.Digest
+		before, was := t.Descriptor.Digest, t.source()
+		if w.source != nil && !w.source.Later(was) {
+			if *w.source != was {
+				return t, errSuperseded
+			}
+			return t, nil // it has come already
+		}
 		if err := change(&t); err != nil {
 			return t, err
 		}
@@ -202,13 +264,28 @@ func (x *Index) update(ctx context.Context, repo, name, id string, change func(*
 			t.Previous = t.Previous[:min(len(t.Previous), maxPrevious)]
 		}
 		t.Version, t.Repository, t.Name = formatVersion, repo, name
-		t.Revision, t.Write, t.Cluster, t.Updated = t.Revision+1, id, x.cluster, x.now().UTC().Round(0)
+		now := x.now().UTC().Round(0)
+		t.Revision, t.Write, t.Updated = t.Revision+1, id, now
+		t.Cluster, t.Stamp = x.cluster, max(index.Stamp(now), was.Stamp+1)
+		if w.source != nil {
+			t.Cluster, t.Stamp = w.source.Cluster, w.source.Stamp
+			if w.source.Time().After(now.Add(index.MaxAhead)) {
+				return t, fmt.Errorf("tag %s:%s: what cluster %s wrote at %s is more than %v ahead of this index's clock, which says %s: %w",
+					repo, name, t.Cluster, w.source.Time().Format(time.RFC3339), index.MaxAhead, now.Format(time.RFC3339), errdefs.ErrConflict)
+			}
+		}
+		if err := x.outbox.Announce(ctx, replicate.Announcement{Key: replicate.Key{Repository: repo, Tag: name},
+			Revision: t.Revision, Deleted: t.Deleted, Foreign: w.source != nil}); err != nil {
+			return t, err
+		}
 		err = x.writeIf(ctx, key, &t, version)
 		if err == nil {
+			x.outbox.Written()
 			return t, nil
 		}
 		if !errdefs.IsConflict(err) {
 			if is, _, rerr := x.readTag(ctx, repo, name); rerr == nil && is.Write == id { // only the answer got lost
+				x.outbox.Written()
 				return is, nil
 			}
 			return t, err

@@ -39,6 +39,7 @@ func TestTagHistory(t *testing.T) {
 	_, err := w.Tag(ctx, "r", "v")
 	w.wantErr("before", err, errdefs.ErrNotFound)
 	w.wantErr("delete before", w.DeleteTag(ctx, "r", "v"), errdefs.ErrNotFound)
+	stamp := uint64(0)
 	for i, step := range []struct {
 		to       ocispec.Descriptor
 		previous []digest.Digest
@@ -64,6 +65,7 @@ func TestTagHistory(t *testing.T) {
 			}
 			continue
 		}
+		stamp++ // above the one before
 		put, err := w.PutTag(ctx, "r", "v", ocispec.Descriptor{Digest: step.to.Digest})
 		if err != nil {
 			t.Fatal(err)
@@ -73,7 +75,11 @@ func TestTagHistory(t *testing.T) {
 			if g.Updated.IsZero() {
 				t.Errorf("step %d: no time", i)
 			}
-			g.Updated = want.Updated
+			if g.Stamp < stamp {
+				t.Errorf("step %d: stamp %d after %d", i, g.Stamp, stamp)
+			}
+			stamp = g.Stamp
+			g.Updated, g.Stamp = want.Updated, 0
 			if fmt.Sprint(g) != fmt.Sprint(want) || err != nil {
 				t.Errorf("step %d: got %+v, %v, want %+v", i, g, err, want)
 			}

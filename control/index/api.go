@@ -24,6 +24,12 @@ const (
 	PathFsck         = "/v1/fsck"
 )
 
+// Parameters of tags.
+const (
+	ParamSource = "source" // of a write: the Source that it has, because it comes from another cluster
+	ParamState  = "state"  // of a read, "true": also a tag that was deleted
+)
+
 // Limits of the API.
 const (
 	MaxPage     = 1000     // elements of a page; also what a limit of 0 means

@@ -83,6 +83,37 @@ func (c *Client) PutTag(ctx context.Context, repo, name string, desc ocispec.Des
 	return t, err
 }
 
+// PutTagFrom is PutTag for a tag that comes from another cluster. If what is there is later, that is the answer, superseded.
+// errdefs.ErrConflict: the source's clock is too far ahead.
+func (c *Client) PutTagFrom(ctx context.Context, repo, name string, desc ocispec.Descriptor, from Source) (Tag, error) {
+	var t Tag
+	query := params("repository", repo, "name", name, "write", rand.Text(), ParamSource, from.String())
+	err := c.do(ctx, "PUT", PathTag, query, content(desc), &t)
+	return t, tooOld(t, from, err)
+}
+
+// DeleteTagFrom is DeleteTag as another cluster has it, as in PutTagFrom. A tag that is not there is remembered to be deleted.
+func (c *Client) DeleteTagFrom(ctx context.Context, repo, name string, from Source) (Tag, error) {
+	var t Tag
+	err := c.do(ctx, "DELETE", PathTag, params("repository", repo, "name", name, ParamSource, from.String()), nil, &t)
+	return t, tooOld(t, from, err)
+}
+
+// tooOld: an index that knows no sources has written something else.
+func tooOld(t Tag, from Source, err error) error {
+	if err == nil && !t.Superseded && t.Source() != from {
+		err = fmt.Errorf("an index is of a release that takes no tags of other clusters, update it: %w", errdefs.ErrNotImplemented)
+	}
+	return err
+}
+
+// TagState is Tag for who wants to know what became of one: those that were deleted are returned, too.
+func (c *Client) TagState(ctx context.Context, repo, name string) (Tag, error) {
+	var t Tag
+	err := c.do(ctx, "GET", PathTag, params("repository", repo, "name", name, ParamState, "true"), nil, &t)
+	return t, err
+}
+
 // DeleteTag removes a tag.
 func (c *Client) DeleteTag(ctx context.Context, repo, name string) error {
 	return c.do(ctx, "DELETE", PathTag, params("repository", repo, "name", name), nil, nil)
@@ -237,7 +268,7 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 		switch {
 		case err == nil:
 			c.current.Store(int32(slices.Index(c.indexes, x)))
-			if out == nil {
+			if out == nil || len(answer) == 0 {
 				return nil
 			}
 			if err := json.Unmarshal(answer, out); err != nil {

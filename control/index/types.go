@@ -16,12 +16,21 @@ type Tag struct {
 	Descriptor ocispec.Descriptor `json:"descriptor"`
 	// Revision grows by one with each write of the tag, deletions included.
 	Revision uint64 `json:"revision"`
-	// Cluster wrote this revision.
+	// Cluster wrote this, be it here or elsewhere, and Stamp says when among all writes of all clusters (Source).
 	Cluster string    `json:"cluster"`
-	Updated time.Time `json:"updated"`
+	Stamp   uint64    `json:"stamp,omitempty"`
+	Updated time.Time `json:"updated"` // here
 	// Previous are the digests that it had before, the latest first, at most 16.
 	Previous []digest.Digest `json:"previous,omitempty"`
+
+	// Deleted: it names nothing any more; Descriptor is empty. Only who asks for what became of a tag sees that.
+	Deleted bool `json:"deleted,omitempty"`
+	// Superseded: what was to be written is earlier than this, and was not.
+	Superseded bool `json:"superseded,omitempty"`
 }
+
+// Source says which write this is.
+func (t *Tag) Source() Source { return Source{t.Cluster, t.Stamp} }
 
 // Proof says that a storage was found to compare and swap.
 type Proof struct {
