@@ -105,6 +105,17 @@ func TestAzureCrash(t *testing.T) {
 	}
 }
 
+func TestAzureThereAndBack(t *testing.T) {
+	t.Parallel()
+	a := StartAzurite(t, t.TempDir())
+	b := openAzure(t, a.config(t, a.URL()))
+	defer b.Close()
+	thereAndBack(t, b, func() {
+		a.Kill()
+		a.Restart()
+	})
+}
+
 func TestAzureLarge(t *testing.T) {
 	size := int64(200 << 20)
 	if *full {

@@ -96,6 +96,17 @@ func TestGCSCrash(t *testing.T) {
 	}
 }
 
+func TestGCSThereAndBack(t *testing.T) {
+	t.Parallel()
+	g := StartFakeGCS(t, t.TempDir())
+	b := openGCS(t, g.config(t, g.URL()))
+	defer b.Close()
+	thereAndBack(t, b, func() {
+		g.Kill()
+		g.Restart()
+	})
+}
+
 func readAll(t *testing.T, b fetcher.Backend, key string) []byte {
 	t.Helper()
 	r, _, err := b.Open(t.Context(), key, 0, -1)

@@ -41,6 +41,7 @@ func TestHDFS(t *testing.T) {
 	t.Run("Requests", c.testRequests)
 	t.Run("Synced", c.testSynced)
 	t.Run("Large", c.testLarge)
+	t.Run("ThereAndBack", c.testThereAndBack)
 	t.Run("DatanodeKilled", c.testDatanodeKilled)
 	t.Run("NamenodeKilled", c.testNamenodeKilled)
 }
@@ -215,6 +216,15 @@ func (c *hdfsTest) testLarge(t *testing.T) {
 	if heap.most > 64<<20 {
 		t.Errorf("it took %d bytes of heap", heap.most)
 	}
+}
+
+func (c *hdfsTest) testThereAndBack(t *testing.T) {
+	b := c.open(t, hdfs.Config{Namenodes: c.urls(), Retry: config.Duration(time.Second)})
+	defer b.Close()
+	thereAndBack(t, b, func() {
+		c.Datanode.Kill()
+		c.Datanode.Restart()
+	})
 }
 
 func equal(a, b hash.Hash) bool { return bytes.Equal(a.Sum(nil), b.Sum(nil)) }

@@ -20,6 +20,7 @@ import (
 // Origin is an origin in this process, with one backend that takes all.
 type Origin struct {
 	*origin.Client
+	Addr string // of its API
 	stop func()
 }
 
@@ -56,7 +57,7 @@ func StartOrigin(t testing.TB, dir string, b fetcher.Backend) *Origin {
 		cancel()
 		t.Fatalf("the origin has ended: %v", err)
 	}
-	o := &Origin{Client: c}
+	o := &Origin{Client: c, Addr: cfg.Listen}
 	o.stop = func() {
 		c.Close()
 		cancel()
@@ -70,14 +71,21 @@ func StartOrigin(t testing.TB, dir string, b fetcher.Backend) *Origin {
 // Stop ends it.
 func (o *Origin) Stop() { o.stop() }
 
+// namespace is where blobs are pushed to.
+const namespace = "team/app"
+
 // Push pushes a blob, until the backend has it.
 func (o *Origin) Push(ctx context.Context, data []byte) error {
-	d := digest.FromBytes(data)
-	id, err := o.StartUpload(ctx, "team/app", d)
+	return o.PushFrom(ctx, digest.FromBytes(data), bytes.NewReader(data))
+}
+
+// PushFrom pushes a blob that r has, until the backend has it.
+func (o *Origin) PushFrom(ctx context.Context, d digest.Digest, r io.Reader) error {
+	id, err := o.StartUpload(ctx, namespace, d)
 	if err != nil {
 		return err
 	}
-	if _, err := o.Append(ctx, id, 0, bytes.NewReader(data)); err != nil {
+	if _, err := o.Append(ctx, id, 0, r); err != nil {
 		return err
 	}
 	_, err = o.Commit(ctx, id, d)
@@ -86,10 +94,18 @@ func (o *Origin) Push(ctx context.Context, data []byte) error {
 
 // Pull reads a blob.
 func (o *Origin) Pull(ctx context.Context, d digest.Digest) ([]byte, error) {
-	r, _, err := o.Open(ctx, origin.Ref{Digest: d, Namespace: "team/app"}, 0, -1)
+	var all bytes.Buffer
+	err := o.PullTo(ctx, d, &all)
+	return all.Bytes(), err
+}
+
+// PullTo writes a blob to w.
+func (o *Origin) PullTo(ctx context.Context, d digest.Digest, w io.Writer) error {
+	r, _, err := o.Open(ctx, origin.Ref{Digest: d, Namespace: namespace}, 0, -1)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer r.Close()
-	return io.ReadAll(r)
+	_, err = io.Copy(w, r)
+	return err
 }

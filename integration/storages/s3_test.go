@@ -240,6 +240,16 @@ func TestS3Crash(t *testing.T) {
 	}
 }
 
+func TestS3ThereAndBack(t *testing.T) {
+	v := StartVersitygw(t, t.TempDir())
+	v.Setenv(t)
+	thereAndBack(t, openS3(t, v.Config(v.URL(), newPrefix())), func() {
+		v.Kill()
+		v.Restart()
+	})
+	v.noUploads(t)
+}
+
 // TestS3Large: there and back, with the memory of two parts and what little else is needed.
 func TestS3Large(t *testing.T) {
 	size := int64(200e6)
