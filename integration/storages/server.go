@@ -2,6 +2,7 @@ package storages
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"net"
 	"os"
@@ -32,6 +33,7 @@ type Process struct {
 	t    TB
 	name string
 	log  string
+	host string
 	cmd  func(port int) *exec.Cmd
 	port int
 
@@ -44,14 +46,15 @@ type Command struct {
 	Name string // of its log, in Dir
 	Dir  string
 	Env  []string // beside this process's
-	// Args returns the program and its arguments for a port on loopback.
+	Host string   // its address on loopback; empty: 127.0.0.1
+	// Args returns the program and its arguments for a port there.
 	Args func(port int) []string
 }
 
 // Start starts a server, and waits until it takes connections.
 func Start(t TB, c Command) *Process {
 	t.Helper()
-	p := &Process{t: t, name: c.Name, log: filepath.Join(c.Dir, c.Name+".log"), cmd: func(port int) *exec.Cmd {
+	p := &Process{t: t, name: c.Name, log: filepath.Join(c.Dir, c.Name+".log"), host: cmp.Or(c.Host, "127.0.0.1"), cmd: func(port int) *exec.Cmd {
 		args := c.Args(port)
 		cmd := exec.Command(args[0], args[1:]...)
 		cmd.Dir, cmd.Env = c.Dir, append(os.Environ(), c.Env...)
@@ -79,7 +82,7 @@ func (p *Process) URL() string { return "http://" + p.addr() }
 // PID is its process's.
 func (p *Process) PID() int { return p.running.Process.Pid }
 
-func (p *Process) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.port)) }
+func (p *Process) addr() string { return net.JoinHostPort(p.host, strconv.Itoa(p.port)) }
 
 // freePort returns a port that the kernel has just given.
 func freePort() (int, error) {
