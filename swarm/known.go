@@ -29,6 +29,12 @@ func (s *knownPeers) isSource(name string) bool {
 	k := s.byName[name]
 	return k != nil && k.source()
 }
+
+// sourceBeside reports whether there is a source that has none of these names.
+func (s *knownPeers) sourceBeside(names ...string) bool {
+	return slices.ContainsFunc(s.list, func(k *knownPeer) bool { return k.source() && !slices.Contains(names, k.node.name) })
+}
+
 func (s *knownPeers) full() bool { return len(s.list) >= maxKnown }
 
 // add returns a new one.

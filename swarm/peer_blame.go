@@ -13,10 +13,13 @@ import (
 func (p *Peer) suspected(b *blob, i int, n *node) bool { return b.blame.avoided(i, n.name, p.now) }
 
 // verified convicts those who sent a piece wrong that now came right, from
-// somebody else.
+// somebody else. What verifies against a provisional list is only what its supplier has, or who
+// relays that. So it proves nothing against those who contradict the supplier, nor, as long as there is another source, which
+// may have other bytes, against who may have them from there.
 func (p *Peer) verified(b *blob, i int, from *node) {
-	if last := b.sums.supplierOf(i); !b.sums.vouched() && last.name == from.name && last.trust < trustOrigin {
-		return // its bytes are those of its own list, which proves nothing against those who contradict it
+	if last := b.sums.supplierOf(i); !b.sums.vouched() && last.trust < trustOrigin &&
+		(last.name == from.name || b.known.sourceBeside(last.name, from.name)) {
+		return
 	}
 	for _, s := range p.clearSuspects(b, i) {
 		if s.name != from.name { // else it was a slip
