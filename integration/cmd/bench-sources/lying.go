@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync/atomic"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
 	"github.com/capelin-io/capelin/integration/harness"
@@ -17,14 +18,19 @@ import (
 
 // Item 5: sources that lie.
 var lying = []scenario{
-	{"5", "a stranger's registry, by the shim", []row{
-		{Name: "lies delivered to others", Unit: "MB of lies", goal: count(0, "MB of lies")},
-		{Name: "the others' time", goal: inTime},
-	}, strangerLies},
+	{"5", "a stranger's registry, by the shim", besideLies, strangerLies(1)},
+	{"5", "the same, four nodes wait", besideLies, strangerLies(4)},
 	{"5", "a stranger's registry fails four times", []row{{Name: "then two nodes pull", goal: fromRegistry(1.1 * 20e6)}}, strangerFails},
 	{"5", "a liar inside corrupts", threeLayers, liarInside(harness.Corrupts, false)},
 	{"5", "a liar inside has wrong sums", threeLayers, liarInside(harness.WrongSums, false)},
 	{"5", "a liar beside an honest seeder corrupts", threeLayers, liarInside(harness.Corrupts, true)},
+}
+
+// besideLies are the rows of others that want the blob of which a stranger's registry sends something else.
+var besideLies = []row{
+	{Name: "lies delivered to others", Unit: "MB of lies", goal: count(0, "MB of lies")},
+	{Name: "the others' time", goal: inTime},
+	{Name: "one copy", goal: fromRegistry(1.1 * 50e6)},
 }
 
 // threeLayers are the rows of an image of three layers that a liar has.
@@ -123,53 +129,65 @@ func right(got, want []byte) (n int) {
 	return n
 }
 
-// strangerLies measures what a client of a node's shim receives, while a client of another
+// strangerLies measures what clients of so many nodes' shims receive, while a client of another
 // node's shim downloads the same digest from a registry that sends something else.
-func strangerLies(ctx context.Context, w *world) ([]value, error) {
-	o := twenty(50)
-	o.LayerBytes = 50e6
-	img, err := w.push(ctx, o)
-	if err != nil {
-		return nil, err
+func strangerLies(nodes int) func(context.Context, *world) ([]value, error) {
+	return func(ctx context.Context, w *world) ([]value, error) {
+		o := twenty(50)
+		o.LayerBytes = 50e6
+		img, err := w.push(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		truth, err := img.layer(0)
+		if err != nil {
+			return nil, err
+		}
+		w.registry.Limit(fast)
+		size := int64(len(truth))
+		evil, err := w.stranger(size, lies(size))
+		if err != nil {
+			return nil, err
+		}
+		k := shimKeys(evil.addr, w.registry.Addr)
+		theirs, err := w.node(ctx, "theirs", k)
+		if err != nil {
+			return nil, err
+		}
+		others := make([]*harness.Node, nodes)
+		for i := range others {
+			if others[i], err = w.node(ctx, fmt.Sprintf("node-%d", i), k); err != nil {
+				return nil, err
+			}
+		}
+		ended, stop := background(ctx, func(ctx context.Context) {
+			_, _ = get(ctx, theirs, evil.addr, "evil/blob", img.Layers[0]) // it cannot end well
+		})
+		defer stop()
+		if err := until(ctx, ended, func() (bool, error) { return evil.sent.Load() > 1<<20, nil }); err != nil {
+			return nil, err
+		}
+		got := make([][]byte, nodes)
+		v, err := w.measure(ctx, func(ctx context.Context) error {
+			var g errgroup.Group // the first that is broken off ends no other
+			for i, n := range others {
+				g.Go(func() (err error) {
+					got[i], err = get(ctx, n, w.registry.Addr, img.repo, img.Layers[0])
+					return err
+				})
+			}
+			return g.Wait()
+		})
+		if err != nil && ctx.Err() == nil { // broken off: that is what is measured
+			v.Capped = true
+		}
+		for _, b := range got {
+			v.Count += float64(len(b)-right(b, truth)) / 1e6
+		}
+		told := v
+		told.Capped = false // however it ended
+		return []value{told, v, v}, ctx.Err()
 	}
-	truth, err := img.layer(0)
-	if err != nil {
-		return nil, err
-	}
-	w.registry.Limit(fast)
-	size := int64(len(truth))
-	evil, err := w.stranger(size, lies(size))
-	if err != nil {
-		return nil, err
-	}
-	k := shimKeys(evil.addr, w.registry.Addr)
-	theirs, err := w.node(ctx, "theirs", k)
-	if err != nil {
-		return nil, err
-	}
-	n, err := w.node(ctx, "node", k)
-	if err != nil {
-		return nil, err
-	}
-	ended, stop := background(ctx, func(ctx context.Context) {
-		_, _ = get(ctx, theirs, evil.addr, "evil/blob", img.Layers[0]) // it cannot end well
-	})
-	defer stop()
-	if err := until(ctx, ended, func() (bool, error) { return evil.sent.Load() > 1<<20, nil }); err != nil {
-		return nil, err
-	}
-	var got []byte
-	v, err := w.measure(ctx, func(ctx context.Context) (err error) {
-		got, err = get(ctx, n, w.registry.Addr, img.repo, img.Layers[0])
-		return err
-	})
-	if err != nil && ctx.Err() == nil { // broken off: that is what is measured
-		v.Capped = true
-	}
-	v.Count = float64(len(got)-right(got, truth)) / 1e6
-	told := v
-	told.Capped = false // however it ended
-	return []value{told, v}, ctx.Err()
 }
 
 // strangerFails measures two nodes that pull what a stranger's registry did not give to
