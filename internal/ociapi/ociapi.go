@@ -1,12 +1,9 @@
 package ociapi
 
 import (
-	"encoding/json"
 	"io"
 	"net/http"
 	"time"
-
-	"cuelabs.dev/go/oci/ociregistry"
 )
 
 // stallTimeout ends a request whose client neither sends nor takes anything.
@@ -47,18 +44,3 @@ func (w *patientWriter) Write(p []byte) (int, error) {
 	_ = w.rc.SetWriteDeadline(time.Now().Add(stallTimeout))
 	return w.ResponseWriter.Write(p)
 }
-
-// WithStatus returns an error with a code that is not the spec's, and so has a status
-// of its own.
-func WithStatus(status int, code string, err error) error {
-	return ociregistry.NewHTTPError(coded{err, code}, status, nil, nil)
-}
-
-type coded struct {
-	error
-	code string
-}
-
-func (c coded) Code() string            { return c.code }
-func (c coded) Detail() json.RawMessage { return nil }
-func (c coded) Unwrap() error           { return c.error }

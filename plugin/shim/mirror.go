@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,10 +19,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"cuelabs.dev/go/oci/ociregistry"
 	"cuelabs.dev/go/oci/ociregistry/ociref"
 	"github.com/containerd/log"
-	digest "github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
@@ -301,6 +300,7 @@ type request struct {
 	kind     string
 	upstream *url.URL // scheme and host
 	query    string   // without ns
+	ns       string   // as the client named the registry; "": not at all
 	digest   string   // of kindBlob
 }
 
@@ -325,7 +325,10 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req, err := m.parse(r)
 	if err != nil {
 		m.count(kindRefused)
-		fail(w, err)
+		if ociapi.Status(err) == http.StatusMethodNotAllowed {
+			w.Header().Set("Allow", "GET, HEAD")
+		}
+		ociapi.WriteError(w, err, "")
 		return
 	}
 	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, req))
@@ -338,43 +341,28 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.proxy.ServeHTTP(w, r)
 }
 
-// refusal is an error with which a request is refused.
-func refusal(status int, code, format string, args ...any) error {
-	return ociapi.WithStatus(status, code, fmt.Errorf(format, args...))
-}
-
-// fail answers with an error and its own status, whatever its code's is.
-func fail(w http.ResponseWriter, err error) {
-	body, status := ociregistry.MarshalError(err)
-	if e, ok := errors.AsType[ociregistry.HTTPError](err); ok {
-		status = e.StatusCode()
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_, _ = w.Write(body)
-}
-
 // parse checks a request.
 func (m *Mirror) parse(r *http.Request) (req request, err error) {
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
-		return req, refusal(http.StatusMethodNotAllowed, "UNSUPPORTED",
+		return req, ociapi.Refuse(http.StatusMethodNotAllowed, "UNSUPPORTED",
 			"this is a mirror for pulls, method %s is for the registry itself", r.Method)
 	case m.local && !loopbackName(r.Host):
-		return req, refusal(http.StatusForbidden, "DENIED",
+		return req, ociapi.Refuse(http.StatusForbidden, "DENIED",
 			"this mirror serves its own machine, as localhost or by a loopback address, not as %q", r.Host)
 	case len(r.RequestURI) > maxTarget:
-		return req, refusal(http.StatusRequestURITooLong, "UNSUPPORTED", "the request's target has more than %d bytes", maxTarget)
+		return req, ociapi.Refuse(http.StatusRequestURITooLong, "UNSUPPORTED", "the request's target has more than %d bytes", maxTarget)
 	case slices.Contains(r.Header.Values("Via"), m.via):
-		return req, refusal(http.StatusLoopDetected, "UNSUPPORTED",
+		return req, ociapi.Refuse(http.StatusLoopDetected, "UNSUPPORTED",
 			"this mirror was told to ask itself: see the request's ns, and shim.upstream in the agent's configuration")
 	}
 	if req.kind, req.digest = classify(r); req.kind == "" {
-		return req, refusal(http.StatusNotFound, "NAME_INVALID", "%q is not a path of the distribution API that has to do with pulls", r.URL.Path)
+		return req, ociapi.Refuse(http.StatusNotFound, "NAME_INVALID",
+			"%q is not a path of the distribution API that has to do with pulls", r.URL.Path)
 	}
 	q, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return req, refusal(http.StatusBadRequest, "UNSUPPORTED", "the request's query: %w", err)
+		return req, ociapi.Refuse(http.StatusBadRequest, "UNSUPPORTED", "the request's query: %w", err)
 	}
 	ns, named := q["ns"]
 	q.Del("ns")
@@ -383,12 +371,14 @@ func (m *Mirror) parse(r *http.Request) (req request, err error) {
 		req.upstream = m.upstream
 		return req, nil
 	}
+	req.ns = ns[0]
 	if len(ns) == 1 && ns[0] == r.Host { // a pull by this mirror's own name
 		req.upstream = m.upstream
 		return req, nil
 	}
 	if len(ns) != 1 || !validHost(ns[0]) {
-		return req, refusal(http.StatusBadRequest, "NAME_INVALID", "ns=%q does not name one registry as host or host:port", strings.Join(ns, ","))
+		return req, ociapi.Refuse(http.StatusBadRequest, "NAME_INVALID",
+			"ns=%q does not name one registry as host or host:port", strings.Join(ns, ","))
 	}
 	req.upstream = m.registry(ns[0])
 	return req, nil
@@ -419,37 +409,24 @@ func classify(r *http.Request) (kind, dgst string) {
 	if r.URL.RawPath != "" || r.URL.Opaque != "" || r.URL.IsAbs() || strings.ContainsRune(r.URL.EscapedPath(), '%') {
 		return "", ""
 	}
-	rest, ok := strings.CutPrefix(r.URL.Path, "/v2/")
-	switch {
-	case r.URL.Path == "/v2":
-		return kindPing, ""
-	case !ok:
-		return "", ""
-	case rest == "":
-		return kindPing, ""
-	case rest == "_catalog":
-		return kindList, ""
-	}
-	elems := strings.Split(rest, "/")
-	if len(elems) < 3 {
+	at, err := ociapi.Parse(r.URL.Path)
+	if err != nil {
 		return "", ""
 	}
-	n := len(elems) - 2
-	name, what, ref := strings.Join(elems[:n], "/"), elems[n], elems[n+1]
-	isDigest := digest.DigestRegexpAnchored.MatchString(ref)
-	switch {
-	case len(name) > 255 || !ociref.IsValidRepository(name):
-		return "", ""
-	case what == "manifests" && (isDigest || ociref.IsValidTag(ref)):
+	switch at.Kind {
+	case ociapi.Ping:
+		return kindPing, ""
+	case ociapi.Manifest:
 		return kindManifest, ""
-	case what == "tags" && ref == "list", what == "referrers" && isDigest:
+	case ociapi.Catalog, ociapi.Tags, ociapi.Referrers:
 		return kindList, ""
-	case what == "blobs" && isDigest && r.Method == http.MethodHead:
-		return kindBlobHead, ""
-	case what == "blobs" && isDigest:
-		return kindBlob, ref
+	case ociapi.Blob:
+		if r.Method == http.MethodHead {
+			return kindBlobHead, ""
+		}
+		return kindBlob, string(at.Digest)
 	}
-	return "", ""
+	return "", "" // of a push
 }
 
 // rewrite directs a request to its registry.
@@ -469,10 +446,31 @@ func (m *Mirror) relayed(resp *http.Response) error {
 	if at, err := resp.Location(); err == nil { // a relative one would lead here, without ns
 		resp.Header.Set("Location", at.String())
 	}
+	for i, l := range resp.Header["Link"] {
+		resp.Header["Link"][i] = linkPattern.ReplaceAllStringFunc(l, func(at string) string {
+			return "<" + here(resp.Request.URL, strings.Trim(at, "<>"), requestOf(resp.Request.Context()).ns) + ">"
+		})
+	}
 	if m.cfg.OnRelayed != nil {
 		resp.Body = &countedBody{resp.Body, m.cfg.OnRelayed}
 	}
 	return nil
+}
+
+var linkPattern = regexp.MustCompile(`<[^<>]*>`)
+
+// here returns by which URL a client finds here what a registry's answer from a URL links to. The
+// next page of a list is of the same registry. Links to elsewhere stay.
+func here(from *url.URL, link, ns string) string {
+	at, err := from.Parse(link)
+	if err != nil || at.Scheme != from.Scheme || at.Host != from.Host {
+		return link
+	}
+	at.Scheme, at.Host, at.User = "", "", nil
+	if ns != "" {
+		at.RawQuery = strings.TrimPrefix(at.RawQuery+"&ns="+url.QueryEscape(ns), "&")
+	}
+	return at.String()
 }
 
 type countedBody struct {
@@ -496,7 +494,7 @@ func unreachable(w http.ResponseWriter, r *http.Request, err error) {
 	req := requestOf(r.Context())
 	err = fmt.Errorf("registry %s: %w", req.upstream.Host, err)
 	log.G(r.Context()).WithError(err).Debug("mirror: registry not reached")
-	fail(w, ociapi.WithStatus(http.StatusBadGateway, "UNAVAILABLE", err))
+	ociapi.WriteError(w, ociapi.WithStatus(http.StatusBadGateway, "UNAVAILABLE", err), "")
 }
 
 // checkRedirect follows redirects as net/http does, which sends credentials only

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/sha512"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -13,13 +12,13 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/capelin-io/capelin/internal/httpclient"
+	"github.com/capelin-io/capelin/internal/ociapi"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -62,19 +61,19 @@ func (m *Mirror) blob(w http.ResponseWriter, r *http.Request, req request) {
 	if p, ok := rd.(interface{ Proven() bool }); ok && p.Proven() {
 		body.hashed = -1 // it was hashed when it came
 	}
-	late := &lateWriter{w: w, rc: http.NewResponseController(w), header: http.Header{}}
-	late.header.Set("Content-Type", "application/octet-stream")
-	late.header.Set("Docker-Content-Digest", req.digest)
-	late.header.Set("Etag", strconv.Quote(req.digest))
+	late := ociapi.NewLate(w)
+	late.Header().Set("Content-Type", "application/octet-stream")
+	late.Header().Set("Docker-Content-Digest", req.digest)
+	late.Header().Set("Etag", strconv.Quote(req.digest))
 	func() {
 		defer rd.Close()
-		defer late.noLater(headerAfter)()
+		defer late.NoLater(headerAfter)()
 		http.ServeContent(late, in, "", time.Time{}, body)
 	}()
 	switch {
 	case body.err == nil:
 		m.count(kindBlob)
-	case !late.begun && r.Context().Err() == nil:
+	case !late.Begun() && r.Context().Err() == nil:
 		relay(body.err)
 	default:
 		m.count(kindBlob)
@@ -144,13 +143,22 @@ func (s *source) stat(ctx context.Context, dgst string) (piece.ID, error) {
 			_, _, s.size = contentRange(resp)
 		}
 	}
-	switch enc := resp.Header.Get("Content-Encoding"); {
-	case resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent:
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
 		return piece.ID{}, fmt.Errorf("the registry answers %s", resp.Status)
-	case enc != "" && enc != "identity":
-		return piece.ID{}, fmt.Errorf("the registry encodes it as %q", enc)
+	}
+	if err := plain(resp); err != nil {
+		return piece.ID{}, err
 	}
 	return piece.ParseID(dgst, s.size) // refuses sizes below 1
+}
+
+// plain reports that an answer has other bytes than the blob's, although those were asked for. A
+// registry, or what stands before it, may say so of the GET only.
+func plain(resp *http.Response) error {
+	if enc := resp.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+		return fmt.Errorf("the registry encodes it as %.100q: %w", enc, errdefs.ErrUnavailable)
+	}
+	return nil
 }
 
 // contentRange returns a 206's first and last byte and the whole size, -1 each
@@ -226,6 +234,11 @@ func (s *source) get(ctx context.Context, off int64) (body io.ReadCloser, ranges
 
 // check checks the answer to a GET from off on.
 func (s *source) check(resp *http.Response, off int64) error {
+	if resp.StatusCode/100 == 2 {
+		if err := plain(resp); err != nil {
+			return err
+		}
+	}
 	switch resp.StatusCode {
 	case http.StatusOK:
 		if n := resp.ContentLength; n >= 0 && n != s.size {
@@ -311,92 +324,4 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	b.off += int64(n)
 	return n, nil
-}
-
-// lateWriter sends nothing before the first bytes of the body are there, so that
-// another can still answer; see noLater.
-type lateWriter struct {
-	w      http.ResponseWriter
-	rc     *http.ResponseController
-	header http.Header
-
-	mu     sync.Mutex // guards the next two, and sending the header
-	status int
-	begun  bool
-}
-
-func (l *lateWriter) Header() http.Header { return l.header }
-
-func (l *lateWriter) WriteHeader(status int) {
-	l.mu.Lock()
-	l.status = status
-	l.mu.Unlock()
-	if status != http.StatusOK && status != http.StatusPartialContent {
-		l.begin(false)
-	}
-}
-
-// begin sends the header, unless that was done.
-func (l *lateWriter) begin(flush bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.begun || l.status == 0 {
-		return
-	}
-	l.begun = true
-	h := l.w.Header()
-	for k, v := range l.header {
-		h[k] = v
-	}
-	l.w.WriteHeader(l.status)
-	if flush {
-		_ = l.rc.Flush() // that the client is gone is noticed by who writes the body
-	}
-}
-
-// noLater has the header sent after d. The caller calls stop, which waits for that, before
-// it answers otherwise.
-func (l *lateWriter) noLater(d time.Duration) (stop func()) {
-	done := make(chan struct{})
-	t := time.AfterFunc(d, func() {
-		defer close(done)
-		l.begin(true)
-	})
-	return func() {
-		if !t.Stop() {
-			<-done
-		}
-	}
-}
-
-func (l *lateWriter) Write(p []byte) (int, error) {
-	l.begin(false)
-	return l.w.Write(p)
-}
-
-var bodyBuf = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
-
-// ReadFrom sends what r gives as soon as it gives it.
-func (l *lateWriter) ReadFrom(r io.Reader) (total int64, err error) {
-	buf := bodyBuf.Get().(*[]byte)
-	defer bodyBuf.Put(buf)
-	for {
-		n, err := r.Read(*buf)
-		if n > 0 {
-			m, werr := l.Write((*buf)[:n])
-			total += int64(m)
-			if werr == nil {
-				werr = l.rc.Flush()
-			}
-			if werr != nil {
-				return total, werr
-			}
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			return total, nil
-		case err != nil:
-			return total, err
-		}
-	}
 }

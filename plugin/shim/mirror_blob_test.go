@@ -13,8 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -223,6 +221,46 @@ func TestMirrorRelaysBlobs(t *testing.T) {
 	})
 }
 
+// A registry, or a proxy before it, that encodes a blob of which it has just said that it does not: nothing of that is taken for
+// the blob, be it sent as a part or as a whole. The client gets what the registry sends, which says so.
+func TestMirrorBlobEncodedAfterAll(t *testing.T) {
+	data := randomBytes(300<<10, 6)
+	for _, encoding := range []string{"gzip", "GZIP", "zstd"} {
+		for _, authorize := range []bool{false, true} {
+			m := newTestMirror(t, "", func(c *MirrorConfig) { c.AuthorizeBlob = authorize })
+			id := m.up.put(t, data)
+			m.up.wrap = func(h http.Handler) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.Method == http.MethodGet {
+						w.Header().Set("Content-Encoding", encoding)
+						w.Header().Set("Content-Length", strconv.Itoa(len(data))) // as long as the blob
+						_, _ = w.Write(bytes.Repeat([]byte{'x'}, len(data)))
+						return
+					}
+					h.ServeHTTP(w, r)
+				})
+			}
+			resp, body, err := m.do("GET", blobPath(id), "Accept-Encoding", "identity")
+			if err != nil || resp.StatusCode != 200 || resp.Header.Get("Content-Encoding") != encoding || len(body) != len(data) {
+				t.Fatalf("%s: %v, %d bytes (%v)", encoding, resp, len(body), err)
+			}
+			if n := m.requested(kindBlobRelayed); n != 1 {
+				t.Errorf("%s: %d blobs were relayed", encoding, n)
+			}
+			m.swarm.mu.Lock()
+			b := m.swarm.blobs[id]
+			m.swarm.mu.Unlock()
+			if b != nil {
+				b.mu.Lock()
+				if len(b.data) != 0 {
+					t.Errorf("%s: the swarm was given %d encoded bytes", encoding, len(b.data))
+				}
+				b.mu.Unlock()
+			}
+		}
+	}
+}
+
 // Where each blob is authorized, it comes from the swarm if the registry sends its end to this
 // client; else the registry serves all of it, or does not.
 func TestMirrorAuthorizesBlobs(t *testing.T) {
@@ -291,26 +329,6 @@ func TestIsPart(t *testing.T) {
 		if got := isPart(rng, 100); got != want {
 			t.Errorf("%q: %v", rng, got)
 		}
-	}
-}
-
-// Some clients do not wait long for a header. Until it is sent, another can answer.
-func TestHeaderNoLater(t *testing.T) {
-	for wait, want := range map[time.Duration]int{headerAfter - 1: 418, headerAfter + 1: 206} {
-		synctest.Test(t, func(t *testing.T) {
-			w := httptest.NewRecorder()
-			l := &lateWriter{w: w, rc: http.NewResponseController(w), header: http.Header{}}
-			stop := l.noLater(headerAfter)
-			l.WriteHeader(206)
-			time.Sleep(wait)
-			stop()
-			if !l.begun {
-				w.WriteHeader(418)
-			}
-			if w.Code != want || w.Flushed != (want == 206) {
-				t.Errorf("after %v: %d", wait, w.Code)
-			}
-		})
 	}
 }
 

@@ -254,6 +254,7 @@ func TestMirrorRefuses(t *testing.T) {
 		{"GET", "/v2/a/blobs/" + sum + "/", "localhost", 404},
 		{"GET", "/v2/a/blobs/nodigest", "localhost", 404},
 		{"GET", "/v2/a/manifests/.x", "localhost", 404},
+		{"GET", "/v2/a/manifests/", "localhost", 404},
 		{"GET", "/v2/" + strings.Repeat("a", 256) + "/manifests/x", "localhost", 404},
 		{"GET", "/v2/?ns=a&x=%zz", "localhost", 400},
 		{"GET", "/v2/?" + strings.Repeat("a", maxTarget), "localhost", 414},
@@ -455,4 +456,38 @@ func FuzzMirror(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The next page of a list is the same registry's, whatever its link looks like.
+func TestMirrorLinks(t *testing.T) {
+	m := newTestMirror(t, "", nil)
+	var link string
+	m.up.wrap = func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Link", link) })
+	}
+	ns := "ns=" + url.QueryEscape(m.up.host())
+	for _, tt := range []struct{ target, link, want string }{
+		{"/v2/a/tags/list?n=1&" + ns, `</v2/a/tags/list?n=1&last=x>; rel="next"`, `</v2/a/tags/list?n=1&last=x&` + ns + `>; rel="next"`},
+		{"/v2/a/tags/list?n=1", `</v2/a/tags/list?n=1&last=x>; rel="next"`, `</v2/a/tags/list?n=1&last=x>; rel="next"`},
+		{"/v2/a/tags/list?" + ns, `<` + m.up.URL + `/v2/a/tags/list?last=x>; rel="next"`, `</v2/a/tags/list?last=x&` + ns + `>; rel="next"`},
+		{"/v2/a/tags/list?n=1", `<` + m.up.URL + `/v2/a/tags/list?last=x>; rel="next"`, `</v2/a/tags/list?last=x>; rel="next"`},
+		{"/v2/_catalog?" + ns, `<?last=x>; rel="next"`, `</v2/_catalog?last=x&` + ns + `>; rel="next"`},
+		{"/v2/_catalog?" + ns, `</v2/_catalog>; rel="next"`, `</v2/_catalog?` + ns + `>; rel="next"`},
+		{"/v2/_catalog?" + ns, `<https://elsewhere.example/x>; rel="help"`, `<https://elsewhere.example/x>; rel="help"`},
+		{"/v2/_catalog?" + ns, `</a>; rel="prev", </b>; rel="next"`, `</a?` + ns + `>; rel="prev", </b?` + ns + `>; rel="next"`},
+		{"/v2/_catalog?" + ns, `nonsense`, `nonsense`},
+	} {
+		link = tt.link
+		if resp, _, err := m.do("GET", tt.target); err != nil || resp.Header.Get("Link") != tt.want {
+			t.Errorf("%s, %s: %s (%v), want %s", tt.target, tt.link, resp.Header.Get("Link"), err, tt.want)
+		}
+	}
+}
+
+// Methods that it does not have it names by those that it has.
+func TestMirrorAllows(t *testing.T) {
+	m := newTestMirror(t, "", nil)
+	if resp, _, err := m.do("PUT", "/v2/a/manifests/1"); err != nil || resp.StatusCode != 405 || resp.Header.Get("Allow") != "GET, HEAD" {
+		t.Errorf("%v (%v)", resp, err)
+	}
 }
