@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -261,6 +262,43 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("upload %q: %v", id, err)
 		}
 	}
+}
+
+// Whose an upload is, and to which namespace, is told to who asks for it, after a restart, too.
+func TestUploadsHaveOwners(t *testing.T) {
+	cfg := testConfig(t, t.TempDir(), nil)
+	o := start(t, cfg)
+	begin := func(owner string) string {
+		id, err := o.client.BeginUpload(t.Context(), origin.NewUpload{Namespace: "any/app", Owner: owner})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	ids := map[string]string{begin("alice7"): "alice7", begin(""): ""}
+	look := func(when string) {
+		for id, owner := range ids {
+			if u, err := o.client.Upload(t.Context(), id); err != nil || u != (origin.Upload{Namespace: "any/app", Owner: owner}) {
+				t.Errorf("%s: %+v (%v), want %q", when, u, err, owner)
+			}
+		}
+	}
+	look("begun")
+	for _, owner := range []string{"a b", "a/b", "ä", strings.Repeat("a", 65)} {
+		if _, err := o.client.BeginUpload(t.Context(), origin.NewUpload{Namespace: "any/app", Owner: owner}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("owner %q: %v", owner, err)
+		}
+		resp, err := http.Post("http://"+o.addr+origin.PathUploads+"?namespace=any/app&owner="+url.QueryEscape(owner), "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("owner %q: %s", owner, resp.Status)
+		}
+	}
+	o.stop()
+	o = start(t, cfg)
+	look("after a restart")
 }
 
 type readOnly struct{ *fetchertest.Memory }

@@ -78,12 +78,15 @@ func setStand(w http.ResponseWriter, at mirror.Answer) {
 }
 
 func (a *api) startUpload(w http.ResponseWriter, r *http.Request) error {
-	q, err := query(r, origin.ParamNamespace, origin.ParamDigest, origin.ParamID, origin.ParamFrom, origin.ParamReplica)
+	q, err := query(r, origin.ParamNamespace, origin.ParamOwner, origin.ParamDigest, origin.ParamID, origin.ParamFrom, origin.ParamReplica)
 	if err != nil {
 		return err
 	}
-	meta := uploadMeta{Namespace: q[origin.ParamNamespace], Key: q[origin.ParamDigest]}
+	meta := uploadMeta{Namespace: q[origin.ParamNamespace], Owner: q[origin.ParamOwner], Key: q[origin.ParamDigest]}
 	if err := origin.CheckNamespace(meta.Namespace); err != nil {
+		return err
+	}
+	if err := origin.CheckOwner(meta.Owner); err != nil {
 		return err
 	}
 	if meta.Key != "" {
@@ -132,8 +135,12 @@ func (a *api) getUpload(w http.ResponseWriter, r *http.Request) error {
 	}
 	st := u.stands(from)
 	setStand(w, mirror.Answer{Code: mirror.Done, Offset: st.Offset, Term: st.Term})
+	h := w.Header()
+	h.Set(origin.HeaderSpace, u.meta.Namespace)
+	if u.meta.Owner != "" {
+		h.Set(origin.HeaderOwner, u.meta.Owner)
+	}
 	if from != "" {
-		h := w.Header()
 		h.Set(origin.HeaderLeads, strconv.FormatBool(st.Leads))
 		h.Set(origin.HeaderFeeds, strconv.FormatBool(st.Feeds))
 		if st.Committed != "" {

@@ -322,7 +322,7 @@ func TestClientEndsFeeding(t *testing.T) {
 	}
 	defer at.Close()
 	b := origin.Copy{ID: id, From: "b", Term: 4}
-	if st, err := at.Start(t.Context(), b, "any/app", string(d)); err != nil || st.Offset != 0 || st.Term != 4 {
+	if st, err := at.Start(t.Context(), b, origin.NewUpload{Namespace: "any/app", Digest: d}); err != nil || st.Offset != 0 || st.Term != 4 {
 		t.Fatalf("%+v, %v", st, err)
 	}
 	pr, pw := io.Pipe()

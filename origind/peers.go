@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
@@ -188,7 +189,7 @@ func (u *upload) performAway(a mirror.Action) {
 	switch a := a.(type) {
 	case mirror.ActStart:
 		u.call(a.Call, func(ctx context.Context, m *origin.Member, to origin.Copy) (origin.Stand, bool, error) {
-			st, err := m.Start(ctx, to, u.meta.Namespace, u.meta.Key)
+			st, err := m.Start(ctx, to, origin.NewUpload{Namespace: u.meta.Namespace, Owner: u.meta.Owner, Digest: digest.Digest(u.meta.Key)})
 			return st, true, err
 		})
 	case mirror.ActFeed:

@@ -64,6 +64,8 @@ type uploadsConfig struct {
 // uploadMeta is upload.json.
 type uploadMeta struct {
 	Namespace string `json:"namespace"`
+	// Owner stands for whose the upload is. Empty: nobody has said, or an earlier release began it.
+	Owner string `json:"owner,omitempty"`
 	// Key places the upload's mirrors: the digest that the client has named. Empty: its id.
 	Key string `json:"key,omitempty"`
 	// Boot is the boot of the machine in which all of the data were written. Empty: an earlier release began

@@ -26,6 +26,7 @@ const (
 	ParamNamespace = "namespace"
 	ParamDigest    = "digest"
 	ParamOffset    = "offset"
+	ParamOwner     = "owner"   // whose an upload is
 	ParamID        = "id"      // of an upload that another member leads
 	ParamFrom      = "from"    // that member
 	ParamReplica   = "replica" // the term by which it leads
@@ -35,17 +36,19 @@ const (
 
 // Headers of answers.
 const (
-	HeaderSize    = "Capelin-Size"    // of the whole blob, in bytes
-	HeaderDurable = "Capelin-Durable" // "true" or "false", Info.Durable
-	HeaderCopies  = "Capelin-Copies"  // how many members have confirmed a push
-	HeaderUpload  = "Capelin-Upload"  // an upload's id
-	HeaderOffset  = "Capelin-Offset"  // where an upload's next byte goes
-	HeaderTerm    = "Capelin-Term"    // by which an upload is led
-	HeaderLeads   = "Capelin-Leads"   // "true": this member leads it
-	HeaderFeeds   = "Capelin-Feeds"   // "true": and feeds whoever asks
-	HeaderDigest  = "Capelin-Digest"  // of the blob that an upload became
-	HeaderError   = "Capelin-Error"   // the error's class, see Class
-	HeaderReason  = "Capelin-Reason"  // the error's text, for HEAD too
+	HeaderSize    = "Capelin-Size"      // of the whole blob, in bytes
+	HeaderDurable = "Capelin-Durable"   // "true" or "false", Info.Durable
+	HeaderCopies  = "Capelin-Copies"    // how many members have confirmed a push
+	HeaderUpload  = "Capelin-Upload"    // an upload's id
+	HeaderSpace   = "Capelin-Namespace" // to which an upload was begun
+	HeaderOwner   = "Capelin-Owner"     // whose it is
+	HeaderOffset  = "Capelin-Offset"    // where an upload's next byte goes
+	HeaderTerm    = "Capelin-Term"      // by which an upload is led
+	HeaderLeads   = "Capelin-Leads"     // "true": this member leads it
+	HeaderFeeds   = "Capelin-Feeds"     // "true": and feeds whoever asks
+	HeaderDigest  = "Capelin-Digest"    // of the blob that an upload became
+	HeaderError   = "Capelin-Error"     // the error's class, see Class
+	HeaderReason  = "Capelin-Reason"    // the error's text, for HEAD too
 
 	// Of asks between members of a ring, and of their answers: who says this, and the disk that it has.
 	HeaderMember      = "Capelin-Member"
@@ -59,6 +62,7 @@ const (
 	MaxNamespace = 255           // bytes
 	MaxReason    = 1 << 10       // bytes
 	MaxMember    = 255           // bytes of a member's name
+	MaxOwner     = 64            // bytes
 	UploadIDLen  = 32            // of an upload's id at its origin: lower-case hexadecimal digits
 )
 
@@ -82,6 +86,17 @@ func CheckNamespace(ns string) error {
 	}
 	if err := fetcher.CheckKey(ns); err != nil {
 		return fmt.Errorf("namespace: %w", err)
+	}
+	return nil
+}
+
+// CheckOwner reports what is wrong with what stands for the owner of an upload, as
+// errdefs.ErrInvalidArgument: it has letters and digits of ASCII only. Empty is nothing wrong: it is anybody's.
+func CheckOwner(s string) error {
+	if len(s) > MaxOwner || strings.ContainsFunc(s, func(r rune) bool {
+		return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	}) {
+		return fmt.Errorf("%q does not stand for an owner: %w", shorten(s), errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

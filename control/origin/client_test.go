@@ -2,6 +2,7 @@ package origin
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -302,13 +303,24 @@ func TestUploadsStayAtTheirOrigin(t *testing.T) {
 	}
 }
 
-// An upload is begun where its blob belongs, and says so; an origin of version 1 is not told.
+// An upload is begun where its blob belongs, and says so, and whose it is; an origin of an earlier release is told what it knows.
 func TestUploadsBeginWhereTheyBelong(t *testing.T) {
-	for _, old := range []bool{false, true} {
-		var asked []string
+	for _, tt := range []struct {
+		refuses []string
+		want    string
+	}{
+		{nil, "digest,owner"}, {[]string{ParamOwner}, "digest,owner digest"}, {[]string{ParamOwner, ParamDigest}, "digest,owner digest -"},
+	} {
+		var asked, hosts []string
 		begin := func(w http.ResponseWriter, r *http.Request) {
-			asked = append(asked, r.Host+" "+r.URL.Query().Get(ParamDigest))
-			if old && r.URL.Query().Has(ParamDigest) {
+			var has []string
+			for _, p := range []string{ParamDigest, ParamOwner} {
+				if r.URL.Query().Has(p) {
+					has = append(has, p)
+				}
+			}
+			asked, hosts = append(asked, cmp.Or(strings.Join(has, ","), "-")), append(hosts, r.Host)
+			if slices.ContainsFunc(has, func(p string) bool { return slices.Contains(tt.refuses, p) }) {
 				refuse(errdefs.ErrInvalidArgument)(w, r)
 				return
 			}
@@ -316,18 +328,12 @@ func TestUploadsBeginWhereTheyBelong(t *testing.T) {
 			w.WriteHeader(http.StatusCreated)
 		}
 		c := newClient(t, newFake(t, begin), newFake(t, begin), newFake(t, begin))
-		for range 3 {
-			if _, err := c.StartUpload(t.Context(), "team/app", ref.Digest); err != nil {
-				t.Fatal(err)
-			}
+		if _, err := c.BeginUpload(t.Context(), NewUpload{Namespace: "team/app", Owner: "me", Digest: ref.Digest}); err != nil {
+			t.Fatal(err)
 		}
 		host := strings.TrimPrefix(c.order(string(ref.Digest))[0].Base, "http://")
-		want := []string{host + " " + string(ref.Digest)}
-		if old {
-			want = append(want, host+" ")
-		}
-		if want = slices.Repeat(want, 3); !slices.Equal(asked, want) {
-			t.Errorf("asked %q, want %q", asked, want)
+		if got := strings.Join(asked, " "); got != tt.want || slices.ContainsFunc(hosts, func(h string) bool { return h != host }) {
+			t.Errorf("asked %q at %q, want %q at %s", got, hosts, tt.want, host)
 		}
 	}
 }

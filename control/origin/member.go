@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 
+	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/internal/httpclient"
@@ -65,13 +66,20 @@ func (m *Member) Stat(ctx context.Context, ref Ref) (Info, error) {
 }
 
 // Start begins an upload that another member leads, unless it is there, and returns where it stands.
-// hint is the digest that its client has named, or "".
-func (m *Member) Start(ctx context.Context, u Copy, namespace, hint string) (Stand, error) {
-	q := url.Values{ParamNamespace: {namespace}, ParamID: {u.ID}}
-	if hint != "" {
-		q.Set(ParamDigest, hint)
+// A member of an earlier release does not learn whose it is.
+func (m *Member) Start(ctx context.Context, u Copy, as NewUpload) (Stand, error) {
+	q := url.Values{ParamNamespace: {as.Namespace}, ParamID: {u.ID}}
+	if as.Digest != "" {
+		q.Set(ParamDigest, string(as.Digest))
+	}
+	if as.Owner != "" {
+		q.Set(ParamOwner, as.Owner)
 	}
 	st, _, err := m.ask(ctx, u, &httpclient.Request{Method: "POST", Path: PathUploads}, q)
+	if errdefs.IsInvalidArgument(err) && q.Has(ParamOwner) {
+		q.Del(ParamOwner)
+		st, _, err = m.ask(ctx, u, &httpclient.Request{Method: "POST", Path: PathUploads}, q)
+	}
 	return st, err
 }
 

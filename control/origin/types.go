@@ -20,6 +20,24 @@ func (r Ref) String() string {
 	return r.Namespace + "@" + string(r.Digest)
 }
 
+// NewUpload is an upload that is to be begun.
+type NewUpload struct {
+	Namespace string // which takes it
+	// Owner stands for whose it is, by letters and digits (CheckOwner). Nobody may have too many.
+	// Empty: it is not known, or does not matter.
+	Owner string
+	// Digest is that of the blob that the upload is likely to become, which says where it is best begun.
+	// Empty: not known.
+	Digest digest.Digest
+}
+
+// Upload is what an origin says of an upload. Namespace and Owner are empty if the origin is of an
+// earlier release, Owner if the upload was begun without one.
+type Upload struct {
+	Offset           int64 // where the next byte goes
+	Namespace, Owner string
+}
+
 // Info is what an origin says of a blob.
 type Info struct {
 	Size int64 // bytes

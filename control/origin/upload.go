@@ -27,29 +27,39 @@ func tagOf(o *httpclient.Server) string {
 	return hex.EncodeToString(sum[:4])
 }
 
-// StartUpload begins an upload to a namespace and returns its id, which is of
-// lower-case hexadecimal digits and "-". It is begun where the blob d belongs, if that is not ""; it may
+// StartUpload is BeginUpload of what nobody owns.
+func (c *Client) StartUpload(ctx context.Context, namespace string, d digest.Digest) (id string, err error) {
+	return c.BeginUpload(ctx, NewUpload{Namespace: namespace, Digest: d})
+}
+
+// BeginUpload begins an upload to a namespace and returns its id, which is of
+// lower-case hexadecimal digits and "-". It is begun where its blob belongs, if that is said; it may
 // become another one. errdefs.ErrFailedPrecondition if no backend takes the namespace. An upload is
 // at one origin, and at its mirrors if that is in a ring. After an error that is
 // errdefs.ErrUnavailable, UploadOffset finds out where it goes on.
-func (c *Client) StartUpload(ctx context.Context, namespace string, d digest.Digest) (id string, err error) {
-	if namespace == "" {
+func (c *Client) BeginUpload(ctx context.Context, u NewUpload) (id string, err error) {
+	if u.Namespace == "" {
 		return "", fmt.Errorf("starting an upload: no namespace: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := CheckNamespace(namespace); err != nil {
+	if err := errors.Join(CheckNamespace(u.Namespace), CheckOwner(u.Owner)); err != nil {
 		return "", fmt.Errorf("starting an upload: %w", err)
 	}
-	key, q := strconv.FormatUint(rand.Uint64(), 16), url.Values{ParamNamespace: {namespace}}
-	if CheckDigest(d) == nil { // else Commit will say so
-		key = string(d)
+	key, q := strconv.FormatUint(rand.Uint64(), 16), url.Values{ParamNamespace: {u.Namespace}}
+	if CheckDigest(u.Digest) == nil { // else Commit will say so
+		key = string(u.Digest)
 		q.Set(ParamDigest, key)
+	}
+	if u.Owner != "" {
+		q.Set(ParamOwner, u.Owner)
 	}
 	var errs []error
 	for o := range c.http.Turns(ctx, c.order(key), false) { // none twice: it may have begun one and not said so
 		at, err := c.startAt(ctx, o, q)
-		if errdefs.IsInvalidArgument(err) && q.Has(ParamDigest) { // of version 1
-			q.Del(ParamDigest)
-			at, err = c.startAt(ctx, o, q)
+		for _, later := range []string{ParamOwner, ParamDigest} { // of which an earlier release does not know
+			if errdefs.IsInvalidArgument(err) && q.Has(later) {
+				q.Del(later)
+				at, err = c.startAt(ctx, o, q)
+			}
 		}
 		switch {
 		case err == nil:
@@ -108,34 +118,40 @@ func (c *Client) Append(ctx context.Context, id string, off int64, r io.Reader) 
 // UploadOffset returns where the next byte of an upload goes. If its origin does not answer, and
 // another member of its ring has a copy, the upload goes on there, where it may be shorter.
 func (c *Client) UploadOffset(ctx context.Context, id string) (int64, error) {
+	u, err := c.Upload(ctx, id)
+	return u.Offset, err
+}
+
+// Upload returns where an upload stands, as UploadOffset does, and whose it is.
+func (c *Client) Upload(ctx context.Context, id string) (Upload, error) {
 	at, path, err := c.whose(id)
 	if err != nil {
-		return 0, err
+		return Upload{}, err
 	}
 	if at == nil {
 		return c.search(ctx, id, path)
 	}
-	off, err := c.offsetAt(ctx, at, id, path)
+	u, err := c.uploadAt(ctx, at, id, path)
 	if !errdefs.IsUnavailable(err) {
-		return off, err
+		return u, err
 	}
 	c.members.soon()
 	for o := range c.http.Turns(ctx, c.order(id), false) {
 		if o == at {
 			continue
 		}
-		if off, oerr := c.offsetAt(ctx, o, id, path); oerr == nil {
-			return off, nil
+		if u, oerr := c.uploadAt(ctx, o, id, path); oerr == nil {
+			return u, nil
 		}
 	}
-	return 0, err // what others say is of no consequence: the upload's own origin may come back
+	return Upload{}, err // what others say is of no consequence: the upload's own origin may come back
 }
 
 // search finds an upload whose id names none of the origins by the address that it has now.
-func (c *Client) search(ctx context.Context, id, path string) (int64, error) {
+func (c *Client) search(ctx context.Context, id, path string) (Upload, error) {
 	c.members.known(ctx) // it may be one of those that are not configured
 	if at, _, _ := c.whose(id); at != nil {
-		return c.offsetAt(ctx, at, id, path)
+		return c.uploadAt(ctx, at, id, path)
 	}
 	v := c.members.now()
 	var t tries
@@ -144,10 +160,10 @@ func (c *Client) search(ctx context.Context, id, path string) (int64, error) {
 		if t.done(g) {
 			continue
 		}
-		off, err := c.offsetAt(ctx, o, id, path)
+		u, err := c.uploadAt(ctx, o, id, path)
 		switch {
 		case err == nil:
-			return off, nil
+			return u, nil
 		case errdefs.IsNotFound(err):
 			t.settle(g) // it has asked the others
 		default:
@@ -155,25 +171,25 @@ func (c *Client) search(ctx context.Context, id, path string) (int64, error) {
 		}
 	}
 	if err := errors.Join(t.errs(), ctx.Err()); err != nil {
-		return 0, err
+		return Upload{}, err
 	}
-	return 0, fmt.Errorf("upload %s: none of the origins has it: %w", id, errdefs.ErrNotFound)
+	return Upload{}, fmt.Errorf("upload %s: none of the origins has it: %w", id, errdefs.ErrNotFound)
 }
 
-// offsetAt asks one origin, which may send the question on to the one that has the upload.
-func (c *Client) offsetAt(ctx context.Context, o *httpclient.Server, id, path string) (int64, error) {
+// uploadAt asks one origin, which may send the question on to the one that has the upload.
+func (c *Client) uploadAt(ctx context.Context, o *httpclient.Server, id, path string) (Upload, error) {
 	ctx, cancel := httpclient.Within(ctx, writeTimeout)
 	defer cancel()
 	resp, err := c.send(ctx, o, &httpclient.Request{Method: "HEAD", Path: path})
 	if err != nil {
-		return 0, err
+		return Upload{}, err
 	}
 	resp.Body.Close()
-	off, err := c.readNumber(o, resp, HeaderOffset)
-	if err == nil {
+	u := Upload{Namespace: resp.Header.Get(HeaderSpace), Owner: resp.Header.Get(HeaderOwner)}
+	if u.Offset, err = c.readNumber(o, resp, HeaderOffset); err == nil {
 		c.found(id, c.answered(o, resp))
 	}
-	return off, err
+	return u, err
 }
 
 // found remembers where an upload is.
