@@ -10,9 +10,9 @@ import (
 	"cuelabs.dev/go/oci/ociregistry"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
+	"github.com/capelin-io/capelin/internal/ociapi"
 )
 
 // Action is what somebody does to a repository.
@@ -104,13 +104,11 @@ func (r *rule) allows(user string, a Action, repo string) bool {
 
 // caller is who a request comes from, and what it may do.
 type caller struct {
-	user     string
-	also     []string // other names of the same owner of a certificate, one per role
-	all      bool     // may do everything
-	rules    []rule
-	remote   string
-	hasRange bool          // the request has a Content-Range
-	expects  digest.Digest // what an upload that the request begins is likely to become; "": not known
+	user   string
+	also   []string // other names of the same owner of a certificate, one per role
+	all    bool     // may do everything
+	rules  []rule
+	remote string
 }
 
 type callerKey struct{}
@@ -126,8 +124,6 @@ func callerOf(ctx context.Context) *caller {
 	}
 	return &caller{user: Anonymous}
 }
-
-func hasRange(ctx context.Context) bool { return callerOf(ctx).hasRange }
 
 // permitted reports whether the request's caller may do something.
 func permitted(ctx context.Context, a Action, repo string) bool {
@@ -196,7 +192,8 @@ func fields(ctx context.Context, a Action, repo, what, digest string) *log.Entry
 // refuse answers that the credentials are wrong, or that some are needed.
 func refuse(w http.ResponseWriter, why error) {
 	challenge(w.Header())
-	_ = ociregistry.WriteError(w, fmt.Errorf("%w: %w", ociregistry.ErrUnauthorized, why))
+	err := fmt.Errorf("%w: %w", ociregistry.ErrUnauthorized, why)
+	ociapi.WriteError(w, err, told(err))
 }
 
 func challenge(h http.Header) { h.Set("WWW-Authenticate", `Basic realm="Capelin", charset="UTF-8"`) }

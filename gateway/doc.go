@@ -2,6 +2,8 @@
 // API, and keeps blobs in the origins and tags in the index, for users it
 // authenticates itself. Start from [Run], or [New] for the http.Handler alone.
 //
-// What a client sends is checked against the distribution API's grammar before
-// anything follows from it. Everything is safe for concurrent use.
+// A request is read by ociapi.Parse and done by one of endpoints: blobs.go, manifests.go, uploads.go and lists.go have
+// what HTTP is about, store.go what may be done to repositories. What a client sends is checked against the
+// distribution API's grammar before anything follows from it. Nothing of an upload is kept here: origins know where it stands, and
+// whose it is. Everything is safe for concurrent use.
 package gateway

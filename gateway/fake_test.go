@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -20,17 +21,23 @@ import (
 type fakeOrigin struct {
 	mu      sync.Mutex
 	blobs   map[digest.Digest][]byte
-	uploads map[string][]byte
+	uploads map[string]*fakeUpload
 	refuse  string // a namespace that no storage takes
 	err     error  // of everything
 	lost    error  // of commits
 	opens   int
+	body    func(io.Reader) io.Reader // of blobs that are read, if not nil
 	started int
 	hints   []digest.Digest // of uploads that were begun
 }
 
+type fakeUpload struct {
+	origin.NewUpload
+	data []byte
+}
+
 func newFakeOrigin() *fakeOrigin {
-	return &fakeOrigin{blobs: map[digest.Digest][]byte{}, uploads: map[string][]byte{}}
+	return &fakeOrigin{blobs: map[digest.Digest][]byte{}, uploads: map[string]*fakeUpload{}}
 }
 
 func (o *fakeOrigin) Open(_ context.Context, ref origin.Ref, off, n int64) (io.ReadCloser, origin.Info, error) {
@@ -46,26 +53,30 @@ func (o *fakeOrigin) Open(_ context.Context, ref origin.Ref, off, n int64) (io.R
 	case n < 0:
 		n = int64(len(b)) - off
 	}
-	return io.NopCloser(bytes.NewReader(b[off:min(off+n, int64(len(b)))])), origin.Info{Size: int64(len(b))}, nil
+	var r io.Reader = bytes.NewReader(b[off:min(off+n, int64(len(b)))])
+	if o.body != nil {
+		r = o.body(r)
+	}
+	return io.NopCloser(r), origin.Info{Size: int64(len(b))}, nil
 }
 
-func (o *fakeOrigin) StartUpload(_ context.Context, namespace string, d digest.Digest) (string, error) {
+func (o *fakeOrigin) BeginUpload(_ context.Context, u origin.NewUpload) (string, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.err != nil {
 		return "", o.err
 	}
-	if namespace == o.refuse {
-		return "", fmt.Errorf("no backend takes namespace %q: %w", namespace, errdefs.ErrFailedPrecondition)
+	if u.Namespace == o.refuse {
+		return "", fmt.Errorf("no backend takes namespace %q: %w", u.Namespace, errdefs.ErrFailedPrecondition)
 	}
 	o.started++
-	o.hints = append(o.hints, d)
+	o.hints = append(o.hints, u.Digest)
 	id := fmt.Sprintf("upload-%d", o.started)
-	o.uploads[id] = []byte{}
+	o.uploads[id] = &fakeUpload{u, nil}
 	return id, nil
 }
 
-func (o *fakeOrigin) at(id string) ([]byte, error) {
+func (o *fakeOrigin) at(id string) (*fakeUpload, error) {
 	b, ok := o.uploads[id]
 	if !ok {
 		return nil, fmt.Errorf("upload %q: %w", id, errdefs.ErrNotFound)
@@ -77,34 +88,38 @@ func (o *fakeOrigin) Append(_ context.Context, id string, off int64, r io.Reader
 	data, err := io.ReadAll(r)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	b, uerr := o.at(id)
+	u, uerr := o.at(id)
 	switch {
 	case uerr != nil:
 		return 0, uerr
-	case off != int64(len(b)):
-		return int64(len(b)), fmt.Errorf("upload %q is at %d: %w", id, len(b), errdefs.ErrOutOfRange)
+	case off != int64(len(u.data)):
+		return int64(len(u.data)), fmt.Errorf("upload %q is at %d: %w", id, len(u.data), errdefs.ErrOutOfRange)
 	}
-	o.uploads[id] = append(b, data...)
-	return int64(len(o.uploads[id])), err
+	u.data = append(u.data, data...)
+	return int64(len(u.data)), err
 }
 
-func (o *fakeOrigin) UploadOffset(_ context.Context, id string) (int64, error) {
+func (o *fakeOrigin) Upload(_ context.Context, id string) (origin.Upload, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	b, err := o.at(id)
-	return int64(len(b)), err
+	u, err := o.at(id)
+	if err != nil {
+		return origin.Upload{}, err
+	}
+	return origin.Upload{Offset: int64(len(u.data)), Namespace: u.Namespace, Owner: u.Owner}, nil
 }
 
 func (o *fakeOrigin) Commit(_ context.Context, id string, d digest.Digest) (origin.Info, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	b, err := o.at(id)
+	u, err := o.at(id)
 	if err == nil {
 		err = o.lost
 	}
 	if err != nil {
 		return origin.Info{}, err
 	}
+	b := u.data
 	if d.Validate() != nil || d.Algorithm().FromBytes(b) != d {
 		return origin.Info{}, fmt.Errorf("upload %q is not %s: %w", id, d, errdefs.ErrInvalidArgument)
 	}
@@ -247,15 +262,21 @@ func (x *fakeIndex) DeleteManifest(_ context.Context, repo string, d digest.Dige
 	return nil
 }
 
-func (x *fakeIndex) Referrers(_ context.Context, repo string, d digest.Digest, artifactType string) (all []ocispec.Descriptor, _ error) {
+func (x *fakeIndex) ReferrersPage(
+	_ context.Context, repo string, d digest.Digest, artifactType string, after digest.Digest, limit int,
+) (page index.Referrers, _ error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, m := range x.repo(repo).manifests {
-		if m.Subject != nil && m.Subject.Digest == d && (artifactType == "" || m.ArtifactType == artifactType) {
-			all = append(all, m.Referrer())
+		if m.Subject != nil && m.Subject.Digest == d && (artifactType == "" || m.ArtifactType == artifactType) && m.Descriptor.Digest > after {
+			page.Referrers = append(page.Referrers, m.Referrer())
 		}
 	}
-	return all, nil
+	slices.SortFunc(page.Referrers, func(a, b ocispec.Descriptor) int { return strings.Compare(string(a.Digest), string(b.Digest)) })
+	if page.More = len(page.Referrers) > limit; page.More {
+		page.Referrers = page.Referrers[:limit]
+	}
+	return page, nil
 }
 
 func (x *fakeIndex) LinkBlob(_ context.Context, repo string, d ocispec.Descriptor) error {

@@ -1,21 +1,20 @@
 package gateway
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"net/http"
-	"strconv"
+	"net/url"
+	"slices"
 	"strings"
 
 	"cuelabs.dev/go/oci/ociregistry"
-	"cuelabs.dev/go/oci/ociregistry/ociserver"
 	"github.com/containerd/log"
-	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/control/index"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
+	"github.com/capelin-io/capelin/internal/ociapi"
 )
 
 // Gateway is a registry over origins and an index, for those who may use it.
@@ -24,7 +23,6 @@ type Gateway struct {
 	users   *users
 	rules   []rule
 	guarded bool
-	api     http.Handler
 }
 
 // New returns the registry API as an http.Handler.
@@ -37,28 +35,10 @@ func New(cfg Config, o Origin, x Index) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Gateway{store: &store{origin: o, index: x}, users: u, rules: rules, guarded: cfg.guarded()}
-	g.api = ociserver.New(g.store, &ociserver.Options{WriteError: writeError})
-	return g, nil
+	return &Gateway{store: &store{origin: o, index: x}, users: u, rules: rules, guarded: cfg.guarded()}, nil
 }
 
-// writeError adds what ociserver leaves out: a challenge to 401, and when to come
-// back to 503.
-func writeError(w http.ResponseWriter, _ *http.Request, err error) {
-	body, status := ociregistry.MarshalError(err)
-	switch status {
-	case http.StatusUnauthorized:
-		challenge(w.Header())
-	case http.StatusServiceUnavailable:
-		w.Header().Set("Retry-After", "2")
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_, _ = w.Write(body)
-}
-
-// ServeHTTP implements http.Handler: who is it, then what ociserver does not do
-// itself, then ociserver.
+// ServeHTTP implements http.Handler: who is it, then what is asked for.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c, err := g.caller(r)
 	if err != nil {
@@ -66,163 +46,74 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	ctx := withCaller(r.Context(), c)
-	r = r.WithContext(ctx)
+	r = r.WithContext(withCaller(r.Context(), c))
 	w.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
-	switch {
-	case r.URL.Path == "/v2/" || r.URL.Path == "/v2":
-		// Clients learn here whether to send credentials at all.
-		if g.guarded && c.user == Anonymous {
-			refuse(w, errors.New("log in"))
-			return
-		}
-	case r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/"):
-		if err := g.putManifest(w, r); err != nil {
-			writeError(w, r, err)
-		}
-		return
-	case r.Method == http.MethodGet && strings.HasPrefix(r.Header.Get("Range"), "bytes=-"):
-		if err := g.suffixRange(r); err != nil {
-			writeError(w, r, err)
-			return
-		}
-	case r.Header.Get("Content-Range") == "0-0" && r.ContentLength == 1:
-		// ociserver takes it for a range of nothing; the caller knows that there was one.
-		r.Header = r.Header.Clone()
-		r.Header.Del("Content-Range")
-	case r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/blobs/uploads/"):
-		g.mountOrUpload(r)
-	case r.Method == http.MethodDelete && strings.Contains(r.URL.Path, "/blobs/uploads/"):
-		g.cancel(w, r)
-		return
-	}
-	g.api.ServeHTTP(w, r)
-}
-
-// putManifest stores a manifest, by tag or by digest. ociserver takes sha256 only, and
-// answers 500 to what it cannot read.
-func (g *Gateway) putManifest(w http.ResponseWriter, r *http.Request) error {
-	at := strings.LastIndex(r.URL.Path, "/manifests/")
-	repo, ref := strings.TrimPrefix(r.URL.Path[:at], "/v2/"), r.URL.Path[at+len("/manifests/"):]
-	if index.CheckRepository(repo) != nil {
-		return ociregistry.ErrNameInvalid
-	}
-	tag, d := ref, digest.Digest("")
-	if strings.Contains(ref, ":") {
-		if tag, d = "", digest.Digest(ref); index.CheckDigest(d) != nil {
-			return fmt.Errorf("%w: %.100q is no digest", ociregistry.ErrDigestInvalid, ref)
-		}
-	}
-	if r.ContentLength > maxManifest {
-		return tooLarge(r.ContentLength)
-	}
-	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxManifest))
-	var large *http.MaxBytesError
-	switch {
-	case errors.As(err, &large):
-		return tooLarge(maxManifest + 1)
-	case err != nil:
-		return fmt.Errorf("%w: reading it: %w", ociregistry.ErrManifestInvalid, err)
-	case d == "":
-		d = digest.FromBytes(raw)
-	case d.Algorithm().FromBytes(raw) != d:
-		return fmt.Errorf("%w: the manifest has another digest than %s", ociregistry.ErrDigestInvalid, d)
-	}
-	m, err := g.store.push(r.Context(), repo, tag, raw, r.Header.Get("Content-Type"), d)
-	if err != nil {
-		return err
-	}
-	if m.Subject != nil {
-		w.Header().Set("OCI-Subject", m.Subject.Digest.String())
-	}
-	w.Header().Set("Location", "/v2/"+repo+"/manifests/"+d.String())
-	w.Header().Set("Docker-Content-Digest", d.String())
-	w.WriteHeader(http.StatusCreated)
-	return nil
-}
-
-// suffixRange writes a range of the last bytes as one from the beginning, which
-// ociserver understands.
-func (g *Gateway) suffixRange(r *http.Request) error {
-	path, ref, ok := strings.Cut(r.URL.Path, "/blobs/")
-	d := digest.Digest(ref)
-	n, err := strconv.ParseInt(strings.TrimPrefix(r.Header.Get("Range"), "bytes=-"), 10, 64)
-	if !ok || err != nil || n <= 0 || index.CheckDigest(d) != nil {
-		return nil //nolint:nilerr // for ociserver to refuse
-	}
-	desc, err := g.store.ResolveBlob(r.Context(), strings.TrimPrefix(path, "/v2/"), d)
-	if err != nil {
-		return err
-	}
-	r.Header = r.Header.Clone()
-	r.Header.Set("Range", fmt.Sprintf("bytes=%d-", max(desc.Size-n, 0)))
-	return nil
-}
-
-// mountOrUpload turns a mount of what cannot be mounted into an upload, as the
-// distribution spec wants it ("Mounting a blob from another repository"). What is
-// uploaded then is most likely the blob that was to be mounted.
-func (g *Gateway) mountOrUpload(r *http.Request) {
-	q := r.URL.Query()
-	if q.Get("mount") == "" {
-		return
-	}
-	to := strings.TrimSuffix(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/uploads/")
-	d := digest.Digest(q.Get("mount"))
-	_, err := g.store.mountable(r.Context(), q.Get("from"), to, d)
-	if q.Get("from") == "" || err != nil {
-		if index.CheckDigest(d) == nil {
-			callerOf(r.Context()).expects = d
-		}
-		u := *r.URL
-		u.RawQuery = ""
-		r.URL = &u
-	}
-}
-
-// cancel ends an upload, which ociserver has no request for.
-func (g *Gateway) cancel(w http.ResponseWriter, r *http.Request) {
-	repo, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/uploads/")
-	err := allow(r.Context(), Push, repo)
-	if err == nil {
-		// ociserver writes upload IDs in base64; only it can read them back.
-		probe := r.Clone(r.Context())
-		probe.Method = http.MethodGet
-		catch := &uploadID{Funcs: g.store.Funcs}
-		ociserver.New(catch, nil).ServeHTTP(discard{http.Header{}}, probe)
-		if catch.id == "" {
-			err = ociregistry.ErrBlobUploadUnknown
-		} else {
-			err = translate(g.store.origin.Cancel(r.Context(), catch.id), ociregistry.ErrBlobUploadUnknown)
-		}
-	}
-	if err != nil {
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if err := g.serve(w, r); err != nil {
 		writeError(w, r, err)
-		return
 	}
-	w.WriteHeader(http.StatusNoContent)
 }
 
-// uploadID is a registry that only notes which upload it is asked about.
-type uploadID struct {
-	*ociregistry.Funcs
-	id string
+// request is one that was read.
+type request struct {
+	*http.Request
+	ociapi.Route
+	query url.Values
 }
 
-func (u *uploadID) PushBlobChunkedResume(_ context.Context, _, id string, _ int64, _ int) (ociregistry.BlobWriter, error) {
-	u.id = id
-	return nil, ociregistry.ErrUnsupported
+type handler func(g *Gateway, w http.ResponseWriter, r *request) error
+
+// endpoints are the API: what is done by which method.
+var endpoints = map[ociapi.Kind]map[string]handler{
+	ociapi.Ping:      {"GET": (*Gateway).ping, "HEAD": (*Gateway).ping},
+	ociapi.Catalog:   {"GET": (*Gateway).catalog, "HEAD": (*Gateway).catalog},
+	ociapi.Tags:      {"GET": (*Gateway).tags, "HEAD": (*Gateway).tags},
+	ociapi.Referrers: {"GET": (*Gateway).referrers, "HEAD": (*Gateway).referrers},
+	ociapi.Manifest: {"GET": (*Gateway).manifest, "HEAD": (*Gateway).manifest, "PUT": (*Gateway).putManifest,
+		"DELETE": (*Gateway).deleteManifest},
+	ociapi.Blob:    {"GET": (*Gateway).blob, "HEAD": (*Gateway).blob, "DELETE": (*Gateway).deleteBlob},
+	ociapi.Uploads: {"POST": (*Gateway).startUpload},
+	ociapi.Upload: {"GET": (*Gateway).upload, "HEAD": (*Gateway).upload, "PATCH": (*Gateway).patchUpload, "PUT": (*Gateway).putUpload,
+		"DELETE": (*Gateway).deleteUpload},
 }
 
-type discard struct{ h http.Header }
+// serve does what a request asks for. Its error is to be answered; nothing was answered before.
+func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) error {
+	at, err := ociapi.Parse(r.URL.Path)
+	if err != nil {
+		return err
+	}
+	if at.Repository != "" && index.CheckRepository(at.Repository) != nil {
+		return ociapi.Refuse(http.StatusBadRequest, ociregistry.ErrNameInvalid.Code(), "%q is no name of a repository", at.Repository)
+	}
+	if at.Digest != "" && index.CheckDigest(at.Digest) != nil {
+		return noDigest(string(at.Digest))
+	}
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return ociapi.Refuse(http.StatusBadRequest, ociregistry.ErrUnsupported.Code(), "the request's query: %w", err)
+	}
+	methods := endpoints[at.Kind]
+	do := methods[r.Method]
+	if do == nil {
+		w.Header().Set("Allow", strings.Join(slices.Sorted(maps.Keys(methods)), ", "))
+		return ociapi.Refuse(http.StatusMethodNotAllowed, ociregistry.ErrUnsupported.Code(), "%.20s is not done here", r.Method)
+	}
+	return do(g, w, &request{r, at, q})
+}
 
-func (d discard) Header() http.Header         { return d.h }
-func (d discard) Write(p []byte) (int, error) { return len(p), nil }
-func (d discard) WriteHeader(int)             {}
+// ping is where clients learn whether to send credentials at all.
+func (g *Gateway) ping(w http.ResponseWriter, r *request) error {
+	if g.guarded && callerOf(r.Context()).user == Anonymous {
+		refuse(w, errors.New("log in"))
+		return nil
+	}
+	return writeJSON(w, "application/json", struct{}{})
+}
 
 // caller finds out who a request comes from. An error: the credentials are wrong.
 func (g *Gateway) caller(r *http.Request) (*caller, error) {
-	c := &caller{user: Anonymous, rules: g.rules, remote: r.RemoteAddr, hasRange: r.Header.Get("Content-Range") != "", all: !g.guarded}
+	c := &caller{user: Anonymous, rules: g.rules, remote: r.RemoteAddr, all: !g.guarded}
 	auth := r.Header.Get("Authorization")
 	scheme, secret, _ := strings.Cut(auth, " ")
 	switch {

@@ -210,24 +210,6 @@ func TestMount(t *testing.T) {
 	}
 }
 
-func TestRanges(t *testing.T) {
-	g := newGateway(t, nil)
-	path := "/v2/team/app/blobs/" + g.blob("team/app", "0123456789").String()
-	for _, tt := range []struct {
-		header, want string
-		status       int
-	}{
-		{"bytes=2-4", "234", 206}, {"bytes=7-", "789", 206}, {"bytes=-3", "789", 206}, {"bytes=-99", "0123456789", 206},
-		{"bytes=8-99", "89", 206}, {"bytes=10-", "", 416}, {"bytes=-0", "", 416}, {"bytes=5-4", "", 416},
-		{"bytes=x", "", 416}, {"bytes=0-1,3-4", "", 416},
-	} {
-		resp, body := g.do("bob", "GET", path, "", "Range", tt.header)
-		if resp.StatusCode != tt.status || tt.status == 206 && body != tt.want {
-			t.Errorf("%s: %s %q; want %d %q", tt.header, resp.Status, body, tt.status, tt.want)
-		}
-	}
-}
-
 func TestUploads(t *testing.T) {
 	g := newGateway(t, nil)
 	g.origin.refuse = "team/nowhere"

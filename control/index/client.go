@@ -171,11 +171,20 @@ func (c *Client) DeleteManifest(ctx context.Context, repo string, d digest.Diges
 // their digests; if artifactType is not empty, only those that have it. There are none of
 // a digest that nobody knows. More than 10,000 of them are errdefs.ErrResourceExhausted.
 func (c *Client) Referrers(ctx context.Context, repo string, d digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
-	return AllReferrers(repo, d, func(after digest.Digest) (page Referrers, err error) {
-		query := params("repository", repo, "digest", string(d), "artifactType", artifactType, "after", string(after))
-		err = c.do(ctx, "GET", PathReferrers, query, nil, &page)
-		return page, err
+	return AllReferrers(repo, d, func(after digest.Digest) (Referrers, error) {
+		return c.ReferrersPage(ctx, repo, d, artifactType, after, MaxPage)
 	})
+}
+
+// ReferrersPage returns those of Referrers that come after a digest, at most limit (1..1000, otherwise 1000), and fewer if
+// their annotations are long.
+func (c *Client) ReferrersPage(
+	ctx context.Context, repo string, d digest.Digest, artifactType string, after digest.Digest, limit int,
+) (page Referrers, err error) {
+	query := params("repository", repo, "digest", string(d), "artifactType", artifactType, "after", string(after),
+		"limit", strconv.Itoa(limit))
+	err = c.do(ctx, "GET", PathReferrers, query, nil, &page)
+	return page, err
 }
 
 // AllReferrers gathers the pages of the referrers of d, those after a digest each.
