@@ -27,8 +27,6 @@ func (g *Gateway) manifest(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	r.Request = r.Clone(r.Context())
-	r.Header.Del("Range") // of blobs only
 	return g.send(w, r, desc, nil)
 }
 

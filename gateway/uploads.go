@@ -114,6 +114,7 @@ func (g *Gateway) deleteUpload(w http.ResponseWriter, r *request) error {
 	if err := g.store.origin.Cancel(r.Context(), u.id); err != nil {
 		return translate(err, noUpload(r.Repository))
 	}
+	w.Header().Set("Docker-Upload-UUID", r.ID)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
