@@ -9,8 +9,8 @@ import (
 	"github.com/capelin-io/capelin/integration/harness"
 )
 
-// The OCI distribution specification's own conformance test, all categories that
-// it has for version 1.1, against the gateway of a server.
+// The OCI distribution specification's own conformance test, all that it has for the next version, against the gateway of a server.
+// What is not whole is refused (docs/registry.md), and so sparse manifests are all that is not tried.
 func TestConformance(t *testing.T) {
 	ctx, c := newCluster(t)
 	pki := get(c.NewPKI(ctx))(t)
@@ -21,7 +21,7 @@ func TestConformance(t *testing.T) {
 	must(t, os.WriteFile(config, []byte("{}\n"), 0o644))
 	out, err := server.Command(ctx, []string{
 		"OCI_REGISTRY=" + server.Gateway, "SSL_CERT_FILE=" + pki.CA(), "OCI_USERNAME=" + user.Name, "OCI_PASSWORD=" + user.Password,
-		"OCI_REPO1=conformance/repo1", "OCI_REPO2=conformance/repo2", "OCI_API_BLOBS_UPLOAD_CANCEL=true",
+		"OCI_REPO1=conformance/repo1", "OCI_REPO2=conformance/repo2", "OCI_VERSION=dev",
 		"OCI_RESULTS_DIR=" + results, "OCI_CONFIGURATION=" + config, "HTTPS_PROXY=", "https_proxy=",
 	}, bin)
 	_, summary, ok := strings.Cut(out, "API conformance")
@@ -30,8 +30,10 @@ func TestConformance(t *testing.T) {
 	}
 	// It says 0 of some things that it did not do.
 	t.Log(summary)
-	if passed := strings.Count(summary, "Pass\n"); passed < 45 || strings.Contains(summary, "FAIL") || strings.Contains(summary, "Error\n") {
-		t.Errorf("%d categories passed", passed)
+	passed := strings.Count(summary, "Pass\n")
+	if left := append(lines(summary, "Disabled", 9), lines(summary, "Skip", 9)...); passed < 50 || strings.Contains(summary, "FAIL") ||
+		strings.Contains(summary, "Error\n") || len(left) != 1 || !strings.HasPrefix(left[0], "Sparse Manifests") {
+		t.Errorf("%d categories passed; these were not tried: %q", passed, left)
 	}
 }
 
