@@ -35,7 +35,11 @@ func New(cfg Config, o Origin, x Index) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Gateway{store: &store{origin: o, index: x}, users: u, rules: rules, guarded: cfg.guarded()}, nil
+	s, err := newStore(o, x)
+	if err != nil {
+		return nil, err
+	}
+	return &Gateway{store: s, users: u, rules: rules, guarded: cfg.guarded()}, nil
 }
 
 // ServeHTTP implements http.Handler: who is it, then what is asked for.

@@ -462,3 +462,34 @@ func TestTold(t *testing.T) {
 		}
 	}
 }
+
+// A blob is mounted from where it was seen last, if the client does not say from where, and from nowhere where the user may not pull.
+func TestMountFromAnywhere(t *testing.T) {
+	g := newGateway(t, nil)
+	mount := func(as, repo string, d digest.Digest) int {
+		resp, _ := g.do(as, "POST", "/v2/"+repo+"/blobs/uploads/?mount="+d.String(), "")
+		if _, err := g.index.Blob(t.Context(), repo, d); (err == nil) != (resp.StatusCode == 201) {
+			t.Errorf("%s to %s: %s, %v", d, repo, resp.Status, err)
+		}
+		return resp.StatusCode
+	}
+	d := digest.FromString("pushed")
+	if resp, body := g.do("alice", "POST", "/v2/team/app/blobs/uploads/?digest="+d.String(), "pushed"); resp.StatusCode != 201 {
+		t.Fatal(resp.Status, body)
+	}
+	pulled, unseen := g.blob("team/app", "pulled"), g.blob("team/app", "unseen")
+	g.do("bob", "GET", "/v2/team/app/blobs/"+pulled.String(), "")
+	for d, want := range map[digest.Digest]int{d: 201, pulled: 201, unseen: 202} {
+		if got := mount("carol", "other/new", d); got != 202 {
+			t.Errorf("of what carol may not pull: %d", got)
+		}
+		if got := mount("alice", "team/new", d); got != want {
+			t.Errorf("mount: %d, want %d", got, want)
+		}
+	}
+	g.do("alice", "DELETE", "/v2/team/app/blobs/"+d.String(), "")
+	g.do("alice", "DELETE", "/v2/team/new/blobs/"+d.String(), "")
+	if got := mount("alice", "team/newer", d); got != 202 {
+		t.Errorf("of what is there no longer: %d", got)
+	}
+}

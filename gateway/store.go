@@ -7,6 +7,7 @@ import (
 
 	"cuelabs.dev/go/oci/ociregistry"
 	"github.com/containerd/errdefs"
+	lru "github.com/hashicorp/golang-lru/v2"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -49,6 +50,17 @@ type Index interface {
 type store struct {
 	origin Origin
 	index  Index
+	// seen are the repositories in which blobs were seen last, for mounts that do not say from which one. They may
+	// have them no longer.
+	seen *lru.Cache[digest.Digest, string]
+}
+
+// maxSeen is how many blobs a gateway remembers.
+const maxSeen = 8192
+
+func newStore(o Origin, x Index) (*store, error) {
+	seen, err := lru.New[digest.Digest, string](maxSeen)
+	return &store{origin: o, index: x, seen: seen}, err
 }
 
 const blobType = "application/octet-stream"
@@ -73,6 +85,7 @@ func (s *store) linked(ctx context.Context, repo string, d digest.Digest) (ocisp
 	if err != nil {
 		return desc, translate(err, noBlob(repo, d))
 	}
+	s.seen.Add(d, repo)
 	return ocispec.Descriptor{MediaType: blobType, Digest: d, Size: desc.Size}, nil
 }
 

@@ -31,6 +31,9 @@ func (g *Gateway) startUpload(w http.ResponseWriter, r *request) error {
 	mount, from, whole := digest.Digest(r.query.Get("mount")), r.query.Get("from"), r.query.Get("digest")
 	var expected digest.Digest
 	if mount != "" && index.CheckDigest(mount) == nil {
+		if from == "" { // from anywhere
+			from, _ = g.store.seen.Get(mount)
+		}
 		if index.CheckRepository(from) == nil && g.store.mount(r.Context(), from, r.Repository, mount) == nil {
 			created(w, r.Repository, mount)
 			return nil
@@ -247,7 +250,11 @@ func (u *upload) commit(d digest.Digest) (err error) {
 	if err != nil {
 		return err
 	}
-	return translate(u.s.index.LinkBlob(u.ctx, u.repo, ocispec.Descriptor{MediaType: blobType, Digest: d, Size: size}), noBlob(u.repo, d))
+	err = u.s.index.LinkBlob(u.ctx, u.repo, ocispec.Descriptor{MediaType: blobType, Digest: d, Size: size})
+	if err == nil {
+		u.s.seen.Add(d, u.repo)
+	}
+	return translate(err, noBlob(u.repo, d))
 }
 
 // keep makes the upload a blob at the origins. One that is something else is over.
