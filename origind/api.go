@@ -143,8 +143,11 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 	if size := h.Get(origin.HeaderSize); size != "" && errdefs.IsOutOfRange(err) {
 		h.Set("Content-Range", "bytes */"+size)
 	}
-	if status == http.StatusServiceUnavailable {
+	switch status {
+	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", "1")
+	case http.StatusTooManyRequests:
+		h.Set("Retry-After", "10")
 	}
 	http.Error(w, reason, status)
 }

@@ -23,7 +23,6 @@ import (
 	"github.com/capelin-io/capelin/fetcher/fetchertest"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/diskfull"
-	"github.com/capelin-io/capelin/origind/ringstate/mirror"
 )
 
 func TestPushAndRead(t *testing.T) {
@@ -440,17 +439,11 @@ func TestUploadAfterBoot(t *testing.T) {
 		}
 		return s
 	}
-	add := func(u *upload, text string) {
-		t.Helper()
-		if ans, err := u.append(t.Context(), mirror.Request{Off: u.size.Load()}, strings.NewReader(text), func() {}); err != nil {
-			t.Fatal(ans, err)
-		}
-	}
 	u, err := open("one").begin("", uploadMeta{Namespace: "any/app", Key: "k"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	add(u, "before")
+	u.add(t, "before")
 	id := u.id
 	for _, tt := range []struct {
 		boot, add, want string
@@ -464,7 +457,7 @@ func TestUploadAfterBoot(t *testing.T) {
 			t.Fatal(tt, err)
 		}
 		if tt.add != "" {
-			add(u, tt.add)
+			u.add(t, tt.add)
 		}
 		got, err := os.ReadFile(u.path())
 		if err != nil || string(got) != tt.want || u.stands("").Offset != int64(len(tt.want)) {

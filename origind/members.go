@@ -93,8 +93,22 @@ func (s *server) complain(ctx context.Context, what string, err error, asked map
 // isFull reports whether there is no room for copies: what is left is needed for records.
 func (s *server) isFull() bool {
 	free, total, err := s.store.Space()
-	return err == nil && free+s.store.Usage().CacheBytes < min(fullBelow, total/50)
+	return err == nil && free+s.store.Usage().CacheBytes+s.uploads.idle(time.Now()) < spare(total)
 }
 
-// fullBelow is how many bytes must be left, or be in the cache, for a member to take copies; of a small disk a fiftieth.
-const fullBelow = 256 << 20
+// spare is how many bytes of a disk must be left, or be in the cache or in uploads that are idle, for a member to take copies.
+func spare(total int64) int64 { return min(256<<20, total/50) }
+
+// giveUp has uploads that are idle make room on a full disk, when nothing of the cache is left.
+func (s *server) giveUp(context.Context) {
+	if _, total, err := s.store.Space(); err == nil && s.uploads != nil {
+		s.uploads.free(spare(total))
+	}
+}
+
+// makeRoom frees up to need bytes of the disk, and returns how many.
+func (s *server) makeRoom(ctx context.Context, need int64) (freed int64) {
+	before := s.uploads.freed.Load()
+	freed = s.store.MakeRoom(ctx, need)
+	return freed + s.uploads.freed.Load() - before
+}

@@ -334,7 +334,7 @@ func (t *telling) Read(p []byte) (int, error) {
 
 // search finds the member to which a client is sent that asks for an upload that is not here.
 func (s *uploads) search(ctx context.Context, id string) (*origin.Member, error) {
-	missing := fmt.Errorf("no such upload: %s: %w", id, errdefs.ErrNotFound)
+	missing := s.missing(id)
 	if s.peers.none() {
 		return nil, missing
 	}

@@ -150,7 +150,7 @@ func openServer(
 	}
 	changes := &lateObserver{offline{}}
 	s.store, err = content.Open(ctx, content.Config{
-		Root: cfg.Root, CacheBytes: int64(cfg.Cache.Size), FreeFloor: cfg.Cache.FreeFloor, Observer: changes,
+		Root: cfg.Root, CacheBytes: int64(cfg.Cache.Size), FreeFloor: cfg.Cache.FreeFloor, Observer: changes, GiveUp: s.giveUp,
 		Unlend: func(ctx context.Context, ids []piece.ID, need int64) { s.seeder.Unlend(ctx, ids, need) },
 		Wrong:  func(id piece.ID, i int) { s.scrub.found(id, i) },
 		Report: func(err error) { log.G(work).WithError(err).Warn("content directory") },
@@ -179,7 +179,7 @@ func openServer(
 	s.uploads, err = openUploads(uploadsConfig{
 		dir: filepath.Join(cfg.Root, "uploads"), boot: durable.BootID(), max: cfg.Uploads.Max, mirror: cfg.mirror(), peers: s.peers,
 		members: func() []mirror.Member { return mirrors(self, s.seen()) },
-		room:    s.store.MakeRoom, keep: s.keep, kept: s.kept, blob: s.file, tasks: s.tasks,
+		room:    s.makeRoom, keep: s.keep, kept: s.kept, blob: s.file, tasks: s.tasks,
 	})
 	if err != nil {
 		return nil, err

@@ -76,12 +76,22 @@ func (u *upload) stands(asker string) mirror.Stands {
 	return u.m.Stands(asker)
 }
 
+// idle returns since when nothing has happened to the upload, and whether it may make room for others.
+func (u *upload) idle() (since time.Time, ok bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.m.Idle()
+}
+
 // step tells the machine of an event and does what it says. It reports whether the upload
 // went by that.
 func (u *upload) step(now time.Time, ev mirror.Event) (gone bool) {
 	u.mu.Lock()
 	for _, a := range u.m.Step(now, ev) {
-		if _, gone = a.(mirror.ActForget); !gone {
+		if f, ok := a.(mirror.ActForget); ok {
+			gone = true
+			u.s.ended.Add(u.id, f.Why)
+		} else {
 			u.perform(a)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	lru "github.com/hashicorp/golang-lru/v2"
 	digest "github.com/opencontainers/go-digest"
 
@@ -39,8 +40,10 @@ type uploads struct {
 	m  map[string]*upload
 	// became are those of m that are blobs, for clients that missed the answer. The eldest go first.
 	became *lru.Cache[string, *upload]
-	next   atomic.Int64  // when tick is called again, Unix nanoseconds
-	sooner chan struct{} // that is too late
+	ended  *lru.Cache[string, error] // why uploads are none any more, for clients that come back
+	freed  atomic.Int64              // bytes of what made room
+	next   atomic.Int64              // when tick is called again, Unix nanoseconds
+	sooner chan struct{}             // that is too late
 }
 
 // uploadsConfig is what uploads are given.
@@ -73,7 +76,12 @@ type uploadMeta struct {
 	Boot string `json:"boot,omitempty"`
 }
 
-const maxBecame = 4096
+const (
+	maxBecame = 4096
+	maxEnded  = 4096
+	// idleFor is for how long nothing has happened to an upload that makes room for others.
+	idleFor = time.Minute
+)
 
 func openUploads(cfg uploadsConfig) (*uploads, error) {
 	s := &uploads{uploadsConfig: cfg, m: map[string]*upload{}, sooner: make(chan struct{}, 1)}
@@ -84,6 +92,9 @@ func openUploads(cfg uploadsConfig) (*uploads, error) {
 		delete(s.m, id)
 	})
 	if err != nil {
+		return nil, err
+	}
+	if s.ended, err = lru.New[string, error](maxEnded); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
@@ -159,17 +170,16 @@ func (s *uploads) begin(id string, meta uploadMeta) (*upload, error) {
 	meta.Boot = s.boot
 	u := s.new(id, meta, 0, time.Now())
 	u.h = newHasher()
-	s.mu.Lock()
-	old, full := s.m[id], len(s.m)-s.became.Len() >= s.max
-	if old == nil && !full {
-		s.m[id] = u
+	old, full := s.enter(u)
+	for full && s.giveUp(false) {
+		old, full = s.enter(u)
 	}
-	s.mu.Unlock()
 	switch {
 	case old != nil:
 		return old, nil
 	case full:
-		return nil, fmt.Errorf("starting an upload: there are %d already (uploads.max): %w", s.max, errdefs.ErrResourceExhausted)
+		return nil, fmt.Errorf("starting an upload: there are %d already (uploads.max), and none that was idle for %v: %w",
+			s.max, idleFor, origin.ErrBusy)
 	}
 	text, err := json.Marshal(meta)
 	if err == nil {
@@ -185,6 +195,62 @@ func (s *uploads) begin(id string, meta uploadMeta) (*upload, error) {
 		return nil, fmt.Errorf("starting an upload: %w", errors.Join(diskfull.Classed(err), s.forget(u)))
 	}
 	return u, nil
+}
+
+// enter makes u one of the uploads, unless there is one of its id already, or too many.
+func (s *uploads) enter(u *upload) (old *upload, full bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old = s.m[u.id]
+	full = old == nil && len(s.m)-s.became.Len() >= s.max
+	if old == nil && !full {
+		s.m[u.id] = u
+	}
+	return old, full
+}
+
+// giveUp has an upload go that is idle, at its mirrors, too: the one to which nothing has happened for longest, of those that are empty,
+// if there are some. bytes: not those. It reports whether it found one.
+func (s *uploads) giveUp(bytes bool) bool {
+	for {
+		now := time.Now()
+		var first *upload
+		var empty bool
+		var since time.Time
+		for _, u := range s.all() {
+			at, idle := u.idle()
+			none := u.size.Load() == 0
+			if !idle || now.Sub(at) < idleFor || none && bytes || first != nil && (empty && !none || empty == none && !at.Before(since)) {
+				continue
+			}
+			first, empty, since = u, none, at
+		}
+		if first == nil {
+			return false
+		}
+		if first.step(now, mirror.EvMakeRoom{}) { // else somebody has come to it
+			s.freed.Add(first.size.Load())
+			log.G(s.tasks.ctx).WithFields(log.Fields{"upload": first.id, "namespace": first.meta.Namespace, "size": first.size.Load()}).
+				WithField("idle", now.Sub(since).Round(time.Second)).Info("an upload that nobody came back to has made room for others")
+			return true
+		}
+	}
+}
+
+// free has uploads go that are idle until there is room for need bytes, or none is left.
+func (s *uploads) free(need int64) {
+	for before := s.freed.Load(); s.freed.Load()-before < need && s.giveUp(true); {
+	}
+}
+
+// idle returns how many bytes may make room.
+func (s *uploads) idle(now time.Time) (bytes int64) {
+	for _, u := range s.all() {
+		if since, idle := u.idle(); idle && now.Sub(since) >= idleFor {
+			bytes += u.size.Load()
+		}
+	}
+	return bytes
 }
 
 // forget removes an upload: its name last, so that nothing of a later one goes with it.
@@ -203,7 +269,15 @@ func (s *uploads) get(id string) (*upload, error) {
 	if u := s.m[id]; u != nil {
 		return u, nil
 	}
-	return nil, fmt.Errorf("no such upload: %s: %w", id, errdefs.ErrNotFound)
+	return nil, s.missing(id)
+}
+
+// missing says that there is no such upload, and why, if it was here.
+func (s *uploads) missing(id string) error {
+	if why, ok := s.ended.Get(id); ok {
+		return fmt.Errorf("no such upload: %s: %w: %w", id, why, errdefs.ErrNotFound)
+	}
+	return fmt.Errorf("no such upload: %s: %w", id, errdefs.ErrNotFound)
 }
 
 // all returns the uploads, with those that became blobs.

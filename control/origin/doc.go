@@ -14,7 +14,7 @@
 //   - [errdefs.ErrInvalidArgument]: it can never be accepted; the bytes have another digest.
 //   - [errdefs.ErrOutOfRange]: an offset that is not the upload's, or is beyond the blob.
 //   - [errdefs.ErrConflict]: somebody else writes to the upload at this moment.
-//   - [errdefs.ErrResourceExhausted]: the disk is full, or there are too many uploads.
+//   - [errdefs.ErrResourceExhausted]: the disk is full; if it is [ErrBusy], too, there are too many uploads just now.
 //   - [errdefs.ErrDataLoss]: what the backend has under the blob's name are other bytes.
 //
 // # Concurrency

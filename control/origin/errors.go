@@ -2,6 +2,7 @@ package origin
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -10,10 +11,15 @@ import (
 	"github.com/capelin-io/capelin/internal/errclass"
 )
 
+// ErrBusy: as much is under way as may be, and nothing of it can be given up yet. It is an errdefs.ErrResourceExhausted that passes by
+// itself, within a minute or so.
+var ErrBusy = fmt.Errorf("too much is under way: %w", errdefs.ErrResourceExhausted)
+
 // classes is the one table of what errors are on the wire.
 var classes = errclass.Table{
 	{Name: "unavailable", Status: http.StatusServiceUnavailable, Err: errdefs.ErrUnavailable},
 	{Name: "data_loss", Status: http.StatusBadGateway, Err: errdefs.ErrDataLoss},
+	{Name: "busy", Status: http.StatusTooManyRequests, Err: ErrBusy},
 	{Name: "resource_exhausted", Status: http.StatusInsufficientStorage, Err: errdefs.ErrResourceExhausted},
 	{Name: "invalid_argument", Status: http.StatusBadRequest, Err: errdefs.ErrInvalidArgument},
 	{Name: "out_of_range", Status: http.StatusRequestedRangeNotSatisfiable, Err: errdefs.ErrOutOfRange},

@@ -48,6 +48,8 @@ type (
 		Feeder uint64
 		Answer
 	}
+	// EvMakeRoom: others need the room that the upload takes. It goes if it is idle (Upload.Idle), at its mirrors, too.
+	EvMakeRoom struct{}
 	// EvStands answers ActAsk. Without an answer it does not come.
 	EvStands struct {
 		Member string
@@ -159,8 +161,8 @@ type (
 	// ActAsk: how does the upload stand at a member?
 	ActAsk struct{ Member string }
 	// ActForget: remove what is left of the file, and this value. Nothing follows; what still
-	// comes for it is of no consequence.
-	ActForget struct{}
+	// comes for it is of no consequence. Why says why it is no upload any more.
+	ActForget struct{ Why error }
 )
 
 // Call is what requests to a mirror have in common. A feeder has one at a time.
@@ -179,6 +181,7 @@ func (EvVerified) event()  {}
 func (EvCommitted) event() {}
 func (EvMoved) event()     {}
 func (EvAnswer) event()    {}
+func (EvMakeRoom) event()  {}
 func (EvStands) event()    {}
 
 func (ActReply) action()   {}

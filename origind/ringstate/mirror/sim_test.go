@@ -109,7 +109,7 @@ func chaos(t *testing.T, seed uint64) uint64 {
 // fault has something go wrong soon.
 func (w *world) fault() {
 	n, o := w.nodes[w.rng.IntN(len(w.nodes))], w.nodes[w.rng.IntN(len(w.nodes))]
-	kind, d := w.rng.IntN(6), w.between(100, 40000)
+	kind, d := w.rng.IntN(7), w.between(100, 40000)
 	w.after(w.between(0, 5000), func() {
 		switch kind {
 		case 0:
@@ -121,12 +121,60 @@ func (w *world) fault() {
 		case 2, 3:
 			w.note("%s freezes for %v", n.Name, d)
 			n.thaw = w.now.Add(d)
+		case 4:
+			n.do(n.makeRoom)
 		default:
 			w.note("no link %v for %v", link(n, o), d)
 			w.cut[link(n, o)] = true
 			w.after(d, func() { delete(w.cut, link(n, o)) })
 		}
 	})
+}
+
+// makeRoom has all go that is idle, however short a time.
+func (n *node) makeRoom() {
+	for _, l := range n.locals() {
+		if _, ok := l.u.Idle(); ok {
+			n.step(l, EvMakeRoom{})
+		}
+	}
+}
+
+// What makes room at its leader goes from its mirrors at once. The leader may have restarted: then they find out.
+func TestMakesRoom(t *testing.T) {
+	for seed := range uint64(20) {
+		w := newWorld(t, seed, 3, 2)
+		c := w.push(20, w.nodes[0])
+		c.chunk, c.pause = 10, 24*time.Hour // it does not come back
+		at := func() (n int) {
+			for _, o := range w.nodes {
+				n += len(o.files)
+			}
+			return n
+		}
+		if !w.run(time.Minute, func() bool { return at() == 2 && c.high == 10 }) {
+			w.fail("the upload is at %d members", at())
+		}
+		w.run(time.Minute, func() bool { return false })
+		within := time.Second
+		if seed%2 == 1 {
+			w.nodes[0].crash(time.Second)
+			w.run(20*time.Second, func() bool { return false })
+			within = idle + time.Minute
+		}
+		w.nodes[0].makeRoom()
+		done := w.run(within, func() bool {
+			for _, o := range w.nodes[1:] {
+				if seed%2 == 1 {
+					o.makeRoom()
+				}
+			}
+			return at() == 0
+		})
+		if !done {
+			w.fail("the upload is still at %d members", at())
+		}
+	}
 }
 
 // Without a fault nothing is sent twice, and there are as many copies as are wanted.

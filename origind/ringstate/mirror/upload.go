@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/capelin-io/capelin/control/ring"
@@ -28,7 +29,8 @@ var (
 	errGoesOn     = errors.New("the upload goes on")
 	errBroken     = errors.New("the body broke off")
 	errDeleted    = errors.New("the upload was deleted")
-	errOld        = errors.New("the upload is too old")
+	errOld        = errors.New("nothing was added to the upload for too long (uploads.expire)")
+	errRoom       = errors.New("nobody had come back to the upload, and others needed its room")
 	errElsewhere  = errors.New("its leader feeds another mirror")
 	errNotLeaders = errors.New("its bytes are not the blob's")
 	errDown       = errors.New("it is down")
@@ -110,6 +112,10 @@ func (u *Upload) Step(now time.Time, ev Event) []Action {
 	case EvAnswer:
 		if f := u.feeder(ev.Feeder); f != nil {
 			u.answered(f, ev.Answer)
+		}
+	case EvMakeRoom:
+		if _, idle := u.Idle(); idle {
+			u.abandon(errRoom)
 		}
 	case EvStands:
 		u.heard(ev)
@@ -255,10 +261,7 @@ func (u *Upload) obeys(r *Request) bool {
 
 // follow lets go of the upload: another member leads, or did.
 func (u *Upload) follow(term Term, leader string) {
-	for _, f := range u.feeders {
-		u.act(ActDrop{f.id})
-	}
-	u.feeders = nil
+	u.drop()
 	u.endPuts(Unavailable, errTaken)
 	u.refuseWaiting()
 	u.stop()
@@ -335,12 +338,17 @@ func (u *Upload) erase(r Request) {
 	}
 }
 
-// forget ends the upload here.
-func (u *Upload) forget(why error, code Code) {
+// drop leaves all mirrors alone.
+func (u *Upload) drop() {
 	for _, f := range u.feeders {
 		u.act(ActDrop{f.id})
 	}
 	u.feeders = nil
+}
+
+// forget ends the upload here.
+func (u *Upload) forget(why error, code Code) {
+	u.drop()
 	u.endPuts(code, why)
 	u.refuseWaiting()
 	if u.writing != nil {
@@ -348,7 +356,7 @@ func (u *Upload) forget(why error, code Code) {
 		u.reply(u.writing, Unknown, why)
 	}
 	u.gone = true
-	u.act(ActForget{})
+	u.act(ActForget{why})
 }
 
 // lifetime is how long an upload stays to which nothing happens.
@@ -368,19 +376,46 @@ func (u *Upload) busy() bool { return u.writing != nil || u.working != "" || len
 func (u *Upload) age() {
 	switch {
 	case u.busy():
-	case u.now.Sub(u.used) >= u.lifetime():
-		u.forget(errOld, Unknown)
-	case u.asks() && u.now.Sub(u.asked) >= idle:
-		u.asked = u.now
-		u.act(ActAsk{u.leader})
+	case u.now.Sub(u.used) < u.lifetime():
+		if u.asks() && u.now.Sub(u.asked) >= idle {
+			u.asked = u.now
+			u.act(ActAsk{u.leader})
+		}
+	case u.committed != "":
+		u.forget(errBlob, Unknown)
+	default:
+		u.abandon(errOld)
 	}
+}
+
+// Idle returns since when nothing has happened to the upload. ok: nobody is at it here, it is no blob, and no other member that is up
+// leads it, so that it may make room for others.
+func (u *Upload) Idle() (since time.Time, ok bool) {
+	led := !u.leads() && slices.ContainsFunc(u.members, func(m Member) bool { return m.Name == u.leader && m.Up })
+	return u.used, !u.gone && !u.busy() && u.committed == "" && !led
+}
+
+// abandon ends an upload to which nobody has come for long. Its mirrors need not find that out by themselves.
+func (u *Upload) abandon(why error) {
+	if u.leads() {
+		for _, f := range u.feeders {
+			u.left[f.member] = true
+		}
+		u.drop()
+		u.clean()
+	}
+	u.forget(why, Unknown)
 }
 
 // heard takes in what the leader says of an upload that rests. If it does not know it any
 // more, this may be the only copy, and the client may still come.
 func (u *Upload) heard(ev EvStands) {
 	over := ev.Leads || ev.Committed != "" || !ev.Known && u.size == 0
-	if u.asks() && ev.Member == u.leader && over && !ev.Feeds && !u.busy() {
+	switch {
+	case !u.asks() || ev.Member != u.leader || ev.Feeds || u.busy():
+	case over:
 		u.forget(errElsewhere, Unknown)
+	case !ev.Known:
+		u.leader = ""
 	}
 }

@@ -43,10 +43,16 @@ var codes = []string{"", "done", "later", "wrong-digest", "unknown", "conflict",
 //	start|append|put|delete id=1 [from=b term=2] [at=…] [digest=…]
 //	wrote N | appended N [broken] | verified D CODE | committed D CODE | moved F
 //	answer F CODE [at=…] [term=…] [text=…] | stands b [at=…] [leads] [feeds] [committed=…]
-//	stands? b | advance 2s
+//	stands? b | advance 2s | makeroom
 func (s *story) command(t *testing.T, d *datadriven.TestData) {
 	if d.Cmd == "new" {
 		s.begin(t, d)
+		return
+	}
+	if d.Cmd == "makeroom" {
+		since, ok := s.u.Idle()
+		fmt.Fprintf(&s.out, "idle since %v: %v\n", since.Sub(s.start), ok)
+		s.step(EvMakeRoom{})
 		return
 	}
 	if len(d.CmdArgs) == 0 {
@@ -198,7 +204,7 @@ func actionText(a Action) string {
 	case ActAsk:
 		return "ask " + a.Member
 	case ActForget:
-		return "forget"
+		return fmt.Sprintf("forget: %v", a.Why)
 	}
 	return fmt.Sprintf("%T", a)
 }
