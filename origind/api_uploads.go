@@ -53,6 +53,9 @@ func (a *api) leader(r *http.Request, q map[string]string) (from string, term mi
 // another member that has it.
 func (a *api) found(w http.ResponseWriter, r *http.Request, from string) (*upload, error) {
 	id, err := uploadID(r)
+	if err == nil && from == "" && r.Method != http.MethodDelete {
+		err = a.s.member.takes()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -100,9 +103,12 @@ func (a *api) startUpload(w http.ResponseWriter, r *http.Request) error {
 	}
 	id := q[origin.ParamID]
 	if from != "" {
-		if err := origin.CheckUploadID(id); err != nil {
-			return err
-		}
+		err = origin.CheckUploadID(id)
+	} else {
+		err = a.s.member.takes()
+	}
+	if err != nil {
+		return err
 	}
 	u, err := a.s.startUpload(id, meta)
 	if err != nil {

@@ -29,6 +29,7 @@ import (
 // So nothing is answered before it is durable, and a turn sees what those before it have decided.
 type member struct {
 	memberParts
+	name  string
 	ring  *ringstate.Ring // of the goroutine, and of whoever makes the member
 	began time.Time
 	blind time.Duration // for which what was seen last counts; 0: for ever
@@ -143,7 +144,7 @@ const (
 // newMember returns a member that knows what is here, and has not begun.
 func newMember(ctx context.Context, cfg ringstate.Config, parts memberParts) (*member, error) {
 	m := &member{
-		memberParts: parts, began: time.Now(), kick: make(chan struct{}, 1), stop: make(chan struct{}), ended: make(chan struct{}),
+		memberParts: parts, name: cfg.Name, began: time.Now(), kick: make(chan struct{}, 1), stop: make(chan struct{}), ended: make(chan struct{}),
 		calls: map[uint64]func(ringstate.Action){}, waiting: map[digest.Digest][]chan error{}, healing: map[digest.Digest]*healing{},
 		warned: map[string]time.Time{},
 		asking: make(chan struct{}, asksAtOnce), erasers: make(chan struct{}, erasesAtOnce), blind: blindFor(cfg.WithDefaults()),
@@ -355,6 +356,19 @@ func (m *member) serving() bool {
 // peers returns all members as this one sees them.
 func (m *member) peers() []ringstate.Peer { return m.sight.Load().peers }
 
+// out says that this member was taken out of the ring, so that it takes nothing from clients.
+func (m *member) out() error {
+	return fmt.Errorf("%s (`capelin origin ring readmit %s` has it be one again): %w", ringstate.WhyRemoved, m.name, errdefs.ErrUnavailable)
+}
+
+// takes reports why clients push to other members: an operator has taken this one out, and nobody would confirm what it has.
+func (m *member) takes() error {
+	if slices.ContainsFunc(m.peers(), func(p ringstate.Peer) bool { return p.Self && p.Out }) {
+		return m.out()
+	}
+	return nil
+}
+
 // publish has others see what the ring has come to.
 func (m *member) publish() {
 	was, is := m.sight.Load(), &sight{m.ring.Serving(), time.Now(), m.ring.Peers()}
@@ -408,6 +422,8 @@ func (m *member) push(ctx context.Context, ev ringstate.EvPut) (copies int, err 
 		return 0, err
 	case done.OK:
 		return done.Copies, nil
+	case done.Why == ringstate.WhyRemoved:
+		return 0, fmt.Errorf("pushing %s: %w", ev.Digest, m.out())
 	case done.Why == ringstate.WhyTooMuch:
 		return 0, fmt.Errorf("%s: %s: %w", ev.Digest, done.Why, errdefs.ErrFailedPrecondition)
 	case done.Why != "":
@@ -435,6 +451,8 @@ func (m *member) remove(ctx context.Context, d digest.Digest, namespace string, 
 	switch {
 	case err != nil || done.OK:
 		return err
+	case done.Why == ringstate.WhyRemoved:
+		return fmt.Errorf("deleting %s: %w", d, m.out())
 	case done.Why != "":
 		return fmt.Errorf("deleting %s: %s: %w", d, done.Why, errdefs.ErrUnavailable)
 	}

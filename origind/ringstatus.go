@@ -48,7 +48,7 @@ func statusOf(r *ringstate.Ring, now time.Time) *origin.RingStatus {
 // stateOf says how a member is.
 func stateOf(p *ringstate.Peer) origin.RingState {
 	switch {
-	case p.Removed && p.Mode != ringstate.Drained:
+	case p.Out:
 		return origin.RingRemoved
 	case p.Mode == ringstate.Drained:
 		return origin.RingDrained

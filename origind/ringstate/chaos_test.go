@@ -120,7 +120,7 @@ func (c *chaos) break1() {
 		away *= 5
 	}
 	back := func(f func()) { c.after(time.Duration(away), f) }
-	switch c.rng.IntN(12) {
+	switch c.rng.IntN(13) {
 	case 0, 1:
 		if n.ring != nil {
 			n.stop()
@@ -173,6 +173,8 @@ func (c *chaos) break1() {
 		} else {
 			n.skew += time.Duration(c.rng.Int64N(int64(time.Minute))) - 30*time.Second
 		}
+	case 12:
+		c.takeOut(n, c.pick())
 	}
 	c.after(time.Duration(c.rng.Int64N(int64(2*time.Minute))), c.break1)
 }
@@ -197,10 +199,39 @@ func (c *chaos) wipe(n *node) {
 	}
 	n.stop()
 	c.logf("%s loses its disk", n.name)
-	c.oracle.lost = append(c.oracle.lost, lostDisk{c.now, n.disk.bytes})
+	c.oracle.lost = append(c.oracle.lost, lostDisk{at: c.now, bytes: n.disk.bytes})
 	c.wiped = c.now
 	n.wipe()
 	c.after(time.Duration(c.rng.Int64N(int64(time.Minute))), func() { c.restart(n) })
+}
+
+// takeOut has an operator say of a member that it is none any more, whatever it has, or that it will never be back, and later that it is
+// one all the same. Until all is whole without it that is the loss of a disk.
+func (c *chaos) takeOut(n, at *node) {
+	if len(c.oracle.lost)+1 >= c.cfg.MinReplicas || n == at || !at.up() || n.out {
+		return
+	}
+	do := []MemberDo{Remove, Forget}[c.rng.IntN(2)]
+	listed := func() bool { o := at.ring.find(n.name); return o == nil || o.listed() }
+	was := listed()
+	c.nextID++
+	at.calls[c.nextID] = func(Action) {}
+	at.step(EvMember{c.nextID, n.name, do})
+	if at.ring == nil || !was || listed() {
+		return // refused; or it is alive, and was not to be forgotten
+	}
+	c.logf("%s is taken out (%v), says %s", n.name, do, at.name)
+	n.out = true
+	c.oracle.lost = append(c.oracle.lost, lostDisk{c.now, n.disk.bytes, n})
+	c.wiped = c.now
+	var back func()
+	back = func() {
+		if m := c.pick(); m.up() && m != n && c.readmit(m, n) {
+			return
+		}
+		c.after(time.Second, back)
+	}
+	c.after(time.Duration(c.rng.Int64N(int64(5*time.Minute))), back)
 }
 
 // leave drains a member, which comes back with a new disk, or changes its mind.
@@ -275,7 +306,11 @@ func (c *chaos) heal() {
 		}
 	}
 	for _, n := range c.nodes {
-		c.readmit(n)
+		for _, m := range c.nodes {
+			if m.up() && n != m && m.ring.find(n.name) != nil && !m.ring.find(n.name).listed() {
+				c.readmit(m, n)
+			}
+		}
 	}
 }
 
@@ -293,15 +328,15 @@ func (c *chaos) forget() {
 	}
 }
 
-// readmit has members that have left be some again.
-func (c *chaos) readmit(n *node) {
-	for _, m := range c.nodes {
-		if m.up() && n != m && m.ring.find(n.name) != nil && !m.ring.find(n.name).listed() {
-			c.nextID++
-			m.calls[c.nextID] = func(Action) {}
-			m.step(EvMember{c.nextID, n.name, Readmit})
-		}
+// readmit has a member that has left, or was taken out, be one again, and reports whether m has done that.
+func (c *chaos) readmit(m, n *node) (ok bool) {
+	c.nextID++
+	m.calls[c.nextID] = func(a Action) { ok = a.(ActDone).OK }
+	m.step(EvMember{c.nextID, n.name, Readmit})
+	if ok {
+		n.out = false
 	}
+	return ok
 }
 
 // TestChaos breaks rings in all ways, and checks what the package comment promises.

@@ -46,6 +46,9 @@ func (n *node) push(i int, namespace string, done func(ok bool)) {
 	}
 	n.acknowledges(id, op, fmt.Sprintf("push of %s to %s", short(d), namespace), done)
 	n.step(&EvPut{ID: id, Digest: d, Size: 1000, Place: placeOf(i), Namespace: namespace, Mirrors: mirrors, Local: n.local(d)})
+	if n.ring != nil && !n.ring.Pinned(d) {
+		n.unpin(d) // the ring does not want it
+	}
 }
 
 // acknowledges has a client hear what comes of its call, in time, and in this life of n.

@@ -30,6 +30,10 @@ type deletion struct {
 // delete begins a deletion. What members knew of pushes they may have lost, so what is beside the object is looked at
 // first: by whatever clock those were stamped, the removal is to be later.
 func (r *Ring) delete(ev *EvDelete) {
+	if !r.me.listed() {
+		r.do(ActDone{ID: ev.ID, Why: WhyRemoved})
+		return
+	}
 	d := &deletion{id: ev.ID, place: ev.Place, since: r.now}
 	r.deletes = append(r.deletes, d)
 	begin := func(l Local) {
@@ -198,6 +202,10 @@ func (r *Ring) endDelete(d *deletion, a ActDone) {
 // deleteOn asks those again who have not answered, and ends what took too long.
 func (r *Ring) deleteOn() {
 	for _, d := range slices.Clone(r.deletes) {
+		if !r.me.listed() {
+			r.endDelete(d, ActDone{ID: d.id, Why: WhyRemoved})
+			continue
+		}
 		if r.now-d.since < int64(r.cfg.Push) {
 			if d.seqs != nil {
 				r.askDeleted(d)

@@ -52,6 +52,8 @@ func TestHistories(t *testing.T) {
 		{"holders that have just started", "a b c d e", startingHolders},
 		{"a removal that nobody else has heard of", "a b c", lonelyEraser},
 		{"a mirror that fetches, and keeps nothing that is not pinned", "a b c", hastyMirror},
+		{"one copy's member is forgotten, and the other one's does not answer", "a b c d e", forgottenHalf},
+		{"pushes and deletions where a member was taken out", "a b c d", takenOut},
 	} {
 		t.Run(h.name, func(t *testing.T) {
 			n := uint64(1)
@@ -249,7 +251,7 @@ func (w *world) loseDisk(name string) {
 	if n.ring != nil {
 		n.stop()
 	}
-	w.oracle.lost = append(w.oracle.lost, lostDisk{w.now, n.disk.bytes})
+	w.oracle.lost = append(w.oracle.lost, lostDisk{at: w.now, bytes: n.disk.bytes})
 	n.wipe()
 }
 

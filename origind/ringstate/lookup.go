@@ -117,8 +117,9 @@ func (r *Ring) absent(slots uint64, said int) (names []string) {
 			names = append(names, m.name)
 		}
 	}
+	// Also what was forgotten: until all is proved to be whole without it, there may be one copy less of something.
 	for _, l := range r.lost {
-		if m := r.find(l.Name); r.isLost(l) && (m.inc != l.Incarnation || slots&m.bit() == 0) {
+		if m := r.find(l.Name); r.isAway(l) && (m.inc != l.Incarnation || slots&m.bit() == 0) {
 			disks++
 			names = append(names, l.Name)
 		}

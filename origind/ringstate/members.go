@@ -106,8 +106,11 @@ type member struct {
 // listed reports whether it counts as a member: it was not removed, and has not left, which is
 // what a drained one has that is gone. Who has left is a member again when it is heard of.
 func (m *member) listed() bool {
-	return m.removal.Readmitted >= m.removal.Removed && !(m.gone && m.mode == Drained)
+	return !m.out() && !(m.gone && m.mode == Drained)
 }
+
+// out reports whether an operator has taken it out.
+func (m *member) out() bool { return m.removal.Removed > m.removal.Readmitted }
 
 func (m *member) owner() bool { return m.listed() && m.mode == Up && !m.gone }
 func (m *member) bit() uint64 { return 1 << m.slot }
@@ -223,7 +226,13 @@ func (r *Ring) addLost(l Lost) {
 // it never will be.
 func (r *Ring) isLost(l Lost) bool {
 	m := r.find(l.Name)
-	if m == nil || l.Drained || m.removal.Forgotten >= l.At {
+	return m != nil && m.removal.Forgotten < l.At && r.isAway(l)
+}
+
+// isAway reports whether a lost disk is not back, whatever was said of it.
+func (r *Ring) isAway(l Lost) bool {
+	m := r.find(l.Name)
+	if m == nil || l.Drained {
 		return false
 	}
 	back := m == r.me || m.listed() && r.alive&m.bit() != 0

@@ -20,6 +20,8 @@ type oracle struct {
 type lostDisk struct {
 	at    time.Duration
 	bytes map[digest.Digest]*held
+	// out is the member that an operator has taken out, with its disk, and that may be let in again with it; nil: the disk is no more.
+	out *node
 }
 
 // never is when what has no known outcome ends.
@@ -107,14 +109,14 @@ func (o *oracle) mustNot(d digest.Digest, at time.Duration) bool {
 // copies counts the disks that have a blob pinned, up to MinReplicas, those lost after a time included.
 func (o *oracle) copies(d digest.Digest, since time.Duration) (n int) {
 	for _, m := range o.w.nodes {
-		if b := m.disk.bytes[d]; b != nil && b.pinned {
+		if b := m.disk.bytes[d]; b != nil && b.pinned && !m.out {
 			if n++; n == o.w.cfg.MinReplicas {
 				return n
 			}
 		}
 	}
 	for _, l := range o.lost {
-		if b := l.bytes[d]; l.at >= since && b != nil && b.pinned {
+		if b := l.bytes[d]; l.at >= since && b != nil && b.pinned && (l.out == nil || l.out.out) {
 			n++
 		}
 	}

@@ -73,6 +73,7 @@ func bothLost(w *world) {
 		}
 	}
 	w.until(10*time.Minute, "a whole ring without them", w.oracle0)
+	w.run(3 * time.Second) // until all have heard of it
 	for _, n := range w.nodes {
 		if n.ring != nil {
 			w.mustRead(n.name, kept, no404)

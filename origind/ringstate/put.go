@@ -14,6 +14,8 @@ import (
 const (
 	WhyDeleted = "it was deleted meanwhile"
 	WhyTooMuch = "it has too many homes, or is in too many namespaces: delete it from some"
+	// WhyRemoved: nobody confirms anything to such a member. The push, or the deletion, is for another one.
+	WhyRemoved = "this member was taken out of the ring"
 )
 
 // put is a client's PUT that is not acknowledged yet.
@@ -35,6 +37,10 @@ type put struct {
 
 // put stamps a push, and has MinReplicas members confirm it: for this PUT, whatever is known.
 func (r *Ring) put(ev *EvPut) {
+	if !r.me.listed() {
+		r.do(ActDone{ID: ev.ID, Why: WhyRemoved})
+		return
+	}
 	p := &put{id: ev.ID, digest: ev.Digest, place: ev.Place, namespace: ev.Namespace, since: r.now}
 	for _, name := range ev.Mirrors {
 		if m := r.find(name); m != nil && m != r.me {
@@ -202,6 +208,10 @@ func (r *Ring) endPut(p *put, a ActDone) {
 // pushOn asks again who fetches, and more members if some do not answer.
 func (r *Ring) pushOn() {
 	for _, p := range slices.Clone(r.puts) {
+		if !r.me.listed() {
+			r.endPut(p, ActDone{ID: p.id, Why: WhyRemoved})
+			continue
+		}
 		if r.now-p.since >= int64(r.cfg.Push) {
 			a := ActDone{ID: p.id, Copies: count(p.have)}
 			for _, m := range r.ordered(string(p.digest)) {

@@ -60,7 +60,8 @@ type Peer struct {
 	Starting     bool
 	Full         bool
 	Gone         bool // silent for so long that others are owners in its place
-	Removed      bool // by an operator, or it has left
+	Removed      bool // by an operator (Out), or it has left
+	Out          bool
 	Takes        bool // it can be given a copy of a push
 	Under        *int // Status.Under of it, as it last said; nil: it does not say
 	// Skew is how far its clock is ahead of this one's, or behind (negative); 0: record.MaxSkew at most, or not known.
@@ -75,7 +76,7 @@ func (r *Ring) Peers() []Peer {
 		*p = Peer{
 			Member: ring.Member{Name: m.name, Zone: m.zone}, Addr: m.addr, Self: m == r.me, Mode: m.mode, Owner: m.owner(),
 			Alive: r.alive&m.bit() != 0, Heard: m == r.me || r.hears(m), Silent: time.Duration(r.now - m.live),
-			Full: m.full, Gone: m.gone, Removed: !m.listed(),
+			Full: m.full, Gone: m.gone, Removed: !m.listed(), Out: m.out(),
 		}
 		switch {
 		case m == r.me:

@@ -113,6 +113,7 @@ type node struct {
 	life     int
 	frozen   bool
 	old      bool     // it is of a release that answers every ask at once
+	out      bool     // an operator has taken it out
 	starting bool     // no crash then
 	inbox    []func() // what comes while it is frozen
 	tick     time.Duration

@@ -1,0 +1,89 @@
+package ringstate
+
+import "time"
+
+// Of two copies one is on a disk that was forgotten, and the other one's member does not answer. It is not nowhere: nothing was lost but one
+// disk, and who has the other copy will be back.
+func forgottenHalf(w *world) {
+	var holders []string
+	w.node("a").push(kept, team, func(ok bool) {
+		if holders = w.pinned(kept); ok && len(holders) == 2 {
+			w.partition(holders...)
+			w.loseDisk(holders[1])
+			w.cut[[2]string{holders[0], holders[1]}] = true
+		}
+	})
+	w.run(30 * time.Second)
+	if len(holders) != 2 {
+		w.end() // with other delays three have it
+		return
+	}
+	for _, n := range w.nodes {
+		if n.ring != nil && n.name != holders[0] {
+			w.tell(n.name, holders[1], Forget)
+			w.mustRead(n.name, kept, no503)
+			break
+		}
+	}
+	for range 20 {
+		w.run(time.Second)
+		for _, n := range w.nodes {
+			if n.ring != nil && n.name != holders[0] {
+				w.mustRead(n.name, kept, no503)
+			}
+		}
+	}
+	w.partition()
+	w.run(10 * time.Second)
+	for _, n := range w.nodes {
+		if n.ring != nil {
+			w.mustRead(n.name, kept, ok200)
+		}
+	}
+	w.until(10*time.Minute, "a whole ring without the one that was forgotten", w.oracle0)
+}
+
+// Nobody confirms anything to a member that was taken out. Clients hear so at once, and not when they have waited for as long as there is.
+func takenOut(w *world) {
+	w.mustPush("a", kept, team)
+	w.whole()
+	d := w.node("d")
+	w.cutOff("d", "b", true)
+	w.cutOff("d", "c", true)
+	w.run(w.cfg.Down)
+	if !w.tell("a", "d", Remove) {
+		w.fatalf("one of four may not be taken out")
+	}
+	began, ended := w.now, time.Duration(-1)
+	d.push(stored, team, func(ok bool) {
+		if ok {
+			w.fatalf("acknowledged by nobody")
+		}
+		ended = w.now
+	})
+	if d.ring.me.listed() {
+		w.until(10*time.Second, "d to hear of it", func() bool { return !d.ring.me.listed() })
+	}
+	w.run(2 * w.cfg.Probe)
+	if ended < 0 {
+		w.fatalf("a push that nobody will confirm is still waited for, %v after that", w.now-began)
+	}
+	for _, f := range []func(done func(bool)){
+		func(done func(bool)) { d.push(stored, team, done) }, func(done func(bool)) { d.remove(kept, team, done) },
+	} {
+		at := w.now
+		if w.wait("an answer", f) {
+			w.fatalf("a member that was taken out acknowledges something")
+		}
+		if took := w.now - at; took > time.Second {
+			w.fatalf("it took %v to say so", took)
+		}
+	}
+	if got := w.readAt("d", kept); got != ok200 {
+		w.fatalf("it does not find what others have: %d", got)
+	}
+	w.partition()
+	w.tell("a", "d", Readmit)
+	w.mustPush("b", stored, team)
+	w.end()
+}
