@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"maps"
 	"net"
@@ -226,6 +227,10 @@ func (c *Client) Do(ctx context.Context, s *Server, r *Request) (*http.Response,
 	}
 	maps.Copy(req.Header, r.Header)
 	resp, err := c.http.Do(req)
+	if err == nil && wantsTLS(resp) {
+		resp.Body.Close()
+		err = errPlain
+	}
 	if err == nil {
 		s.answered()
 		return resp, nil
@@ -255,6 +260,18 @@ func (c *Client) Do(ctx context.Context, s *Server, r *Request) (*http.Response,
 		err = &SentOnError{at.Base, err}
 	}
 	return nil, fmt.Errorf("%s %s: %s %s: %w", c.what, s.Base, r.Method, r.Path, err)
+}
+
+// errPlain: a server is asked without TLS, and takes nothing else.
+var errPlain = errors.New("it wants TLS and a certificate, and is asked without: give the identity (in a file), or --ca, --cert and --key")
+
+// wantsTLS reports whether an answer is the one of Go's servers to who speaks plain HTTP to TLS.
+func wantsTLS(resp *http.Response) bool {
+	if resp.StatusCode != http.StatusBadRequest || resp.TLS != nil || resp.ProtoAtLeast(1, 1) {
+		return false
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 256))
+	return err == nil && strings.Contains(string(b), "HTTP request to an HTTPS server")
 }
 
 // SentOnError is the error of a server to which another one has sent a request on.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -93,9 +94,29 @@ func (c *Client) naming() []name.Option {
 	return nil
 }
 
-// explain says what a registry means that refuses who asks: answers to HEAD, with which
-// a push begins, say nothing.
-func (c *Client) explain(err error, p Place) error {
+// reasonWithin is how long a registry that has refused something is asked why.
+const reasonWithin = 10 * time.Second
+
+// reason returns what a registry says when it is asked again by GET: answers to HEAD, with which a push begins, say nothing.
+// nil: nothing, or it does not refuse that.
+func (c *Client) reason(ctx context.Context, refused *transport.Error) error {
+	if refused.Request == nil || refused.Request.Method != http.MethodHead || len(refused.Errors) > 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, reasonWithin)
+	defer cancel()
+	req := refused.Request.Clone(ctx)
+	req.Method = http.MethodGet
+	resp, err := c.transport.RoundTrip(req)
+	if err != nil {
+		return nil //nolint:nilerr // what is known already is said
+	}
+	defer resp.Body.Close()
+	return transport.CheckError(resp, http.StatusOK)
+}
+
+// explain says what a registry means that refuses who asks.
+func (c *Client) explain(ctx context.Context, err error, p Place) error {
 	refused, ok := errors.AsType[*transport.Error](err)
 	if !ok || p.Kind != Registry {
 		return err
@@ -113,6 +134,9 @@ func (c *Client) explain(err error, p Place) error {
 		return fmt.Errorf("registry %s does not accept the login: \"docker login %[1]s\" again (%[2]s)", host, said)
 	case refused.StatusCode == http.StatusForbidden:
 		return fmt.Errorf("registry %s does not allow this (%s)", host, said)
+	}
+	if why := c.reason(ctx, refused); why != nil {
+		return fmt.Errorf("%w: %w", err, why)
 	}
 	return err
 }

@@ -57,6 +57,25 @@ func TestAuth(t *testing.T) {
 	copyTo(t, newClient(t, Config{Credentials: keychain{"secret"}}), dir, reg+"/a:b", Options{})
 }
 
+// A push begins with HEAD, whose answer does not say why it is refused.
+func TestSaysWhy(t *testing.T) {
+	reg := newRegistry(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(r.URL.Path, "/blobs/") {
+				http.Error(w, `{"errors":[{"code":"UNAVAILABLE","message":"origins b and c are down"}]}`, http.StatusServiceUnavailable)
+				return
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
+	c := newClient(t, Config{})
+	src, _ := c.Source(newLayout(t, item{image: oneImage(t, "amd64")}, ""))
+	dst, _ := c.Target(reg + "/a:b")
+	if _, err := c.Copy(t.Context(), src, dst, Options{}); err == nil || !strings.Contains(err.Error(), "origins b and c are down") {
+		t.Errorf("got %v", err)
+	}
+}
+
 type keychain struct{ password string }
 
 func (k keychain) Resolve(authn.Resource) (authn.Authenticator, error) {

@@ -47,7 +47,7 @@ func (c *Client) Copy(ctx context.Context, from, to Place, o Options) (Copied, e
 	m := newMeter(c.transport)
 	src, done, err := c.open(ctx, from, m)
 	if err != nil {
-		return Copied{}, fmt.Errorf("reading %s: %w", from, c.explain(err, from))
+		return Copied{}, fmt.Errorf("reading %s: %w", from, c.explain(ctx, err, from))
 	}
 	defer done()
 	if o.Platform != nil {
@@ -74,7 +74,7 @@ func (c *Client) Copy(ctx context.Context, from, to Place, o Options) (Copied, e
 	err = c.store(ctx, src, to, from, m)
 	stop(err == nil)
 	if err != nil {
-		return Copied{}, fmt.Errorf("writing %s: %w", to, c.explain(err, to))
+		return Copied{}, fmt.Errorf("writing %s: %w", to, c.explain(ctx, err, to))
 	}
 	for digest, size := range sizes {
 		if to.Kind == Registry && !m.took(digest) || to.Kind != Registry && from.Kind == Registry && !m.gave(digest, size) {
