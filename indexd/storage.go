@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/capelin-io/capelin/fetcher"
-	"github.com/capelin-io/capelin/indexd/moving"
+	"github.com/capelin-io/capelin/fetcher/moving"
 )
 
 // openStorage opens the storage, and that where it moves to.

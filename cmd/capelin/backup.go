@@ -11,7 +11,7 @@ import (
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/limit"
-	"github.com/capelin-io/capelin/indexd/moving"
+	"github.com/capelin-io/capelin/fetcher/moving"
 	"github.com/capelin-io/capelin/internal/backup"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 	"github.com/capelin-io/capelin/internal/daemon/identity"

@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/capelin-io/capelin/fetcher/limit"
-	"github.com/capelin-io/capelin/indexd/moving"
+	"github.com/capelin-io/capelin/fetcher/moving"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
