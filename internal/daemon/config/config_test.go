@@ -205,6 +205,39 @@ func TestPrintParsesBack(t *testing.T) {
 }
 
 // What is printed of an array of tables is an example, which works if the "#" goes.
+// A table that is like another one is printed with its plain keys, and read as a whole.
+func TestPrintLike(t *testing.T) {
+	type part struct {
+		Kind string `toml:"kind" comment:"Its kind."`
+		File struct {
+			Path string `toml:"path" comment:"Its path."`
+		} `toml:"file" comment:"If kind is so."`
+	}
+	type whole struct {
+		Now  part `toml:"now" comment:"Now."`
+		Next part `toml:"next" like:"now" comment:"Then."`
+	}
+	var b bytes.Buffer
+	if err := Print(&b, whole{}); err != nil {
+		t.Fatal(err)
+	}
+	const want = `
+# Then.
+[next]
+# Beside these keys it has the tables that now has.
+
+# Its kind.
+kind = ""
+`
+	if !strings.HasSuffix(b.String(), want) || !strings.Contains(b.String(), "[now.file]") {
+		t.Errorf("got\n%s", b.String())
+	}
+	var got whole
+	if err := Parse("printed", []byte(b.String()+"file.path = \"/x\"\n"), &got); err != nil || got.Next.File.Path != "/x" {
+		t.Errorf("%v, %+v", err, got)
+	}
+}
+
 func TestPrintExample(t *testing.T) {
 	var b bytes.Buffer
 	if err := Print(&b, defaults()); err != nil {

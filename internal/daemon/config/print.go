@@ -20,7 +20,8 @@ import (
 // returns, or else its zero value. What a struct's method Notes() map[string]string
 // returns is added to the comments of these keys: what it has to say of keys that
 // it shares with others, by embedding. Those of the outermost struct may name keys of
-// tables, dotted; they then stand for what is said of SIGHUP.
+// tables, dotted; they then stand for what is said of SIGHUP. A table with the tag `like` is like another one, and so only its plain keys
+// are printed.
 func Print(w io.Writer, defaults any) error {
 	b := bufio.NewWriter(w)
 	v := reflect.Indirect(reflect.ValueOf(defaults))
@@ -40,6 +41,7 @@ func printTable(w *bufio.Writer, prefix string, v reflect.Value, outer map[strin
 		name, comment string
 		v             reflect.Value
 		array         bool
+		like          string
 	}
 	var tables []sub
 	first := prefix == ""
@@ -53,14 +55,14 @@ func printTable(w *bufio.Writer, prefix string, v reflect.Value, outer map[strin
 		}
 		fv := v.FieldByIndex(f.Index)
 		if isTable(fv) {
-			tables = append(tables, sub{name, comment, fv, false})
+			tables = append(tables, sub{name, comment, fv, false, f.Tag.Get("like")})
 			continue
 		}
 		if elem, ok := example(fv); ok {
 			if fv.Len() > 0 {
 				return fmt.Errorf("key %s has tables, which are no defaults", join(prefix, name))
 			}
-			tables = append(tables, sub{name, comment, elem, true})
+			tables = append(tables, sub{name, comment, elem, true, ""})
 			continue
 		}
 		if comment == "" {
@@ -99,11 +101,30 @@ func printTable(w *bufio.Writer, prefix string, v reflect.Value, outer map[strin
 			continue
 		}
 		fmt.Fprintf(w, "[%s]\n", join(prefix, t.name))
+		if t.like != "" {
+			wrap(w, "Beside these keys it has the tables that "+t.like+" has.", width)
+			t.v = withoutTables(t.v)
+		}
 		if err := printTable(w, join(prefix, t.name), t.v, outer, width); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// withoutTables returns a struct that has of v what is no table.
+func withoutTables(v reflect.Value) reflect.Value {
+	var keep []reflect.StructField
+	for _, f := range fields(v.Type()) {
+		if !isTable(v.FieldByIndex(f.Index)) {
+			keep = append(keep, reflect.StructField{Name: f.Name, Type: f.Type, Tag: f.Tag})
+		}
+	}
+	plain := reflect.New(reflect.StructOf(keep)).Elem()
+	for _, f := range keep {
+		plain.FieldByName(f.Name).Set(v.FieldByName(f.Name))
+	}
+	return plain
 }
 
 func notesOf(v reflect.Value) map[string]string {
