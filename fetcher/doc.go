@@ -24,6 +24,8 @@
 // [errdefs.ErrConflict]; a storage that is full is [errdefs.ErrResourceExhausted].
 // The end of a context is its own error, wrapped.
 //
+// Package fetcher/owned has a storage know whose it is, and fetcher/moving lets its contents go to another one while they are used.
+//
 // A storage that says that it compares and swaps may not: [Prove] finds out. Package fetcher/parts cuts large objects, for
 // those that take them so, and fetcher/limit bounds what moves per second.
 //

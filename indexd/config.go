@@ -20,7 +20,7 @@ type Config struct {
 	daemon.Common
 
 	Storage backends.IndexStorage `toml:"storage" comment:"Where tags and records of manifests are kept. Several indexes may share it."`
-	Next    backends.IndexStorage `toml:"next" comment:"Where they go when \"capelin index move\" moves them: all indexes that share the storage are told, before it begins. No kind: nowhere."`
+	Next    backends.IndexStorage `toml:"next" like:"storage" comment:"Where they go when \"capelin index move\" moves them: all indexes that share the storage are told, before it begins. No kind: nowhere."`
 
 	Origins []string `toml:"origins" comment:"Addresses of the origins' APIs, host:port each; of a ring one that answers is enough. Tags and manifests are accepted only if an origin has what they refer to. Default 127.0.0.1:7480."`
 

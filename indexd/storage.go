@@ -11,6 +11,7 @@ import (
 
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/moving"
+	"github.com/capelin-io/capelin/fetcher/owned"
 )
 
 // openStorage opens the storage, and that where it moves to.
@@ -24,8 +25,9 @@ func (c *Config) openStorage() (fetcher.Backend, error) {
 		if next, err = c.Next.Open(); err != nil {
 			return nil, errors.Join(err, old.Close())
 		}
+		next = owned.New(next, c.Cluster)
 	}
-	return moving.New(old, next, c.calls()), nil
+	return moving.Index.New(owned.New(old, c.Cluster), next, c.calls()), nil
 }
 
 // calls is how people know this index: the host's name and the port.

@@ -44,7 +44,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 		if cfg.Stores == nil && len(cfg.Backends) > 0 {
-			set, err := backends.OpenSet(cfg.Backends)
+			set, err := backends.OpenSet(cfg.Backends, backends.User{Cluster: cfg.Cluster, Name: name})
 			if err != nil {
 				return err
 			}

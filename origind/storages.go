@@ -78,10 +78,22 @@ func (s *storages) watch(ctx context.Context, name string, b fetcher.Backend) {
 	}
 }
 
+// memberStorage is a backend that knows who uses it: a moving.Storage.
+type memberStorage interface {
+	// Join registers this origin, so that what is there does not move without it.
+	Join(ctx context.Context) error
+	// ID is the storage's own, "" if it is not known.
+	ID() string
+}
+
 func checkStorage(ctx context.Context, b fetcher.Backend) error {
 	ctx, cancel := context.WithTimeout(ctx, storageWithin)
 	defer cancel()
-	return b.Check(ctx)
+	err := b.Check(ctx)
+	if m, ok := b.(memberStorage); ok && err == nil {
+		err = m.Join(ctx)
+	}
+	return err
 }
 
 // note keeps what a backend has answered.

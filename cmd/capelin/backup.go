@@ -118,7 +118,7 @@ func (a *backupAccess) do(cmd *cobra.Command, arg string, reads bool,
 	}
 	if !reads {
 		// As an index that is not told where the index moves: it does not move meanwhile.
-		index = moving.New(index, nil, "restore")
+		index = moving.Index.New(index, nil, "restore")
 	}
 	defer index.Close()
 	other, err := openStorage(arg, !reads)
@@ -131,7 +131,7 @@ func (a *backupAccess) do(cmd *cobra.Command, arg string, reads bool,
 		return fmt.Errorf("--origin: %w", err)
 	}
 	defer c.Close()
-	here := func() error { return moving.Here(cmd.Context(), index) }
+	here := func() error { return moving.Index.Here(cmd.Context(), index) }
 	if s, ok := index.(*moving.Storage); ok {
 		here = func() error { return s.Join(cmd.Context()) }
 	}

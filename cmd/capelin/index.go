@@ -28,7 +28,7 @@ func indexCommand() *cobra.Command {
 	f := cmd.PersistentFlags()
 	f.StringArrayVar(&a.indexes, "index", nil, "index that is asked, host:port; repeat for others to ask if it does not answer")
 	f.StringVar(&a.cluster, "cluster", "default", "name of the cluster, if there is a certificate")
-	cmd.AddCommand(proveCommand(&a), fsckCommand(&a), moveCommand(&a.access))
+	cmd.AddCommand(proveCommand(&a), fsckCommand(&a), indexMoveCommand(&a.access))
 	return cmd
 }
 

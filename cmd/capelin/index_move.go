@@ -13,16 +13,11 @@ import (
 	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
-func moveCommand(a *access) *cobra.Command {
-	var rate config.Rate
-	var gone []string
-	var giveUp bool
-	cmd := &cobra.Command{
-		Use:   "move FROM [TO]",
-		Short: "Move an index to another storage, while it serves",
-		Long: `Move an index to another storage, while it serves.
-
-All indexes that share the storage FROM are told TO first: the table [next] of their
+func indexMoveCommand(a *access) *cobra.Command {
+	return (&moveCommand{
+		access: a, kind: moving.Index,
+		use: "move", short: "Move an index to another storage, while it serves",
+		long: `All indexes that share the storage FROM are told TO first: the table [next] of their
 configuration names it as [storage] names FROM, and they are restarted, one after the
 other. Then this command copies all objects, compares both storages, copies what was
 changed meanwhile, and has the indexes use the new one. Writes wait only while the last
@@ -30,56 +25,113 @@ objects are copied. If it is ended before, run it again: it goes on where it was
 an index that does not find it ended stays with FROM.
 
 When it has ended, TO becomes the [storage] of the indexes, and [next] goes. An index that
-is still configured for FROM alone does not start any more.
-
-` + storageHelp,
-		Example: `  capelin index move /var/lib/capelin/server/index new.toml --rate 50MB/s
+is still configured for FROM alone does not start any more.`,
+		example: `  capelin index move /var/lib/capelin/server/index new.toml --rate 50MB/s
   capelin index move /var/lib/capelin/server/index --give-up`,
+		who:   "an index that is registered, and does not run any more",
+		moved: "the index has moved to %s: make that its [storage], and remove [next]",
+	}).command()
+}
+
+func backendMoveCommand(a *access) *cobra.Command {
+	return (&moveCommand{
+		access: a, kind: moving.Blobs,
+		use: "move-backend", short: "Move the blobs of a backend to another storage, while it serves",
+		long: `All origins whose backend is FROM are told TO first: the table next of the backend in
+their configuration names it, and they are restarted, one after the other. Then this
+command copies all blobs and the records beside them, reads each blob from TO and compares
+it with its digest, copies what was pushed and removes what was deleted meanwhile, and has
+the origins use TO. Until then FROM has everything, afterwards TO has. Pulls never
+wait, and pushes only while the last blobs are copied, if their durability is "backend". If
+it is ended before, however that was, run it again: it goes on where it was. It is run once
+at a time.
+
+When it has ended, TO becomes the backend, under the same name, and next goes. An origin
+that is still configured for FROM alone finds and writes nothing there any more, and says
+so.
+
+Blobs whose bytes are wrong in FROM are not copied. They are named, and it ends before TO is
+used; with --leave-damaged it goes on.`,
+		example: `  capelin origin move-backend /srv/blobs new.toml --rate 200MB/s
+  capelin origin move-backend old.toml --give-up`,
+		who:   "an origin that is registered, and does not run any more",
+		moved: "all blobs are in %s: make that the backend, and remove next",
+	}).command()
+}
+
+// moveCommand moves what is in a storage to another one.
+type moveCommand struct {
+	access *access
+	kind   *moving.Kind
+
+	use, short, long, example, who, moved string
+
+	rate         config.Rate
+	gone         []string
+	giveUp       bool
+	leaveDamaged bool
+}
+
+func (m *moveCommand) command() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: m.use + " FROM [TO]", Short: m.short, Long: m.short + ".\n\n" + m.long + "\n\n" + storageHelp, Example: m.example,
 		Args: cobra.RangeArgs(1, 2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if giveUp != (len(args) == 1) {
-				return misused(cmd, errors.New("it moves FROM somewhere TO somewhere, or gives up with FROM alone"))
-			}
-			from, err := openStorage(args[0], true)
-			if err != nil {
-				return err
-			}
-			defer from.Close()
-			if giveUp {
-				return moving.GiveUp(cmd.Context(), from)
-			}
-			open, err := storageOpener(args[1], false)
-			if err != nil {
-				return err
-			}
-			to, err := open()
-			if err != nil {
-				return err
-			}
-			defer to.Close()
-			said := newSaid(cmd.ErrOrStderr())
-			m := &moving.Mover{
-				From: limit.Rates(from, int64(rate), 0), To: to, Again: open, Gone: gone,
-				Say: func(p moving.Progress) { said.say(p.String()) },
-			}
-			done, err := m.Run(cmd.Context())
-			if err != nil {
-				return advisedMove(err)
-			}
-			return a.print(cmd.OutOrStdout(), done, func(w io.Writer) {
-				fmt.Fprintf(w, "the index has moved to %s: make that its [storage], and remove [next]\n%s\n", to.Name(), done)
-			})
-		},
+		RunE: m.run,
 	}
 	f := cmd.Flags()
-	f.TextVar(&rate, "rate", rate, "bytes per second that are read at most, such as 50MB/s; 0: no limit")
-	f.StringArrayVar(&gone, "gone", nil, "name of an index that is registered, and does not run any more; repeat for others")
-	f.BoolVar(&giveUp, "give-up", false, "end a move that has not ended: the index stays where it is")
+	f.TextVar(&m.rate, "rate", m.rate, "bytes per second that are read from FROM at most, such as 50MB/s; 0: no limit")
+	f.StringArrayVar(&m.gone, "gone", nil, "name of "+m.who+"; repeat for others")
+	f.BoolVar(&m.giveUp, "give-up", false, "end a move that has not ended: all stays where it is")
+	if m.kind == moving.Blobs {
+		f.BoolVar(&m.leaveDamaged, "leave-damaged", false, "move although there are blobs in FROM whose bytes are wrong")
+	}
 	return cmd
+}
+
+func (m *moveCommand) run(cmd *cobra.Command, args []string) error {
+	if m.giveUp != (len(args) == 1) {
+		return misused(cmd, errors.New("it moves FROM somewhere TO somewhere, or gives up with FROM alone"))
+	}
+	from, err := openStorage(args[0], true)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	if m.giveUp {
+		return m.kind.GiveUp(cmd.Context(), from)
+	}
+	open, err := storageOpener(args[1], false)
+	if err != nil {
+		return err
+	}
+	to, err := open()
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	said := newSaid(cmd.ErrOrStderr())
+	mover := &moving.Mover{
+		Kind: m.kind, From: limit.Rates(from, int64(m.rate), 0), To: to, Gone: m.gone, LeaveDamaged: m.leaveDamaged,
+		Say: func(p moving.Progress) { said.say(p.String()) },
+	}
+	if m.kind == moving.Index {
+		mover.Again = open
+	}
+	done, err := mover.Run(cmd.Context())
+	if err != nil {
+		return advisedMove(err)
+	}
+	return m.access.print(cmd.OutOrStdout(), done, func(w io.Writer) {
+		fmt.Fprintf(w, m.moved+"\n%s\n", to.Name(), done)
+	})
 }
 
 // advisedMove adds what there is to do about an error.
 func advisedMove(err error) error {
+	var damaged *moving.DamagedError
+	if errors.As(err, &damaged) {
+		return fmt.Errorf("%w: --leave-damaged", err)
+	}
 	var untold *moving.UntoldError
 	if !errors.As(err, &untold) {
 		return err

@@ -25,13 +25,13 @@ func originCommand() *cobra.Command {
 	var a ringAccess
 	cmd := &cobra.Command{
 		Use:   "origin",
-		Short: "Show a ring of origins, and say what is to become of its members",
+		Short: "Show a ring of origins, say what is to become of its members, and move its blobs to another storage",
 	}
 	a.flags(cmd)
 	f := cmd.PersistentFlags()
 	f.StringArrayVar(&a.origins, "origin", nil, "origin that is asked, host:port; repeat for others to ask if it does not answer")
 	f.StringVar(&a.cluster, "cluster", "default", "name of the cluster, if there is a certificate")
-	cmd.AddCommand(ringCommand(&a), drainCommand(&a))
+	cmd.AddCommand(ringCommand(&a), drainCommand(&a), backendMoveCommand(&a.access))
 	return cmd
 }
 

@@ -31,6 +31,7 @@ type serverConfig struct {
 	daemon.Common
 
 	Storage backends.IndexStorage `toml:"storage" comment:"One storage for tags (below index/) and blobs (blobs/ and records/). Servers that are one ring name the same one, and then each has an index of the same tags."`
+	Next    backends.IndexStorage `toml:"next" like:"storage" comment:"Where all of that goes when \"capelin index move\" and \"capelin origin move-backend\" move it: all servers are told, before it begins. No kind: nowhere."`
 
 	Tracker trackerd.Config `toml:"tracker" comment:"As in \"capelin trackerd config\". Here and below, what is empty follows from the keys above."`
 	Origin  origind.Config  `toml:"origin" comment:"As in \"capelin origind config\"."`
@@ -127,10 +128,14 @@ func (c *serverConfig) derived() []derived[string] {
 // fillStorage has tags and blobs be where the server's storage says, unless their role says otherwise.
 func (c *serverConfig) fillStorage(from map[string]string) {
 	shared := c.Storage.Kind != "" && len(c.Storage.Check("")) == 0
+	moves := shared && c.Next.Kind != "" && len(c.Next.Check("")) == 0
 	switch s := &c.Index.Storage; {
 	case !c.ownTags():
 	case shared:
 		*s, from["index.storage.kind"] = c.Storage, "storage.kind"
+		if moves && c.Index.Next.Kind == "" {
+			c.Index.Next = c.Next
+		}
 	default:
 		s.Kind, s.File.Path, from["index.storage.file.path"] = backends.KindFile, filepath.Join(c.Data, "index"), "data"
 	}
@@ -138,7 +143,11 @@ func (c *serverConfig) fillStorage(from map[string]string) {
 		c.Index.Storage.Kind = backends.KindFile
 	}
 	if shared && len(c.Origin.Backends) == 0 {
-		c.Origin.Backends = []backends.Config{{Name: "storage", Namespaces: []string{".*"}, Storage: *c.Storage.Storage()}}
+		b := backends.Config{Name: "storage", Namespaces: []string{".*"}, Storage: *c.Storage.Storage()}
+		if moves {
+			b.Next = *c.Next.Storage()
+		}
+		c.Origin.Backends = []backends.Config{b}
 	}
 }
 
@@ -324,6 +333,12 @@ func (c *serverConfig) Validate() error {
 		errs = append(errs, c.Storage.Check("storage.")...)
 	case c.Storage != backends.IndexStorage{}:
 		bad("storage.kind", "must be set, because others of the storage are")
+	}
+	switch {
+	case c.Next.Kind != "" && c.Storage.Kind == "":
+		bad("next.kind", "says where the storage goes, and there is none: set storage, or index.next and next of a backend of the origin")
+	case c.Next.Kind != "":
+		errs = append(errs, c.Next.Check("next.")...)
 	}
 	if c.several() && c.Storage.Kind == "" && len(c.Gateway.Indexes) == 0 && c.ownTags() {
 		bad("gateway.indexes", "must be set, because there are several servers (origin.ring.members) and each one's index has tags of its "+

@@ -10,6 +10,8 @@ import (
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/file"
 	"github.com/capelin-io/capelin/fetcher/limit"
+	"github.com/capelin-io/capelin/fetcher/moving"
+	"github.com/capelin-io/capelin/fetcher/owned"
 	"github.com/capelin-io/capelin/internal/daemon/config"
 )
 
@@ -20,6 +22,13 @@ type Config struct {
 	ReadRate   config.Rate `toml:"read_rate" comment:"What is read from it per second at most, by all readers together, such as \"300MB/s\". 0: no limit."`
 	WriteRate  config.Rate `toml:"write_rate" comment:"The same for what is written to it."`
 	Storage
+	Next Storage `toml:"next" like:"the backend" comment:"Where all of it goes when \"capelin origin move-backend\" moves it: all origins are told, before it begins. No kind: nowhere."`
+}
+
+// User is whoever uses backends.
+type User struct {
+	Cluster string
+	Name    string // of an origin, which no other process has at the same time
 }
 
 // Example returns what a printed configuration shows.
@@ -71,18 +80,42 @@ func (c Config) check(prefix string) (errs []error) {
 	if c.Kind != KindNone {
 		errs = append(errs, c.Storage.Check(prefix)...)
 	}
+	if c.Next.Kind == "" {
+		return errs
+	}
+	errs = append(errs, c.Next.Check(prefix+"next.")...)
+	for key, s := range map[string]*Storage{"kind": &c.Storage, "next.kind": &c.Next} {
+		if k, err := s.kind(); (err == nil || s.Kind == KindNone) && !k.writes {
+			bad(key, "%q is not written, and so nothing moves from there or to there", s.Kind)
+		}
+	}
 	return errs
 }
 
-// Open opens one backend. It is nil for KindNone.
-func Open(c Config) (fetcher.Backend, error) {
+// Open opens one backend. It is nil for KindNone. One that is written is a *moving.Storage, of *owned.Storages.
+func Open(c Config, user User) (fetcher.Backend, error) {
 	if errs := c.check(""); errs != nil {
 		return nil, fmt.Errorf("backend %q: %w: %w", c.Name, errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}
 	if c.Kind == KindNone {
 		return nil, nil
 	}
-	b, err := c.Storage.Open()
+	b, err := c.open(&c.Storage)
+	if err != nil || !b.Capabilities().Write {
+		return b, err
+	}
+	var next fetcher.Backend
+	if c.Next.Kind != "" {
+		if next, err = c.open(&c.Next); err != nil {
+			return nil, errors.Join(err, b.Close())
+		}
+		next = owned.New(next, user.Cluster)
+	}
+	return moving.Blobs.New(owned.New(b, user.Cluster), next, user.Name), nil
+}
+
+func (c *Config) open(s *Storage) (fetcher.Backend, error) {
+	b, err := s.Open()
 	if err != nil {
 		return nil, fmt.Errorf("backend %q: %w", c.Name, err)
 	}
@@ -108,7 +141,7 @@ type entry struct {
 }
 
 // OpenSet opens all backends, or none.
-func OpenSet(list []Config) (_ *Set, err error) {
+func OpenSet(list []Config, user User) (_ *Set, err error) {
 	if errs := Check(list, "backend"); errs != nil {
 		return nil, fmt.Errorf("backends: %w: %w", errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}
@@ -123,7 +156,7 @@ func OpenSet(list []Config) (_ *Set, err error) {
 		}
 	}()
 	for _, c := range list {
-		b, err := Open(c)
+		b, err := Open(c, user)
 		if err != nil {
 			return nil, err
 		}

@@ -52,6 +52,37 @@ pth = "/x"
 timeout = 5
 `, "F:4:1: backend[0].nmaespaces: no such key\nF:8:1: backend[1].file.pth: no such key\n" +
 			"F:10:11: backend[1].registry.timeout: a duration needs a unit, such as \"150ms\", \"5s\" or \"1h30m\""},
+		{"next", `
+[[backend]]
+name = "a"
+namespaces = ["x"]
+kind = "file"
+file.path = "/a"
+next = { kind = "hdfs", hdfs = { namenodes = ["http://n:1"], path = "relative" } }
+
+[[backend]]
+name = "b"
+namespaces = ["x"]
+kind = "registry"
+registry = { host = "docker.io" }
+next = { kind = "file", file.path = "/b" }
+
+[[backend]]
+name = "c"
+namespaces = ["x"]
+kind = "file"
+file.path = "/a"
+next = { kind = "http", http.url = "http://x/{alg}/{hex}" }
+
+[[backend]]
+name = "d"
+namespaces = ["x"]
+kind = "none"
+next = { kind = "file", file.path = "/b" }
+`, `F:2:1: backend[0].next.hdfs.path: "relative" is not
+F:12:1: backend[1].kind: "registry" is not written
+F:16:1: backend[2].next.kind: "http" is not written
+F:26:1: backend[3].kind: "none" is not written`},
 		{"wrong values", `
 [[backend]]
 name = "Main"
@@ -131,7 +162,7 @@ func TestSet(t *testing.T) {
 		{Name: "here", Namespaces: []string{"scratch|tmp"}, Storage: Storage{Kind: KindNone}},
 		{Name: "main", Namespaces: []string{"team-[ab]/.*"}, Storage: Storage{Kind: KindFile,
 			File: file.Config{Path: filepath.Join(dir, "main")}}},
-	})
+	}, User{"c", "o"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,14 +195,14 @@ func TestSet(t *testing.T) {
 	if _, err := OpenSet([]Config{
 		{Name: "a", Namespaces: []string{"a"}, Storage: Storage{Kind: KindFile, File: file.Config{Path: filepath.Join(dir, "a")}}},
 		{Name: "b", Namespaces: []string{"b"}, Storage: Storage{Kind: KindFile, File: file.Config{Path: "/dev/null/x"}}},
-	}); err == nil || !strings.Contains(err.Error(), `"b"`) {
+	}, User{}); err == nil || !strings.Contains(err.Error(), `"b"`) {
 		t.Error(err)
 	}
-	if _, err := OpenSet([]Config{{Name: "a"}}); !errdefs.IsInvalidArgument(err) {
+	if _, err := OpenSet([]Config{{Name: "a"}}, User{}); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}
 	for _, c := range []Config{{Name: "a"}, {Name: "a", Namespaces: []string{"a"}, Storage: Storage{Kind: KindFile}}} {
-		if b, err := Open(c); b != nil || !errdefs.IsInvalidArgument(err) {
+		if b, err := Open(c, User{}); b != nil || !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%v, %v", b, err)
 		}
 	}

@@ -96,20 +96,22 @@ func (s IndexStorage) Shared() bool { return s.Kind != KindFile }
 type kind struct {
 	name  string
 	swaps bool // compares and swaps, and so can keep an index
-	check func(prefix string) []error
-	open  func() (fetcher.Backend, error)
+	// writes, lists and deletes
+	writes bool
+	check  func(prefix string) []error
+	open   func() (fetcher.Backend, error)
 }
 
 // kinds are all, with what s has for each.
 func (s *Storage) kinds() []kind {
 	return []kind{
-		{KindFile, true, s.File.Check, opener(s.File, file.Open)},
-		{KindGCS, true, s.GCS.Check, opener(s.GCS, gcs.Open)},
-		{KindAzure, true, s.Azure.Check, opener(s.Azure, azure.Open)},
-		{KindHDFS, false, s.HDFS.Check, opener(s.HDFS, hdfs.Open)},
-		{KindRegistry, false, s.Registry.Check, opener(s.Registry, registry.Open)},
-		{KindHTTP, false, s.HTTP.Check, opener(s.HTTP, httpfile.Open)},
-		{KindS3, true, s.S3.Check, opener(s.S3, s3.Open)},
+		{KindFile, true, true, s.File.Check, opener(s.File, file.Open)},
+		{KindGCS, true, true, s.GCS.Check, opener(s.GCS, gcs.Open)},
+		{KindAzure, true, true, s.Azure.Check, opener(s.Azure, azure.Open)},
+		{KindHDFS, false, true, s.HDFS.Check, opener(s.HDFS, hdfs.Open)},
+		{KindRegistry, false, false, s.Registry.Check, opener(s.Registry, registry.Open)},
+		{KindHTTP, false, false, s.HTTP.Check, opener(s.HTTP, httpfile.Open)},
+		{KindS3, true, true, s.S3.Check, opener(s.S3, s3.Open)},
 	}
 }
 

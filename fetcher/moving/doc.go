@@ -1,7 +1,7 @@
-// Package moving lets an index go to another storage while it serves.
+// Package moving lets go to another storage what is in one, while it serves: an index ([Index]), or the blobs of origins ([Blobs]).
 //
-// [Storage] is what an index uses instead of its storage: a fetcher.Backend that knows whether the index moves. [Mover] is who
-// moves it: Run copies, verifies and switches, and goes on where it was after a crash.
+// [Storage] is what they use instead of their storage: a fetcher.Backend that knows whether all moves. [Mover] is who
+// moves it: Run copies, verifies and switches, and goes on where it was after a crash. Below, «index» is whoever uses a storage.
 //
 // # How nothing is lost
 //
@@ -22,9 +22,17 @@
 // A write that failed because the state changed may be in the old storage, and be seen there until the index has moved. It was not
 // acknowledged, and may be gone then.
 //
+// # Blobs
+//
+// Each blob is verified twice: as it is read from the old storage, before the last of its bytes are given to the new one, and by reading it
+// from there. What the new one has of an attempt of before is read, too, and not copied if it is right. Whoever copies looks whether
+// it still is the one who moves before it gives the last bytes away: one that was frozen meanwhile brings back nothing that was deleted
+// since. A storage without compare-and-swap cannot refuse a second Mover; then it is for people not to run two.
+//
 // # Who takes part
 //
 // Each index is registered in its storage while it runs. It registers first and then reads the state; the Mover writes the state
 // first and then looks who is registered, and does not begin before all of them are told the next storage. One that is not told refuses to
-// start once there is a state. What a killed index leaves there a person has to say is gone.
+// start once there is a state. What a killed index leaves there a person has to say is gone. An origin has a name of its own, and takes what
+// was killed by that name off the register itself.
 package moving

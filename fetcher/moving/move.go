@@ -1,62 +1,58 @@
 package moving
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/fetcher/owned"
 	"github.com/capelin-io/capelin/fetcher/walk"
 )
 
 const (
-	parallel = 16
-	// saveEach is after how many objects it is remembered how far the copy is.
-	saveEach = 1000
-	// few is how many objects of the journal may be left when writes begin to wait, and rounds how often that is waited for.
-	few    = 200
+	// rounds is how often is waited until few objects of the journal are left.
 	rounds = 20
-	// maxIndexObject is more than an object of an index has, in bytes, and maxSwap what is written by compare-and-swap at most.
-	maxIndexObject = 16 << 20
-	maxSwap        = 1 << 20
-	settleTries    = 10
+	// batchBytes is after how many bytes it is remembered how far the copy is, however few objects that were.
+	batchBytes = 1 << 30
+	// maxSmall is more than an object has that is not named after its bytes, and maxSwap what is written by compare-and-swap at most.
+	maxSmall    = 16 << 20
+	maxSwap     = 1 << 20
+	settleTries = 10
 )
 
-// Mover moves the index of a storage to another one.
+// Mover moves what is in a storage to another one.
 type Mover struct {
+	Kind     *Kind
 	From, To fetcher.Backend
 	// Again opens To once more, so that it can be proved to compare and swap through two clients; nil: it is not proved.
 	Again func() (fetcher.Backend, error)
 	// Gone are names of members that do not run any more, although they are registered.
 	Gone []string
+	// LeaveDamaged moves although there are blobs whose bytes are wrong in the old storage. These are not copied in any case.
+	LeaveDamaged bool
 	// Say, if not nil, is called now and then, from one goroutine.
 	Say func(Progress)
 
 	state  *state
 	target *target
 	done   Progress
+
+	mu      sync.Mutex
+	damaged map[string]bool // keys
 }
 
-// Progress is how far a move is.
-type Progress struct {
-	Phase    string `json:"phase"` // copying, verifying, following, closed, moved
-	Objects  int64  `json:"objects"`
-	Copied   int64  `json:"copied"`   // objects that the new storage did not have
-	Bytes    int64  `json:"bytes"`    // that were copied
-	Verified int64  `json:"verified"` // objects that were read from both and are the same
-	Mended   int64  `json:"mended"`   // objects that verifying found to differ, because they were changed meanwhile or before a restart
-	Followed int64  `json:"followed"` // objects that indexes changed meanwhile
-	Waited   int64  `json:"waited"`   // objects that were copied while writes waited
-}
-
-// UntoldError is that indexes use the storage that are not told the next one.
+// UntoldError is that some use the storage who are not told the next one.
 type UntoldError struct {
+	Kind    *Kind
 	Storage string
 	Members []Member
 }
@@ -66,14 +62,14 @@ func (e *UntoldError) Error() string {
 	for i, m := range e.Members {
 		names[i] = fmt.Sprintf("%s (since %s)", m.Name, m.Started.Format("2006-01-02 15:04:05"))
 	}
-	return fmt.Sprintf("indexes use %s that are not told the next storage: %s; configure it and restart them, or say that they are gone",
-		e.Storage, strings.Join(names, ", "))
+	return fmt.Sprintf("%s use %s that are not told the next storage: %s; configure it and restart them, or say that they are gone",
+		e.Kind.users, e.Storage, strings.Join(names, ", "))
 }
 
 // Unwrap makes it an errdefs.ErrFailedPrecondition.
 func (e *UntoldError) Unwrap() error { return errdefs.ErrFailedPrecondition }
 
-// Run moves the index, or goes on with a move that was begun. It returns when the indexes use the new storage. An error that is
+// Run moves all, or goes on with a move that was begun. It returns when the new storage is used. An error that is
 // errdefs.ErrFailedPrecondition says what is to be done first; after any other one Run may be called again.
 func (m *Mover) Run(ctx context.Context) (Progress, error) {
 	if err := m.begin(ctx); err != nil {
@@ -110,9 +106,10 @@ func (m *Mover) say(phase string) {
 
 // begin finds the move that is under way, or begins one.
 func (m *Mover) begin(ctx context.Context) (err error) {
+	m.damaged = map[string]bool{}
 	for _, b := range []fetcher.Backend{m.From, m.To} {
-		if c := b.Capabilities(); !c.Write || !c.List || !c.Delete || !c.CompareAndSwap {
-			return fmt.Errorf("%s cannot keep an index: it must write, list, delete, compare and swap: %w", b.Name(), errdefs.ErrFailedPrecondition)
+		if !m.Kind.able(b.Capabilities()) {
+			return fmt.Errorf("%s %w: %w", b.Name(), m.Kind.unable(), errdefs.ErrFailedPrecondition)
 		}
 		if err := b.Check(ctx); err != nil {
 			return err
@@ -121,11 +118,11 @@ func (m *Mover) begin(ctx context.Context) (err error) {
 	if err := m.free(ctx); err != nil {
 		return err
 	}
-	if m.state, err = readState(ctx, m.From); err != nil {
+	if m.state, err = m.Kind.readState(ctx, m.From); err != nil {
 		return err
 	}
 	var version string
-	if m.target, version, err = get[target](ctx, m.To, targetKey); err != nil {
+	if m.target, version, err = get[target](ctx, m.To, m.Kind.targetKey()); err != nil {
 		return err
 	}
 	if m.target != nil {
@@ -133,8 +130,8 @@ func (m *Mover) begin(ctx context.Context) (err error) {
 	}
 	if m.state.Phase != none {
 		if m.target == nil || m.target.ID != m.state.ID {
-			return fmt.Errorf("the index in %s moves to %s already, and that is not %s: %w",
-				m.From.Name(), m.state.To, m.To.Name(), errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("the %s in %s moves to %s already, and that is not %s: %w",
+				m.Kind.noun, m.From.Name(), m.state.To, m.To.Name(), errdefs.ErrFailedPrecondition)
 		}
 		if m.state.Phase == moved {
 			return nil
@@ -163,25 +160,25 @@ func (m *Mover) begin(ctx context.Context) (err error) {
 
 // free is an error if one of the storages has a part in another move.
 func (m *Mover) free(ctx context.Context) error {
-	t, _, err := get[target](ctx, m.From, targetKey)
+	t, _, err := get[target](ctx, m.From, m.Kind.targetKey())
 	if err == nil && t != nil && !t.Done {
-		err = fmt.Errorf("the index in %s has not yet moved there from %s: %w", m.From.Name(), t.From, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("the %s in %s has not yet moved there from %s: %w", m.Kind.noun, m.From.Name(), t.From, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return err
 	}
-	to, err := readState(ctx, m.To)
+	to, err := m.Kind.readState(ctx, m.To)
 	if err == nil && to.Phase != none {
-		err = fmt.Errorf("the index that was in %s has moved to %s: choose another storage, or remove all that is there below index/ and "+
-			"capelin-move/: %w", m.To.Name(), to.To, errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("the %s that was in %s has moved to %s: choose another storage, or remove all that is there below %s and %s/: %w",
+			m.Kind.noun, m.To.Name(), to.To, strings.Join(m.Kind.prefixes, ", "), m.Kind.dir, errdefs.ErrFailedPrecondition)
 	}
 	return err
 }
 
-// told is an error if an index uses the old storage that is not told a next one.
+// told is an error if somebody uses the old storage who is not told a next one.
 func (m *Mover) told(ctx context.Context) error {
-	untold := &UntoldError{Storage: m.From.Name()}
-	for info, err := range walk.All(ctx, m.From, memberPrefix, "") {
+	untold := &UntoldError{Kind: m.Kind, Storage: m.From.Name()}
+	for info, err := range walk.All(ctx, m.From, m.Kind.memberPrefix(), "") {
 		if err != nil {
 			return err
 		}
@@ -199,6 +196,7 @@ func (m *Mover) told(ctx context.Context) error {
 		}
 	}
 	if len(untold.Members) > 0 {
+		slices.SortFunc(untold.Members, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
 		return untold
 	}
 	return nil
@@ -206,13 +204,19 @@ func (m *Mover) told(ctx context.Context) error {
 
 // prepare makes the new storage the target of a move that begins.
 func (m *Mover) prepare(ctx context.Context) error {
-	left := m.target != nil && !m.target.Done // of a move that was given up: no index has ever used it
-	page, _, err := m.To.List(ctx, Prefix, "", 1)
-	if err != nil {
-		return err
+	left := m.target != nil && !m.target.Done // of a move that was given up: nobody has ever used it
+	for _, prefix := range m.Kind.prefixes {
+		page, _, err := m.To.List(ctx, prefix, "", 1)
+		if err != nil {
+			return err
+		}
+		if len(page) > 0 && !left {
+			return fmt.Errorf("%s has %s already (%s): choose an empty storage: %w",
+				m.To.Name(), m.Kind.a(), page[0].Key, errdefs.ErrFailedPrecondition)
+		}
 	}
-	if len(page) > 0 && !left {
-		return fmt.Errorf("%s has an index already (%s): choose an empty storage: %w", m.To.Name(), page[0].Key, errdefs.ErrFailedPrecondition)
+	if err := m.claim(ctx); err != nil {
+		return err
 	}
 	if m.Again != nil {
 		other, err := m.Again()
@@ -232,8 +236,18 @@ func (m *Mover) prepare(ctx context.Context) error {
 	return m.saveTarget(ctx)
 }
 
+// claim has the new storage belong to the cluster that has the old one. It has an id of its own.
+func (m *Mover) claim(ctx context.Context) error {
+	id, err := owned.Read(ctx, m.From)
+	if err != nil || id == nil {
+		return err
+	}
+	_, err = owned.Claim(ctx, m.To, id.Cluster)
+	return err
+}
+
 func (m *Mover) saveTarget(ctx context.Context) error {
-	version, err := swap(ctx, m.To, targetKey, m.target, m.target.version)
+	version, err := swap(ctx, m.To, m.Kind.targetKey(), m.target, m.target.version)
 	if err != nil {
 		return m.crossed(err)
 	}
@@ -243,7 +257,7 @@ func (m *Mover) saveTarget(ctx context.Context) error {
 
 // advance changes the state, if nobody else has.
 func (m *Mover) advance(ctx context.Context, to state) error {
-	version, err := swap(ctx, m.From, stateKey, &to, m.state.version)
+	version, err := swap(ctx, m.From, m.Kind.stateKey(), &to, m.state.version)
 	if err != nil {
 		return m.crossed(err)
 	}
@@ -255,14 +269,14 @@ func (m *Mover) advance(ctx context.Context, to state) error {
 // crossed says what it means that something was written by another one.
 func (m *Mover) crossed(err error) error {
 	if errdefs.IsConflict(err) {
-		return fmt.Errorf("somebody else moves the index in %s, or has given it up: %w", m.From.Name(), err)
+		return fmt.Errorf("somebody else moves the %s in %s, or has given it up: %w", m.Kind.noun, m.From.Name(), err)
 	}
 	return err
 }
 
 // mine is an error if somebody else goes on with the move, or it was given up.
 func (m *Mover) mine(ctx context.Context) error {
-	now, err := readState(ctx, m.From)
+	now, err := m.Kind.readState(ctx, m.From)
 	if err != nil {
 		return err
 	}
@@ -274,41 +288,57 @@ func (m *Mover) mine(ctx context.Context) error {
 
 // copy copies what the new storage lacks. It goes on where it was.
 func (m *Mover) copy(ctx context.Context) error {
+	for _, prefix := range m.Kind.prefixes {
+		if err := m.copyPrefix(ctx, prefix); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Mover) copyPrefix(ctx context.Context, prefix string) error {
 	for {
-		page, more, err := m.From.List(ctx, Prefix, m.target.After, saveEach)
+		page, more, err := m.From.List(ctx, prefix, m.target.After, m.Kind.batch)
 		if err != nil {
 			return err
 		}
 		if err := m.mine(ctx); err != nil {
 			return err
 		}
-		keys := make([]string, len(page))
-		for i, info := range page {
-			keys[i] = info.Key
+		var keys []string
+		for sum := int64(0); len(keys) < len(page) && sum < batchBytes; {
+			info := page[len(keys)]
+			keys, sum = append(keys, info.Key), sum+info.Size
 		}
 		out, err := m.settleAll(ctx, keys)
 		m.done.Objects += int64(len(keys))
 		m.done.Copied += out.changed
 		m.done.Bytes += out.bytes
+		m.done.Verified += out.verified
+		if len(keys) > 0 {
+			m.done.At = keys[len(keys)-1]
+		}
+		m.say(copying)
 		if err != nil {
 			return err
 		}
-		m.say(copying)
 		if len(keys) > 0 {
-			m.target.After = keys[len(keys)-1]
+			m.target.After = m.done.At
 			if err := m.saveTarget(ctx); err != nil {
 				return err
 			}
 		}
-		if !more || len(page) == 0 {
+		if !more && len(keys) == len(page) || len(page) == 0 {
 			return nil
 		}
 	}
 }
 
-// verify reads all objects of both storages, until they are the same.
+// verify compares both storages, until they are the same. What is named after its bytes was read from the new one
+// when it was copied; all else is read from both.
 func (m *Mover) verify(ctx context.Context) error {
-	batch := make([]string, 0, saveEach)
+	batch := make([]string, 0, m.Kind.batch)
+	m.done.At = ""
 	flush := func() error {
 		out, err := m.settleAll(ctx, batch)
 		m.done.Verified += int64(len(batch))
@@ -320,20 +350,39 @@ func (m *Mover) verify(ctx context.Context) error {
 		}
 		return m.mine(ctx)
 	}
-	for p, err := range walk.Both(ctx, m.From, m.To, Prefix, "") {
-		if err != nil {
-			return err
-		}
-		if batch = append(batch, p.Key); len(batch) == saveEach {
-			if err := flush(); err != nil {
+	for _, prefix := range m.Kind.prefixes {
+		for p, err := range walk.Both(ctx, m.From, m.To, prefix, "") {
+			if err != nil {
 				return err
+			}
+			if m.Kind.named(p.Key) != "" && p.A != nil && p.B != nil && p.A.Size == p.B.Size {
+				continue
+			}
+			if batch = append(batch, p.Key); len(batch) == m.Kind.batch {
+				if err := flush(); err != nil {
+					return err
+				}
 			}
 		}
 	}
-	return flush()
+	if err := flush(); err != nil {
+		return err
+	}
+	return m.sound()
 }
 
-// follow copies what indexes have changed, until little is left.
+// sound is an error if blobs are damaged, and that is not accepted.
+func (m *Mover) sound() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.done.Damaged = slices.Sorted(maps.Keys(m.damaged))
+	if len(m.damaged) == 0 || m.LeaveDamaged {
+		return nil
+	}
+	return &DamagedError{m.From.Name(), m.done.Damaged}
+}
+
+// follow copies what was changed meanwhile, until little is left.
 func (m *Mover) follow(ctx context.Context) error {
 	// An epoch of which a run before this one has copied only a part is among them.
 	for range rounds {
@@ -348,14 +397,14 @@ func (m *Mover) follow(ctx context.Context) error {
 		}
 		m.done.Followed += n
 		m.say("following")
-		if n <= few {
+		if n <= int64(m.Kind.few) {
 			return nil
 		}
 	}
 	return nil
 }
 
-// finish has writes wait, copies what is left, and has the indexes use the new storage.
+// finish has writes wait, copies what is left, and has the new storage be used.
 func (m *Mover) finish(ctx context.Context) error {
 	next := *m.state
 	next.Phase = closed
@@ -371,6 +420,11 @@ func (m *Mover) finish(ctx context.Context) error {
 	}
 	m.done.Waited += n
 	m.say(closed)
+	if err := m.sound(); err != nil { // what was pushed meanwhile
+		next.Phase = copying
+		next.Epoch++
+		return errors.Join(err, m.advance(ctx, next))
+	}
 	next = *m.state
 	next.Phase = moved
 	return m.advance(ctx, next)
@@ -378,8 +432,8 @@ func (m *Mover) finish(ctx context.Context) error {
 
 // journal copies what is in the journal of all epochs before the present one, and empties it. It returns how many objects that were.
 func (m *Mover) journal(ctx context.Context) (n int64, err error) {
-	all := journalPrefix + "/" + m.state.ID + "/"
-	end := m.state.journal(m.state.Epoch)
+	all := m.Kind.journalPrefix() + "/" + m.state.ID + "/"
+	end := m.Kind.journal(m.state, m.state.Epoch)
 	var entries, keys []string
 	flush := func() error {
 		if _, err := m.settleAll(ctx, keys); err != nil {
@@ -387,7 +441,7 @@ func (m *Mover) journal(ctx context.Context) (n int64, err error) {
 		}
 		n += int64(len(keys))
 		g, ctx := errgroup.WithContext(ctx)
-		g.SetLimit(parallel)
+		g.SetLimit(m.Kind.parallel)
 		for _, e := range entries {
 			g.Go(func() error { return m.From.Delete(ctx, e) })
 		}
@@ -402,11 +456,11 @@ func (m *Mover) journal(ctx context.Context) (n int64, err error) {
 			break
 		}
 		_, key, ok := strings.Cut(strings.TrimPrefix(info.Key, all), "/")
-		if !ok || !strings.HasPrefix(key, Prefix) {
+		if !ok || !m.Kind.moves(key) {
 			return n, fmt.Errorf("%s: unknown object %q: %w", m.From.Name(), info.Key, errdefs.ErrDataLoss)
 		}
 		entries, keys = append(entries, info.Key), append(keys, key)
-		if len(keys) == saveEach {
+		if len(keys) == m.Kind.batch {
 			if err := flush(); err != nil {
 				return n, err
 			}
@@ -415,90 +469,25 @@ func (m *Mover) journal(ctx context.Context) (n int64, err error) {
 	return n, flush()
 }
 
-// settled is what was changed in the new storage.
-type settled struct{ changed, bytes int64 }
-
-// settleAll makes objects of the new storage those of the old one.
-func (m *Mover) settleAll(ctx context.Context, keys []string) (sum settled, err error) {
-	each := make([]int64, len(keys))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallel)
-	for i, key := range keys {
-		g.Go(func() (err error) {
-			each[i], err = m.settle(ctx, key)
-			return err
-		})
-	}
-	err = g.Wait()
-	for _, n := range each {
-		if n >= 0 {
-			sum.changed++
-			sum.bytes += n
-		}
-	}
-	return sum, err
-}
-
-// settle makes an object of the new storage what the old one has, and returns how many bytes it wrote; -1: it was so already. What
-// the new one has is read first: so if another Mover writes it in between, this one does not put an older state in its place.
-func (m *Mover) settle(ctx context.Context, key string) (int64, error) {
-	for range settleTries {
-		has, info, err := read(ctx, m.To, key)
-		if err != nil {
-			return -1, err
-		}
-		want, _, err := read(ctx, m.From, key)
-		if err != nil {
-			return -1, err
-		}
-		switch {
-		case (has == nil) == (want == nil) && bytes.Equal(has, want):
-			return -1, nil
-		case want == nil:
-			return 0, m.To.Delete(ctx, key)
-		case len(want) > maxSwap: // no tag has as much, and the bytes of all others follow from their keys
-			_, err = m.To.Write(ctx, key, int64(len(want)), bytes.NewReader(want))
-		default:
-			_, err = m.To.WriteIf(ctx, key, want, info.Version)
-		}
-		if !errdefs.IsConflict(err) {
-			return int64(len(want)), err
-		}
-	}
-	return -1, fmt.Errorf("%s: %s was written %d times by others meanwhile: %w", m.To.Name(), key, settleTries, errdefs.ErrConflict)
-}
-
-// read returns nil if there is no object.
-func read(ctx context.Context, b fetcher.Backend, key string) ([]byte, fetcher.Info, error) {
-	data, info, err := walk.Read(ctx, b, key, maxIndexObject)
-	if errdefs.IsNotFound(err) {
-		return nil, fetcher.Info{}, nil
-	}
-	if err == nil && data == nil {
-		data = []byte{}
-	}
-	return data, info, err
-}
-
-// GiveUp ends a move: the indexes stay where they are. errdefs.ErrFailedPrecondition if they have moved.
-func GiveUp(ctx context.Context, from fetcher.Backend) error {
-	st, err := readState(ctx, from)
+// GiveUp ends a move: all stays where it is. errdefs.ErrFailedPrecondition if it has moved.
+func (k *Kind) GiveUp(ctx context.Context, from fetcher.Backend) error {
+	st, err := k.readState(ctx, from)
 	if err != nil {
 		return err
 	}
 	switch st.Phase {
 	case none:
-		return fmt.Errorf("the index in %s does not move: %w", from.Name(), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the %s in %s does not move: %w", k.noun, from.Name(), errdefs.ErrFailedPrecondition)
 	case moved:
-		return fmt.Errorf("the index in %s has moved to %s: move it back from there to an empty storage: %w",
-			from.Name(), st.To, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the %s in %s has moved to %s: move it back from there to an empty storage: %w",
+			k.noun, from.Name(), st.To, errdefs.ErrFailedPrecondition)
 	}
 	next := *st
 	next.Phase = none
-	if _, err := swap(ctx, from, stateKey, &next, st.version); err != nil {
+	if _, err := swap(ctx, from, k.stateKey(), &next, st.version); err != nil {
 		return err
 	}
-	for info, err := range walk.All(ctx, from, journalPrefix+"/"+st.ID+"/", "") {
+	for info, err := range walk.All(ctx, from, k.journalPrefix()+"/"+st.ID+"/", "") {
 		if err != nil {
 			return err
 		}
@@ -507,10 +496,4 @@ func GiveUp(ctx context.Context, from fetcher.Backend) error {
 		}
 	}
 	return nil
-}
-
-// String is for people.
-func (p Progress) String() string {
-	return fmt.Sprintf("%s: %d objects, %d copied (%d bytes), %d compared, of which %d were copied again; %d changed meanwhile, "+
-		"%d of them while writes waited", p.Phase, p.Objects, p.Copied, p.Bytes, p.Verified, p.Mended, p.Followed+p.Waited, p.Waited)
 }

@@ -87,17 +87,17 @@ func text(t *testing.T, b fetcher.Backend, key string) string {
 // What an index sees of its storage is a storage as any: alone, told a next one, and after it has moved.
 func TestConformance(t *testing.T) {
 	t.Run("alone", func(t *testing.T) {
-		fetchertest.Run(t, func(*testing.T) fetcher.Backend { return &hidden{New(new(memory), nil, "x:1")} }, fetchertest.Options{})
+		fetchertest.Run(t, func(*testing.T) fetcher.Backend { return &hidden{Index.New(new(memory), nil, "x:1")} }, fetchertest.Options{})
 	})
 	t.Run("told", func(t *testing.T) {
-		fetchertest.Run(t, func(*testing.T) fetcher.Backend { return &hidden{New(new(memory), new(memory), "x:1")} }, fetchertest.Options{})
+		fetchertest.Run(t, func(*testing.T) fetcher.Backend { return &hidden{Index.New(new(memory), new(memory), "x:1")} }, fetchertest.Options{})
 	})
 	t.Run("moved", func(t *testing.T) {
 		fetchertest.Run(t, func(t *testing.T) fetcher.Backend {
 			a, b := new(memory), new(memory)
-			_, err := (&Mover{From: a, To: b}).Run(t.Context())
+			_, err := (&Mover{Kind: Index, From: a, To: b}).Run(t.Context())
 			check(t, err)
-			return &hidden{New(a, b, "x:1")}
+			return &hidden{Index.New(a, b, "x:1")}
 		}, fetchertest.Options{})
 	})
 }
@@ -114,7 +114,7 @@ func (h *hidden) List(ctx context.Context, prefix, after string, limit int) ([]f
 		if err != nil {
 			return nil, false, err
 		}
-		if strings.HasPrefix(info.Key, "capelin-move/") {
+		if strings.HasPrefix(info.Key, "capelin-move") {
 			continue
 		}
 		if len(page) == limit {
@@ -155,7 +155,7 @@ func TestWhileServing(t *testing.T) {
 		}
 		var stores []*Storage
 		for i := range indexes {
-			s := New(a, b, fmt.Sprintf("x:%d", i))
+			s := Index.New(a, b, fmt.Sprintf("x:%d", i))
 			check(t, s.Join(t.Context()))
 			stores = append(stores, s)
 		}
@@ -196,7 +196,7 @@ func TestWhileServing(t *testing.T) {
 				}
 				return nil
 			}
-			m := &Mover{From: &hooked{Backend: a, before: die}, To: &hooked{Backend: b, before: die}}
+			m := &Mover{Kind: Index, From: &hooked{Backend: a, before: die}, To: &hooked{Backend: b, before: die}}
 			_, err := m.Run(t.Context())
 			if err == nil {
 				break
@@ -228,7 +228,7 @@ func TestWhileServing(t *testing.T) {
 				t.Fatalf("seed %d: object %d is %q", seed, i, got)
 			}
 		}
-		if left := text(t, a, stateKey); !strings.Contains(left, `"moved"`) {
+		if left := text(t, a, Index.stateKey()); !strings.Contains(left, `"moved"`) {
 			t.Error(left)
 		}
 	}
@@ -244,7 +244,7 @@ func TestFrozenWriter(t *testing.T) {
 			move := func(op, key string) error {
 				if key == "index/t" && op != "" {
 					frozen.before, frozen.after = nil, nil
-					_, err := (&Mover{From: a, To: b}).Run(t.Context())
+					_, err := (&Mover{Kind: Index, From: a, To: b}).Run(t.Context())
 					return err
 				}
 				return nil
@@ -254,7 +254,7 @@ func TestFrozenWriter(t *testing.T) {
 			} else {
 				frozen.after = move
 			}
-			s := New(frozen, b, "x:1")
+			s := Index.New(frozen, b, "x:1")
 			n, err := count(t.Context(), s, "index/t")
 			if !errdefs.IsUnavailable(err) {
 				t.Errorf("revision %d was acknowledged: %v", n, err)
@@ -281,17 +281,17 @@ func TestWriteIntoCopy(t *testing.T) {
 		slow.before = nil
 		// It has copied and verified all when it is stopped.
 		from := &hooked{Backend: a, before: func(_, key string) error {
-			if st, err := readState(t.Context(), a); key == stateKey && err == nil && st.Phase == copying {
+			if st, err := Index.readState(t.Context(), a); key == Index.stateKey() && err == nil && st.Phase == copying {
 				return stopped
 			}
 			return nil
 		}}
-		if _, err := (&Mover{From: from, To: b}).Run(t.Context()); !errors.Is(err, stopped) {
+		if _, err := (&Mover{Kind: Index, From: from, To: b}).Run(t.Context()); !errors.Is(err, stopped) {
 			t.Error(err)
 		}
 		return nil
 	}
-	s := New(slow, b, "x:1")
+	s := Index.New(slow, b, "x:1")
 	n, err := count(t.Context(), s, "index/t")
 	if n != 2 || err != nil {
 		t.Fatal(n, err)
@@ -299,7 +299,7 @@ func TestWriteIntoCopy(t *testing.T) {
 	if got := text(t, b, "index/t"); got != "1" {
 		t.Fatalf("this tests nothing: it was copied as %s", got)
 	}
-	m := &Mover{From: a, To: b}
+	m := &Mover{Kind: Index, From: a, To: b}
 	check(t, m.begin(t.Context())) // the copy and the verification are over
 	check(t, m.follow(t.Context()))
 	check(t, m.finish(t.Context()))
@@ -313,11 +313,11 @@ func TestUntold(t *testing.T) {
 	a, b, c := new(memory), new(memory), new(memory)
 	put(t, a, "index/t", "1")
 	ctx := t.Context()
-	plain := New(a, nil, "plain:7490")
+	plain := Index.New(a, nil, "plain:7490")
 	check(t, plain.Join(ctx))
-	told := New(a, b, "told:7490")
+	told := Index.New(a, b, "told:7490")
 	check(t, told.Join(ctx))
-	_, err := (&Mover{From: a, To: b}).Run(ctx)
+	_, err := (&Mover{Kind: Index, From: a, To: b}).Run(ctx)
 	var untold *UntoldError
 	if !errors.As(err, &untold) || len(untold.Members) != 1 || !errdefs.IsFailedPrecondition(err) ||
 		!strings.Contains(err.Error(), "plain:7490~") {
@@ -326,24 +326,24 @@ func TestUntold(t *testing.T) {
 	if _, err := count(ctx, plain, "index/t"); err != nil {
 		t.Error(err)
 	}
-	check(t, New(a, nil, "another:7490").Close()) // never joined: nothing to leave
+	check(t, Index.New(a, nil, "another:7490").Close()) // never joined: nothing to leave
 	check(t, plain.Close())
-	_, err = (&Mover{From: a, To: b}).Run(ctx)
+	_, err = (&Mover{Kind: Index, From: a, To: b}).Run(ctx)
 	check(t, err)
 
 	for name, s := range map[string]*Storage{
-		"the old storage": New(a, nil, "x:1"), "another next": New(a, c, "x:2"),
+		"the old storage": Index.New(a, nil, "x:1"), "another next": Index.New(a, c, "x:2"),
 	} {
 		_, err := s.Stat(ctx, "index/t")
 		if !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := New(b, nil, "x:3").Stat(ctx, "index/t"); err != nil {
+	if _, err := Index.New(b, nil, "x:3").Stat(ctx, "index/t"); err != nil {
 		t.Error(err)
 	}
 	// The next move is not made without who came with the last one.
-	if _, err := (&Mover{From: b, To: c}).Run(ctx); !errors.As(err, &untold) || !slices.ContainsFunc(untold.Members,
+	if _, err := (&Mover{Kind: Index, From: b, To: c}).Run(ctx); !errors.As(err, &untold) || !slices.ContainsFunc(untold.Members,
 		func(m Member) bool { return m.Name == told.self.Name }) {
 		t.Errorf("moved on without %s: %v", told.self.Name, err)
 	}
@@ -351,9 +351,9 @@ func TestUntold(t *testing.T) {
 	for _, m := range untold.Members {
 		gone = append(gone, m.Name)
 	}
-	_, err = (&Mover{From: b, To: c, Gone: gone}).Run(ctx)
+	_, err = (&Mover{Kind: Index, From: b, To: c, Gone: gone}).Run(ctx)
 	check(t, err)
-	if _, err := New(a, b, "x:4").Stat(ctx, "index/t"); !errdefs.IsFailedPrecondition(err) {
+	if _, err := Index.New(a, b, "x:4").Stat(ctx, "index/t"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("an index uses what was moved from: %v", err)
 	}
 }
@@ -363,19 +363,19 @@ func TestStartsMeanwhile(t *testing.T) {
 	a, b := new(memory), new(memory)
 	ctx := t.Context()
 	from := &hooked{Backend: a}
-	late := New(a, nil, "late:1")
+	late := Index.New(a, nil, "late:1")
 	from.before = func(_, key string) error {
-		if key == stateKey {
+		if key == Index.stateKey() {
 			from.before = nil
 			return late.Join(ctx)
 		}
 		return nil
 	}
 	var untold *UntoldError
-	if _, err := (&Mover{From: from, To: b}).Run(ctx); !errors.As(err, &untold) {
+	if _, err := (&Mover{Kind: Index, From: from, To: b}).Run(ctx); !errors.As(err, &untold) {
 		t.Error(err)
 	}
-	check(t, New(a, nil, "again:1").Join(ctx)) // what was begun is taken back
+	check(t, Index.New(a, nil, "again:1").Join(ctx)) // what was begun is taken back
 }
 
 func TestGiveUp(t *testing.T) {
@@ -384,9 +384,9 @@ func TestGiveUp(t *testing.T) {
 	for i := range 2500 {
 		put(t, a, fmt.Sprintf("index/%04d", i), "x")
 	}
-	s := New(a, b, "x:1")
+	s := Index.New(a, b, "x:1")
 	stopped := errors.New("stopped")
-	m := &Mover{From: a, To: &hooked{Backend: b, before: func(_, key string) error {
+	m := &Mover{Kind: Index, From: a, To: &hooked{Backend: b, before: func(_, key string) error {
 		if key == "index/1500" {
 			return stopped
 		}
@@ -396,31 +396,31 @@ func TestGiveUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(t, s.Delete(ctx, "index/0003"))
-	if _, err := (&Mover{From: a, To: new(memory)}).Run(ctx); !errdefs.IsFailedPrecondition(err) {
+	if _, err := (&Mover{Kind: Index, From: a, To: new(memory)}).Run(ctx); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("it moves to two places: %v", err)
 	}
-	check(t, GiveUp(ctx, a))
-	check(t, New(a, nil, "x:2").Close())
-	if err := New(b, nil, "x:3").Join(ctx); !errdefs.IsFailedPrecondition(err) {
+	check(t, Index.GiveUp(ctx, a))
+	check(t, Index.New(a, nil, "x:2").Close())
+	if err := Index.New(b, nil, "x:3").Join(ctx); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("an index uses half of one: %v", err)
 	}
 	put(t, s, "index/0000", "y")
-	done, err := (&Mover{From: a, To: b}).Run(ctx) // what was copied is used
+	done, err := (&Mover{Kind: Index, From: a, To: b}).Run(ctx) // what was copied is used
 	if err != nil || done.Copied > 1500 || done.Phase != moved {
 		t.Fatal(done, err)
 	}
 	if text(t, b, "index/0003") != "none" || text(t, b, "index/0000") != "y" {
 		t.Error("what was changed after the move was given up was not copied")
 	}
-	if err := GiveUp(ctx, a); !errdefs.IsFailedPrecondition(err) {
+	if err := Index.GiveUp(ctx, a); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
 	}
-	if again, err := (&Mover{From: a, To: b}).Run(ctx); err != nil || again.Phase != moved {
+	if again, err := (&Mover{Kind: Index, From: a, To: b}).Run(ctx); err != nil || again.Phase != moved {
 		t.Error(again, err)
 	}
 	full := new(memory)
 	put(t, full, "index/x", "x")
-	if _, err := (&Mover{From: b, To: full, Gone: nil}).Run(ctx); !errdefs.IsFailedPrecondition(err) {
+	if _, err := (&Mover{Kind: Index, From: b, To: full, Gone: nil}).Run(ctx); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("it moves over another index: %v", err)
 	}
 }
@@ -430,13 +430,13 @@ func TestClosed(t *testing.T) {
 	a, b := new(memory), new(memory)
 	ctx := t.Context()
 	put(t, a, "index/t", "1")
-	s := New(a, b, "x:1")
+	s := Index.New(a, b, "x:1")
 	check(t, s.Join(ctx))
 	wrote := make(chan error, 1)
 	from := &hooked{Backend: a}
 	closing := false
 	from.after = func(_, key string) error {
-		if st, err := readState(ctx, a); key == stateKey && err == nil && st.Phase == closed && !closing {
+		if st, err := Index.readState(ctx, a); key == Index.stateKey() && err == nil && st.Phase == closed && !closing {
 			closing = true
 			go func() {
 				_, err := count(ctx, s, "index/t")
@@ -448,7 +448,7 @@ func TestClosed(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := (&Mover{From: from, To: b}).Run(ctx)
+	_, err := (&Mover{Kind: Index, From: from, To: b}).Run(ctx)
 	check(t, err)
 	if !closing {
 		t.Fatal("it was never closed")
@@ -462,10 +462,10 @@ func TestClosed(t *testing.T) {
 	cancel()
 	c := new(memory)
 	check(t, s.Close())
-	m := &Mover{From: b, To: c}
+	m := &Mover{Kind: Index, From: b, To: c}
 	check(t, m.begin(ctx))
 	check(t, m.advance(ctx, state{Format: format, ID: m.state.ID, Phase: closed, Epoch: 2, To: "c"}))
-	if _, err := New(b, c, "x:2").WriteIf(ended, "index/t", nil, ""); err == nil {
+	if _, err := Index.New(b, c, "x:2").WriteIf(ended, "index/t", nil, ""); err == nil {
 		t.Error("written while closed")
 	}
 	put(t, c, "index/only", "x") // which verifying would find
@@ -476,7 +476,7 @@ func TestClosed(t *testing.T) {
 			gone = append(gone, u.Name)
 		}
 	}
-	_, err = (&Mover{From: b, To: c, Gone: gone}).Run(ctx)
+	_, err = (&Mover{Kind: Index, From: b, To: c, Gone: gone}).Run(ctx)
 	check(t, err)
 	if text(t, c, "index/only") != "x" {
 		t.Error("all is verified while writes wait")
@@ -489,14 +489,14 @@ func TestEpochs(t *testing.T) {
 	ctx := t.Context()
 	put(t, a, "index/t", "1")
 	from := &hooked{Backend: a}
-	m := &Mover{From: from, To: b}
+	m := &Mover{Kind: Index, From: from, To: b}
 	check(t, m.begin(ctx))
 	check(t, m.copy(ctx))
-	put(t, a, m.state.journal(1)+"index/u", "\n")
+	put(t, a, Index.journal(m.state, 1)+"index/u", "\n")
 	put(t, a, "index/u", "1")
 	from.after = func(_, key string) error {
-		if key == stateKey {
-			put(t, a, m.state.journal(2)+"index/t", "\n") // and the index pauses
+		if key == Index.stateKey() {
+			put(t, a, Index.journal(m.state, 2)+"index/t", "\n") // and the index pauses
 		}
 		return nil
 	}

@@ -13,17 +13,6 @@ import (
 	"github.com/capelin-io/capelin/fetcher/walk"
 )
 
-// What a move keeps in the storages, beside what it moves.
-const (
-	// Prefix is that of all that moves.
-	Prefix = "index/"
-
-	stateKey      = "capelin-move/state"   // in the old one
-	targetKey     = "capelin-move/target"  // in the new one
-	journalPrefix = "capelin-move/journal" // in the old one, then the move's id, the epoch and the key
-	memberPrefix  = "capelin-move/members/"
-)
-
 const (
 	format    = 1
 	maxObject = 1 << 20
@@ -48,26 +37,21 @@ type state struct {
 	version string // of the object
 }
 
-// journal is where writes of an epoch leave their keys.
-func (s *state) journal(epoch int) string {
-	return fmt.Sprintf("%s/%s/%08d/", journalPrefix, s.ID, epoch)
-}
-
 // target says in the new storage that it is the one.
 type target struct {
 	Format int    `json:"format"`
 	ID     string `json:"id"`
 	From   string `json:"from"`
-	Done   bool   `json:"done"`            // an index may use it by itself
+	Done   bool   `json:"done"`            // it may be used by itself
 	After  string `json:"after,omitempty"` // all keys up to this one are copied
 
 	version string
 }
 
-// Member is an index that uses a storage.
+// Member is an index, or an origin, that uses a storage.
 type Member struct {
 	Format  int       `json:"format"`
-	Name    string    `json:"name"` // host:port, "~" and chance
+	Name    string    `json:"name"` // of an index: host:port, "~" and chance; of an origin: its name in the ring
 	Started time.Time `json:"started"`
 	Next    string    `json:"next,omitempty"` // name of the storage that it is told to be the next
 }
@@ -79,7 +63,7 @@ func get[T any](ctx context.Context, b fetcher.Backend, key string) (*T, string,
 		return nil, "", nil
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("reading whether the index moves: %w", err)
+		return nil, "", fmt.Errorf("looking how far a move is: %w", err)
 	}
 	var head struct {
 		Format int `json:"format"`
@@ -99,8 +83,8 @@ func get[T any](ctx context.Context, b fetcher.Backend, key string) (*T, string,
 }
 
 // readState returns a state without a phase if there is none.
-func readState(ctx context.Context, b fetcher.Backend) (*state, error) {
-	s, version, err := get[state](ctx, b, stateKey)
+func (k *Kind) readState(ctx context.Context, b fetcher.Backend) (*state, error) {
+	s, version, err := get[state](ctx, b, k.stateKey())
 	if err != nil {
 		return nil, err
 	}
@@ -112,12 +96,13 @@ func readState(ctx context.Context, b fetcher.Backend) (*state, error) {
 	case none, copying, closed, moved:
 		return s, nil
 	}
-	return nil, fmt.Errorf("%s: object %s has a phase %.100q that is not known here: %w", b.Name(), stateKey, s.Phase, errdefs.ErrDataLoss)
+	return nil, fmt.Errorf("%s: object %s has a phase %.100q that is not known here: %w", b.Name(), k.stateKey(), s.Phase, errdefs.ErrDataLoss)
 }
 
 func (s *state) same(o *state) bool { return s.ID == o.ID && s.Phase == o.Phase && s.Epoch == o.Epoch }
 
-// swap writes an object if it is still of that version, and returns its new one.
+// swap writes an object if it is still of that version, and returns its new one. In a storage that does not compare and swap it
+// writes it in any case.
 func swap(ctx context.Context, b fetcher.Backend, key string, v any, version string) (string, error) {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
@@ -125,7 +110,11 @@ func swap(ctx context.Context, b fetcher.Backend, key string, v any, version str
 	if err := enc.Encode(v); err != nil {
 		return "", err
 	}
-	info, err := b.WriteIf(ctx, key, buf.Bytes(), version)
+	write := func() (fetcher.Info, error) { return b.WriteIf(ctx, key, buf.Bytes(), version) }
+	if !b.Capabilities().CompareAndSwap {
+		write = func() (fetcher.Info, error) { return b.Write(ctx, key, int64(buf.Len()), &buf) }
+	}
+	info, err := write()
 	if err != nil {
 		return "", fmt.Errorf("writing %s: %w", key, err)
 	}
@@ -133,6 +122,6 @@ func swap(ctx context.Context, b fetcher.Backend, key string, v any, version str
 }
 
 // Here is errdefs.ErrFailedPrecondition if a storage is not where its index is, because that has moved, or is not there yet.
-func Here(ctx context.Context, b fetcher.Backend) error {
-	return New(b, nil, "").allowed(ctx, true)
+func (k *Kind) Here(ctx context.Context, b fetcher.Backend) error {
+	return k.New(b, nil, "").allowed(ctx, true)
 }

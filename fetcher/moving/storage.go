@@ -7,29 +7,33 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
+	digest "github.com/opencontainers/go-digest"
 
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/fetcher/owned"
+	"github.com/capelin-io/capelin/fetcher/walk"
 )
 
 // closedPause is how long a write waits before it looks whether the move has gone on.
 const closedPause = 100 * time.Millisecond
 
-// Storage is the storage of an index, which may move to another one. It may be used by any goroutine.
+// Storage is a storage whose contents may move to another one, as those who use it see it. It may be used by any goroutine.
 //
 // It is a fetcher.Backend, whose versions are those of one of the two storages: after the move a version of before
 // is no longer what is there, which costs a writer a conflict.
 type Storage struct {
+	kind *Kind
 	old  fetcher.Backend
 	next fetcher.Backend // nil: it is not told one
 	self Member
+	key  string // of self, in the register
 
-	mu      sync.Mutex
-	entered atomic.Bool // into the register, perhaps
+	joining chan struct{} // 1 buffered: full while somebody joins
+	entered atomic.Bool   // into the register, perhaps
 	joined  atomic.Bool
 	moved   atomic.Bool            // for good
 	known   atomic.Pointer[string] // the move of which next is the target
@@ -37,24 +41,41 @@ type Storage struct {
 
 var _ fetcher.Backend = (*Storage)(nil)
 
-// New returns the storage of an index that is reached at an address, for people. next, if not nil, is where it may move to.
-// Closing it closes both.
-func New(old, next fetcher.Backend, address string) *Storage {
-	s := &Storage{old: old, next: next, self: Member{Format: format, Name: address + "~" + rand.Text()[:8]}}
+// New returns a storage for whoever has that name: of an index, its address, for people; of an origin, its name in the ring, which no
+// other process has at the same time. next, if not nil, is where it may move to. Closing it closes both.
+func (k *Kind) New(old, next fetcher.Backend, name string) *Storage {
+	s := &Storage{kind: k, old: old, next: next, joining: make(chan struct{}, 1), self: Member{Format: format, Name: name}}
+	life := rand.Text()[:8]
+	if k.large {
+		s.key = k.lives(name) + life
+	} else {
+		s.self.Name = name + "~" + life
+		s.key = k.memberPrefix() + s.self.Name
+	}
 	if next != nil {
 		s.self.Next = next.Name()
 	}
 	return s
 }
 
-// Join registers the index, and finds out whether it may use the storage: errdefs.ErrFailedPrecondition if it may not, because
-// the storage's index moves or has moved to where this one is not told. Until it has succeeded, all other calls try it first.
+// lives is where all processes register that have had the name of a member, which may have any characters.
+func (k *Kind) lives(name string) string {
+	return k.memberPrefix() + digest.FromString(name).Encoded()[:32] + "/"
+}
+
+// Join registers who uses the storage, and finds out whether it may: errdefs.ErrFailedPrecondition if it may not, because
+// what is there moves or has moved to where this one is not told. Until it has succeeded, all other calls try it first. Where it may not
+// write, an origin is not registered, and only reads.
 func (s *Storage) Join(ctx context.Context) error {
 	if s.joined.Load() {
 		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	select {
+	case s.joining <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %w", s.old.Name(), ctx.Err())
+	}
+	defer func() { <-s.joining }()
 	if s.joined.Load() {
 		return nil
 	}
@@ -62,11 +83,11 @@ func (s *Storage) Join(ctx context.Context) error {
 	self.Started = time.Now().UTC().Round(0)
 	s.entered.Store(true)
 	// First registered, and then the state: see the package's documentation. In the next storage as well, which may
-	// move on to a third one when this index uses it.
-	err := enter(ctx, s.old, self)
+	// move on to a third one when this one uses it.
+	err := s.enter(ctx, s.old, self)
 	if err == nil && s.next != nil {
 		self.Next = ""
-		err = enter(ctx, s.next, self)
+		err = s.enter(ctx, s.next, self)
 	}
 	if err == nil {
 		err = s.allowed(ctx, false)
@@ -82,53 +103,78 @@ func (s *Storage) Join(ctx context.Context) error {
 	return nil
 }
 
-func enter(ctx context.Context, b fetcher.Backend, self Member) error {
-	if _, err := swap(ctx, b, memberPrefix+self.Name, &self, ""); err != nil && !errdefs.IsConflict(err) {
-		return fmt.Errorf("%s: registering as an index: %w", b.Name(), err)
+func (s *Storage) enter(ctx context.Context, b fetcher.Backend, self Member) error {
+	_, err := swap(ctx, b, s.key, &self, "")
+	switch {
+	case errdefs.IsConflict(err): // by a try of before
+		return nil
+	case err == nil && s.kind.large:
+		err = s.outlive(ctx, b)
+	case s.kind.large && (errdefs.IsPermissionDenied(err) || errdefs.IsUnauthorized(err)):
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: registering as %s: %w", b.Name(), s.kind.user, err)
 	}
 	return nil
 }
 
-// leave takes the index off the registers. If that fails it is as if the process had been killed.
+// outlive takes those off a register that had this one's name before it.
+func (s *Storage) outlive(ctx context.Context, b fetcher.Backend) error {
+	for info, err := range walk.All(ctx, b, s.kind.lives(s.self.Name), "") {
+		if err != nil {
+			return err
+		}
+		if info.Key != s.key {
+			if err := b.Delete(ctx, info.Key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// leave takes this one off the registers. If that fails it is as if the process had been killed.
 func (s *Storage) leave(ctx context.Context) {
-	_ = s.old.Delete(ctx, memberPrefix+s.self.Name)
+	_ = s.old.Delete(ctx, s.key)
 	if s.next != nil {
-		_ = s.next.Delete(ctx, memberPrefix+s.self.Name)
+		_ = s.next.Delete(ctx, s.key)
 	}
 }
 
-// allowed is errdefs.ErrFailedPrecondition if the index may not use the storages that it is told. Who only reads may do so until
-// the index has moved.
+// allowed is errdefs.ErrFailedPrecondition if the storages that it is told may not be used. Who only reads may do so until
+// all has moved.
 func (s *Storage) allowed(ctx context.Context, reads bool) error {
-	st, err := readState(ctx, s.old)
+	k := s.kind
+	st, err := k.readState(ctx, s.old)
 	if err != nil {
 		return err
 	}
-	t, _, err := get[target](ctx, s.old, targetKey)
+	t, _, err := get[target](ctx, s.old, k.targetKey())
 	switch {
 	case err != nil:
 		return err
 	case t != nil && !t.Done && st.Phase == none:
-		return fmt.Errorf("%s is where an index moves to that is in %s; it cannot be used before \"capelin index move\" has ended: %w",
-			s.old.Name(), t.From, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s is where %s moves to from %s; it cannot be used before %q has ended: %w",
+			s.old.Name(), k.a(), t.From, k.command, errdefs.ErrFailedPrecondition)
 	case s.next != nil:
-		after, err := readState(ctx, s.next)
+		after, err := k.readState(ctx, s.next)
 		if err == nil && after.Phase != none {
-			err = fmt.Errorf("the index in %s, which is the next storage of this one, moves to %s or has moved there: %w",
-				s.next.Name(), after.To, errdefs.ErrFailedPrecondition)
+			err = fmt.Errorf("the %s in %s, which is the next storage of this one, moves to %s or has moved there: %w",
+				k.noun, s.next.Name(), after.To, errdefs.ErrFailedPrecondition)
 		}
 		return err
 	case st.Phase == none, reads && st.Phase != moved:
 		return nil
 	case st.Phase == moved:
-		return fmt.Errorf("the index that was in %s has moved to %s: configure that as its storage: %w",
-			s.old.Name(), st.To, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the %s that was in %s has moved to %s: configure that as its storage: %w",
+			k.noun, s.old.Name(), st.To, errdefs.ErrFailedPrecondition)
 	}
-	return fmt.Errorf("the index in %s moves to %s: configure that as the next storage of this one: %w",
-		s.old.Name(), st.To, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("the %s in %s moves to %s: configure that as the next storage of this one: %w",
+		k.noun, s.old.Name(), st.To, errdefs.ErrFailedPrecondition)
 }
 
-// now returns how far the move is; nil if this index has no part in one.
+// now returns how far the move is; nil if this one has no part in one.
 func (s *Storage) now(ctx context.Context) (*state, error) {
 	if err := s.Join(ctx); err != nil {
 		return nil, err
@@ -139,18 +185,18 @@ func (s *Storage) now(ctx context.Context) (*state, error) {
 	if s.moved.Load() {
 		return &state{Phase: moved}, nil
 	}
-	st, err := readState(ctx, s.old)
+	st, err := s.kind.readState(ctx, s.old)
 	if err != nil || st.Phase == none {
 		return st, err
 	}
 	if id := s.known.Load(); id == nil || *id != st.ID {
-		t, _, err := get[target](ctx, s.next, targetKey)
+		t, _, err := get[target](ctx, s.next, s.kind.targetKey())
 		if err != nil {
 			return nil, err
 		}
 		if t == nil || t.ID != st.ID {
-			return nil, fmt.Errorf("the index in %s moves to %s, and this one is told that the next storage is %s, which is another one: %w",
-				s.old.Name(), st.To, s.next.Name(), errdefs.ErrFailedPrecondition)
+			return nil, fmt.Errorf("the %s in %s moves to %s, and this one is told that the next storage is %s, which is another one: %w",
+				s.kind.noun, s.old.Name(), st.To, s.next.Name(), errdefs.ErrFailedPrecondition)
 		}
 		s.known.Store(&st.ID)
 	}
@@ -199,8 +245,8 @@ func (s *Storage) change(ctx context.Context, key string, do func(b fetcher.Back
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s: writing %s: the index moves to %s, and waits for \"capelin index move\" to end: %w: %w",
-				s.old.Name(), key, st.To, ctx.Err(), errdefs.ErrUnavailable)
+			return fmt.Errorf("%s: writing %s: the %s moves to %s, and waits for %q to end: %w: %w",
+				s.old.Name(), key, s.kind.noun, st.To, s.kind.command, ctx.Err(), errdefs.ErrUnavailable)
 		case <-time.After(closedPause):
 		}
 	}
@@ -213,8 +259,8 @@ func (s *Storage) change(ctx context.Context, key string, do func(b fetcher.Back
 	for {
 		now, err := s.now(ctx)
 		if err != nil {
-			return fmt.Errorf("%s: %s was written, and it is not known whether to where the index is: %w: %w",
-				s.old.Name(), key, err, errdefs.ErrUnavailable)
+			return fmt.Errorf("%s: %s was written, and it is not known whether to where the %s is: %w: %w",
+				s.old.Name(), key, s.kind.noun, err, errdefs.ErrUnavailable)
 		}
 		switch {
 		case now.same(st) || now.Phase == none:
@@ -225,21 +271,22 @@ func (s *Storage) change(ctx context.Context, key string, do func(b fetcher.Back
 			}
 			st = now
 		default:
-			return fmt.Errorf("%s: writing %s: the index moved to %s meanwhile, try again: %w", s.old.Name(), key, now.To, errdefs.ErrUnavailable)
+			return fmt.Errorf("%s: writing %s: the %s moved to %s meanwhile, try again: %w",
+				s.old.Name(), key, s.kind.noun, now.To, errdefs.ErrUnavailable)
 		}
 	}
 }
 
 // note leaves an object's key in the journal.
 func (s *Storage) note(ctx context.Context, st *state, key string) error {
-	if st.Phase != copying || !strings.HasPrefix(key, Prefix) {
+	if st.Phase != copying || !s.kind.moves(key) {
 		return nil
 	}
-	_, err := s.old.Write(ctx, st.journal(st.Epoch)+key, 1, strings.NewReader("\n"))
+	_, err := s.old.Write(ctx, s.kind.journal(st, st.Epoch)+key, 1, strings.NewReader("\n"))
 	return err
 }
 
-// Name implements fetcher.Backend. It does not change when the index moves.
+// Name implements fetcher.Backend. It does not change when all has moved.
 func (s *Storage) Name() string { return s.old.Name() }
 
 // Capabilities implements fetcher.Backend: what both storages can do.
@@ -264,6 +311,18 @@ func (s *Storage) Check(ctx context.Context) error {
 		return nil
 	}
 	return s.old.Check(ctx)
+}
+
+// ID returns that of the storage that is used now (owned.Storage), "" if it is not known.
+func (s *Storage) ID() string {
+	b := s.old
+	if s.moved.Load() {
+		b = s.next
+	}
+	if o, ok := b.(*owned.Storage); ok {
+		return o.ID()
+	}
+	return ""
 }
 
 // Stat implements fetcher.Backend.
@@ -328,10 +387,10 @@ func (s *Storage) Delete(ctx context.Context, key string) error {
 	return s.change(ctx, key, func(b fetcher.Backend, _ string) error { return b.Delete(ctx, key) })
 }
 
-// leaveTimeout is how long an index that ends tries to take itself off the register.
+// leaveTimeout is how long who ends tries to take itself off the register.
 const leaveTimeout = 5 * time.Second
 
-// Close implements fetcher.Backend. The index is no longer registered.
+// Close implements fetcher.Backend. Who used it is no longer registered.
 func (s *Storage) Close() error {
 	var errs []error
 	if s.entered.Load() {
