@@ -111,7 +111,7 @@ func operation(r fetchertest.Request) string {
 			return ""
 		}
 		return "list"
-	case key == "capelin-check":
+	case key == "capelin-check", key == "capelin-storage":
 		return ""
 	case strings.Contains(r.Query, "uploads") && r.Method == http.MethodGet:
 		return "list of uploads"

@@ -35,7 +35,7 @@ func (v *Versitygw) StartServer(t *testing.T, name, url string) *Server {
 	t.Helper()
 	bin, s := capelin(t), &Server{dir: t.TempDir()}
 	// Its ports are fixed: another test, or somebody else on this machine, has other addresses.
-	host := fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(250), rand.IntN(250), 1+rand.IntN(250))
+	host := address()
 	s.Process = Start(t, Command{Name: name, Dir: s.dir, Host: host, Args: func(port int) []string {
 		config := filepath.Join(s.dir, "server.toml")
 		toml := fmt.Sprintf("data = %q\naddress = %q\nname = %q\nmetrics = \"\"\norigin.durability = \"backend\"\n", s.dir+"/data", host, name) +
