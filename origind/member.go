@@ -109,9 +109,10 @@ type watcher interface {
 
 // sight is what others see of the member without asking it.
 type sight struct {
-	serving bool
-	at      time.Time
-	peers   []ringstate.Peer
+	serving  bool
+	at       time.Time
+	peers    []ringstate.Peer
+	storages map[string][]ringstate.Storage // behind the backends of others, by their names
 }
 
 // healing is how far it is with wrong pieces of a blob.
@@ -371,7 +372,7 @@ func (m *member) takes() error {
 
 // publish has others see what the ring has come to.
 func (m *member) publish() {
-	was, is := m.sight.Load(), &sight{m.ring.Serving(), time.Now(), m.ring.Peers()}
+	was, is := m.sight.Load(), &sight{m.ring.Serving(), time.Now(), m.ring.Peers(), m.ring.Storages()}
 	same := slices.EqualFunc(was.peers, is.peers, func(a, b ringstate.Peer) bool {
 		a.Silent, b.Silent, a.Under, b.Under, a.Skew, b.Skew = 0, 0, nil, nil, 0, 0
 		return a == b

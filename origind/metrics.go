@@ -116,6 +116,7 @@ var (
 		"(misplaced), and of those in sight that have fewer than min_replicas (urgent).", "class")
 	descLost    = desc("ring_lost", "Disks that the ring misses: what was only there is nowhere else.")
 	descBackend = desc("backend_up", "1 if a backend could be used when it was last asked, 0 if not.", "backend")
+	descDiffers = desc("backend_differs", "Members of the ring that have another storage behind the backend of that name.", "backend")
 	descWhole   = desc("ring_whole", "1 if each blob is proved to have its copies.")
 	descMoving  = desc("ring_copying", "Blobs that are being copied to others (to) and from others (from).", "direction")
 	descPeers   = desc("swarm_connections", "Nodes connected for the swarm.")

@@ -66,6 +66,14 @@ func stateOf(p *ringstate.Peer) origin.RingState {
 	return origin.RingUp
 }
 
+// storages returns what others have said of the storages behind their backends, by their names.
+func (m *member) storages() map[string][]ringstate.Storage { return m.sight.Load().storages }
+
+// tellStorages has others know which storages are behind this member's backends.
+func (m *member) tellStorages(all []ringstate.Storage) {
+	m.do(func(b *batch) { b.step(ringstate.EvStorages{Storages: all}) })
+}
+
 // lookWithin is how long metrics wait for a look at the ring.
 const lookWithin = time.Second
 

@@ -193,7 +193,7 @@ func openServer(
 	if err != nil {
 		return nil, err
 	}
-	s.cold.ring, s.locator.ring = s.member, s.member
+	s.cold.ring, s.locator.ring, s.storages.ring = s.member, s.member, s.member
 	s.member.begin(work)
 	return s, nil
 }

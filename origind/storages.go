@@ -14,6 +14,7 @@ import (
 
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
+	"github.com/capelin-io/capelin/origind/ringstate"
 )
 
 const (
@@ -23,6 +24,8 @@ const (
 	storageWithin = time.Minute
 	// storageWarnEvery is the time between two warnings about one backend.
 	storageWarnEvery = time.Hour
+	// maxStoragesTold is of how many backends other members are told which storage is behind them.
+	maxStoragesTold = 64
 	// maxStorageText is how much of an error operators are shown, in bytes.
 	maxStorageText = 500
 )
@@ -31,6 +34,7 @@ const (
 // backend is away serves what it has, and keeps what is pushed.
 type storages struct {
 	backends map[string]fetcher.Backend
+	ring     storageRing // set before run
 
 	mu sync.Mutex
 	m  map[string]origin.RingBackend // those that have answered
@@ -38,6 +42,12 @@ type storages struct {
 
 func newStorages(backends map[string]fetcher.Backend) *storages {
 	return &storages{backends: backends, m: map[string]origin.RingBackend{}}
+}
+
+// storageRing is the ring, for storages: what other members have behind their backends, and what they are told of this one's.
+type storageRing interface {
+	storages() map[string][]ringstate.Storage
+	tellStorages(all []ringstate.Storage)
 }
 
 // run asks all of them, again and again, until ctx ends.
@@ -52,12 +62,14 @@ func (s *storages) run(ctx context.Context) {
 func (s *storages) watch(ctx context.Context, name string, b fetcher.Backend) {
 	var warned time.Time
 	silent := true // since it could be used, nobody was warned
+	var alike storageCompare
 	for {
 		err := checkStorage(ctx, b)
 		if ctx.Err() != nil {
 			return
 		}
 		s.note(name, err)
+		alike.look(ctx, s, name)
 		entry, pause := log.G(ctx).WithField("backend", name), storageUpEvery
 		switch now := time.Now(); {
 		case err != nil:
@@ -99,6 +111,9 @@ func checkStorage(ctx context.Context, b fetcher.Backend) error {
 // note keeps what a backend has answered.
 func (s *storages) note(name string, err error) {
 	now := origin.RingBackend{Name: name, Up: err == nil, Since: time.Now()}
+	if m, ok := s.backends[name].(memberStorage); ok {
+		now.Storage = m.ID()
+	}
 	if err != nil {
 		now.Error = strings.Map(func(r rune) rune {
 			if r < ' ' || r == 0x7f {
@@ -110,19 +125,67 @@ func (s *storages) note(name string, err error) {
 			now.Error = strings.ToValidUTF8(now.Error[:maxStorageText], "") + "…"
 		}
 	}
+	s.ring.tellStorages(s.keep(name, now))
+}
+
+// keep keeps what a backend has answered, and returns what is known of all storages.
+func (s *storages) keep(name string, now origin.RingBackend) (all []ringstate.Storage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if before, ok := s.m[name]; ok && before.Up == now.Up {
 		now.Since = before.Since
 	}
 	s.m[name] = now
+	for _, b := range s.m {
+		if b.Storage != "" {
+			all = append(all, ringstate.Storage{Backend: b.Name, ID: b.Storage})
+		}
+	}
+	slices.SortFunc(all, func(a, b ringstate.Storage) int { return cmp.Compare(a.Backend, b.Backend) })
+	return all[:min(len(all), maxStoragesTold)]
+}
+
+// storageCompare compares a backend's storage with those of other members.
+type storageCompare struct {
+	before []string // who had another one, the last time
+	warned time.Time
+}
+
+// look warns of members that have another storage, if they had it the last time, too: when a backend moves to another storage, not all
+// of them say so at the same time.
+func (c *storageCompare) look(ctx context.Context, s *storages, name string) {
+	var now []string
+	for _, b := range s.list() {
+		if b.Name == name {
+			now = b.Differs
+		}
+	}
+	still := slices.DeleteFunc(slices.Clone(now), func(m string) bool { return !slices.Contains(c.before, m) })
+	if c.before = now; len(still) == 0 || !c.warned.IsZero() && time.Since(c.warned) < storageWarnEvery {
+		return
+	}
+	c.warned = time.Now()
+	log.G(ctx).WithFields(log.Fields{"backend": name, "members": strings.Join(still, ", ")}).
+		Warn("other members of the ring have another storage behind this backend; give all of them the same one, or blobs are found at some only")
 }
 
 // list returns what is known, by name.
 func (s *storages) list() []origin.RingBackend {
+	others := s.ring.storages()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.SortedFunc(maps.Values(s.m), func(a, b origin.RingBackend) int { return cmp.Compare(a.Name, b.Name) })
+	all := slices.SortedFunc(maps.Values(s.m), func(a, b origin.RingBackend) int { return cmp.Compare(a.Name, b.Name) })
+	for i := range all {
+		b := &all[i]
+		for _, name := range slices.Sorted(maps.Keys(others)) {
+			if b.Storage != "" && slices.ContainsFunc(others[name], func(o ringstate.Storage) bool {
+				return o.Backend == b.Name && o.ID != b.Storage
+			}) {
+				b.Differs = append(b.Differs, name)
+			}
+		}
+	}
+	return all
 }
 
 // collect gives the metrics.
@@ -133,6 +196,7 @@ func (s *storages) collect(gauge func(d *prometheus.Desc, v float64, labels ...s
 			v = 1
 		}
 		gauge(descBackend, v, b.Name)
+		gauge(descDiffers, float64(len(b.Differs)), b.Name)
 	}
 }
 

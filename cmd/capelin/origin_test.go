@@ -104,6 +104,7 @@ func storageAway(now time.Time) func(*origin.RingStatus) {
 		whole(st)
 		st.Backends = []origin.RingBackend{
 			{Name: "main", Since: now.Add(-5 * time.Minute), Error: "no such bucket"}, {Name: "hub", Up: true, Since: now},
+			{Name: "team", Up: true, Since: now, Storage: "x", Differs: []string{"origin-2", "origin-3"}},
 		}
 	}
 }
@@ -166,6 +167,7 @@ origin-4  removed   -       -              -
 
 origin-1 has 1234 blobs that no backend has; each is to have 3 copies, and a push waits for 2
 backend main cannot be used from origin-1 for 5m0s: no such bucket
+backend team of origin-2, origin-3 is another storage than that of origin-1: give all of them the same one
 the ring is whole
 `},
 	} {

@@ -193,6 +193,12 @@ func printRing(w io.Writer, st *origin.RingStatus, now time.Time) {
 			fmt.Fprintf(w, "backend %s cannot be used from %s for %v: %s\n", b.Name, st.Name, now.Sub(b.Since).Round(time.Second), b.Error)
 		}
 	}
+	for _, b := range st.Backends {
+		if len(b.Differs) > 0 {
+			fmt.Fprintf(w, "backend %s of %s is another storage than that of %s: give all of them the same one\n",
+				b.Name, strings.Join(b.Differs, ", "), st.Name)
+		}
+	}
 	for i := range st.Members {
 		if m := &st.Members[i]; m.Skew != 0 {
 			ahead, how := time.Duration(m.Skew)*time.Millisecond, "ahead of"

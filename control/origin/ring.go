@@ -48,6 +48,10 @@ type RingBackend struct {
 	Up    bool      `json:"up"`
 	Since time.Time `json:"since"`           // it is so, as far as this member knows
 	Error string    `json:"error,omitempty"` // what is wrong now, in a line
+	// Storage is the id of the storage behind it, if it is known, and Differs are members that have another storage behind the backend of
+	// that name.
+	Storage string   `json:"storage,omitempty"`
+	Differs []string `json:"differs,omitempty"`
 }
 
 // RingState says how a member is.

@@ -130,6 +130,9 @@ const (
 // EvFull: there is, or is not, room for pushes.
 type EvFull struct{ Full bool }
 
+// EvStorages: these are the storages behind this member's backends, as far as they are known.
+type EvStorages struct{ Storages []Storage }
+
 func (EvTick) event()      {}
 func (EvListed) event()    {}
 func (EvHeld) event()      {}
@@ -144,6 +147,7 @@ func (EvBad) event()       {}
 func (EvDrain) event()     {}
 func (EvMember) event()    {}
 func (EvFull) event()      {}
+func (EvStorages) event()  {}
 
 // Action is something to do. They are done in their order, and each of ActRing, ActSave,
 // ActLog and ActTrim is durable before the next is begun. A member whose disk fails one of

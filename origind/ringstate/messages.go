@@ -40,6 +40,13 @@ type Status struct {
 	Under            int   // pinned blobs that it cannot prove to be at all their owners
 	Exchanged        Order // when it last compared with that owner with whom it did so least lately
 	Full             bool
+	Storages         []Storage // behind its backends, as far as it knows them
+}
+
+// Storage is the storage behind a backend.
+type Storage struct {
+	Backend string // its name in the member's configuration
+	ID      string // of the storage, which has no other one
 }
 
 // MemberView is what a member says of another one, or of itself.

@@ -94,6 +94,17 @@ func (r *Ring) Peers() []Peer {
 	return all
 }
 
+// Storages returns what the members that are heard have said of the storages behind their backends, by their names.
+func (r *Ring) Storages() map[string][]Storage {
+	all := map[string][]Storage{}
+	for m := range r.others() {
+		if m.status != nil && len(m.status.Storages) > 0 && m.listed() && r.hears(m) {
+			all[m.name] = m.status.Storages
+		}
+	}
+	return all
+}
+
 // Shortage is what there is still to be copied.
 type Shortage struct {
 	Under  int // pinned blobs that are not known to be at all their owners, and only there

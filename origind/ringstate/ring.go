@@ -56,7 +56,9 @@ type Ring struct {
 	askOrder    []*asked // by when they time out
 	nextID      uint64
 
-	tickAt  int64
+	tickAt   int64
+	storages []Storage // behind this member's backends
+
 	dirty   bool                    // members changed: ActRing is to be made
 	saved   map[digest.Digest]Local // what this Step has saved
 	actions []Action
@@ -195,6 +197,8 @@ func (r *Ring) on(ev Event) {
 		r.operate(ev)
 	case EvFull:
 		r.me.full = ev.Full
+	case EvStorages:
+		r.storages = ev.Storages
 	}
 }
 

@@ -89,7 +89,8 @@ func (r *Ring) Status() *Status {
 		Replicas: r.cfg.Replicas, MinReplicas: r.cfg.MinReplicas,
 		Mode: r.me.mode, ModeAt: r.me.modeAt, Starting: r.starting || r.stale != 0, View: r.view, LogHead: r.log.head(),
 		Lost: slices.Clone(r.lost), Whole: r.whole, Under: r.under(), Exchanged: r.exchanged(), Full: r.me.full,
-		Members: make([]MemberView, 0, len(r.members)),
+		Storages: slices.Clone(r.storages),
+		Members:  make([]MemberView, 0, len(r.members)),
 	}
 	for _, m := range r.members {
 		if m.removal != (Removal{Name: m.name}) {

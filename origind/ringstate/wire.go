@@ -39,7 +39,9 @@ const (
 const (
 	maxSources = 64
 	maxLost    = 1024 // disks
-	maxCopies  = 255  // of replicas and min_replicas
+	// maxBackends is how many storages a member may tell of.
+	maxBackends = 64
+	maxCopies   = 255 // of replicas and min_replicas
 	// maxOrder leaves room to count on from what another member says.
 	maxOrder Order = 1 << 62
 )
@@ -240,6 +242,7 @@ type (
 	perHomes   struct{}
 	perBuckets struct{}
 	perSubs    struct{}
+	perPlaces  struct{}
 )
 
 func (perPage) most() int    { return LogPageMax }
@@ -249,6 +252,7 @@ func (perLost) most() int    { return maxLost }
 func (perHomes) most() int   { return record.MaxHomes }
 func (perBuckets) most() int { return bucketsAtOnce }
 func (perSubs) most() int    { return subsAtOnce }
+func (perPlaces) most() int  { return maxBackends }
 
 // list is a list in JSON, of at most so many elements.
 type list[T any, L limit] []T

@@ -115,6 +115,7 @@ func TestWireKeepsAll(t *testing.T) {
 			Name: "a", Addr: "h:1", Zone: "z", Clock: 1, Order: 2, Replicas: 3, MinReplicas: 2, Mode: Draining, ModeAt: 4, Starting: true,
 			Time: 17, View: view, LogHead: 5, Members: []MemberView{{"b", "h:2", "y", 1 << 63, Drained, 6, true, true, 7, 8}},
 			Removals: []Removal{{"c", 9, 10, 11}}, Lost: []Lost{{"d", 12, 13, true}}, Whole: Whole{14, 2}, Under: 15, Exchanged: 16, Full: true,
+			Storages: []Storage{{"main", "ID"}},
 		}},
 		KindLog:     {&LogPage{4, 4, []record.Deletion{{Digest: d, Namespace: "a/b", Stamp: 9}}}},
 		KindDeleted: {&Took{7, rec, []string{"b"}}, &Took{Seq: 7, Heard: []string{}}},

@@ -29,6 +29,12 @@ type textStatus struct {
 	Members     list[textMember, perMember]  `json:"members"`
 	Removals    list[textRemoval, perMember] `json:"removals"`
 	Lost        list[textLost, perLost]      `json:"lost"`
+	Storages    list[textStorage, perPlaces] `json:"storages,omitempty"`
+}
+
+type textStorage struct {
+	Backend string `json:"backend"`
+	ID      string `json:"id"`
 }
 
 type textMember struct {
@@ -81,6 +87,9 @@ func statusText(s *Status) (textStatus, error) {
 	for _, l := range s.Lost {
 		t.Lost = append(t.Lost, textLost(l))
 	}
+	for _, b := range s.Storages {
+		t.Storages = append(t.Storages, textStorage(b))
+	}
 	return t, t.check()
 }
 
@@ -101,13 +110,16 @@ func (t textStatus) value() (*Status, error) {
 	for _, l := range t.Lost {
 		s.Lost = append(s.Lost, Lost(l))
 	}
+	for _, b := range t.Storages {
+		s.Storages = append(s.Storages, Storage(b))
+	}
 	return s, t.check()
 }
 
 func (t *textStatus) check() error {
 	errs := []error{
 		checkName(t.Name), checkWords(t.Addr, t.Zone), checkOrders(t.ModeAt, t.Exchanged, t.Order, t.Whole.At),
-		t.Members.check(), t.Removals.check(), t.Lost.check(),
+		t.Members.check(), t.Removals.check(), t.Lost.check(), t.Storages.check(),
 	}
 	if t.Replicas < 1 || t.MinReplicas < 1 || t.Replicas > maxCopies || t.MinReplicas > maxCopies || t.Under < 0 ||
 		t.Clock > record.MaxStamp || t.Time > record.MaxStamp || t.Whole.Min < 0 || t.Whole.Min > maxCopies ||
@@ -123,6 +135,9 @@ func (t *textStatus) check() error {
 	}
 	for _, l := range t.Lost {
 		errs = append(errs, checkName(l.Name), checkOrders(l.At))
+	}
+	for _, b := range t.Storages {
+		errs = append(errs, checkName(b.Backend), checkName(b.ID))
 	}
 	return errors.Join(errs...)
 }
