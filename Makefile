@@ -125,12 +125,12 @@ benchcmp: ## benchmarks of this tree against those of BASE (a commit), ten runs 
 # ARGS are more flags: make bench-pull ARGS='-cases small -json pull.json'
 ARGS ?=
 
-BENCHES := $(B)/bench-pull $(B)/bench-fanout $(B)/bench-swarm $(B)/bench-tracker $(B)/bench-sources $(B)/bench-ring $(B)/bench-storages
+BENCHES := $(B)/bench-pull $(B)/bench-fanout $(B)/bench-swarm $(B)/bench-tracker $(B)/bench-sources $(B)/bench-ring $(B)/bench-storages $(B)/bench-huge
 .PHONY: $(BENCHES)
 $(BENCHES): $(B)/bench-%:
 	@cd $(I) && $(GO) build -trimpath -o bin/$(@F) ./cmd/$(@F)
 
-.PHONY: bench-pull bench-fanout bench-swarm bench-tracker bench-sources bench-ring bench-storages calibrate
+.PHONY: bench-pull bench-fanout bench-swarm bench-tracker bench-sources bench-ring bench-storages bench-huge calibrate
 bench-pull: $(B)/capelin $(B)/2.4/containerd $(B)/registry
 bench-pull: $(B)/bench-pull ## a pull by a stock containerd and by one with Capelin, in turn (root; a quarter of an hour)
 	@$(I)/prepare.sh bench
@@ -169,6 +169,11 @@ bench-storages: $(B)/bench-storages ## kinds of storages against the tools that 
 	@$(I)/prepare.sh storages
 	@$(MAKE) -s --no-print-directory storage-servers
 	cd $(I) && bin/bench-storages $(ARGS)
+
+bench-huge: $(B)/capelin $(B)/versitygw
+bench-huge: $(B)/bench-huge ## one blob of 100 GB, cold through an origin and the swarm; ARGS='-size 20e9 -push' all the way through S3 (root; a quarter of an hour)
+	@$(I)/prepare.sh demo
+	cd $(I) && bin/bench-huge $(ARGS)
 
 .PHONY: sim
 sim: ## the table of goals in virtual time: thousands of hosts (an hour)

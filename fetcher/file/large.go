@@ -182,7 +182,9 @@ func (l *large) close() {
 }
 
 // smallest returns, in order, the n smallest names of an open directory from one on. cut: there are others.
-func (l *large) smallest(ctx context.Context, d *os.File, dir, from string, n int, isKey func(string) bool) (_ []string, cut bool, err error) {
+func (l *large) smallest(
+	ctx context.Context, d *os.File, dir, from string, n int, isKey func(string) bool,
+) (_ []string, cut bool, err error) {
 	now, err := stampOf(d)
 	if err != nil {
 		return nil, false, err

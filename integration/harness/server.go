@@ -235,6 +235,9 @@ func (s *Server) Kill() { s.proc.Kill() }
 // Stop ends it with SIGTERM.
 func (s *Server) Stop() error { return s.proc.Stop() }
 
+// PID returns the process's id, as this machine sees it.
+func (s *Server) PID() int { return s.proc.PID() }
+
 func (s *Server) scheme() string {
 	if s.pki != nil {
 		return "https"

@@ -13,8 +13,8 @@ import (
 	"github.com/capelin-io/capelin/fetcher"
 )
 
-// thereAndBack has a blob pushed through an origin, and read through another one that has nothing. The storage is killed when it has half of
-// it, and is started again, so that the origin writes it anew. Nobody ever sees a part of it.
+// thereAndBack has a blob pushed through an origin, and read through another one that has nothing. The storage is killed when it has
+// half of it, and is started again, so that the origin writes it anew. Nobody ever sees a part of it.
 func thereAndBack(t *testing.T, b fetcher.Backend, killAndRestart func()) {
 	t.Helper()
 	size := int64(24<<20 + 17)

@@ -29,7 +29,8 @@ func capelin(t TB) string {
 
 // storage is the server's bucket as [storage] of a role's configuration.
 func (v *Versitygw) storage(url string) string {
-	return fmt.Sprintf("[storage]\nkind = \"s3\"\n[storage.s3]\nbucket = %q\nregion = %q\nendpoint = %q\npath_style = true\n", v.Bucket, v.Region, url)
+	return fmt.Sprintf("[storage]\nkind = \"s3\"\n[storage.s3]\nbucket = %q\nregion = %q\nendpoint = %q\npath_style = true\n",
+		v.Bucket, v.Region, url)
 }
 
 // TestSeveralIndexes: three `capelin indexd` on one bucket, each of which is killed while many write one tag.

@@ -54,13 +54,14 @@ type Command struct {
 // Start starts a server, and waits until it takes connections.
 func Start(t TB, c Command) *Process {
 	t.Helper()
-	p := &Process{t: t, name: c.Name, log: filepath.Join(c.Dir, c.Name+".log"), host: cmp.Or(c.Host, "127.0.0.1"), cmd: func(port int) *exec.Cmd {
+	p := &Process{t: t, name: c.Name, log: filepath.Join(c.Dir, c.Name+".log"), host: cmp.Or(c.Host, "127.0.0.1")}
+	p.cmd = func(port int) *exec.Cmd {
 		args := c.Args(port)
 		cmd := exec.Command(args[0], args[1:]...)
 		cmd.Dir, cmd.Env = c.Dir, append(os.Environ(), c.Env...)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 		return cmd
-	}}
+	}
 	t.Cleanup(p.end)
 	var err error
 	for range 5 { // another process may have taken the port meanwhile
