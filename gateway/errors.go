@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/log"
 
 	"github.com/capelin-io/capelin/control/index"
+	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/internal/ociapi"
 )
 
@@ -92,6 +93,8 @@ func translate(err error, notFound error) error {
 	case errdefs.IsPermissionDenied(err), errdefs.IsUnauthorized(err):
 		// Of us, by our own servers or a storage: the client can do nothing about it.
 		return ociapi.WithStatus(http.StatusBadGateway, "UNAVAILABLE", err)
+	case errors.Is(err, origin.ErrBusy):
+		return ociapi.WithStatus(http.StatusTooManyRequests, ociregistry.ErrTooManyRequests.Code(), err)
 	case errdefs.IsResourceExhausted(err):
 		return ociapi.WithStatus(http.StatusInsufficientStorage, "UNAVAILABLE", err)
 	}

@@ -20,6 +20,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/crypto/bcrypt"
 
+	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/internal/ociapi"
 )
 
@@ -311,6 +312,21 @@ func TestUnavailable(t *testing.T) {
 	resp, body := g.do("bob", "GET", "/v2/team/app/blobs/"+d.String(), "")
 	if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(body, "no origin answers") {
 		t.Errorf("%s %q", resp.Status, body)
+	}
+}
+
+// Who has too many uploads is told to come again, and not that the disk is full.
+func TestTooManyUploads(t *testing.T) {
+	g := newGateway(t, nil)
+	g.origin.err = fmt.Errorf("origin http://10.0.0.1:7480: there are 512 already of one user: %w", origin.ErrBusy)
+	resp, body := g.do("alice", "POST", "/v2/team/app/blobs/uploads/", "")
+	if resp.StatusCode != 429 || resp.Header.Get("Retry-After") != "10" || !strings.Contains(body, "TOOMANYREQUESTS") ||
+		!strings.Contains(body, "512 already") || strings.Contains(body, "10.0.0.1") {
+		t.Errorf("%s %v %s", resp.Status, resp.Header, body)
+	}
+	g.origin.err = fmt.Errorf("the disk is full: %w", errdefs.ErrResourceExhausted)
+	if resp, body := g.do("alice", "POST", "/v2/team/app/blobs/uploads/", ""); resp.StatusCode != 507 {
+		t.Errorf("%s %s", resp.Status, body)
 	}
 }
 

@@ -326,3 +326,49 @@ func askedOfNothing() []asked {
 	}
 	return all
 }
+
+// Uploads that nobody ends are one user's, and stop that user's pushes at most; nobody goes on with another one's.
+func TestUploadsThatNobodyEnds(t *testing.T) {
+	ctx, c := newCluster(t)
+	dave := harness.User{Name: "dave", Password: "secret-d", Namespaces: ".*", Actions: []string{"pull", "push"}}
+	server := get(c.NewServer(ctx, "server", harness.ServerOptions{Users: []harness.User{alice, carol, dave}}))(t)
+	tr := &http.Transport{DialContext: server.DialContext}
+	t.Cleanup(tr.CloseIdleConnections)
+	do := func(u harness.User, method, path, body string) (int, http.Header, string) {
+		t.Helper()
+		req := get(http.NewRequestWithContext(ctx, method, "http://"+server.Gateway+path, strings.NewReader(body)))(t)
+		req.SetBasicAuth(u.Name, u.Password)
+		resp := get((&http.Client{Transport: tr}).Do(req))(t)
+		defer resp.Body.Close()
+		return resp.StatusCode, resp.Header, string(get(io.ReadAll(resp.Body))(t))
+	}
+	const begin = "/v2/%s/blobs/uploads/"
+	status, h, text := 202, http.Header(nil), ""
+	n := 0
+	for ; n < 1024 && status == 202; n++ {
+		status, h, text = do(carol, "POST", fmt.Sprintf(begin, "other/app"), "")
+	}
+	if status != 429 || h.Get("Retry-After") == "" || !strings.Contains(text, "TOOMANYREQUESTS") || strings.Contains(text, "http://") {
+		t.Errorf("after %d uploads: %d %v %s", n, status, h, text)
+	}
+	status, h, text = do(alice, "POST", fmt.Sprintf(begin, "team/app"), "")
+	if status != 202 {
+		t.Fatalf("somebody else's push then: %d %s", status, text)
+	}
+	at := h.Get("Location")
+	if status, _, text := do(alice, "PATCH", at, "01234"); status != 202 {
+		t.Errorf("its bytes: %d %s", status, text)
+	}
+	for who, try := range map[string]func() int{
+		"another user":       func() int { s, _, _ := do(dave, "PATCH", at, "x"); return s },
+		"another repository": func() int { s, _, _ := do(alice, "PATCH", strings.Replace(at, "team/app", "team/b", 1), "x"); return s },
+		"who ends it":        func() int { s, _, _ := do(dave, "DELETE", at, ""); return s },
+	} {
+		if got := try(); got != 404 {
+			t.Errorf("%s: %d", who, got)
+		}
+	}
+	if status, _, text := do(alice, "PUT", at+"?digest="+sum("0123456789"), "56789"); status != 201 {
+		t.Errorf("its end: %d %s", status, text)
+	}
+}

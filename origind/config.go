@@ -81,7 +81,7 @@ type CacheConfig struct {
 // UploadsConfig is Config.Uploads.
 type UploadsConfig struct {
 	Expire config.Duration `toml:"expire" comment:"An upload to which nothing was added for so long is removed."`
-	Max    int             `toml:"max" comment:"How many there may be at once. Beyond, one that nobody has come to for a minute makes room for a new one; if there is none, that is refused (429)."`
+	Max    int             `toml:"max" comment:"How many there may be at once. Half of them may be one user's (where nobody is told from anybody: one namespace's, by the first element). Beyond, one that nobody has come to for a minute makes room for a new one; if there is none, that is refused (429)."`
 }
 
 // LookupConfig is Config.Lookup.

@@ -31,6 +31,7 @@ type upload struct {
 	meta      uploadMeta
 	dir       string
 	size, due atomic.Int64 // bytes of the file; Unix nanoseconds of the machine's deadline
+	counts    bool         // to its share; s.mu guards it
 
 	mu     sync.Mutex // guards what follows; nothing blocks while it is held
 	m      *mirror.Upload
@@ -281,7 +282,7 @@ func (u *upload) commit(ctx context.Context, d digest.Digest) mirror.Result {
 			return mirror.Result{Digest: d, Code: code, Err: ours(err)}
 		}
 	}
-	u.s.became.Add(u.id, u)
+	u.s.isBlob(u)
 	if err := disk.RemoveAll(u.dir); err != nil {
 		log.G(ctx).WithError(err).WithField("upload", u.id).Warn("cannot remove a committed upload")
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,8 @@ type uploads struct {
 	uploadsConfig
 	mu sync.Mutex
 	m  map[string]*upload
+	// shares says how many of m clients have begun here, by whose they are, that are no blobs.
+	shares map[string]int
 	// became are those of m that are blobs, for clients that missed the answer. The eldest go first.
 	became *lru.Cache[string, *upload]
 	ended  *lru.Cache[string, error] // why uploads are none any more, for clients that come back
@@ -76,6 +79,15 @@ type uploadMeta struct {
 	Boot string `json:"boot,omitempty"`
 }
 
+// share names whose share of the uploads one takes: its owner's, and if it has none its namespace's, by the first element of the name.
+func (m *uploadMeta) share() string {
+	if m.Owner != "" {
+		return "owner " + m.Owner
+	}
+	first, _, _ := strings.Cut(m.Namespace, "/")
+	return "namespace " + first
+}
+
 const (
 	maxBecame = 4096
 	maxEnded  = 4096
@@ -84,7 +96,7 @@ const (
 )
 
 func openUploads(cfg uploadsConfig) (*uploads, error) {
-	s := &uploads{uploadsConfig: cfg, m: map[string]*upload{}, sooner: make(chan struct{}, 1)}
+	s := &uploads{uploadsConfig: cfg, m: map[string]*upload{}, shares: map[string]int{}, sooner: make(chan struct{}, 1)}
 	var err error
 	s.became, err = lru.NewWithEvict(maxBecame, func(id string, _ *upload) {
 		s.mu.Lock()
@@ -108,6 +120,7 @@ func openUploads(cfg uploadsConfig) (*uploads, error) {
 		u, err := s.load(e.Name())
 		if err == nil {
 			s.m[u.id] = u
+			s.take(u) // be it a mirror's: whoever led it is not there to ask
 		} else if err := disk.RemoveAll(filepath.Join(s.dir, e.Name())); err != nil {
 			return nil, err
 		}
@@ -162,7 +175,8 @@ func (s *uploads) again(id string, meta *uploadMeta) error {
 // begin makes an upload, of a new id if that is empty. One that is there already is what
 // another request has begun.
 func (s *uploads) begin(id string, meta uploadMeta) (*upload, error) {
-	if id == "" {
+	mine := id == ""
+	if mine {
 		var b [origin.UploadIDLen / 2]byte
 		rand.Read(b[:])
 		id = hex.EncodeToString(b[:])
@@ -170,16 +184,15 @@ func (s *uploads) begin(id string, meta uploadMeta) (*upload, error) {
 	meta.Boot = s.boot
 	u := s.new(id, meta, 0, time.Now())
 	u.h = newHasher()
-	old, full := s.enter(u)
-	for full && s.giveUp(false) {
-		old, full = s.enter(u)
+	old, full := s.enter(u, mine)
+	for full != nil && s.giveUp(full) {
+		old, full = s.enter(u, mine)
 	}
 	switch {
 	case old != nil:
 		return old, nil
-	case full:
-		return nil, fmt.Errorf("starting an upload: there are %d already (uploads.max), and none that was idle for %v: %w",
-			s.max, idleFor, origin.ErrBusy)
+	case full != nil:
+		return nil, fmt.Errorf("starting an upload: %w, and none that was idle for %v: %w", full, idleFor, origin.ErrBusy)
 	}
 	text, err := json.Marshal(meta)
 	if err == nil {
@@ -197,30 +210,87 @@ func (s *uploads) begin(id string, meta uploadMeta) (*upload, error) {
 	return u, nil
 }
 
-// enter makes u one of the uploads, unless there is one of its id already, or too many.
-func (s *uploads) enter(u *upload) (old *upload, full bool) {
+// fullError is why there is no room for one more upload.
+type fullError struct {
+	n     int
+	share string // whose share is taken; "": all are
+}
+
+func (e *fullError) Error() string {
+	if e.share == "" {
+		return fmt.Sprintf("there are %d already (uploads.max)", e.n)
+	}
+	return fmt.Sprintf("there are %d already of one user or namespace, half of uploads.max", e.n)
+}
+
+// enter makes u one of the uploads, unless there is one of its id already, or too many: at all, or, if a client begins it here (mine),
+// of the same share.
+func (s *uploads) enter(u *upload, mine bool) (old *upload, full *fullError) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old = s.m[u.id]
-	full = old == nil && len(s.m)-s.became.Len() >= s.max
-	if old == nil && !full {
-		s.m[u.id] = u
+	share, half := u.meta.share(), max(s.max/2, 1)
+	switch old = s.m[u.id]; {
+	case old != nil:
+		return old, nil
+	case mine && s.shares[share] >= half:
+		return nil, &fullError{half, share}
+	case len(s.m)-s.became.Len() >= s.max:
+		return nil, &fullError{s.max, ""}
 	}
-	return old, full
+	s.m[u.id] = u
+	if mine {
+		s.take(u)
+	}
+	return nil, nil
+}
+
+// take has an upload take a place of its share; s.mu is held, or nobody else is there yet.
+func (s *uploads) take(u *upload) {
+	u.counts = true
+	s.shares[u.meta.share()]++
+}
+
+// leave is called when an upload is over; s.mu is held.
+func (s *uploads) leave(u *upload) {
+	if !u.counts {
+		return
+	}
+	u.counts = false
+	share := u.meta.share()
+	if s.shares[share]--; s.shares[share] == 0 {
+		delete(s.shares, share)
+	}
+}
+
+// counting returns the uploads that count to a share.
+func (s *uploads) counting(share string) (all []*upload) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, u := range s.m {
+		if u.counts && u.meta.share() == share {
+			all = append(all, u)
+		}
+	}
+	return all
 }
 
 // giveUp has an upload go that is idle, at its mirrors, too: the one to which nothing has happened for longest, of those that are empty,
-// if there are some. bytes: not those. It reports whether it found one.
-func (s *uploads) giveUp(bytes bool) bool {
+// if there are some. If a share is full it is one of that. Without full there is no room for bytes, and it is one that has some. It
+// reports whether it found one.
+func (s *uploads) giveUp(full *fullError) bool {
 	for {
 		now := time.Now()
 		var first *upload
 		var empty bool
 		var since time.Time
-		for _, u := range s.all() {
+		all := s.all
+		if full != nil && full.share != "" {
+			all = func() []*upload { return s.counting(full.share) }
+		}
+		for _, u := range all() {
 			at, idle := u.idle()
 			none := u.size.Load() == 0
-			if !idle || now.Sub(at) < idleFor || none && bytes || first != nil && (empty && !none || empty == none && !at.Before(since)) {
+			if !idle || now.Sub(at) < idleFor || none && full == nil || first != nil && (empty && !none || empty == none && !at.Before(since)) {
 				continue
 			}
 			first, empty, since = u, none, at
@@ -239,7 +309,7 @@ func (s *uploads) giveUp(bytes bool) bool {
 
 // free has uploads go that are idle until there is room for need bytes, or none is left.
 func (s *uploads) free(need int64) {
-	for before := s.freed.Load(); s.freed.Load()-before < need && s.giveUp(true); {
+	for before := s.freed.Load(); s.freed.Load()-before < need && s.giveUp(nil); {
 	}
 }
 
@@ -259,8 +329,17 @@ func (s *uploads) forget(u *upload) error {
 	s.became.Remove(u.id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.leave(u)
 	delete(s.m, u.id)
 	return err
+}
+
+// isBlob notes that an upload became a blob.
+func (s *uploads) isBlob(u *upload) {
+	s.mu.Lock()
+	s.leave(u)
+	s.mu.Unlock()
+	s.became.Add(u.id, u)
 }
 
 func (s *uploads) get(id string) (*upload, error) {

@@ -34,7 +34,11 @@ func TestUploadsMakeRoom(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		begin := func() (*upload, error) { return s.begin("", uploadMeta{Namespace: "any/app"}) }
+		n := 0
+		begin := func() (*upload, error) {
+			n++
+			return s.begin("", uploadMeta{Namespace: "any/app", Owner: fmt.Sprint(n)})
+		}
 		must := func() *upload {
 			t.Helper()
 			u, err := begin()
@@ -120,6 +124,76 @@ func TestIdleUploadsAreRoom(t *testing.T) {
 		if n, bytes := s.uploads.count(); n != 1 || bytes != 1 {
 			t.Errorf("%d uploads of %d bytes are left", n, bytes)
 		}
+	})
+}
+
+// Nobody has more than half of the uploads: one of theirs makes room, and nobody else's.
+func TestUploadsHaveShares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := filepath.Join(t.TempDir(), "uploads")
+		s, err := openUploads(alone(dir, 8))
+		if err != nil {
+			t.Fatal(err)
+		}
+		must := func(id, owner, namespace string) *upload {
+			t.Helper()
+			u, err := s.begin(id, uploadMeta{Namespace: namespace, Owner: owner})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return u
+		}
+		busy := func(when, owner, namespace string) {
+			t.Helper()
+			if u, err := s.begin("", uploadMeta{Namespace: namespace, Owner: owner}); !errors.Is(err, origin.ErrBusy) {
+				t.Errorf("%s: %v, %v", when, u, err)
+			}
+		}
+		there := func(what string, u *upload, want bool) {
+			t.Helper()
+			if _, err := s.get(u.id); (err == nil) != want {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		alices := must("", "alice", "team/app")
+		time.Sleep(time.Second)
+		var bobs []*upload
+		for i := range 4 {
+			bobs = append(bobs, must("", "bob", fmt.Sprintf("bob%d/app", i)))
+			time.Sleep(time.Second)
+		}
+		busy("a fifth of bob's", "bob", "more/app")
+		must("", "carol", "team/app")
+		mirrored := must(strings.Repeat("ab", origin.UploadIDLen/2), "bob", "bob0/app") // another member has let him
+		time.Sleep(idleFor)
+		again := must("", "bob", "more/app")
+		there("the first of bob's, idle", bobs[0], false)
+		there("alice's, idle for longer", alices, true)
+		there("what this member mirrors", mirrored, true)
+		if err := s.forget(again); err != nil {
+			t.Fatal(err)
+		}
+		must("", "bob", "more/app")
+		there("the second of bob's, after he gave one up", bobs[1], true)
+		s.isBlob(bobs[1])
+		must("", "bob", "more/app")
+		there("the third of bob's, after the second became a blob", bobs[2], true)
+		if s, err = openUploads(alone(dir, 80)); err != nil {
+			t.Fatal(err)
+		}
+		if s.max = 8; s.shares["owner bob"] < 4 {
+			t.Errorf("after a restart bob has %d", s.shares["owner bob"])
+		}
+		busy("after a restart", "bob", "more/app")
+
+		if s, err = openUploads(alone(dir+"2", 4)); err != nil {
+			t.Fatal(err)
+		}
+		must("", "", "team/a")
+		must("", "", "team/b")
+		busy("a third of a namespace's", "", "team/c")
+		must("", "", "other/a")
+		must("", "alice", "team/d") // she has a share of her own
 	})
 }
 

@@ -237,8 +237,8 @@ func TestUploadsExpire(t *testing.T) {
 	cfg := testConfig(t, t.TempDir(), nil)
 	cfg.Uploads.Max = 2
 	o := start(t, cfg)
-	for range 2 {
-		if _, err := o.client.StartUpload(t.Context(), "any/app", ""); err != nil {
+	for _, ns := range []string{"any/app", "other/app"} {
+		if _, err := o.client.StartUpload(t.Context(), ns, ""); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -35,7 +35,7 @@ func (e statusError) Response() *http.Response { return nil }
 func (e statusError) ResponseBody() []byte     { return nil }
 
 // retryAfter is when to ask again, in seconds, what is answered with a status that ends by itself.
-var retryAfter = map[int]int{http.StatusServiceUnavailable: 2, http.StatusTooManyRequests: 5}
+var retryAfter = map[int]int{http.StatusServiceUnavailable: 2, http.StatusTooManyRequests: 10}
 
 // Status returns the status of an error, which is its own or that of its code.
 func Status(err error) int {

@@ -36,7 +36,7 @@ func TestErrors(t *testing.T) {
 		{errors.New("x"), "UNKNOWN 500", ""},
 		{Refuse(405, "UNSUPPORTED", "not %d", 1), "UNSUPPORTED 405", ""}, // 400 by its code
 		{fmt.Errorf("x: %w", WithStatus(503, "UNAVAILABLE", errors.New("y"))), "UNAVAILABLE 503", "2"},
-		{WithStatus(429, "TOOMANYREQUESTS", errors.New("y")), "TOOMANYREQUESTS 429", "5"},
+		{WithStatus(429, "TOOMANYREQUESTS", errors.New("y")), "TOOMANYREQUESTS 429", "10"},
 	} {
 		w := httptest.NewRecorder()
 		WriteError(w, tt.err, "")
