@@ -9,12 +9,12 @@ import (
 // stallTimeout ends a request whose client neither sends nor takes anything.
 const stallTimeout = time.Minute
 
-// Patient lets a request's body and answer take as long as they move. Blobs have
-// no size that a timeout for all could be made for.
+// Patient lets a request's body and answer take as long as they move, and what a handler does between them as long as it
+// takes. Blobs have no size that a timeout for all could be made for.
 func Patient(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rc := http.NewResponseController(w)
-		_ = rc.SetWriteDeadline(time.Now().Add(stallTimeout))
+		_ = rc.SetWriteDeadline(time.Time{}) // there is one when something is written
 		r.Body = &patientBody{r.Body, rc}
 		h.ServeHTTP(&patientWriter{w, rc}, r)
 	})
@@ -26,10 +26,12 @@ type patientBody struct {
 }
 
 func (b *patientBody) Read(p []byte) (int, error) {
-	deadline := time.Now().Add(stallTimeout)
-	_ = b.rc.SetReadDeadline(deadline)
+	_ = b.rc.SetReadDeadline(time.Now().Add(stallTimeout))
 	n, err := b.ReadCloser.Read(p)
-	_ = b.rc.SetWriteDeadline(deadline.Add(stallTimeout)) // the answer comes after the body
+	if err != nil {
+		// The server goes on reading, to know when the client is gone: a deadline would end the request.
+		_ = b.rc.SetReadDeadline(time.Time{})
+	}
 	return n, err
 }
 
@@ -39,6 +41,11 @@ type patientWriter struct {
 }
 
 func (w *patientWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *patientWriter) WriteHeader(status int) {
+	_ = w.rc.SetWriteDeadline(time.Now().Add(stallTimeout))
+	w.ResponseWriter.WriteHeader(status)
+}
 
 func (w *patientWriter) Write(p []byte) (int, error) {
 	_ = w.rc.SetWriteDeadline(time.Now().Add(stallTimeout))
