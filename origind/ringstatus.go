@@ -26,7 +26,7 @@ func statusOf(r *ringstate.Ring, now time.Time) *origin.RingStatus {
 		Name: s.Name, View: hex.EncodeToString(s.View[:]), Replicas: s.Replicas, MinReplicas: s.MinReplicas, Missed: r.Lost(),
 		Blobs: r.Blobs(), Under: short.Under, Repair: origin.RingRepair{Blobs: short.Under + short.Taking},
 	}
-	st.Whole, _, st.Why = r.Proof()
+	st.Whole, st.Why = r.Proof()
 	for _, l := range s.Lost {
 		st.Lost = append(st.Lost, origin.RingLost{Name: l.Name, Incarnation: l.Incarnation, Drained: l.Drained})
 	}
@@ -91,7 +91,7 @@ func (m *member) collect(gauge func(d *prometheus.Desc, v float64, labels ...str
 	)
 	err := m.look(ctx, func(r *ringstate.Ring) {
 		short, lost = r.Short(), len(r.Lost())
-		whole, _, _ = r.Proof()
+		whole, _ = r.Proof()
 		length, age = r.Backlog()
 		for _, p := range r.Peers() {
 			states[stateOf(&p)]++

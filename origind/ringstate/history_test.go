@@ -53,6 +53,7 @@ func TestHistories(t *testing.T) {
 		{"a removal that nobody else has heard of", "a b c", lonelyEraser},
 		{"a mirror that fetches, and keeps nothing that is not pinned", "a b c", hastyMirror},
 		{"one copy's member is forgotten, and the other one's does not answer", "a b c d e", forgottenHalf},
+		{"a disk is taken away as soon as somebody says that the ring is whole", "a b c d e", lostWhenWhole},
 		{"pushes and deletions where a member was taken out", "a b c d", takenOut},
 	} {
 		t.Run(h.name, func(t *testing.T) {
@@ -81,10 +82,10 @@ func TestOldAnswer(t *testing.T) {
 	n := w.node("a")
 	n.push(kept, team, func(bool) {})
 	r := n.ring
-	answer := func() uint64 {
+	answer := func(owner bool) uint64 {
 		for id, a := range r.asks { // those that are no Replica do not take this for an answer
 			l := n.local(digestOf(kept))
-			n.step(&EvAnswered{ID: id, Incarnation: a.inc, Answer: &Replied{CodePinned, true, l.Record}, Local: []Local{l}})
+			n.step(&EvAnswered{ID: id, Incarnation: a.inc, Answer: &Replied{CodePinned, owner, l.Record}, Local: []Local{l}})
 		}
 		return r.blobs.get(digestOf(kept)).confirmed
 	}
@@ -92,11 +93,15 @@ func TestOldAnswer(t *testing.T) {
 	for r.blobs.placing() {
 		n.step(EvTick{})
 	}
-	if got := answer(); got != 0 {
+	if got := answer(true); got != 0 {
 		t.Errorf("an answer of another epoch confirms %b", got)
 	}
 	n.push(kept, team, func(bool) {})
-	if got := answer(); got == 0 {
+	if got := answer(false); got != 0 {
+		t.Errorf("an answer of who is no owner in its own view confirms %b", got)
+	}
+	n.push(kept, team, func(bool) {})
+	if got := answer(true); got == 0 {
 		t.Error("an answer of this one confirms nothing")
 	}
 }

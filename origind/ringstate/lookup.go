@@ -36,6 +36,8 @@ func (r *Ring) lookup(ev *EvLookup) {
 		r.do(ActFound{ID: ev.ID, Missing: []string{r.cfg.Name}})
 	case r.readable(l) && r.me.listed():
 		r.do(ActFound{ID: ev.ID, Where: Here, Unread: r.stale != 0})
+	case ev.Hop && r.readable(l): // whoever sends somebody here has not heard yet
+		r.do(ActFound{ID: ev.ID, Missing: []string{r.cfg.Name}})
 	case ev.Hop:
 		r.do(ActFound{ID: ev.ID, Where: Backend, Unread: r.stale != 0})
 	default:

@@ -192,7 +192,7 @@ func (o *oracle) proof() (whole bool) {
 		if !n.up() {
 			continue
 		}
-		ok, _, _ := n.ring.Proof()
+		ok, _ := n.ring.Proof()
 		if !ok {
 			continue
 		}

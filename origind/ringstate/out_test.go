@@ -1,6 +1,10 @@
 package ringstate
 
-import "time"
+import (
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+)
 
 // Of two copies one is on a disk that was forgotten, and the other one's member does not answer. It is not nowhere: nothing was lost but one
 // disk, and who has the other copy will be back.
@@ -45,8 +49,9 @@ func forgottenHalf(w *world) {
 
 // Nobody confirms anything to a member that was taken out. Clients hear so at once, and not when they have waited for as long as there is.
 func takenOut(w *world) {
-	w.mustPush("a", kept, team)
+	w.mustPush("d", kept, team)
 	w.whole()
+	w.node("d").has(digestOf(kept)) // cached, if it is no owner
 	d := w.node("d")
 	w.cutOff("d", "b", true)
 	w.cutOff("d", "c", true)
@@ -82,8 +87,57 @@ func takenOut(w *world) {
 	if got := w.readAt("d", kept); got != ok200 {
 		w.fatalf("it does not find what others have: %d", got)
 	}
+	// Of what it has it is not asked any more; and who is sent there by somebody who does not know that yet does not hear 404.
+	if !d.local(digestOf(kept)).Have {
+		w.fatalf("it has nothing")
+	}
+	var found ActFound
+	w.nextID++
+	d.calls[w.nextID] = func(a Action) { found = a.(ActFound) }
+	d.step(&EvLookup{ID: w.nextID, Digest: digestOf(kept), Local: d.local(digestOf(kept)), Hop: true})
+	if found.Where != Unavailable {
+		w.fatalf("who is sent to it hears %+v", found)
+	}
+	w.nextID++
+	d.calls[w.nextID] = func(a Action) {
+		if h := a.(ActReply).Answer.(Has); h.Yes || !h.Unsure {
+			w.fatalf("it says that it has it: %+v", h)
+		}
+	}
+	d.step(&EvAsked{From: "a", Incarnation: w.node("a").disk.inc, ID: w.nextID, Ask: Have{digestOf(kept)}, Local: d.locals([]digest.Digest{digestOf(kept)})})
 	w.partition()
 	w.tell("a", "d", Readmit)
 	w.mustPush("b", stored, team)
+	w.end()
+}
+
+// Whoever hears that the ring is whole takes the next disk away, of the member that said so or of another one: one disk is lost since then, and
+// time heals that, without an operator.
+func lostWhenWhole(w *world) {
+	w.mustPush("a", kept, team)
+	w.whole()
+	somebody := func(what string, is func(n *node) bool) (found *node) {
+		for end := w.now + 5*time.Minute; ; w.run(20 * time.Millisecond) {
+			for _, n := range w.nodes {
+				if is(n) {
+					return n
+				}
+			}
+			if w.now > end {
+				w.until(0, what, func() bool { return false })
+			}
+		}
+	}
+	for i := range 6 {
+		n := somebody("a ring that is whole", func(n *node) bool { ok, _ := n.ring.Proof(); return ok })
+		if i%2 == 0 {
+			n = w.nodes[w.rng.IntN(5)]
+		}
+		w.loseDisk(n.name)
+		w.oracle.lost = w.oracle.lost[len(w.oracle.lost)-1:]
+		n.start()
+		somebody("a member that has heard of the loss", func(o *node) bool { return o != n && len(o.ring.lost) > 0 })
+		w.run(2 * time.Second) // until all have
+	}
 	w.end()
 }

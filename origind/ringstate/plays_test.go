@@ -58,7 +58,7 @@ func bothLost(w *world) {
 			if n.ring == nil {
 				continue
 			}
-			if ok, _, _ := n.ring.Proof(); ok {
+			if ok, _ := n.ring.Proof(); ok {
 				w.fatalf("%s says that the ring is whole", n.name)
 			}
 			w.mustRead(n.name, kept, no503)
@@ -87,7 +87,7 @@ func (w *world) oracle0() bool {
 		if !n.up() {
 			return false
 		}
-		ok, _, _ := n.ring.Proof()
+		ok, _ := n.ring.Proof()
 		return ok
 	})
 }
@@ -210,7 +210,7 @@ func badPieces(w *world) {
 		n := w.node(name)
 		n.disk.bytes[digestOf(kept)].bad = []int{3 + 4*i}
 		n.step(EvBad{digestOf(kept), []int{3 + 4*i}})
-		if ok, _, _ := n.ring.Proof(); ok {
+		if ok, _ := n.ring.Proof(); ok {
 			w.fatalf("whole with bad pieces")
 		}
 	}

@@ -286,7 +286,7 @@ func (r *Ring) asked(m *member, ev *EvAsked) {
 		return
 	case Have:
 		l := ev.Local[0]
-		reply(Has{Yes: r.readable(l) && r.serving(), Unsure: !r.serving() || !r.me.listed()})
+		reply(Has{Yes: r.readable(l) && r.Serving(), Unsure: !r.Serving()})
 		return
 	}
 	if !m.listed() {

@@ -5,11 +5,25 @@ import (
 	"slices"
 )
 
-// Proof reports whether each blob that was acknowledged has its copies at all its owners,
-// MinReplicas at least, and if it cannot be proved, why: everybody who is not gone has
-// said so, under one view, of the same losses, after comparing later than those; and they are
-// so few that nothing can have been only there.
-func (r *Ring) Proof() (whole bool, at Order, why []string) {
+// Proof reports whether each blob that was acknowledged has its copies at all its owners, MinReplicas at least, and all have noted that;
+// if not, why. Whoever hears that it is so may take a disk away: it is the first that is lost since.
+func (r *Ring) Proof() (whole bool, why []string) {
+	ok, _, why := r.proof()
+	if ok && !r.noted() {
+		why = append(why, "not everybody has noted yet that it is")
+	}
+	return len(why) == 0, why
+}
+
+// noted reports whether nothing is left of the time before the ring was last whole. As all members say the same of losses when that is
+// proved, they have all noted it.
+func (r *Ring) noted() bool {
+	return len(r.lost) == 0 && r.whole.At != 0 && r.safe() == r.cfg.MinReplicas
+}
+
+// proof is the proof of that: everybody who is not gone has said so, under one view, of the same losses, after comparing later than those;
+// and they are so few that nothing can have been only there.
+func (r *Ring) proof() (whole bool, at Order, why []string) {
 	add := func(format string, args ...any) { why = append(why, fmt.Sprintf(format, args...)) }
 	if n := min(r.cfg.Replicas, len(r.owners)); n < r.cfg.MinReplicas {
 		add("there are %d owners of the %d that min_replicas asks for", n, r.cfg.MinReplicas)
@@ -60,10 +74,10 @@ func (r *Ring) Proof() (whole bool, at Order, why []string) {
 
 // prove publishes that the ring is whole, if that changes anything.
 func (r *Ring) prove() {
-	if len(r.lost) == 0 && r.whole.At != 0 && r.safe() == r.cfg.MinReplicas {
+	if r.noted() {
 		return
 	}
-	if ok, at, _ := r.Proof(); ok && at > r.whole.At {
+	if ok, at, _ := r.proof(); ok && at > r.whole.At {
 		r.setWhole(Whole{at, r.cfg.MinReplicas})
 	}
 }

@@ -193,7 +193,7 @@ func (w *world) until(limit time.Duration, what string, f func() bool) {
 		if w.now >= end {
 			for _, n := range w.nodes {
 				if n.ring != nil {
-					_, _, why := n.ring.Proof()
+					_, why := n.ring.Proof()
 					w.logf("%s is %v; to be whole: %v; it has %d works, %d erases, %d takes", n.name, n.ring.me.mode, why,
 						len(n.ring.works), len(n.ring.erases), len(n.ring.takes))
 				}
