@@ -184,6 +184,7 @@ func (s *Storage) Check(ctx context.Context) error {
 		return fmt.Errorf("%s: %w", s.Name(), ctx.Err())
 	}
 	defer func() { <-s.looking }()
+	s.free.Store(false) // it may be allowed by now
 	return s.look(ctx)
 }
 

@@ -188,6 +188,10 @@ func TestFaults(t *testing.T) {
 	if err := s.Check(t.Context()); err != nil || s.ID() != "" {
 		t.Error(err, s.ID())
 	}
+	f.writes = nil
+	if put(t, s, "blobs/x"); s.ID() == "" {
+		t.Error("it is not tried again when it may be allowed")
+	}
 	f = &faulty{Backend: new(memory), reads: denied}
 	if s = New(f, "a"); errors.Join(s.Check(t.Context())) != nil {
 		t.Error("who may not read it may use nothing")

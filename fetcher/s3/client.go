@@ -63,6 +63,7 @@ func newClient(cfg Config) (*s3.Client, *transport, error) {
 	if !ok {
 		return nil, nil, fmt.Errorf("AWS's library has another HTTP client: %T: %w", loaded.HTTPClient, errdefs.ErrFailedPrecondition)
 	}
+	loaded.Credentials = credentials{loaded.Credentials}
 	t := newTransport(built.GetTransport())
 	client := s3.NewFromConfig(loaded, func(o *s3.Options) {
 		o.HTTPClient = t

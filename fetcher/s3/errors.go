@@ -97,8 +97,9 @@ func (f *failure) class() error {
 // certain reports that the request has certainly changed nothing.
 func (f *failure) certain() bool {
 	var op *net.OpError
+	var c *credentialsError
 	if f.status == 0 {
-		return errors.As(f.cause, &op) && op.Op == "dial"
+		return errors.As(f.cause, &c) || errors.As(f.cause, &op) && op.Op == "dial"
 	}
 	if f.status == http.StatusNotImplemented {
 		return true
@@ -152,6 +153,10 @@ func failureOf(err error) *failure {
 
 // noAnswer has no URL's query.
 func noAnswer(err error) string {
+	var c *credentialsError
+	if errors.As(err, &c) {
+		return c.Error()
+	}
 	if errors.Is(err, httpclient.ErrTimeout) {
 		return err.Error()
 	}
