@@ -25,6 +25,8 @@ const (
 	Push   Action = "push"
 	Delete Action = "delete"
 	List   Action = "list"
+	// Replicate: what a tag comes with from another cluster is obeyed.
+	Replicate Action = "replicate"
 )
 
 // Anonymous is the user that a request without credentials comes from.
@@ -35,7 +37,7 @@ const Anonymous = "anonymous"
 type RuleConfig struct {
 	Users      []string `toml:"users" comment:"Names of users; * stands for any characters. \"anonymous\": whoever shows no credentials (containerd, skopeo and others; Docker's engine asks a registry that has users for nothing without a login). Owners of certificates are \"<role>:<name>\", such as \"node:worker-*\"; an admin's certificate may do everything without a rule."`
 	Namespaces []string `toml:"namespaces" comment:"Regular expressions that match a repository's whole name, such as \"team/.*\"."`
-	Actions    []string `toml:"actions" comment:"Any of \"pull\", \"push\" and \"delete\"."`
+	Actions    []string `toml:"actions" comment:"Any of \"pull\", \"push\", \"delete\" and \"replicate\": another cluster's index brings tags, with the time of their own, and deletes them. It needs pull and push, too."`
 }
 
 // Example returns what a printed configuration shows.
@@ -72,10 +74,10 @@ func readRules(configs []RuleConfig, key string) (rules []rule, errs []error) {
 		}
 		for _, a := range c.Actions {
 			switch Action(a) {
-			case Pull, Push, Delete:
+			case Pull, Push, Delete, Replicate:
 				r.actions[Action(a)] = true
 			default:
-				bad("actions", "%q is none of \"pull\", \"push\", \"delete\"", a)
+				bad("actions", "%q is none of \"pull\", \"push\", \"delete\", \"replicate\"", a)
 			}
 		}
 		if len(c.Users) == 0 || len(c.Namespaces) == 0 || len(c.Actions) == 0 {
@@ -109,6 +111,7 @@ type caller struct {
 	all    bool     // may do everything
 	rules  []rule
 	remote string
+	from   provenance // of the tag that the request is about
 }
 
 type callerKey struct{}

@@ -140,8 +140,9 @@ func (o *fakeOrigin) Cancel(_ context.Context, id string) error {
 type fakeIndex struct {
 	origin *fakeOrigin
 
-	mu    sync.Mutex
-	repos map[string]*fakeRepo
+	mu      sync.Mutex
+	repos   map[string]*fakeRepo
+	sources map[string]index.Source // of tags, by repository:tag
 }
 
 type fakeRepo struct {

@@ -23,6 +23,7 @@ type Gateway struct {
 	users   *users
 	rules   []rule
 	guarded bool
+	cluster string
 }
 
 // New returns the registry API as an http.Handler.
@@ -39,7 +40,7 @@ func New(cfg Config, o Origin, x Index) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Gateway{store: s, users: u, rules: rules, guarded: cfg.guarded()}, nil
+	return &Gateway{store: s, users: u, rules: rules, guarded: cfg.guarded(), cluster: cfg.Cluster}, nil
 }
 
 // ServeHTTP implements http.Handler: who is it, then what is asked for.
@@ -48,6 +49,10 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		log.G(r.Context()).WithError(err).WithFields(log.Fields{"remote": r.RemoteAddr, "result": "refused"}).Warn("audit")
 		refuse(w, err)
+		return
+	}
+	if c.from, err = whence(r, w); err != nil {
+		writeError(w, r, err)
 		return
 	}
 	r = r.WithContext(withCaller(r.Context(), c))
@@ -112,6 +117,7 @@ func (g *Gateway) ping(w http.ResponseWriter, r *request) error {
 		refuse(w, errors.New("log in"))
 		return nil
 	}
+	w.Header().Set(index.HeaderCluster, g.cluster)
 	return writeJSON(w, "application/json", struct{}{})
 }
 

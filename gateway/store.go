@@ -31,6 +31,9 @@ type Index interface {
 	Tag(ctx context.Context, repo, name string) (index.Tag, error)
 	PutTag(ctx context.Context, repo, name string, desc ocispec.Descriptor) (index.Tag, error)
 	DeleteTag(ctx context.Context, repo, name string) error
+	TagState(ctx context.Context, repo, name string) (index.Tag, error)
+	PutTagFrom(ctx context.Context, repo, name string, desc ocispec.Descriptor, from index.Source) (index.Tag, error)
+	DeleteTagFrom(ctx context.Context, repo, name string, from index.Source) (index.Tag, error)
 	Tags(ctx context.Context, repo, after string, limit int) (names []string, more bool, err error)
 	Repositories(ctx context.Context, after string, limit int) (names []string, more bool, err error)
 	Manifest(ctx context.Context, repo string, d digest.Digest) (index.Manifest, error)
@@ -126,7 +129,7 @@ func (s *store) findManifest(ctx context.Context, repo string, d digest.Digest, 
 		return ocispec.Descriptor{}, err
 	}
 	if d == "" {
-		t, err := s.index.Tag(ctx, repo, tag)
+		t, err := s.tag(ctx, repo, tag)
 		return t.Descriptor, translate(err, noTag(repo, tag))
 	}
 	m, err := s.index.Manifest(ctx, repo, d)
@@ -146,6 +149,9 @@ func (s *store) pushManifest(
 	ctx context.Context, repo string, tags []string, raw []byte, desc ocispec.Descriptor,
 ) (done []string, err error) {
 	if err := allow(ctx, Push, repo); err != nil {
+		return nil, err
+	}
+	if err := mayBring(ctx, repo); err != nil {
 		return nil, err
 	}
 	what := tags
@@ -168,7 +174,7 @@ func (s *store) pushManifest(
 		return nil, incomplete(err, repo, desc.Digest)
 	}
 	for _, tag := range tags {
-		if _, err := s.index.PutTag(ctx, repo, tag, desc); err != nil {
+		if err := s.putTag(ctx, repo, tag, desc); err != nil {
 			return done, incomplete(err, repo, desc.Digest)
 		}
 		done = append(done, tag)
@@ -200,6 +206,9 @@ func (s *store) deleteManifest(ctx context.Context, repo string, d digest.Digest
 }
 
 func (s *store) deleteTag(ctx context.Context, repo, tag string) (err error) {
+	if callerOf(ctx).from.source != nil {
+		return s.deleteTagFrom(ctx, repo, tag)
+	}
 	if err := allow(ctx, Delete, repo); err != nil {
 		return err
 	}
