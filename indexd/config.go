@@ -3,8 +3,10 @@ package indexd
 import (
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 
+	"github.com/capelin-io/capelin/control/index"
 	"github.com/capelin-io/capelin/control/origin"
 	"github.com/capelin-io/capelin/fetcher"
 	"github.com/capelin-io/capelin/fetcher/backends"
@@ -23,6 +25,8 @@ type Config struct {
 	Next    backends.IndexStorage `toml:"next" like:"storage" comment:"Where they go when \"capelin index move\" moves them: all indexes that share the storage are told, before it begins. No kind: nowhere."`
 
 	Origins []string `toml:"origins" comment:"Addresses of the origins' APIs, host:port each; of a ring one that answers is enough. Tags and manifests are accepted only if an origin has what they refer to. Default 127.0.0.1:7480."`
+
+	Replicate []index.Rule `toml:"replicate" comment:"What is brought to other registries, beside what \"capelin index replicate rule set\" says: rules of these names are what they are here whenever an index starts, and stay when they go from here. Give it to all indexes over the storage."`
 
 	// Listener, if not nil, is used instead of Listen. Run closes it.
 	Listener net.Listener `toml:"-"`
@@ -84,6 +88,15 @@ func (c *Config) Validate() error {
 		} else {
 			o.Close()
 		}
+	}
+	names := map[string]bool{}
+	for i := range c.Replicate {
+		r := &c.Replicate[i]
+		errs = append(errs, r.Check(fmt.Sprintf("replicate[%d].", i))...)
+		if names[r.Name] {
+			bad(fmt.Sprintf("replicate[%d].name", i), "%q is another rule's name, too", r.Name)
+		}
+		names[r.Name] = true
 	}
 	return errors.Join(errs...)
 }

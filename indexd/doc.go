@@ -2,6 +2,8 @@
 // name, and which manifests, blobs and referrers they have. It keeps all of it
 // in a [fetcher.Backend] that can compare and swap, and no bytes of images.
 //
+// What it has is brought to other clusters and registries by package replicate.
+//
 // Start from [Run] and [Config] for the daemon, and from [Index] for what it does;
 // control/index has the client and the vocabulary, control/INDEX.md the API, FORMAT.md
 // what is in the storage.

@@ -39,29 +39,37 @@ func (s *server) fsckLines(w http.ResponseWriter, req *http.Request) error {
 	ctx := req.Context()
 	l := log.G(ctx).WithFields(log.Fields{"by": from, "repair": opts.Repair, "rate": opts.Rate})
 	l.Info("looking through the storage")
+	say := lines(w)
+	err = s.index.Fsck(ctx, opts, func(e index.FsckEvent) error {
+		if f := e.Finding; f != nil && f.Mended {
+			l.WithFields(log.Fields{"kind": f.Kind, "key": f.Key, "mend": f.Mend}).Info("mended: " + f.Text)
+		}
+		return say(e)
+	})
+	if err != nil {
+		l.WithError(err).Warn("did not look through all of the storage")
+		if ctx.Err() == nil {
+			_ = say(index.FsckEvent{Unknown: err.Error()})
+		}
+	}
+	return err
+}
+
+// lines answers with a line at a time, each at once.
+func lines(w http.ResponseWriter) (say func(any) error) {
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Time{}) // whoever asked has nothing more to say, for a long time
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Cache-Control", "no-store")
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	err = s.index.Fsck(ctx, opts, func(e index.FsckEvent) error {
-		if f := e.Finding; f != nil && f.Mended {
-			l.WithFields(log.Fields{"kind": f.Kind, "key": f.Key, "mend": f.Mend}).Info("mended: " + f.Text)
-		}
+	return func(line any) error {
 		_ = rc.SetWriteDeadline(time.Now().Add(eventTimeout)) // a recorder of tests has none
-		if err := enc.Encode(e); err != nil {
+		if err := enc.Encode(line); err != nil {
 			return err
 		}
 		return rc.Flush()
-	})
-	if err != nil {
-		l.WithError(err).Warn("did not look through all of the storage")
-		if ctx.Err() == nil {
-			_ = enc.Encode(index.FsckEvent{Unknown: err.Error()})
-		}
 	}
-	return err
 }
 
 func (s *server) fsckAsked(req *http.Request) (opts index.FsckOptions, from string, err error) {

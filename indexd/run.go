@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/log"
 
+	"github.com/capelin-io/capelin/indexd/replicate"
 	"github.com/capelin-io/capelin/internal/daemon"
 )
 
@@ -34,7 +35,8 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 		p := newProof(x, w.again)
-		s := &server{index: x, proof: p, metrics: newMetrics(d.Metrics, x), peer: w.peer, slots: make(chan struct{}, maxRequests)}
+		s := &server{index: x, proof: p, metrics: newMetrics(d.Metrics, x), peer: w.peer, slots: make(chan struct{}, maxRequests),
+			replication: replicate.New(replicate.Config{Outbox: x.outbox, Index: x, Origin: w.origins, Cluster: cfg.Cluster, Metrics: d.Metrics})}
 		api := daemon.HTTP("API", ln, &http.Server{
 			Handler: s.handler(), TLSConfig: w.tls.Clone(), ReadTimeout: 10 * time.Second, WriteTimeout: writeTimeout + 10*time.Second,
 		}, shutdownTimeout)
@@ -45,7 +47,9 @@ func Run(ctx context.Context, cfg Config) error {
 			}}},
 			Work: []daemon.Part{{Run: func(ctx context.Context) error {
 				return p.run(ctx, func(do func() error) error { return d.Overcome(ctx, "storage", "writing", do) })
-			}}, {Run: func(ctx context.Context) error { return join(ctx, w.backend) }}},
+			}}, {Run: func(ctx context.Context) error { return join(ctx, w.backend) }}, {Name: "replication", Run: func(ctx context.Context) error {
+				return s.replicate(ctx, cfg.Replicate)
+			}}},
 			Ready: p.known, WhenReady: cfg.OnReady, Able: p.is,
 			Log: log.Fields{"listen": ln.Addr().String(), "storage": w.backend.Name(), "tls": w.tls != nil},
 			Up: func(metrics net.Addr) {

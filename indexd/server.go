@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/capelin-io/capelin/control/index"
+	"github.com/capelin-io/capelin/indexd/replicate"
 	"github.com/capelin-io/capelin/internal/daemon/identity"
 )
 
@@ -45,6 +47,8 @@ type server struct {
 	// may do everything.
 	peer  func(*http.Request) (identity.ID, error)
 	slots chan struct{}
+
+	replication *replicate.Service
 
 	looking sync.Mutex // held by who looks through the storage
 }
@@ -78,9 +82,21 @@ func (r *request) limit() (int, error) {
 // content reads the body. Its digest is that of the URL, if that has one.
 func (r *request) content() (ocispec.Descriptor, error) {
 	var c index.Content
+	if err := r.body(&c); err != nil {
+		return c.Descriptor, err
+	}
+	if d := r.digest(); d != "" && d != c.Descriptor.Digest {
+		return c.Descriptor, fmt.Errorf("the request is about %.200q, its body about %.200q: %w",
+			d, c.Descriptor.Digest, errdefs.ErrInvalidArgument)
+	}
+	return c.Descriptor, nil
+}
+
+// body reads the body into a value.
+func (r *request) body(into any) error {
 	dec := json.NewDecoder(http.MaxBytesReader(nil, r.Body, index.MaxRequest))
 	dec.DisallowUnknownFields()
-	err := dec.Decode(&c)
+	err := dec.Decode(into)
 	if err == nil {
 		if _, err = dec.Token(); err == io.EOF {
 			err = nil
@@ -89,13 +105,9 @@ func (r *request) content() (ocispec.Descriptor, error) {
 		}
 	}
 	if err != nil {
-		return c.Descriptor, fmt.Errorf("the request's body: %w: %w", err, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("the request's body: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	if d := r.digest(); d != "" && d != c.Descriptor.Digest {
-		return c.Descriptor, fmt.Errorf("the request is about %.200q, its body about %.200q: %w",
-			d, c.Descriptor.Digest, errdefs.ErrInvalidArgument)
-	}
-	return c.Descriptor, nil
+	return nil
 }
 
 func (s *server) handler() http.Handler {
@@ -122,6 +134,11 @@ func (s *server) handler() http.Handler {
 	}
 	mux.Handle("POST "+index.PathProve, s.serve("prove", true, s.prove))
 	mux.Handle("POST "+index.PathFsck, http.HandlerFunc(s.fsck))
+	mux.Handle("GET "+index.PathReplication, s.serve("replication", false, s.replicationStatus))
+	mux.Handle("PUT "+index.PathRule, s.serve("set_rule", true, s.setRule))
+	mux.Handle("DELETE "+index.PathRule, s.serve("remove_rule", true, s.removeRule))
+	mux.Handle("POST "+index.PathRetry, s.serve("retry", true, s.retry))
+	mux.Handle("POST "+index.PathVerify, http.HandlerFunc(s.verify))
 	return mux
 }
 
@@ -164,7 +181,7 @@ func (s *server) perform(ctx context.Context, req *http.Request, writes bool, do
 	r := &request{Request: req, query: query}
 	allowed := readers
 	switch {
-	case req.Method == http.MethodPost:
+	case req.Method == http.MethodPost, strings.HasPrefix(req.URL.Path, index.PathReplication):
 		allowed = admins
 	case writes:
 		allowed = writers

@@ -40,9 +40,7 @@ func (w *world) rule(r index.Rule) {
 }
 
 func ruleFor(name string, namespaces ...string) index.Rule {
-	r := index.DefaultRule()
-	r.Name, r.URL, r.Namespaces = name, "https://registry.example", namespaces
-	return r
+	return index.Rule{Name: name, URL: "https://registry.example", Namespaces: namespaces}
 }
 
 // Of two writes of a tag that come from two clusters the later one counts, in whatever order they come; each is written once.
@@ -126,7 +124,7 @@ func TestIntents(t *testing.T) {
 	image := w.image("team/app", "a")
 	w.rule(ruleFor("all", "team/.*"))
 	some := ruleFor("some", "team/app")
-	some.Tags, some.Deletes, some.Referrers, some.Forward = []string{"v[0-9]+"}, index.DeleteNone, false, true
+	some.Tags, some.Deletes, some.NoReferrers, some.Forward = []string{"v[0-9]+"}, index.DeleteNone, true, true
 	w.rule(some)
 	w.rule(ruleFor("others", "other/.*"))
 
@@ -231,5 +229,88 @@ func TestStorageWithoutStamps(t *testing.T) {
 	}
 	if got, err := w.TagState(ctx, repo, "old"); err != nil || !got.Deleted || got.Stamp == 0 {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// What is kept for replication is nothing strange, and what is damaged of it is said.
+func TestFsckKnowsReplication(t *testing.T) {
+	ctx := t.Context()
+	w := newWorld(t)
+	image := w.image("team/app", "a")
+	w.rule(ruleFor("all", ".*"))
+	if _, err := w.PutTag(ctx, "team/app", "v1", image); err != nil {
+		t.Fatal(err)
+	}
+	w.object("index/parked/all/team/app/_tags/v1", `{"version":1}`)
+	w.object("index/replication/leases/all", `{"version":1}`)
+	w.object("index/replication/walks/all", `{"version":1}`)
+	found := func() (all []string) {
+		err := w.Fsck(ctx, index.FsckOptions{Rate: 1e6}, func(e index.FsckEvent) error {
+			if e.Finding != nil {
+				all = append(all, e.Finding.Kind+" "+e.Finding.Key)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	if all := found(); all != nil {
+		t.Errorf("findings %q", all)
+	}
+	strange := []string{"index/outbox/all/team/app/_tags/v1", "index/outbox/all/team/app/_tags/v1/x", "index/parked/all/team/app/v1",
+		"index/replication/rules/X", "index/replication/x/all"}
+	for _, key := range strange[1:] {
+		w.object(key, `{"version":1}`)
+	}
+	w.object("index/outbox/all/team/app/_manifests/"+digestPath(image.Digest)+"/1", "x")
+	all := found()
+	if len(all) != len(strange) {
+		t.Errorf("findings %q", all)
+	}
+}
+
+// Rules that are gone leave nothing, also what was written by an index that did not know yet.
+func TestRulesGo(t *testing.T) {
+	ctx := t.Context()
+	w := newWorld(t)
+	image := w.image("app", "a")
+	w.rule(ruleFor("one", ".*"))
+	w.rule(ruleFor("two", ".*"))
+	if _, err := w.PutTag(ctx, "app", "v1", image); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.outbox.RemoveRule(ctx, "one"); err != nil {
+		t.Fatal(err)
+	}
+	w.wantErr("a rule that is gone", w.outbox.RemoveRule(ctx, "one"), errdefs.ErrNotFound)
+	w.object("index/outbox/one/app/_tags/v2/1", `{"version":1}`)
+	w.object("index/parked/zero/app/_tags/v2", `{"version":1}`)
+	if err := w.outbox.Sweep(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.keys(replicate.OutboxPrefix); !slices.Equal(got, []string{"two/app/_tags/v1/1"}) {
+		t.Errorf("intents %q", got)
+	}
+	if got := w.keys(replicate.ParkedPrefix); got != nil {
+		t.Errorf("parked %q", got)
+	}
+	st, err := w.outbox.Status(ctx)
+	if err != nil || len(st.Rules) != 1 || st.Rules[0].Pending != 1 || st.Rules[0].Rule.Name != "two" {
+		t.Errorf("%+v, %v", st, err)
+	}
+	w.object("index/parked/two/app/_tags/v1", `{"version":1,"revision":1,"reason":"denied","error":"no","since":"2026-01-02T03:04:05Z"}`)
+	if st, err := w.outbox.Status(ctx); err != nil || st.Rules[0].Parked != 1 || st.Rules[0].ParkedOnes[0].Reason != "denied" {
+		t.Errorf("%+v, %v", st, err)
+	}
+	if n, err := w.outbox.Retry(ctx, "two", index.RetryOptions{Tag: "v2"}); n != 0 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	if n, err := w.outbox.Retry(ctx, "two", index.RetryOptions{Repository: "app", Tag: "v1"}); n != 1 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	if got := w.keys(replicate.ParkedPrefix); got != nil {
+		t.Errorf("parked %q", got)
 	}
 }

@@ -337,6 +337,22 @@ func (x *Index) Tags(ctx context.Context, repo, after string, limit int) (names 
 	return names, more, nil
 }
 
+// TagNames is Tags for who wants to know of deleted ones, too. Of a repository that nobody knows there are none.
+func (x *Index) TagNames(ctx context.Context, repo, after string, limit int) (names []string, more bool, err error) {
+	if err := index.CheckRepository(repo); err != nil {
+		return nil, false, err
+	}
+	if err := checkAfter(after, ""); err != nil {
+		return nil, false, err
+	}
+	prefix := tagsPrefix(repo)
+	page, more, err := x.list(ctx, prefix, prefix+after, index.Limit(limit))
+	for _, info := range page {
+		names = append(names, info.Key[len(prefix):])
+	}
+	return names, more, err
+}
+
 // eachTag visits the tags of a repository after a string, the deleted ones included,
 // until visit says that it is enough. It reads size of them at once.
 func (x *Index) eachTag(ctx context.Context, repo, after string, size func() int, visit func(name string, s tagState) bool) error {

@@ -22,6 +22,10 @@ const (
 	PathBlob         = "/v1/blob"
 	PathProve        = "/v1/prove"
 	PathFsck         = "/v1/fsck"
+	PathReplication  = "/v1/replication"
+	PathRule         = "/v1/replication/rule"
+	PathVerify       = "/v1/replication/verify"
+	PathRetry        = "/v1/replication/retry"
 )
 
 // Parameters of tags.

@@ -112,7 +112,12 @@ const maxEvent = 1 << 20
 // Fsck has an index look through its whole storage, and calls each with what it says, the last with Done. It takes as long as
 // that takes. errdefs.ErrUnavailable if it did not come to its end.
 func (c *Client) Fsck(ctx context.Context, o FsckOptions, each func(FsckEvent) error) error {
-	r := &httpclient.Request{Method: "POST", Path: PathFsck + "?" + o.Query().Encode()}
+	return lines(ctx, c, PathFsck+"?"+o.Query().Encode(), func(e FsckEvent) (bool, error) { return e.Done != nil, each(e) })
+}
+
+// lines asks an index for what it answers with a line at a time, until each says that one was the last.
+func lines[T any](ctx context.Context, c *Client, path string, each func(T) (last bool, err error)) error {
+	r := &httpclient.Request{Method: "POST", Path: path}
 	var errs []error
 	for x := range c.http.Turns(ctx, c.indexes, false) {
 		resp, err := c.http.Do(ctx, x, r)
@@ -120,12 +125,12 @@ func (c *Client) Fsck(ctx context.Context, o FsckOptions, each func(FsckEvent) e
 			errs = append(errs, err)
 			continue
 		}
-		return c.events(x, r, resp, each)
+		return readLines(c, x, r, resp, each)
 	}
 	return c.http.LastRound(errs)
 }
 
-func (c *Client) events(x *httpclient.Server, r *httpclient.Request, resp *http.Response, each func(FsckEvent) error) error {
+func readLines[T any](c *Client, x *httpclient.Server, r *httpclient.Request, resp *http.Response, each func(T) (bool, error)) error {
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		answer, err := io.ReadAll(io.LimitReader(resp.Body, maxEvent))
@@ -136,22 +141,23 @@ func (c *Client) events(x *httpclient.Server, r *httpclient.Request, resp *http.
 		}
 		return c.http.Stranger(x, r, fmt.Sprintf("status %d without an index's answer", resp.StatusCode))
 	}
-	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(nil, maxEvent)
-	for lines.Scan() {
-		var e FsckEvent
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+	all := bufio.NewScanner(resp.Body)
+	all.Buffer(nil, maxEvent)
+	for all.Scan() {
+		var e T
+		if err := json.Unmarshal(all.Bytes(), &e); err != nil {
 			return fmt.Errorf("index %s: %s: %w: %w", x.Base, r.Path, err, errdefs.ErrUnavailable)
 		}
-		if err := each(e); err != nil {
+		last, err := each(e)
+		if err != nil {
 			return err
 		}
-		if e.Done != nil {
+		if last {
 			_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxEvent)) // until the index is ready for the next one
 			return nil
 		}
 	}
-	err := lines.Err()
+	err := all.Err()
 	if err == nil {
 		err = io.ErrUnexpectedEOF
 	}

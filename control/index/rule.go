@@ -1,6 +1,7 @@
 package index
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
@@ -18,8 +19,8 @@ type Rule struct {
 	Namespaces    []string    `json:"namespaces" toml:"namespaces" comment:"Which repositories: regular expressions (RE2) of which one matches the whole name."`
 	Tags          []string    `json:"tags" toml:"tags" comment:"Which of their tags, in the same way. None: all."`
 	RewritePrefix string      `json:"rewritePrefix,omitempty" toml:"rewrite_prefix" comment:"FROM=TO: what a repository's name begins with there instead. Empty: names are the same."`
-	Referrers     bool        `json:"referrers" toml:"referrers" comment:"Signatures and all else that refers to an image goes with it, later ones too."`
-	Deletes       string      `json:"deletes" toml:"deletes" comment:"\"tags\": a tag that is deleted here is deleted there. \"none\": it stays."`
+	NoReferrers   bool        `json:"noReferrers,omitempty" toml:"no_referrers" comment:"Signatures and all else that refers to an image stays here; otherwise it goes with it, later ones too."`
+	Deletes       string      `json:"deletes" toml:"deletes" comment:"\"tags\" (if empty, too): a tag that is deleted here is deleted there. \"none\": it stays."`
 	Forward       bool        `json:"forward,omitempty" toml:"forward" comment:"What came from another cluster is passed on."`
 	DockerConfig  string      `json:"dockerConfig,omitempty" toml:"docker_config" comment:"File of Docker's configuration with the registry's credentials (auths, credHelpers, credsStore), on each machine with an index. Empty: none."`
 	TokenFile     string      `json:"tokenFile,omitempty" toml:"token_file" comment:"File with a bearer token, such as a gateway's, on each machine with an index. Empty: none."`
@@ -27,13 +28,24 @@ type Rule struct {
 	Cert          string      `json:"cert,omitempty" toml:"cert" comment:"PEM file of a certificate to show, on each machine with an index. Empty: none."`
 	Key           string      `json:"key,omitempty" toml:"key" comment:"PEM file of its private key."`
 	Bandwidth     config.Rate `json:"bandwidth,omitempty" toml:"bandwidth" comment:"Bytes per second that are sent at most. 0: no limit."`
-	Parallel      int         `json:"parallel" toml:"parallel" comment:"Tags that are delivered at once, 1 to 64."`
-	Reconcile     int         `json:"reconcile" toml:"reconcile" comment:"Tags per second that are compared with those there, all the time, 1 to 10000."`
+	Parallel      int         `json:"parallel" toml:"parallel" comment:"Tags that are delivered at once, 1 to 64. 0: 8."`
+	Reconcile     int         `json:"reconcile" toml:"reconcile" comment:"Tags per second that are compared with those there, all the time, 1 to 10000. 0: 20."`
 }
 
-// DefaultRule is a rule with the defaults, for somewhere and something.
-func DefaultRule() Rule {
-	return Rule{Tags: []string{".*"}, Referrers: true, Deletes: DeleteTags, Parallel: 8, Reconcile: 20}
+// Example is what a printed configuration shows.
+func (Rule) Example() any {
+	return Rule{Name: "west", URL: "https://registry.west.example", Namespaces: []string{"team/.*"}}.Filled()
+}
+
+// Filled returns a rule with its defaults for what is empty.
+func (r Rule) Filled() Rule {
+	if len(r.Tags) == 0 {
+		r.Tags = []string{".*"}
+	}
+	r.Deletes = cmp.Or(r.Deletes, DeleteTags)
+	r.Parallel = cmp.Or(r.Parallel, 8)
+	r.Reconcile = cmp.Or(r.Reconcile, 20)
+	return r
 }
 
 // What becomes of tags at the remote that were deleted.
@@ -55,7 +67,8 @@ func CheckRuleName(name string) error {
 }
 
 // Check returns all that is wrong with a rule, each by its key, which begins with prefix. It reads no files.
-func (r *Rule) Check(prefix string) (errs []error) {
+func (r Rule) Check(prefix string) (errs []error) {
+	r = r.Filled()
 	bad := func(key, format string, args ...any) {
 		errs = append(errs, config.Invalid(prefix+key, format, args...))
 	}
@@ -63,7 +76,8 @@ func (r *Rule) Check(prefix string) (errs []error) {
 		bad("name", "%v", err)
 	}
 	u, err := url.Parse(r.URL)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || strings.Trim(u.Path, "/") != "" ||
+		u.RawQuery != "" || u.User != nil {
 		bad("url", "%.200q is not https://host[:port]; a part of a repository's name is put before it with rewrite_prefix", r.URL)
 	}
 	for _, l := range []struct {

@@ -197,7 +197,7 @@ func TestDeletedAndWrittenWhileEchoed(t *testing.T) {
 	}
 }
 
-// The lease's holder dies: another one takes over within half a minute and what it polls, and nothing is delivered twice but what was under way.
+// The lease's holder dies: another one takes over within half a minute and what it polls.
 func TestTakeover(t *testing.T) {
 	for seed := range uint64(20) {
 		s := newSim(t, seed, 2)

@@ -175,7 +175,7 @@ func (o *Outbox) Announce(ctx context.Context, a Announcement) error {
 		r := &rules[i]
 		is, _ := r.Tag(a.Tag)
 		if a.Tag == "" {
-			is = r.Broken != nil || r.Referrers
+			is = r.Broken != nil || !r.NoReferrers
 		}
 		if !is || !r.Repository(a.Repository) || a.Foreign && !r.Forward && r.Broken == nil ||
 			a.Deleted && r.Deletes == index.DeleteNone && r.Broken == nil {
@@ -278,6 +278,7 @@ func (o *Outbox) SetRule(ctx context.Context, r index.Rule) error {
 	if errs := r.Check(""); len(errs) > 0 {
 		return fmt.Errorf("rule %s: %w: %w", r.Name, errors.Join(errs...), errdefs.ErrInvalidArgument)
 	}
+	r = r.Filled()
 	rules, err := o.Rules(ctx)
 	if err != nil {
 		return err
@@ -302,6 +303,7 @@ func (o *Outbox) forget() {
 	o.lock <- struct{}{}
 	o.read = time.Time{}
 	<-o.lock
+	o.Written()
 }
 
 // RemoveRule removes a rule, and then what was kept for it. An index that still knows it may write intents for some seconds more; they

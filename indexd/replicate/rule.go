@@ -58,8 +58,15 @@ func (r *Rule) Tag(name string) (is, about bool) {
 	if r.Broken != nil || matches(r.tags, name) {
 		return true, false
 	}
-	about = r.Referrers && cosignTag.MatchString(name)
+	about = !r.NoReferrers && cosignTag.MatchString(name)
 	return about, about
+}
+
+// wants reports whether a tag's state is to be brought to the remote, and, as Tag does, whether only where what it is about is. cluster is
+// this one: what others have written is passed on by rules that forward.
+func (r *Rule) wants(t *index.Tag, cluster string) (is, about bool) {
+	is, about = r.Tag(t.Name)
+	return is && (t.Cluster == cluster || r.Forward) && !(t.Deleted && r.Deletes == index.DeleteNone), about
 }
 
 // Remote returns the name of a repository at the remote.

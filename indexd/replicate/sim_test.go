@@ -107,7 +107,8 @@ func newSim(t *testing.T, seed uint64, hosts int) *sim {
 	s := &sim{t: t, rnd: rand.New(rand.NewPCG(seed, 19)), now: start, start: start, slow: 200 * time.Millisecond,
 		acked: map[string]map[string]stamp{"a": {}, "b": {}}}
 	for i, name := range []string{"a", "b"} {
-		s.towns[i] = &town{name: name, s: s, rule: "1", walks: 20 * time.Minute, tags: map[string]simTag{}, outbox: map[Key]map[uint64]time.Time{},
+		s.towns[i] = &town{name: name, s: s, rule: "1", walks: 20 * time.Minute, tags: map[string]simTag{},
+			outbox: map[Key]map[uint64]time.Time{},
 			parked: map[Key]bool{}, manifests: map[int]bool{}, signed: map[int]map[int]bool{}, refuses: map[string]bool{}, last: map[string]uint64{}}
 	}
 	for i, tn := range s.towns {
