@@ -22,13 +22,13 @@ func indexCommand() *cobra.Command {
 	var a indexAccess
 	cmd := &cobra.Command{
 		Use:   "index",
-		Short: "Look after the storage of an index, and move it to another one",
+		Short: "Look after the storage of an index, move it, and replicate it",
 	}
 	a.flags(cmd)
 	f := cmd.PersistentFlags()
 	f.StringArrayVar(&a.indexes, "index", nil, "index that is asked, host:port; repeat for others to ask if it does not answer")
 	f.StringVar(&a.cluster, "cluster", "default", "name of the cluster, if there is a certificate")
-	cmd.AddCommand(proveCommand(&a), fsckCommand(&a), indexMoveCommand(&a.access))
+	cmd.AddCommand(proveCommand(&a), fsckCommand(&a), indexMoveCommand(&a.access), replicateCommand(&a))
 	return cmd
 }
 

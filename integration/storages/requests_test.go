@@ -107,7 +107,7 @@ func operation(r fetchertest.Request) string {
 	case r.Query != "" && strings.Contains(r.Query, "partNumber="):
 		return "part"
 	case strings.Contains(r.Query, "list-type"):
-		if strings.Contains(r.Query, "max-keys=1&") {
+		if strings.Contains(r.Query, "max-keys=1&") || strings.Contains(r.Query, "prefix=index%2Freplication%2F") {
 			return ""
 		}
 		return "list"
