@@ -175,7 +175,9 @@ func TestUploadsHaveShares(t *testing.T) {
 		}
 		must("", "bob", "more/app")
 		there("the second of bob's, after he gave one up", bobs[1], true)
-		s.isBlob(bobs[1])
+		if s.isBlob(bobs[1]); s.shares["owner bob"] != 3 {
+			t.Errorf("after one became a blob, bob has %d, want 3", s.shares["owner bob"])
+		}
 		must("", "bob", "more/app")
 		there("the third of bob's, after the second became a blob", bobs[2], true)
 		if s, err = openUploads(alone(dir, 80)); err != nil {
