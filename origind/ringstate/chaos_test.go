@@ -36,6 +36,7 @@ func runChaos(t testing.TB, seed uint64, length time.Duration, blobs int) *world
 	if w.rng.IntN(2) == 0 {
 		wrong, w.cfg.LogKeep = 100*time.Hour, 7*24*time.Hour
 	}
+	w.wrong = wrong
 	for _, n := range w.nodes {
 		n.old = w.rng.IntN(5) == 0
 		if w.rng.IntN(3) == 0 {

@@ -86,6 +86,7 @@ func (n *node) remove(i int, namespace string, done func(ok bool)) {
 	}
 	w.nextID++
 	id := w.nextID
+	op.vain = w.wrong > record.MaxLead/2 && w.store.away // as far as two clocks are apart
 	n.acknowledges(id, op, fmt.Sprintf("deletion of %s from %s", short(d), namespace), done)
 	n.step(&EvDelete{ID: id, Digest: d, Namespace: namespace, Place: placeOf(i), Local: n.local(d)})
 }

@@ -52,6 +52,10 @@
 // week.) As many as min_replicas of them erase at the backend, in case a disk is lost. Who is in touch with fewer than
 // min_replicas - 1 others may have missed one: it does not serve for 30 s, and leaves backends alone.
 //
+// BUG: a deletion that is acknowledged while the backend does not answer may leave the object there: if it was pushed by a clock that was
+// ahead by more than [record.MaxLead], and all who knew of that push have lost their disks since, one after the other, its stamp is known
+// beside the object only, and is the later one.
+//
 // # The backend
 //
 // Beside each object lies its record, because what a backend has is pinned nowhere, and the members that know of its namespaces

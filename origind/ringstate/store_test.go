@@ -182,7 +182,7 @@ func (j *job) erase() request {
 func (j *job) remove() request {
 	j.n.w.logf("%s erases %s", j.n.name, short(j.a.Digest))
 	delete(j.st.objects, j.key())
-	j.n.w.oracle.erased(j.a.Digest)
+	j.n.w.oracle.erased(j.a.Digest, j.n)
 	if j.ev.Beside == nil {
 		return nil
 	}

@@ -30,6 +30,7 @@ type world struct {
 	bare   bool               // mirrors do not get the bytes with a push
 	stall  time.Duration      // of an erasure, between its look and the deletion
 	cut    map[[2]string]bool // who does not reach whom
+	wrong  time.Duration      // how wrong clocks are, at most, either way
 	oracle oracle
 	// crashes: one in as many actions is not done, because the member dies before it; 0: none.
 	crashes int
