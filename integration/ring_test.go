@@ -58,7 +58,14 @@ func newRing(t *testing.T, members int, keys map[string]string) *rings {
 func startRing(ctx context.Context, t *testing.T, c *harness.Cluster, o harness.RingOptions) *rings {
 	t.Helper()
 	r := &rings{ctx: ctx, c: c, ring: get(c.NewRing(o))(t)}
-	must(t, r.ring.Start(ctx))
+	r.start(t)
+	return r
+}
+
+// start starts all members, and waits until the ring is whole.
+func (r *rings) start(t *testing.T) {
+	t.Helper()
+	must(t, r.ring.Start(r.ctx))
 	r.client = get(r.ring.Open())(t)
 	r.whole(t)
 	for _, m := range r.ring.Members {
@@ -66,7 +73,6 @@ func startRing(ctx context.Context, t *testing.T, c *harness.Cluster, o harness.
 			t.Errorf("%s takes itself for another one:\n%s", m.Name, log)
 		}
 	}
-	return r
 }
 
 // quick are the ring's times in CI: on a machine that is as busy as can be a member still answers within seconds.
@@ -205,7 +211,12 @@ func none(t *testing.T, what string, failed []error) {
 
 // has reports whether a member has a blob pinned.
 func has(m *harness.RingMember, b *ringBlob) bool {
-	_, err := os.Stat(filepath.Join(m.Root, "blobs", "sha256", b.digest.Encoded()))
+	return slices.ContainsFunc(m.Roots(), func(root string) bool { return hasAt(m, root, b) })
+}
+
+// hasAt reports whether it is on one of its disks.
+func hasAt(m *harness.RingMember, root string, b *ringBlob) bool {
+	_, err := os.Stat(m.Path(filepath.Join(root, "blobs", "sha256", b.digest.Encoded())))
 	return err == nil
 }
 

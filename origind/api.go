@@ -51,7 +51,7 @@ func (s *server) handler() http.Handler {
 	handle("GET "+origin.PathBlobs+"/{digest}", readers, a.getBlob) // HEAD, too
 	handle("GET "+origin.PathBlobs+"/{digest}"+origin.SumsOf, readers, a.getSums)
 	handle("DELETE "+origin.PathBlobs+"/{digest}", writers, a.deleteBlob)
-	ring := a.ringHandler(s.cfg.Node, ringAndStorages{s.member, s.storages})
+	ring := a.ringHandler(s.cfg.Node, ringAndStorages{s.member, s.storages, s.store})
 	mux.Handle(origin.PathRing, ring)
 	mux.Handle(origin.PathRing+"/", ring)
 	handle("POST "+origin.PathUploads, writers, a.startUpload)

@@ -468,7 +468,7 @@ func TestUploadAfterBoot(t *testing.T) {
 		}
 	}
 	// As the release before wrote it.
-	old := filepath.Join(cfg.dir, strings.Repeat("0", origin.UploadIDLen))
+	old := filepath.Join(cfg.dirs[0], strings.Repeat("0", origin.UploadIDLen))
 	err = errors.Join(os.Mkdir(old, 0o700), os.WriteFile(filepath.Join(old, "data"), []byte("old"), 0o600),
 		os.WriteFile(filepath.Join(old, "upload.json"), []byte(`{"namespace":"any/app"}`), 0o600))
 	if err != nil {
@@ -488,7 +488,7 @@ func TestUploadOnFullDisk(t *testing.T) {
 	defer full.Close()
 	room := 0
 	cfg := alone(t.TempDir()+"/uploads", 1)
-	cfg.room = func(context.Context, int64) int64 {
+	cfg.room = func(context.Context, string, int64) int64 {
 		room++
 		return int64(3 - room) // nothing more the third time
 	}

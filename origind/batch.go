@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"syscall"
 	"time"
 
@@ -152,6 +151,9 @@ func (m *member) end(ctx context.Context, b *batch) error {
 		f()
 	}
 	m.lapse(time.Now())
+	if err := m.replaced(time.Now()); err != nil {
+		return err
+	}
 	m.publish()
 	return nil
 }
@@ -167,7 +169,7 @@ func (m *member) flush(ctx context.Context, b *batch) error {
 		}
 		err = fmt.Errorf("keeping what was decided: %w", err)
 		full := errdefs.IsResourceExhausted(err)
-		if !full && !passing(err) || time.Since(since) > flushWithin {
+		if !full && !record.Passing(err) || time.Since(since) > flushWithin {
 			return err
 		}
 		log.G(ctx).WithError(err).Error("this origin answers nothing before there is room again")
@@ -192,13 +194,6 @@ func (m *member) keep(b *batch) error {
 	return errors.Join(append(errs, m.ledger.commit(&b.keep))...)
 }
 
-// passing reports whether an error is that of a machine which is short of something for a moment.
-func passing(err error) bool {
-	return slices.ContainsFunc([]error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EINTR}, func(e error) bool {
-		return errors.Is(err, e)
-	})
-}
-
 // pin pins a blob that is to be kept. If that fails because of its own file, which was removed or cannot be moved, it is a copy that is
 // wrong: the ring does not count it, and has it healed. An error is one of the disk.
 func (m *member) pin(d digest.Digest) error {
@@ -208,7 +203,7 @@ func (m *member) pin(d digest.Digest) error {
 		return nil
 	case errdefs.IsNotFound(err):
 	case m.bytes.PresenceOf(d) == content.Pinned, // and that was not synced
-		errdefs.IsResourceExhausted(err), passing(err), errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrNotExist):
+		errdefs.IsResourceExhausted(err), record.Passing(err), errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("pinning %s: %w", d, err)
 	}
 	log.G(m.tasks.ctx).WithError(err).WithField("digest", d).Error("a blob that is to be kept is not here, or cannot be kept here")
@@ -417,28 +412,49 @@ func (m *member) heal(a ringstate.ActHeal) {
 		m.healing[a.Digest] = h
 	}
 	h.under = true
-	pause := h.pause
-	m.tasks.run(func(ctx context.Context) {
-		left := m.copies.heal(ctx, a.Digest, rec.Size, a.Pieces, a.From)
-		if len(left) < len(a.Pieces) {
-			pause = 0
-		} else {
-			pause = min(max(2*pause, healPauseMin), healPauseMax)
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
-				return
-			}
+	m.heals = append(m.heals, a)
+	m.healNext()
+}
+
+// healNext begins what there is room for.
+func (m *member) healNext() {
+	for m.mending < healsAtOnce && len(m.heals) > 0 {
+		a := m.heals[0]
+		m.heals = m.heals[1:]
+		rec := m.record(a.Digest)
+		if rec == nil || !m.ring.Pinned(a.Digest) {
+			delete(m.healing, a.Digest)
+			continue
 		}
-		m.do(func(b *batch) {
-			wrong := m.copies.wrong(a.Digest, rec.Size)
-			if h.under, h.pause = false, pause; len(wrong) == 0 || !m.ring.Pinned(a.Digest) {
-				delete(m.healing, a.Digest)
-			}
-			b.step(ringstate.EvBad{Digest: a.Digest, Pieces: wrong})
-			b.then(func() { m.release(a.Digest) }) // it may have been given up meanwhile
+		m.mending++
+		m.tasks.run(func(ctx context.Context) {
+			left := m.copies.heal(ctx, a.Digest, rec.Size, a.Pieces, a.From)
+			m.do(func(b *batch) {
+				m.mending--
+				m.mended(b, a.Digest, rec.Size, len(left) < len(a.Pieces))
+				b.then(m.healNext)
+			})
 		})
-	})
+	}
+}
+
+// mended notes how far it is with a blob of which pieces were to be replaced. If none could, it is not tried again for a while.
+func (m *member) mended(b *batch, d digest.Digest, size int64, some bool) {
+	h := m.healing[d]
+	look := func(b *batch) {
+		wrong := m.copies.wrong(d, size)
+		if h.under = false; len(wrong) == 0 || !m.ring.Pinned(d) {
+			delete(m.healing, d)
+		}
+		b.step(ringstate.EvBad{Digest: d, Pieces: wrong})
+		b.then(func() { m.release(d) }) // it may have been given up meanwhile
+	}
+	if h.pause = min(max(2*h.pause, healPauseMin), healPauseMax); some {
+		h.pause = 0
+		look(b)
+		return
+	}
+	time.AfterFunc(h.pause, func() { m.do(look) }) // if that is after the end, nobody minds
 }
 
 func (m *member) backend(a ringstate.ActBackend) {

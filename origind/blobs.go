@@ -22,7 +22,7 @@ import (
 // server is a running origin.
 type server struct {
 	cfg      Config
-	store    *content.Store
+	store    *disks
 	blobs    *holdings
 	homes    homes
 	uploads  *uploads

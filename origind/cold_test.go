@@ -89,7 +89,7 @@ func newPeerWith(t testing.TB, id *identity.Source, change func(*swarm.NodeConfi
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := swarm.NodeConfig{Cluster: "default", Node: "node", Store: seeding.Store{Store: store}}
+	cfg := swarm.NodeConfig{Cluster: "default", Node: "node", Store: seeding.Store{Blobs: store}}
 	change(&cfg)
 	node, err := seeding.NewNode(cfg, id)
 	if err != nil {

@@ -20,8 +20,9 @@ import (
 // Config is the configuration of `capelin origind`; [DefaultConfig] has the
 // defaults, and `capelin origind config` prints both.
 type Config struct {
-	Root   string `toml:"root" comment:"Directory for everything the origin keeps. All of it must be on one file system. Must be an absolute path."`
-	Listen string `toml:"listen" comment:"Address of the HTTP API, host:port. The default is for trying Capelin on one machine."`
+	Root   string   `toml:"root" comment:"Directory for everything the origin keeps. All of it must be on one file system. Must be an absolute path."`
+	Data   []string `toml:"data" comment:"Several directories instead of root, each on a disk of its own, and made by hand: each has a part of the blobs, and a disk that fails costs what is on it, not the origin. Absolute paths."`
+	Listen string   `toml:"listen" comment:"Address of the HTTP API, host:port. The default is for trying Capelin on one machine."`
 	daemon.Common
 
 	Node     string   `toml:"node" comment:"Name of this origin, unique in the cluster, among its nodes too. Empty: the certificate's, or without identity \"origin-\" and the host's name."`
@@ -74,8 +75,8 @@ type SwarmConfig struct {
 
 // CacheConfig is Config.Cache.
 type CacheConfig struct {
-	Size      config.Bytes `toml:"size" comment:"What is kept at most. The least recently used goes first. Negative: nothing beyond what is in use."`
-	FreeFloor float64      `toml:"free_floor" comment:"Fraction of the file system that is kept free by evicting from the cache, whatever size says. Negative: none."`
+	Size      config.Bytes `toml:"size" comment:"What is kept at most, on all disks together, each of which has an equal part. The least recently used goes first. Negative: nothing beyond what is in use."`
+	FreeFloor float64      `toml:"free_floor" comment:"Fraction of each file system that is kept free by evicting from the cache, whatever size says. Negative: none."`
 }
 
 // UploadsConfig is Config.Uploads.
@@ -118,6 +119,7 @@ func (Config) Notes() map[string]string {
 func DefaultConfig() Config {
 	return Config{
 		Root:       "/var/lib/capelin/origin",
+		Data:       []string{},
 		Listen:     "127.0.0.1:7480",
 		Common:     daemon.DefaultCommon("127.0.0.1:7482"),
 		Trackers:   []string{},
@@ -144,9 +146,10 @@ func (c *Config) Validate() error {
 	errs := slices.Concat(c.Common.Check(),
 		c.CheckListen("listen", c.Listen, c.Listener), c.CheckListen("swarm.listen", c.Swarm.Listen, c.SwarmListener))
 	bad := func(key, format string, args ...any) { errs = append(errs, config.Invalid(key, format, args...)) }
-	if !filepath.IsAbs(c.Root) {
+	if !filepath.IsAbs(c.Root) && len(c.Data) == 0 {
 		bad("root", "%q is not an absolute path", c.Root)
 	}
+	errs = append(errs, c.checkData()...)
 	if c.Swarm.Advertise != "" {
 		if host, port, err := net.SplitHostPort(c.Swarm.Advertise); err != nil || host == "" || port == "" {
 			bad("swarm.advertise", "%q is not host:port", c.Swarm.Advertise)
@@ -211,6 +214,33 @@ func (c *Config) Validate() error {
 	}
 	errs = append(errs, backends.Check(c.Backends, "backend")...)
 	return errors.Join(errs...)
+}
+
+// checkData reports what is wrong with the disks' directories.
+func (c *Config) checkData() (errs []error) {
+	bad := func(format string, args ...any) { errs = append(errs, config.Invalid("data", format, args...)) }
+	if len(c.Data) > maxDisks {
+		bad("%d disks are more than %d", len(c.Data), maxDisks)
+	}
+	for i, a := range c.Data {
+		if !filepath.IsAbs(a) {
+			bad("%q is not an absolute path", a)
+		}
+		for j, b := range c.Data {
+			if rel, err := filepath.Rel(b, a); i != j && err == nil && filepath.IsLocal(rel) && (rel != "." || i > j) {
+				bad("%q is %q, or below it", a, b)
+			}
+		}
+	}
+	return errs
+}
+
+// Roots returns the directories in which everything is kept, each on a disk of its own.
+func (c *Config) Roots() []string {
+	if len(c.Data) > 0 {
+		return c.Data
+	}
+	return []string{c.Root}
 }
 
 func unspecified(host string) bool {

@@ -9,6 +9,8 @@
 //	upload.go    one of them: what its machine (ringstate/mirror) decides is done here
 //	member.go    this origin as a member of its ring (ringstate decides); batch.go: keeping and doing what it decides
 //	ledger.go    what is kept: records, the deletion log, ring.json (ringfile.go)
+//	disks.go     several disks, of which one can fail; diskstores.go: their blobs as those of one; diskfile.go: whose a disk is
+//	openledger.go what is kept, on all disks, at the start; lostdisk.go: what comes of a disk that has failed
 //	peers.go     the other members, which are asked, and mirror uploads; members.go: finding them
 //	ring.go      the ring's configuration; ringstatus.go: what is said of it
 //	blobs.go     from upload to blob, and from blob to nothing
@@ -39,6 +41,40 @@
 //
 // A blob is visible if it is whole and was not removed. Bytes of a push that nobody acknowledged may be read by who knows their
 // digest; they go after a while, or at the next start.
+//
+// # Several disks
+//
+// With Config.Data an origin has several disks, and each of them that fails costs what is on it, not the member. There are two kinds of
+// things, and that is all that has to be known:
+//
+//   - What the member keeps, the ledger (records, deletion log, ring.json), is on every disk, byte for byte. It is written to all at once,
+//     and counts when all have it. record.Dirs does that, and openledger.go chooses at the start.
+//   - Bytes (blobs with their sums, cold reads, the cache, uploads) are on one disk: each has a content.Store of its own and a directory
+//     of uploads, and [disks] has a content.Store's methods for all of them. A blob is found by what is there; no table says where it is.
+//     A new one comes on one of the disks with the most room, in turn; an upload stays on its disk, as the blob that it becomes does.
+//     Cache.Size is divided evenly; the free floor is each file system's.
+//
+// So a member knows of every blob that it has to have, whatever disk is lost, and which of them it has not. Those are to the ring what
+// wrong bytes are: it counts them no more, takes them from other members to the disks that are left, and is not whole before that;
+// asked whether a blob is anywhere, the member is one that cannot say no (ringstate.Ring.misses), so that the answer is 503 where it
+// might otherwise be 404.
+//
+// What can happen to a disk:
+//
+//	it fails (EIO, read only, it does not sync,     it is not used any more until the next start: first of all its id is taken out of the
+//	hangs for 30 s, is unmounted or another one)    set of disks in ring.json on the others, before anything counts that it does not have.
+//	                                                Found out by whoever writes, and by a small file written every 5 s. Its uploads go
+//	                                                on at their mirrors. The last disk's failure is the origin's end
+//	it is full                                      the others take what is new; the member is full when all are
+//	it is not there at the start, does not open,    what is to be kept and is not here is wrong as a whole, until all of it is (diskSet.lost).
+//	or was taken out of the list                    After a crash it may know more than the others, if these failed before it: the
+//	                                                member has a new incarnation, as if it had lost its only disk
+//	it comes back, or is new and empty              its ledger becomes that of the disk which was last in the set; what is there of blobs
+//	                                                that nothing is kept of, or that were removed, goes
+//	it changes places with another one              nothing: a disk is known by its id, in disk.json
+//	it is another member's or cluster's             the origin does not start, and says whose it is
+//	its directory is not there                      that is a disk that is not there: with several disks no directory is made, lest the
+//	                                                blobs come on what is below a mount that has failed
 //
 // # Concurrency
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -36,7 +37,9 @@ func (c *copies) heal(ctx context.Context, d digest.Digest, size int64, pieces [
 			release()
 		}
 	}
-	if left = c.wrong(d, size); len(left) > 0 && ctx.Err() == nil {
+	if left = c.wrong(d, size); len(left) == id.Pieces() && c.store.PresenceOf(d) < content.Cached {
+		log.G(ctx).WithError(err).WithField("digest", d).Debug("no member could give what a disk had that has failed")
+	} else if len(left) > 0 && ctx.Err() == nil {
 		log.G(ctx).WithError(err).WithField("digest", d).WithField("pieces", len(left)).
 			Error("pieces of a blob are wrong on this disk, and no member could heal them")
 	}
@@ -52,12 +55,18 @@ func (c *copies) wrong(d digest.Digest, size int64) []int {
 	if c.store.PresenceOf(d) == content.Pinned {
 		return c.store.WrongOf(id)
 	}
-	all := make([]int, id.Pieces())
+	return numbered()[:id.Pieces():id.Pieces()]
+}
+
+// numbered are the numbers of a blob's pieces, of one with the most. They are the same for all blobs, of which there may be many that are
+// wrong as a whole, and nobody changes them.
+var numbered = sync.OnceValue(func() []int {
+	all := make([]int, int(piece.MaxSize/piece.MaxLength))
 	for i := range all {
 		all[i] = i
 	}
 	return all
-}
+})
 
 // healPieces heals what it can, and returns what went wrong with the rest.
 func (c *copies) healPieces(ctx context.Context, b *content.Blob, pieces []int, from []string) error {

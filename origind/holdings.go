@@ -20,12 +20,12 @@ import (
 // holdings are the blobs that are here: their bytes, and what is kept of them. A blob is visible if it is whole and was not
 // removed.
 type holdings struct {
-	store  *content.Store
+	store  blobDisks
 	ledger *ledger
 }
 
 // seeds are the blobs, for seeding.
-func (h *holdings) seeds() seeding.Store { return seeding.Store{Store: h.store} }
+func (h *holdings) seeds() seeding.Store { return seeding.Store{Blobs: h.store} }
 
 // visible reports whether a blob of which e is kept may be read, if its bytes are here.
 func visible(e *record.Entry) bool { return e == nil || len(e.Record.Removed) == 0 || e.Record.Live() }

@@ -3,14 +3,13 @@ package origind
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -19,15 +18,14 @@ import (
 	"github.com/capelin-io/capelin/content"
 	"github.com/capelin-io/capelin/internal/diskfull"
 	"github.com/capelin-io/capelin/internal/durable"
-	"github.com/capelin-io/capelin/internal/durable/disk"
 	"github.com/capelin-io/capelin/origind/record"
 	"github.com/capelin-io/capelin/origind/ringstate"
 )
 
-// ledger is what a member's decisions are kept in (record/FORMAT.md, section 5): <root>/ring with the records of blobs, the
-// deletion log, and ring.json with the rest. One goroutine at a time commits; others may read meanwhile.
+// ledger is what a member's decisions are kept in (record/FORMAT.md, section 5): ring/ on each of its disks, with the records of blobs,
+// the deletion log, and ring.json with the rest. One goroutine at a time commits; others may read meanwhile.
 type ledger struct {
-	dir       string
+	dirs      *record.Dirs
 	records   *record.Store
 	deletions *record.Deletions
 	inc       uint64
@@ -38,6 +36,11 @@ type ledger struct {
 	// Of whoever commits.
 	ring   []byte            // ring.json, durably; nil: that is not known
 	logged []record.Deletion // what a commit has appended that failed afterwards
+
+	mu   sync.RWMutex // held to read while ring.json is written somewhere, and to write while what is in it changes
+	said *ringstate.Saved
+	set  *diskSet          // nil: there is only one disk
+	ids  map[string]uint64 // of disks, by the directories of dirs
 }
 
 // changes are what one batch of decisions wants kept.
@@ -57,99 +60,6 @@ const (
 	loadAtOnce   = 10_000
 	moveRingAway = "restore it, or move all of %s away: to the others this member has a new disk then, and it asks them for what it is to have"
 )
-
-// openLedger opens what is kept below a root that nobody else has open, and makes what is missing. Records of format 1 are
-// taken over, with the member's name. What is damaged is errdefs.ErrDataLoss, and the error says what to do.
-func openLedger(root, name string) (_ *ledger, err error) {
-	l := &ledger{dir: filepath.Join(root, ledgerDir)}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("what is kept of the ring: %w", diskfull.Classed(err)), l.close())
-		}
-	}()
-	if err := durable.NewDirs(root, 0o700).Make(l.dir); err != nil {
-		return nil, err
-	}
-	if err := l.tidy(); err != nil {
-		return nil, err
-	}
-	f, text, err := readRing(filepath.Join(l.dir, ringName))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, err
-	default:
-		if err := l.complete(root); err != nil {
-			return nil, err
-		}
-	}
-	if l.deletions, err = record.OpenDeletions(filepath.Join(l.dir, logName)); err != nil {
-		return nil, err
-	}
-	if l.records, err = record.OpenStore(filepath.Join(l.dir, recordsDir)); err != nil {
-		return nil, err
-	}
-	if f == nil {
-		err = l.begin(root, name)
-	} else {
-		l.inc, l.saved, l.ring = f.incarnation, f.saved, text
-		if f.log != l.deletions.ID() {
-			err = fmt.Errorf("%s is not the deletion log that %s belongs to: "+moveRingAway+": %w",
-				filepath.Join(l.dir, logName), filepath.Join(l.dir, ringName), l.dir, errdefs.ErrDataLoss)
-		}
-	}
-	if err == nil {
-		err = l.load()
-	}
-	if err != nil {
-		return nil, err
-	}
-	return l, nil
-}
-
-// tidy removes what interrupted writes have left.
-func (l *ledger) tidy() error {
-	files, err := os.ReadDir(l.dir)
-	for _, f := range files {
-		if err == nil && durable.IsTemp(f.Name()) {
-			err = disk.Remove(filepath.Join(l.dir, f.Name()))
-		}
-	}
-	return err
-}
-
-// complete reports what is not there beside a ring.json, which is written last; or what is, and must not be.
-func (l *ledger) complete(root string) error {
-	for _, name := range []string{logName, recordsDir} {
-		path := filepath.Join(l.dir, name)
-		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s is missing: "+moveRingAway+": %w", path, l.dir, errdefs.ErrDataLoss)
-		} else if err != nil {
-			return err
-		}
-	}
-	old := filepath.Join(root, recordsDir)
-	if _, err := os.Lstat(old); err == nil {
-		return fmt.Errorf("%s and %s are both there: an earlier release has run after this one, and neither has all: "+
-			"move away the one that is not to count: %w", old, l.dir, errdefs.ErrFailedPrecondition)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-// begin makes a ledger of a new disk, or of one with records of format 1. ring.json comes last: until it is there all of this is repeated.
-func (l *ledger) begin(root, name string) error {
-	if _, err := l.records.Migrate(filepath.Join(root, recordsDir), name); err != nil {
-		return err
-	}
-	for l.inc == 0 {
-		var b [8]byte
-		_, _ = rand.Read(b[:]) // it never fails
-		l.inc = binary.BigEndian.Uint64(b[:])
-	}
-	return l.keep(nil)
-}
 
 // dropUnknown drops blobs without a record of format 1, before those records are taken over: to the release that wrote them
 // such a blob was deleted, or not pushed yet. From now on it would be visible. Before and after that it does nothing.
@@ -249,20 +159,43 @@ func (l *ledger) append(entries []record.Deletion) error {
 
 // keep writes ring.json, if that changes it. Nil is what nobody has decided anything about.
 func (l *ledger) keep(s *ringstate.Saved) error {
-	path := filepath.Join(l.dir, ringName)
-	text, err := (&ringFile{l.inc, l.deletions.ID(), s}).text()
+	l.mu.Lock()
+	l.said = s
+	l.mu.Unlock()
+	text, err := l.text()
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return fmt.Errorf("%s: %w", filepath.Join(l.dir(), ringName), err)
 	}
 	if bytes.Equal(text, l.ring) {
 		return nil
 	}
 	l.ring = nil
-	if err := durable.WriteFile(path, text, 0o600); err != nil {
+	if err := l.dirs.Do(l.write); err != nil {
 		return diskfull.Classed(err)
 	}
-	l.ring = text
-	return nil
+	l.ring, err = l.text() // a disk may have been lost by it
+	return err
+}
+
+// dir is where it is read.
+func (l *ledger) dir() string { return l.dirs.Live()[0] }
+
+// text is what ring.json is to have.
+func (l *ledger) text() ([]byte, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return (&ringFile{l.inc, l.deletions.ID(), l.said, l.set}).text()
+}
+
+// write writes ring.json to a directory.
+func (l *ledger) write(dir string) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	text, err := (&ringFile{l.inc, l.deletions.ID(), l.said, l.set}).text()
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, ringName), text, 0o600)
 }
 
 // trim forgets the entries of the log before a number, and before that the records that are there because of them only: an
@@ -319,6 +252,10 @@ func (l *ledger) run(ctx context.Context) {
 
 // close waits for what is being written. What comes later fails.
 func (l *ledger) close() (err error) {
+	return errors.Join(l.leaveClean(), l.closeFiles())
+}
+
+func (l *ledger) closeFiles() (err error) {
 	if l.records != nil {
 		err = l.records.Close()
 	}
@@ -342,7 +279,7 @@ func ExportV1(root, dir string) (records int, err error) {
 	} else if err != nil {
 		return 0, err
 	}
-	s, err := record.OpenStore(filepath.Join(ring, recordsDir))
+	s, err := record.OpenStore(record.OneDir(ring), recordsDir)
 	if err != nil {
 		return 0, err
 	}

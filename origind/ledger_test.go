@@ -517,7 +517,7 @@ func TestDamagedLedger(t *testing.T) {
 		{"no log", "deletions", os.Remove, errdefs.IsDataLoss},
 		{"a log that was begun anew", "deletions", func(p string) error {
 			err := os.Remove(p)
-			d, oerr := record.OpenDeletions(p)
+			d, oerr := record.OpenDeletions(record.OneDir(filepath.Dir(p)), filepath.Base(p))
 			return errors.Join(err, oerr, d.Close())
 		}, errdefs.IsDataLoss},
 		{"a damaged log", "deletions", func(p string) error { return os.Truncate(p, 9) }, errdefs.IsDataLoss},

@@ -49,6 +49,10 @@ type member struct {
 	warned  map[string]time.Time           // when it was said last that a member's clock is wrong
 	let     delays                         // what may be evicted in a while
 	fresh   delays                         // bytes of pushes that nobody may come to acknowledge
+	heals   []ringstate.ActHeal            // that wait for their turn
+	mending int                            // blobs of which pieces are being replaced
+	lacking bool                           // the ring is being told what of a lost disk is not here
+	looked  time.Time                      // when it was last looked whether lost disks are missed
 
 	// Hold a token per ask, but for those of how a member is, and per erasure at a backend: of both there can be as many as blobs were
 	// deleted while a member or a backend was away.
@@ -132,6 +136,8 @@ const (
 	healPauseMax = time.Minute
 	// freshFor is how long bytes stay that came in a push which nobody has acknowledged.
 	freshFor = 15 * time.Minute
+	// healsAtOnce are how many blobs pieces are replaced of at a time.
+	healsAtOnce = 16
 	// turnsAtOnce bounds a batch, so that nobody waits long for its end.
 	turnsAtOnce = 512
 	// asksAtOnce are fewer than the asks that a member takes at once (maxAsks), from several others.
@@ -170,7 +176,8 @@ func blindFor(cfg ringstate.Config) time.Duration {
 // load tells the ring what is here. What is pinned without a record was never acknowledged; what was removed goes.
 func (m *member) load(ctx context.Context) error {
 	whole := m.bytes.Whole()
-	var gone []digest.Digest
+	var gone, lacks []digest.Digest
+	missing := m.ledger.missing()
 	b := m.newBatch()
 	err := m.ledger.each(func(e *record.Entry) error {
 		d := e.Record.Digest
@@ -185,9 +192,13 @@ func (m *member) load(ctx context.Context) error {
 		if p >= content.Cached && !visible(e) {
 			gone = append(gone, d)
 		}
-		if p == content.Pinned || e.Wrote {
+		lost := missing && p == content.Absent && e.Record.Pinned() // or others have it in its place: they will say so
+		if lost {
+			lacks = append(lacks, d)
+		}
+		if p == content.Pinned || lost || e.Wrote {
 			l := ringstate.Local{Record: e.Record, Have: p >= content.Cached, Wrote: e.Wrote}
-			b.step(ringstate.EvHeld{Local: l, Pinned: p == content.Pinned})
+			b.step(ringstate.EvHeld{Local: l, Pinned: p == content.Pinned || lost})
 		}
 		if len(b.later) < 1000 {
 			return ctx.Err()
@@ -211,6 +222,7 @@ func (m *member) load(ctx context.Context) error {
 	for _, d := range gone {
 		m.letGo(d)
 	}
+	m.lacks(lacks)
 	return nil
 }
 
@@ -436,7 +448,7 @@ func (m *member) push(ctx context.Context, ev ringstate.EvPut) (copies int, err 
 
 // gone answers a push of a blob that was evicted since an earlier one: that may be, once a backend has it.
 func (m *member) gone(id uint64, d digest.Digest, e *record.Entry, err error) {
-	if e != nil && e.Record.Durable() {
+	if e != nil && e.Record.Durable() && !e.Record.Pinned() {
 		m.answer(id, ringstate.ActDone{ID: id, OK: true, Copies: 1})
 		return
 	}

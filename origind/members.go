@@ -27,7 +27,7 @@ func (s *server) runMembers(ctx context.Context) {
 				s.lookUp(ctx, l.Address, asked)
 			}
 		}
-		if is := s.isFull(); is != full {
+		if is := s.store.full(func(root string) int64 { return s.uploads.idle(root, time.Now()) }); is != full {
 			full = is
 			s.member.full(is)
 		}
@@ -90,25 +90,19 @@ func (s *server) complain(ctx context.Context, what string, err error, asked map
 	}
 }
 
-// isFull reports whether there is no room for copies: what is left is needed for records.
-func (s *server) isFull() bool {
-	free, total, err := s.store.Space()
-	return err == nil && free+s.store.Usage().CacheBytes+s.uploads.idle(time.Now()) < spare(total)
-}
-
 // spare is how many bytes of a disk must be left, or be in the cache or in uploads that are idle, for a member to take copies.
 func spare(total int64) int64 { return min(256<<20, total/50) }
 
 // giveUp has uploads that are idle make room on a full disk, when nothing of the cache is left.
-func (s *server) giveUp(context.Context) {
-	if _, total, err := s.store.Space(); err == nil && s.uploads != nil {
-		s.uploads.free(spare(total))
+func (s *server) giveUp(d *oneDisk) {
+	if _, total, err := d.store.Space(); err == nil && s.uploads != nil {
+		s.uploads.free(d.root, spare(total))
 	}
 }
 
-// makeRoom frees up to need bytes of the disk, and returns how many.
-func (s *server) makeRoom(ctx context.Context, need int64) (freed int64) {
+// makeRoom frees up to need bytes of the disk that a path is on, and returns how many.
+func (s *server) makeRoom(ctx context.Context, path string, need int64) (freed int64) {
 	before := s.uploads.freed.Load()
-	freed = s.store.MakeRoom(ctx, need)
+	freed = s.store.makeRoomAt(ctx, path, need)
 	return freed + s.uploads.freed.Load() - before
 }

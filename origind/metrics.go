@@ -114,14 +114,16 @@ var (
 	descMembers    = desc("ring_members", "Members of the ring, as this one sees them.", "state")
 	descUnder      = desc("ring_under_replicated", "Blobs kept here that are not known to have all their copies where they belong "+
 		"(misplaced), and of those in sight that have fewer than min_replicas (urgent).", "class")
-	descLost    = desc("ring_lost", "Disks that the ring misses: what was only there is nowhere else.")
-	descBackend = desc("backend_up", "1 if a backend could be used when it was last asked, 0 if not.", "backend")
-	descDiffers = desc("backend_differs", "Members of the ring that have another storage behind the backend of that name.", "backend")
-	descWhole   = desc("ring_whole", "1 if each blob is proved to have its copies.")
-	descMoving  = desc("ring_copying", "Blobs that are being copied to others (to) and from others (from).", "direction")
-	descPeers   = desc("swarm_connections", "Nodes connected for the swarm.")
-	descSent    = desc("swarm_sent_bytes_total", "Bytes of blobs sent to nodes.")
-	descJoined  = desc("swarm_blobs", "Blobs open for the swarm.")
+	descLost     = desc("ring_lost", "Disks that the ring misses: what was only there is nowhere else.")
+	descBackend  = desc("backend_up", "1 if a backend could be used when it was last asked, 0 if not.", "backend")
+	descDiffers  = desc("backend_differs", "Members of the ring that have another storage behind the backend of that name.", "backend")
+	descWhole    = desc("ring_whole", "1 if each blob is proved to have its copies.")
+	descMoving   = desc("ring_copying", "Blobs that are being copied to others (to) and from others (from).", "direction")
+	descPeers    = desc("swarm_connections", "Nodes connected for the swarm.")
+	descSent     = desc("swarm_sent_bytes_total", "Bytes of blobs sent to nodes.")
+	descJoined   = desc("swarm_blobs", "Blobs open for the swarm.")
+	descDisk     = desc("disk_up", "1 if a disk is used, 0 if it has failed or is not there.", "disk")
+	descDiskFree = desc("disk_free_bytes", "What is free there.", "disk")
 )
 
 // Describe implements prometheus.Collector.
@@ -143,6 +145,14 @@ func (c *snapshot) Collect(ch chan<- prometheus.Metric) {
 	gauge(descCold, float64(c.s.cold.count()))
 	c.s.member.collect(gauge)
 	c.s.storages.collect(gauge)
+	for _, d := range c.s.store.list() {
+		up := 0.0
+		if d.Up {
+			up = 1
+		}
+		gauge(descDisk, up, d.Path)
+		gauge(descDiskFree, float64(d.Free), d.Path)
+	}
 	st := c.node.Snapshot()
 	gauge(descPeers, float64(len(st.Conns)))
 	gauge(descJoined, float64(len(st.Blobs)))

@@ -36,6 +36,12 @@ type ringOf struct {
 // then kills, or in this one.
 func startRing(t *testing.T, n, min int, processes bool) *ringOf {
 	t.Helper()
+	return startRingWith(t, n, processes, func(_ int, cfg *Config) { cfg.Ring.Replicas, cfg.Ring.MinReplicas = min, min })
+}
+
+// startRingWith is startRing with members that are configured by change, if they are in this process.
+func startRingWith(t *testing.T, n int, processes bool, change func(i int, cfg *Config)) *ringOf {
+	t.Helper()
 	r := &ringOf{t: t}
 	var all []string
 	var at []net.Listener
@@ -55,8 +61,8 @@ func startRing(t *testing.T, n, min int, processes bool) *ringOf {
 			continue
 		}
 		cfg := testConfig(t, t.TempDir(), nil)
-		cfg.Node, cfg.Listener = name, at[i]
-		cfg.Ring.Members, cfg.Ring.Replicas, cfg.Ring.MinReplicas = all, min, min
+		cfg.Node, cfg.Listener, cfg.Ring.Members = name, at[i], all
+		change(i, &cfg)
 		r.stop = append(r.stop, start(t, cfg).stop)
 	}
 	c, err := origin.New(origin.Config{Origins: r.addrs})

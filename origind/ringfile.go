@@ -22,7 +22,18 @@ type ringFile struct {
 	incarnation uint64
 	log         uint64           // the deletion log's id
 	saved       *ringstate.Saved // nil: nothing was decided yet
+	disks       *diskSet         // nil: there was only ever one
 }
+
+// diskSet is what is known of a member's disks.
+type diskSet struct {
+	at    record.Stamp // when it was last changed; never goes back
+	ids   []uint64     // those that have all that is kept, ascending
+	lost  []uint64     // those whose blobs are not known to be elsewhere, ascending
+	clean bool         // nothing was kept after this
+}
+
+const maxDisks = 256
 
 const (
 	ringFormat = 1
@@ -46,6 +57,28 @@ type ringText struct {
 	Lost        []lostText    `json:"lost,omitempty"`
 	Whole       *wholeText    `json:"whole,omitempty"`
 	Lowest      int           `json:"lowest,omitempty"`
+	Disks       *disksText    `json:"disks,omitempty"`
+}
+
+type disksText struct {
+	At    record.Stamp `json:"at"`
+	IDs   []hexID      `json:"ids"`
+	Lost  []hexID      `json:"lost,omitempty"`
+	Clean bool         `json:"clean,omitempty"`
+}
+
+func hexIDs(ids []uint64) (all []hexID) {
+	for _, id := range ids {
+		all = append(all, hexID(id))
+	}
+	return all
+}
+
+func numbers(ids []hexID) (all []uint64) {
+	for _, id := range ids {
+		all = append(all, uint64(id))
+	}
+	return all
 }
 
 type memberText struct {
@@ -103,6 +136,9 @@ var modes = [...]string{ringstate.Joining: "joining", ringstate.Up: "up", ringst
 // text returns the file's bytes. What could not be read again is errdefs.ErrInvalidArgument.
 func (f *ringFile) text() ([]byte, error) {
 	t := ringText{Incarnation: hexID(f.incarnation), Log: hexID(f.log)}
+	if d := f.disks; d != nil {
+		t.Disks = &disksText{d.at, hexIDs(d.ids), hexIDs(d.lost), d.clean}
+	}
 	err := f.check()
 	if err == nil {
 		err = t.fill(f.saved)
@@ -153,6 +189,9 @@ func (t *ringText) fill(s *ringstate.Saved) error {
 // file is the other way round.
 func (t *ringText) file() (*ringFile, error) {
 	f := &ringFile{incarnation: uint64(t.Incarnation), log: uint64(t.Log)}
+	if d := t.Disks; d != nil {
+		f.disks = &diskSet{d.At, numbers(d.IDs), numbers(d.Lost), d.Clean}
+	}
 	if len(t.Members) == 0 {
 		return f, f.check()
 	}
@@ -186,6 +225,14 @@ func (t *ringText) file() (*ringFile, error) {
 func (f *ringFile) check() error {
 	if f.incarnation == 0 {
 		return errors.New("no incarnation")
+	}
+	if d := f.disks; d != nil {
+		sorted := func(ids []uint64) bool {
+			return len(ids) <= maxDisks && slices.IsSorted(ids) && !slices.Contains(ids, 0)
+		}
+		if d.at > record.MaxStamp || len(d.ids) == 0 || !sorted(d.ids) || !sorted(d.lost) {
+			return fmt.Errorf("disks %x, lost %x, at %d", d.ids, d.lost, d.at)
+		}
 	}
 	s := f.saved
 	if s == nil {

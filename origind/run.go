@@ -5,7 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/log"
@@ -82,7 +82,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return d.Serve(ctx, daemon.Parts{
 			Servers: []daemon.Part{daemon.HTTP("API", api, s.httpServer(), shutdownTimeout)},
 			Work:    s.background(node, trackers),
-			Log:     log.Fields{"node": name, "root": cfg.Root, "listen": api.Addr().String(), "swarm": peers.Addr().String()},
+			Log:     log.Fields{"node": name, "root": strings.Join(cfg.Roots(), " "), "listen": api.Addr().String(), "swarm": peers.Addr().String()},
 			Up: func(metrics net.Addr) {
 				if cfg.OnListen != nil {
 					cfg.OnListen(api.Addr(), peers.Addr(), metrics)
@@ -108,7 +108,7 @@ func (s *server) background(node *swarm.Node, trackers *tracker.Client) []daemon
 		return func(ctx context.Context) error { run(ctx); return nil }
 	}
 	parts := []daemon.Part{
-		{Name: "content directory", Run: s.store.Run},
+		{Name: "disks", Run: s.store.Run},
 		{Name: "swarm", Run: node.Run},
 		{Name: "seeding", Run: forever(func(ctx context.Context) { s.seeder.Run(ctx, node) })},
 		{Name: "ring", Run: s.member.failed},
@@ -149,11 +149,20 @@ func openServer(
 		s.homes = homes{here{}}
 	}
 	changes := &lateObserver{offline{}}
-	s.store, err = content.Open(ctx, content.Config{
-		Root: cfg.Root, CacheBytes: int64(cfg.Cache.Size), FreeFloor: cfg.Cache.FreeFloor, Observer: changes, GiveUp: s.giveUp,
-		Unlend: func(ctx context.Context, ids []piece.ID, need int64) { s.seeder.Unlend(ctx, ids, need) },
-		Wrong:  func(id piece.ID, i int) { s.scrub.found(id, i) },
-		Report: func(err error) { log.G(work).WithError(err).Warn("content directory") },
+	s.store, err = openDisks(&cfg, func(d *oneDisk, of int) (*content.Store, error) {
+		return content.Open(ctx, content.Config{
+			Root: d.root, CacheBytes: cacheOf(cfg.Cache.Size, of), FreeFloor: cfg.Cache.FreeFloor, Observer: changes,
+			GiveUp: func(context.Context) { s.giveUp(d) },
+			Unlend: func(ctx context.Context, ids []piece.ID, need int64) { s.seeder.Unlend(ctx, ids, need) },
+			Wrong: func(id piece.ID, i int) {
+				s.scrub.found(id, i)
+				s.store.suspect(d)
+			},
+			Report: func(err error) {
+				log.G(work).WithError(err).Warn("content directory")
+				s.store.suspect(d)
+			},
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -164,10 +173,12 @@ func openServer(
 		}
 	}()
 	s.blobs = &holdings{store: s.store}
-	if err := dropUnknown(ctx, cfg.Root, s.store); err != nil {
-		return nil, err
+	if len(s.store.all) == 1 {
+		if err := dropUnknown(ctx, s.store.all[0].root, s.store); err != nil {
+			return nil, err
+		}
 	}
-	if s.blobs.ledger, err = openLedger(cfg.Root, cfg.Node); err != nil {
+	if s.blobs.ledger, err = openLedgers(s.store.ledger(ctx, cfg.Node)); err != nil {
 		return nil, err
 	}
 	inc := s.blobs.ledger.incarnation()
@@ -177,9 +188,10 @@ func openServer(
 	}
 	self := ring.Member{Name: cfg.Node, Zone: cfg.Zone}
 	s.uploads, err = openUploads(uploadsConfig{
-		dir: filepath.Join(cfg.Root, "uploads"), boot: durable.BootID(), max: cfg.Uploads.Max, mirror: cfg.mirror(), peers: s.peers,
+		dirs: s.store.uploads(), place: func() string { return s.store.pick().uploads() }, boot: durable.BootID(),
+		max: cfg.Uploads.Max, mirror: cfg.mirror(), peers: s.peers,
 		members: func() []mirror.Member { return mirrors(self, s.seen()) },
-		room:    s.makeRoom, keep: s.keep, kept: s.kept, blob: s.file, tasks: s.tasks,
+		room:    s.makeRoom, failed: s.store.failed, keep: s.keep, kept: s.kept, blob: s.file, tasks: s.tasks,
 	})
 	if err != nil {
 		return nil, err
@@ -194,6 +206,7 @@ func openServer(
 		return nil, err
 	}
 	s.cold.ring, s.locator.ring, s.storages.ring = s.member, s.member, s.member
+	s.store.tell(s.lostDisk)
 	s.member.begin(work)
 	return s, nil
 }
@@ -234,6 +247,7 @@ func (s *server) seen() []ringstate.Peer {
 // wait for it hear that it has ended.
 func (s *server) close() error {
 	var errs []error
+	s.store.tell(nil)
 	if s.member != nil {
 		s.member.close()
 	}
@@ -256,7 +270,7 @@ func (s *server) network(ctx context.Context, l net.Listener, name string) (*swa
 	}
 	nc := swarm.NodeConfig{
 		Cluster: s.cfg.Cluster, Node: name, Zone: s.cfg.Zone, Role: wire.RoleOrigin,
-		Advertise: advertise, Listener: l, Store: seeding.Store{Store: s.store},
+		Advertise: advertise, Listener: l, Store: seeding.Store{Blobs: s.store},
 		OnReport: func(r swarm.Report) { seeding.LogReport(ctx, r) },
 		OnWanted: s.seeder.Wanted,
 	}

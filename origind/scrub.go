@@ -18,7 +18,7 @@ import (
 // It goes through all pinned blobs in an order of chance, and then begins anew. So it needs no place that survives a
 // restart: each blob comes once in a pass, and is as likely as any other to come soon after a start.
 type scrub struct {
-	store   *content.Store
+	store   blobDisks
 	pace    *pace // nil: it does not run
 	lost    func(id piece.ID, i int)
 	bad     func(d digest.Digest, pieces []int)
@@ -33,7 +33,7 @@ const scrubPause = 10 * time.Second
 // piece that is wrong, bad of all those of a blob: neither may block. bad is told anew at the start and after each
 // pass of those that nobody has healed.
 func newScrub(
-	store *content.Store, perSecond int64, lost func(piece.ID, int), bad func(digest.Digest, []int), m *metrics,
+	store blobDisks, perSecond int64, lost func(piece.ID, int), bad func(digest.Digest, []int), m *metrics,
 ) *scrub {
 	s := &scrub{store: store, lost: lost, bad: bad, metrics: m, pause: scrubPause}
 	if perSecond > 0 {

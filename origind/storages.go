@@ -200,16 +200,20 @@ func (s *storages) collect(gauge func(d *prometheus.Desc, v float64, labels ...s
 	}
 }
 
-// ringAndStorages is a ringMember whose status has the backends, too.
+// ringAndStorages is a ringMember whose status has the backends and the disks, too.
 type ringAndStorages struct {
 	ringMember
 	storages *storages
+	disks    *disks
 }
 
 func (r ringAndStorages) status(ctx context.Context) (*origin.RingStatus, error) {
 	st, err := r.ringMember.status(ctx)
 	if err == nil {
 		st.Backends = r.storages.list()
+		if all := r.disks.list(); len(all) > 1 {
+			st.Disks = all
+		}
 	}
 	return st, err
 }

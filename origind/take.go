@@ -18,7 +18,7 @@ import (
 // copies fetches blobs from other members of the ring, through the cold-read engine: verified, resumed, offered
 // to the swarm meanwhile.
 type copies struct {
-	store   *content.Store
+	store   blobDisks
 	cold    *coldReads
 	member  func(name string) (donor, error) // another member, or errdefs.ErrUnavailable
 	pace    *pace                            // of all that comes from members
@@ -26,7 +26,7 @@ type copies struct {
 }
 
 // newCopies returns copies that fetch at most so many bytes per second, all together; 0: no bound.
-func newCopies(store *content.Store, cold *coldReads, member func(name string) (donor, error), perSecond int64, m *metrics) *copies {
+func newCopies(store blobDisks, cold *coldReads, member func(name string) (donor, error), perSecond int64, m *metrics) *copies {
 	return &copies{store: store, cold: cold, member: member, pace: newPace(perSecond), metrics: m}
 }
 

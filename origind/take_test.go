@@ -438,7 +438,7 @@ func TestTakeOnFullDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		data, _ := testBlob(1<<20, 1)
 		c := newCircle(t, len(data), map[string]*giver{"a": {sums: sumsFor(t, data)}})
-		defer disk.Intercept(c.store.Root(), full{})()
+		defer disk.Intercept(c.store.(*content.Store).Root(), full{})()
 		if _, err := c.taking("a"); !errdefs.IsResourceExhausted(err) || errdefs.IsUnavailable(err) {
 			t.Errorf("got %v", err)
 		}
@@ -557,7 +557,7 @@ func TestTakeOverHTTP(t *testing.T) {
 // uploadedFile writes a file that the server's store can import.
 func uploadedFile(t testing.TB, s *server, data []byte) string {
 	t.Helper()
-	path := filepath.Join(s.cfg.Root, "imported")
+	path := filepath.Join(s.store.pick().root, "imported")
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}

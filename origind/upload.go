@@ -51,13 +51,13 @@ type asking struct {
 	interrupt func() // ends the body, if it may be written
 }
 
-func (s *uploads) new(id string, meta uploadMeta, size int64, used time.Time) *upload {
-	cfg := s.mirror
+func (s *uploads) new(dir string, meta uploadMeta, size int64, used time.Time) *upload {
+	cfg, id := s.mirror, filepath.Base(dir)
 	if cfg.Key = meta.Key; cfg.Key == "" {
 		cfg.Key = id
 	}
 	u := &upload{
-		s: s, id: id, meta: meta, dir: filepath.Join(s.dir, id), m: mirror.New(cfg, size, used),
+		s: s, id: id, meta: meta, dir: dir, m: mirror.New(cfg, size, used),
 		asking: map[uint64]*asking{}, calls: map[uint64]context.CancelFunc{},
 	}
 	u.size.Store(size)

@@ -51,13 +51,16 @@ type uploads struct {
 
 // uploadsConfig is what uploads are given.
 type uploadsConfig struct {
-	dir     string
-	boot    string // durable.BootID
+	dirs    []string      // where they are, one on each disk
+	place   func() string // the one of them for a new upload
+	boot    string        // durable.BootID
 	max     int
 	mirror  mirror.Config // but for the key
 	members func() []mirror.Member
 	peers   *peers
-	room    func(ctx context.Context, need int64) (freed int64)
+	// room makes room where a path is; failed is told of errors there, and reports whether the disk is not used any more because of that.
+	room   func(ctx context.Context, path string, need int64) (freed int64)
+	failed func(path string, err error) (gone bool)
 	// keep makes a blob of a verified upload, durable and visible. It takes the file.
 	keep func(ctx context.Context, u *upload, d digest.Digest, sums *piece.Sums) error
 	// kept says that such a blob is still here; errdefs.ErrNotFound if it is not.
@@ -109,31 +112,42 @@ func openUploads(cfg uploadsConfig) (*uploads, error) {
 	if s.ended, err = lru.New[string, error](maxEnded); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return nil, err
-	}
-	entries, err := os.ReadDir(s.dir)
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range entries {
-		u, err := s.load(e.Name())
-		if err == nil {
-			s.m[u.id] = u
-			s.take(u) // be it a mirror's: whoever led it is not there to ask
-		} else if err := disk.RemoveAll(filepath.Join(s.dir, e.Name())); err != nil {
+	for _, dir := range s.dirs {
+		if err := s.loadAll(dir); err != nil && !s.failed(dir, err) {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
+// loadAll finds the uploads of an earlier process in a directory.
+func (s *uploads) loadAll(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		u, err := s.load(filepath.Join(dir, e.Name()))
+		if err == nil && s.m[u.id] == nil {
+			s.m[u.id] = u
+			s.take(u) // be it a mirror's: whoever led it is not there to ask
+		} else if err := disk.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // load finds an upload of an earlier process.
-func (s *uploads) load(id string) (*upload, error) {
+func (s *uploads) load(dir string) (*upload, error) {
+	id := filepath.Base(dir)
 	if err := origin.CheckUploadID(id); err != nil {
 		return nil, err
 	}
-	b, err := os.ReadFile(filepath.Join(s.dir, id, "upload.json"))
+	b, err := os.ReadFile(filepath.Join(dir, "upload.json"))
 	if err != nil {
 		return nil, err
 	}
@@ -141,23 +155,23 @@ func (s *uploads) load(id string) (*upload, error) {
 	if err := json.Unmarshal(b, &meta); err != nil {
 		return nil, err
 	}
-	fi, err := os.Stat(filepath.Join(s.dir, id, "data"))
+	fi, err := os.Stat(filepath.Join(dir, "data"))
 	if err != nil {
 		return nil, err
 	}
 	size := fi.Size()
 	if meta.Boot != "" && meta.Boot != s.boot {
 		size = 0
-		if err := s.again(id, &meta); err != nil {
+		if err := s.again(dir, &meta); err != nil {
 			return nil, err
 		}
 	}
-	return s.new(id, meta, size, fi.ModTime()), nil
+	return s.new(dir, meta, size, fi.ModTime()), nil
 }
 
 // again has an upload begin again in this boot of the machine.
-func (s *uploads) again(id string, meta *uploadMeta) error {
-	f, err := disk.OpenFile(filepath.Join(s.dir, id, "data"), os.O_WRONLY, 0)
+func (s *uploads) again(dir string, meta *uploadMeta) error {
+	f, err := disk.OpenFile(filepath.Join(dir, "data"), os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
@@ -169,7 +183,7 @@ func (s *uploads) again(id string, meta *uploadMeta) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	return durable.WriteFile(filepath.Join(s.dir, id, "upload.json"), text, 0o600) // whole, if this process is killed
+	return durable.WriteFile(filepath.Join(dir, "upload.json"), text, 0o600) // whole, if this process is killed
 }
 
 // begin makes an upload, of a new id if that is empty. One that is there already is what
@@ -182,10 +196,10 @@ func (s *uploads) begin(id string, meta uploadMeta) (*upload, error) {
 		id = hex.EncodeToString(b[:])
 	}
 	meta.Boot = s.boot
-	u := s.new(id, meta, 0, time.Now())
+	u := s.new(filepath.Join(s.place(), id), meta, 0, time.Now())
 	u.h = newHasher()
 	old, full := s.enter(u, mine)
-	for full != nil && s.giveUp(full) {
+	for full != nil && s.giveUp("", full) {
 		old, full = s.enter(u, mine)
 	}
 	switch {
@@ -205,7 +219,14 @@ func (s *uploads) begin(id string, meta uploadMeta) (*upload, error) {
 		err = os.WriteFile(filepath.Join(u.dir, "upload.json"), text, 0o600)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("starting an upload: %w", errors.Join(diskfull.Classed(err), s.forget(u)))
+		gone := s.failed(u.dir, err)
+		if err = errors.Join(diskfull.Classed(err), s.forget(u)); gone {
+			if mine {
+				id = ""
+			}
+			return s.begin(id, meta) // on another disk
+		}
+		return nil, fmt.Errorf("starting an upload: %w", err)
 	}
 	return u, nil
 }
@@ -275,9 +296,9 @@ func (s *uploads) counting(share string) (all []*upload) {
 }
 
 // giveUp has an upload go that is idle, at its mirrors, too: the one to which nothing has happened for longest, of those that are empty,
-// if there are some. If a share is full it is one of that. Without full there is no room for bytes, and it is one that has some. It
-// reports whether it found one.
-func (s *uploads) giveUp(full *fullError) bool {
+// if there are some. If a share is full it is one of that. Without full there is no room for bytes below root, and it is one that has some
+// there. It reports whether it found one.
+func (s *uploads) giveUp(root string, full *fullError) bool {
 	for {
 		now := time.Now()
 		var first *upload
@@ -290,7 +311,8 @@ func (s *uploads) giveUp(full *fullError) bool {
 		for _, u := range all() {
 			at, idle := u.idle()
 			none := u.size.Load() == 0
-			if !idle || now.Sub(at) < idleFor || none && full == nil || first != nil && (empty && !none || empty == none && !at.Before(since)) {
+			if !idle || !u.below(root) || now.Sub(at) < idleFor || none && full == nil ||
+				first != nil && (empty && !none || empty == none && !at.Before(since)) {
 				continue
 			}
 			first, empty, since = u, none, at
@@ -307,16 +329,16 @@ func (s *uploads) giveUp(full *fullError) bool {
 	}
 }
 
-// free has uploads go that are idle until there is room for need bytes, or none is left.
-func (s *uploads) free(need int64) {
-	for before := s.freed.Load(); s.freed.Load()-before < need && s.giveUp(nil); {
+// free has uploads below root go that are idle until there is room for need bytes, or none is left.
+func (s *uploads) free(root string, need int64) {
+	for before := s.freed.Load(); s.freed.Load()-before < need && s.giveUp(root, nil); {
 	}
 }
 
-// idle returns how many bytes may make room.
-func (s *uploads) idle(now time.Time) (bytes int64) {
+// idle returns how many bytes below root may make room.
+func (s *uploads) idle(root string, now time.Time) (bytes int64) {
 	for _, u := range s.all() {
-		if since, idle := u.idle(); idle && now.Sub(since) >= idleFor {
+		if since, idle := u.idle(); idle && u.below(root) && now.Sub(since) >= idleFor {
 			bytes += u.size.Load()
 		}
 	}
@@ -340,6 +362,25 @@ func (s *uploads) isBlob(u *upload) {
 	s.leave(u)
 	s.mu.Unlock()
 	s.became.Add(u.id, u)
+}
+
+// below reports whether an upload is below a directory; "" is any.
+func (u *upload) below(root string) bool {
+	rel, err := filepath.Rel(root, u.dir)
+	return root == "" || err == nil && filepath.IsLocal(rel)
+}
+
+// lose forgets the uploads below a directory, which is on a disk that has failed. Their mirrors have them.
+func (s *uploads) lose(root string) {
+	for _, u := range s.all() {
+		if !u.below(root) || u.committed() != "" {
+			continue
+		}
+		s.mu.Lock()
+		delete(s.m, u.id)
+		s.leave(u)
+		s.mu.Unlock()
+	}
 }
 
 func (s *uploads) get(id string) (*upload, error) {
@@ -458,7 +499,8 @@ func (s *uploads) write(ctx context.Context, u *upload, f *os.File, p []byte) er
 		u.h.Write(p[:n])
 		u.size.Store(u.h.n)
 		p = p[n:]
-		if err != nil && (!diskfull.Is(err) || try > 10 || s.room(ctx, max(int64(len(p)), 16<<20)) == 0) {
+		if err != nil && (!diskfull.Is(err) || try > 10 || s.room(ctx, u.dir, max(int64(len(p)), 16<<20)) == 0) {
+			s.failed(u.dir, err)
 			return err
 		}
 	}

@@ -105,20 +105,20 @@ func TestIdleUploadsAreRoom(t *testing.T) {
 		all[1].add(t, "0123456789")
 		time.Sleep(idleFor)
 		all[2].add(t, "x") // it is not idle
-		if n := s.uploads.idle(time.Now()); n != 20 {
+		if n := s.uploads.idle(s.cfg.Root, time.Now()); n != 20 {
 			t.Errorf("%d bytes are room", n)
 		}
-		s.uploads.free(1)
+		s.uploads.free(s.cfg.Root, 1)
 		if _, err := s.uploads.get(all[0].id); !errdefs.IsNotFound(err) {
 			t.Errorf("the oldest has not made room: %v", err)
 		}
 		if _, err := s.uploads.get(all[1].id); err != nil {
 			t.Errorf("two have made room for one byte: %v", err)
 		}
-		if freed := s.makeRoom(ctx, 5); freed != 10 {
+		if freed := s.makeRoom(ctx, s.cfg.Root, 5); freed != 10 {
 			t.Errorf("a full disk has %d bytes more, which nothing else could give", freed)
 		}
-		if freed := s.makeRoom(ctx, 5); freed != 0 {
+		if freed := s.makeRoom(ctx, s.cfg.Root, 5); freed != 0 {
 			t.Errorf("%d bytes of what is not idle", freed)
 		}
 		if n, bytes := s.uploads.count(); n != 1 || bytes != 1 {

@@ -285,7 +285,8 @@ func eventually(t testing.TB, what string, f func() bool) {
 func alone(dir string, max int) uploadsConfig {
 	self := ring.Member{Name: "origin"}
 	return uploadsConfig{
-		dir: dir, max: max, mirror: mirror.Config{Self: self, Replicas: 1, MinReplicas: 1, Expire: time.Hour},
+		dirs: []string{dir}, place: func() string { return dir }, failed: func(string, error) bool { return false }, max: max,
+		mirror:  mirror.Config{Self: self, Replicas: 1, MinReplicas: 1, Expire: time.Hour},
 		members: func() []mirror.Member { return []mirror.Member{{Member: self, Up: true}} },
 		tasks:   &tasks{ctx: context.Background()},
 	}
@@ -346,12 +347,16 @@ func (h *holdings) keep(t testing.TB, data []byte, homes ...record.Home) digest.
 	if err := piece.NewHasher(sums).Write(sums, data); err != nil {
 		t.Fatal(err)
 	}
+	store, ok := h.store.(*content.Store)
+	if !ok {
+		store = h.store.(*disks).pick().store
+	}
 	pushed := filepath.Join(t.TempDir(), "pushed")
 	if err := os.WriteFile(pushed, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	d := digest.FromBytes(data)
-	err := h.store.Import(t.Context(), pushed, sums)
+	err := store.Import(t.Context(), pushed, sums)
 	if len(homes) > 0 {
 		err = errors.Join(err, h.record(&record.Record{Digest: d, Size: id.Size, Homes: homes}))
 	}

@@ -285,7 +285,7 @@ func (a *agent) runNetwork(ctx context.Context) error {
 	n := &network{advertise: ways[0]}
 	nc := swarm.NodeConfig{
 		Cluster: cfg.Cluster, Node: a.name, Zone: cfg.Zone, Role: wire.RoleAgent,
-		Advertise: n.advertise, Listener: l, Store: seeding.Store{Store: a.disk.Store}, Workers: cfg.Workers,
+		Advertise: n.advertise, Listener: l, Store: seeding.Store{Blobs: a.disk.Store}, Workers: cfg.Workers,
 		OnReport: a.report(ctx), OnWanted: a.seeder.Wanted, OnNoSource: a.fetches.NoSource, OnDoubt: a.fetches.Doubt,
 	}
 	if n.node, err = seeding.NewNode(nc, id); err != nil {

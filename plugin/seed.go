@@ -21,7 +21,7 @@ const maxHashed = 256
 // newSeeder returns the agent's seeder. busy reports whether a fetch needs a blob's part
 // in the swarm; trackers returns nil if there are none (yet).
 func newSeeder(d *disk, busy func(piece.ID) bool, trackers func() announcer) *seeding.Seeder {
-	store := seeding.Store{Store: d.Store}
+	store := seeding.Store{Blobs: d.Store}
 	return seeding.New(seeding.Config{
 		Store: store, Busy: busy,
 		Announce: func(ctx context.Context, id piece.ID, together int) {

@@ -88,7 +88,7 @@ func TestGoneBeforeAnnounced(t *testing.T) {
 			if tt.before {
 				lose()
 			}
-			announce(t.Context(), trackers, seeding.Store{Store: d.Store}, id, 1)
+			announce(t.Context(), trackers, seeding.Store{Blobs: d.Store}, id, 1)
 			if !slices.Equal(trackers.all, tt.want) {
 				t.Errorf("told %q, want %q", trackers.all, tt.want)
 			}

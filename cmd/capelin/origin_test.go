@@ -109,6 +109,16 @@ func storageAway(now time.Time) func(*origin.RingStatus) {
 	}
 }
 
+func diskFailed(now time.Time) func(*origin.RingStatus) {
+	return func(st *origin.RingStatus) {
+		whole(st)
+		since := now.Add(-2 * time.Minute)
+		st.Disks = []origin.RingDisk{
+			{Path: "/disk1", Up: true, Blobs: 7}, {Path: "/disk2", Since: &since, Error: "input/output error"}, {Path: "/disk3", Error: "x"},
+		}
+	}
+}
+
 // one is missed, and others have what it had.
 func one(st *origin.RingStatus) { st.Missed = []string{"origin-3"} }
 
@@ -132,6 +142,18 @@ a disk of origin-3 is lost
 the ring is not whole:
   120 blobs at origin-1 are not known to be where they should be
   origin-3 does not answer
+`},
+		{"a failed disk", diskFailed(now), `
+MEMBER    STATE     ZONE    ADDRESS        SHORT
+origin-1  up        rack-1  10.0.0.1:7480  0
+origin-2  up, full  rack-2  10.0.0.2:7480  0
+origin-3  up        -       10.0.0.3:7480  0
+origin-4  removed   -       -              -
+
+origin-1 has 1234 blobs that no backend has; each is to have 3 copies, and a push waits for 2
+disk /disk2 of origin-1 is not used for 2m0s: input/output error
+disk /disk3 of origin-1 is not used: x
+the ring is whole
 `},
 		{"whole, but for its clocks", func(st *origin.RingStatus) {
 			whole(st)

@@ -40,12 +40,17 @@ release is started, move "ring" away, which is below the root, too.`,
 			if err := s.load(&cfg); err != nil {
 				return err
 			}
-			n, err := origind.ExportV1(cfg.Root, args[0])
+			roots := cfg.Roots()
+			if len(roots) > 1 {
+				return fmt.Errorf("releases before the ring know one directory, and data has %d: take the others out of it, start the origin, "+
+					"and wait until it has taken their blobs", len(roots))
+			}
+			n, err := origind.ExportV1(roots[0], args[0])
 			if err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d records are in %s; move %s away before an earlier release is started\n",
-				n, args[0], filepath.Join(cfg.Root, "ring"))
+				n, args[0], filepath.Join(roots[0], "ring"))
 			return err
 		},
 	}

@@ -199,6 +199,11 @@ func printRing(w io.Writer, st *origin.RingStatus, now time.Time) {
 				b.Name, strings.Join(b.Differs, ", "), st.Name)
 		}
 	}
+	for _, d := range st.Disks {
+		if !d.Up {
+			fmt.Fprintf(w, "disk %s of %s is not used%s: %s\n", d.Path, st.Name, sinceText(d.Since, now), d.Error)
+		}
+	}
 	for i := range st.Members {
 		if m := &st.Members[i]; m.Skew != 0 {
 			ahead, how := time.Duration(m.Skew)*time.Millisecond, "ahead of"
@@ -214,6 +219,14 @@ func printRing(w io.Writer, st *origin.RingStatus, now time.Time) {
 		}
 	}
 	printWhole(w, st, now)
+}
+
+// sinceText is for how long something is so.
+func sinceText(since *time.Time, now time.Time) string {
+	if since == nil {
+		return ""
+	}
+	return fmt.Sprintf(" for %v", now.Sub(*since).Round(time.Second))
 }
 
 // printWhole says whether a ring is whole, or all that is in the way.

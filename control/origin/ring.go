@@ -40,6 +40,18 @@ type RingStatus struct {
 	Repair  RingRepair   `json:"repair"`
 	// Backends are those of this member that have been asked whether they can be used, by name.
 	Backends []RingBackend `json:"backends,omitempty"`
+	// Disks are those of this member, if it has several, as they are configured.
+	Disks []RingDisk `json:"disks,omitempty"`
+}
+
+// RingDisk says how one of a member's disks is.
+type RingDisk struct {
+	Path  string     `json:"path"`
+	Up    bool       `json:"up"`              // it is used
+	Since *time.Time `json:"since,omitempty"` // when it failed
+	Error string     `json:"error,omitempty"` // why, in a line
+	Blobs int        `json:"blobs,omitempty"` // whole ones that are there
+	Free  int64      `json:"free,omitempty"`  // bytes
 }
 
 // RingBackend says whether a member can use a backend.

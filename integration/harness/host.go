@@ -224,7 +224,7 @@ func (h *Host) MountExt4(ctx context.Context, dir string, size int64) error {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return err
 	}
-	image := filepath.Join(h.Dir, "disk.ext4")
+	image := filepath.Join(h.Dir, filepath.Base(dir)+".ext4")
 	f, err := os.Create(image)
 	if err == nil {
 		err = errors.Join(f.Truncate(size), f.Close())
@@ -237,6 +237,27 @@ func (h *Host) MountExt4(ctx context.Context, dir string, size int64) error {
 	}
 	_, err = h.Command(ctx, nil, "mount", "-o", "loop", image, dir) // it lets go of the device when it is unmounted
 	return err
+}
+
+// FailDisk has the file system at dir answer all with EIO from now on, as that of a disk that died.
+func (h *Host) FailDisk(dir string) error {
+	const (
+		goingDown  = 0x8004587d // FS_IOC_SHUTDOWN
+		withoutLog = 2
+	)
+	return h.in(enterMount, func() error {
+		d, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		return unix.IoctlSetPointerInt(int(d.Fd()), goingDown, withoutLog)
+	})
+}
+
+// Unmount ends what is mounted at dir.
+func (h *Host) Unmount(dir string) error {
+	return h.in(enterMount, func() error { return unix.Unmount(dir, 0) })
 }
 
 // Command runs a program in the host to its end and returns its output.

@@ -39,8 +39,9 @@ type RingOptions struct {
 // RingMember is a `capelin origind` that is one of a ring.
 type RingMember struct {
 	*Host
-	Listen string // host:port of its API
-	Root   string // all that it keeps
+	Listen string   // host:port of its API
+	Root   string   // all that it keeps, without Disks
+	Disks  []string // where its disks are mounted; below each is "data"
 
 	ring *Ring
 	proc *Process
@@ -141,6 +142,33 @@ func (c *Cluster) Cut(a, b *Host, cut bool) error {
 	return errors.Join(unreach(a, b, cut), unreach(b, a, cut))
 }
 
+// Disk gives it one more disk, before it starts: an empty one, of so many bytes.
+func (m *RingMember) Disk(ctx context.Context, size int64) error {
+	dir := filepath.Join(m.Dir, fmt.Sprint("disk", len(m.Disks)+1))
+	m.Disks = append(m.Disks, dir)
+	return m.NewDisk(ctx, dir, size)
+}
+
+// NewDisk mounts an empty disk, where none is mounted.
+func (m *RingMember) NewDisk(ctx context.Context, dir string, size int64) error {
+	if err := m.MountExt4(ctx, dir, size); err != nil {
+		return err
+	}
+	return os.Mkdir(m.Path(filepath.Join(dir, "data")), 0o700)
+}
+
+// Roots are the directories in which it keeps all, as it is told them.
+func (m *RingMember) Roots() []string {
+	if len(m.Disks) == 0 {
+		return []string{m.Root}
+	}
+	var all []string
+	for _, dir := range m.Disks {
+		all = append(all, filepath.Join(dir, "data"))
+	}
+	return all
+}
+
 func (m *RingMember) begin() error {
 	keys := map[string]string{
 		"root": fmt.Sprintf("%q", m.Root), "listen": fmt.Sprintf("%q", m.Listen), "metrics": fmt.Sprintf("%q", m.Addr+":7482"),
@@ -152,6 +180,9 @@ func (m *RingMember) begin() error {
 	}
 	if len(m.ring.o.Trackers) == 0 {
 		delete(keys, "trackers")
+	}
+	if len(m.Disks) > 0 {
+		keys["data"] = `["` + strings.Join(m.Roots(), `", "`) + `"]`
 	}
 	for k, v := range m.ring.o.Keys {
 		keys[k] = v

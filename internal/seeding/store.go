@@ -11,8 +11,16 @@ import (
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
-// Store is a content.Store as a swarm.Node and a [Seeder] need it.
-type Store struct{ *content.Store }
+// Blobs are a content.Store, or several.
+type Blobs interface {
+	Lend(ctx context.Context, id piece.ID, create bool) (*content.Blob, error)
+	Blobs(fn func(id piece.ID, p content.Presence) bool)
+	Presence(id piece.ID) content.Presence
+	StoredSums(id piece.ID) (*piece.Sums, error)
+}
+
+// Store is Blobs as a swarm.Node and a [Seeder] need them.
+type Store struct{ Blobs }
 
 // Open implements swarm.Store. Who opens closes a whole blob when the Seeder asks for it.
 func (s Store) Open(ctx context.Context, id piece.ID, create bool) (swarm.Blob, error) {
@@ -26,7 +34,7 @@ func (s Store) Open(ctx context.Context, id piece.ID, create bool) (swarm.Blob, 
 // Whole returns the blobs that are whole.
 func (s Store) Whole() iter.Seq[piece.ID] {
 	return func(yield func(piece.ID) bool) {
-		s.Blobs(func(id piece.ID, _ content.Presence) bool { return yield(id) })
+		s.Blobs.Blobs(func(id piece.ID, _ content.Presence) bool { return yield(id) })
 	}
 }
 

@@ -42,10 +42,20 @@ func rss(b *testing.B) float64 {
 	return float64(pages * os.Getpagesize())
 }
 
-// BenchmarkOpen is the start with a million records in a snapshot that is in memory.
+// BenchmarkOpen is the start with a million records in a snapshot that is in memory, on one disk and on four.
 func BenchmarkOpen(b *testing.B) {
-	dir := filepath.Join(b.TempDir(), "records")
-	s, err := OpenStore(dir)
+	for _, disks := range []int{1, 4} {
+		b.Run(fmt.Sprint("disks=", disks), func(b *testing.B) { benchOpen(b, disks) })
+	}
+}
+
+func benchOpen(b *testing.B, disks int) {
+	var all []string
+	for range disks {
+		all = append(all, b.TempDir())
+	}
+	dirs := NewDirs(all, nil, nil)
+	s, err := OpenStore(dirs, "records")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -65,7 +75,7 @@ func BenchmarkOpen(b *testing.B) {
 	before := rss(b)
 	for b.Loop() {
 		s = nil //nolint:wastedassign // or there are two at once
-		if s, err = OpenStore(dir); err != nil {
+		if s, err = OpenStore(dirs, "records"); err != nil {
 			b.Fatal(err)
 		}
 		s.Close()

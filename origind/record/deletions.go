@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -64,9 +63,9 @@ type Deletions struct {
 	closed atomic.Bool
 
 	mu    sync.RWMutex
-	f     *os.File // the file that hints are about
-	first uint64   // the number of the first entry that is not retired
-	head  uint64   // the number of the last one that is durable
+	f     *files // that hints are about
+	first uint64 // the number of the first entry that is not retired
+	head  uint64 // the number of the last one that is durable
 	hints []hint
 }
 
@@ -78,26 +77,26 @@ type hint struct {
 
 const hintEvery = 4 << 10 // bytes
 
-// OpenDeletions opens the log at path, or makes an empty one. Its directory must be durable. A damaged log is errdefs.ErrDataLoss: if it
-// is moved away, the member reads the others' logs from their beginning, as one that lost its disk does.
-func OpenDeletions(path string) (*Deletions, error) {
+// OpenDeletions opens the log of that name in directories that are durable, or makes an empty one. A damaged log is errdefs.ErrDataLoss:
+// if it is moved away, the member reads the others' logs from their beginning, as one that lost its disk does.
+func OpenDeletions(dirs *Dirs, name string) (*Deletions, error) {
 	d := new(Deletions)
-	err := durable.SyncDir(filepath.Dir(path)) // whoever made it may not have come to that
+	err := durable.SyncDir(dirs.first()) // whoever made it may not have come to that
 	if err != nil {
 		return nil, fmt.Errorf("deletion log: %w", diskfull.Classed(err))
 	}
-	d.j, err = openJournal(path, kindDeletions, func(number uint64, at int64, entry []byte) error {
+	d.j, err = openJournal(dirs, name, kindDeletions, func(number uint64, at int64, entry []byte) error {
 		d.note(number, at)
 		_, err := unpackDeletion(entry)
 		return err
 	})
 	if errors.Is(err, os.ErrNotExist) {
-		d.j, err = createJournal(path, newHead(kindDeletions, 1))
+		d.j, err = createJournal(dirs, name, newHead(kindDeletions, 1))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("deletion log: %w", err)
 	}
-	d.f, d.first, d.head = d.j.f, d.j.first, d.j.next-1
+	d.f, d.first, d.head = d.j.files, d.j.first, d.j.next-1
 	return d, nil
 }
 
@@ -166,7 +165,7 @@ func (d *Deletions) Read(after uint64, most int) (page []Deletion, last uint64, 
 // read calls each for the durable entries after a number, with where they begin, until it returns false.
 func (d *Deletions) read(after uint64, each func(number uint64, at int64, e Deletion) bool) error {
 	d.mu.RLock()
-	from, head, f := max(after+1, d.first), d.head, d.f
+	from, head, f := max(after+1, d.first), d.head, d.f.of(d.j.dirs.first())
 	i := sort.Search(len(d.hints), func(i int) bool { return d.hints[i].number > from }) - 1
 	var at hint
 	if i >= 0 {
@@ -237,12 +236,13 @@ func (d *Deletions) rewrite(first uint64, at int64) error {
 	}
 	h := d.j.head
 	h.first = first
-	f, size, err := writeEntries(d.j.path, h, func(add func(batch uint64, entry []byte) error) error {
-		r, err := newReader(d.f, kindDeletions)
+	f, size, err := writeEntries(d.j.dirs, d.j.name, h, func(add func(batch uint64, entry []byte) error) error {
+		was := d.f.of(d.j.dirs.first())
+		r, err := newReader(was, kindDeletions)
 		if err != nil {
 			return err
 		}
-		r.from(d.f, first, at)
+		r.from(was, first, at)
 		var b []byte
 		for r.next < d.j.next {
 			if b, err = r.entry(b[:0]); err != nil {
@@ -259,7 +259,7 @@ func (d *Deletions) rewrite(first uint64, at int64) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.j.replace(newJournal(f, d.j.path, h, d.j.next, size))
+	d.j.replace(newJournal(d.j.dirs, d.j.name, f, h, d.j.next, size))
 	d.j.unnamed = err != nil
 	d.f = f
 	hints := d.hints

@@ -21,7 +21,7 @@ import (
 
 func openDeletions(t testing.TB, path string) *Deletions {
 	t.Helper()
-	d, err := OpenDeletions(path)
+	d, err := OpenDeletions(OneDir(filepath.Dir(path)), filepath.Base(path))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,16 +182,16 @@ func TestDeletionsCutOffWhatFailed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "deletions")
 	d := openDeletions(t, path)
 	appendDeletions(t, d, 1, 2)
-	good := d.j.f
+	good := d.j.files.of(d.j.dirs.first())
 	bad, err := os.Open(path) // cannot be written
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.j.f = bad
+	d.j.files.set(d.j.dirs.first(), bad)
 	if _, err := d.Append(deletion(3)); err == nil {
 		t.Fatal("a file that cannot be written took an entry")
 	}
-	d.j.f = good
+	d.j.files.set(d.j.dirs.first(), good)
 	bad.Close()
 	left := append(d.j.appendFrame(nil, 3, deletion(3).pack()), d.j.appendFrame(nil, 4, deletion(4).pack())...)
 	if _, err := good.WriteAt(left, d.j.size); err != nil {
@@ -301,16 +301,16 @@ func TestAppendSeveral(t *testing.T) {
 		t.Errorf("500 were appended as %d, with %d syncs: %v", last, g.syncs, err)
 	}
 	checkDeletions(t, d, 1, 500)
-	good := d.j.f
+	good := d.j.files.of(d.j.dirs.first())
 	bad, err := os.Open(path) // cannot be written
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.j.f = bad
+	d.j.files.set(d.j.dirs.first(), bad)
 	if _, err := d.Append(all[500:]...); err == nil {
 		t.Fatal("a file that cannot be written took entries")
 	}
-	d.j.f = good
+	d.j.files.set(d.j.dirs.first(), good)
 	bad.Close()
 	checkDeletions(t, d, 1, 500)
 	if last, err := d.Append(all[500:]...); err != nil || last != 700 {
@@ -337,7 +337,7 @@ func TestDamagedDeletions(t *testing.T) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return OpenDeletions(path)
+		return OpenDeletions(OneDir(filepath.Dir(path)), filepath.Base(path))
 	}
 	for cut := range len(whole) {
 		d, err := open(whole[:cut])
@@ -361,7 +361,7 @@ func TestDamagedDeletions(t *testing.T) {
 			t.Errorf("cut after %d bytes: appended as %d: %v", cut, number, err)
 		}
 		d.Close()
-		d, err = OpenDeletions(path)
+		d, err = OpenDeletions(OneDir(filepath.Dir(path)), filepath.Base(path))
 		if err != nil {
 			t.Fatalf("cut after %d bytes, and appended to: %v", cut, err)
 		}
@@ -394,7 +394,7 @@ func deletionStory(t testing.TB, failAt int, fail error) (d *disktest.Disk, err 
 	d = disktest.Watch(t, dir)
 	defer d.Stop()
 	d.FailAt(failAt, fail)
-	l, err := OpenDeletions(filepath.Join(dir, "deletions"))
+	l, err := OpenDeletions(OneDir(dir), "deletions")
 	if err != nil {
 		return d, err
 	}
@@ -446,7 +446,7 @@ func deletionStory(t testing.TB, failAt int, fail error) (d *disktest.Disk, err 
 }
 
 func checkDeletionPower(t testing.TB, dir string, said map[string]string) {
-	l, err := OpenDeletions(filepath.Join(dir, "deletions"))
+	l, err := OpenDeletions(OneDir(dir), "deletions")
 	if err != nil {
 		t.Errorf("opening: %v", err)
 		return
@@ -506,7 +506,7 @@ func TestDeletionsPowerCutAfterKill(t *testing.T) {
 	checkDeletions(t, openDeletions(t, path), 1, 3)
 	d.Say("open", "yes")
 	d.Cuts(powerWays, func(t testing.TB, dir string, said map[string]string) {
-		l, err := OpenDeletions(filepath.Join(dir, "deletions"))
+		l, err := OpenDeletions(OneDir(dir), "deletions")
 		if err != nil {
 			t.Error(err)
 			return

@@ -184,11 +184,12 @@ func (r *reader) torn(f io.ReaderAt) (bool, error) {
 // one sync. It may be used by any goroutine.
 type journal struct {
 	head
-	path string
-	turn chan struct{} // whoever has its token writes, and may use what follows
-	f    *os.File
-	size int64 // of what is durable
-	next uint64
+	dirs  *Dirs
+	name  string        // below each of them
+	turn  chan struct{} // whoever has its token writes, and may use what follows
+	files *files
+	size  int64 // of what is durable
+	next  uint64
 	// open: after size may be anything. unnamed: the file's name may not be durable.
 	open, unnamed, closed bool
 
@@ -209,38 +210,54 @@ type appended struct {
 }
 
 // createJournal makes a file without entries, durably.
-func createJournal(path string, h head) (*journal, error) {
-	f, size, err := writeEntries(path, h, func(func(uint64, []byte) error) error { return nil })
+func createJournal(dirs *Dirs, name string, h head) (*journal, error) {
+	f, size, err := writeEntries(dirs, name, h, func(func(uint64, []byte) error) error { return nil })
 	if err != nil {
 		if f != nil {
-			f.Close()
+			f.close()
 		}
 		return nil, err
 	}
-	return newJournal(f, path, h, h.first, size), nil
+	return newJournal(dirs, name, f, h, h.first, size), nil
 }
 
-func newJournal(f *os.File, path string, h head, next uint64, size int64) *journal {
-	return &journal{head: h, path: path, turn: make(chan struct{}, 1), f: f, next: next, size: size}
+func newJournal(dirs *Dirs, name string, f *files, h head, next uint64, size int64) *journal {
+	return &journal{head: h, dirs: dirs, name: name, turn: make(chan struct{}, 1), files: f, next: next, size: size}
 }
+
+// path is where the file is read.
+func (j *journal) path() string { return filepath.Join(j.dirs.first(), j.name) }
 
 // openJournal opens a file whose name is durable, calls each for its entries, and cuts off what a crash has left of the
-// last ones. What it is damaged in besides is errdefs.ErrDataLoss. If there is none the error is os.ErrNotExist.
-func openJournal(path string, k kind, each func(number uint64, at int64, entry []byte) error) (j *journal, err error) {
+// last ones. What it is damaged in besides is errdefs.ErrDataLoss. If there is none the error is os.ErrNotExist. In directories that are
+// not the first it becomes what it is there.
+func openJournal(dirs *Dirs, name string, k kind, each func(number uint64, at int64, entry []byte) error) (j *journal, err error) {
+	path, all := filepath.Join(dirs.first(), name), new(files)
 	f, err := disk.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, diskfull.Classed(err)
 	}
+	all.set(dirs.first(), f)
 	defer func() {
 		if err != nil {
-			f.Close()
+			all.close()
 		}
 	}()
 	r, err := readAll(f, path, k, each)
 	if err != nil {
 		return nil, err
 	}
-	j = newJournal(f, path, r.head, r.next, r.at)
+	err = dirs.others(func(dir string) error {
+		c, err := mirror(f, r.at, filepath.Join(dir, name))
+		if err == nil {
+			all.set(dir, c)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	j = newJournal(dirs, name, all, r.head, r.next, r.at)
 	j.open = true // whoever wrote it may not have come to its sync
 	if err = j.settle(); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, diskfull.Classed(err))
@@ -287,7 +304,7 @@ func (j *journal) settle() error {
 		return os.ErrClosed
 	}
 	if j.unnamed {
-		if err := durable.SyncDir(filepath.Dir(j.path)); err != nil {
+		if err := j.dirs.Do(func(dir string) error { return durable.SyncDir(filepath.Dir(filepath.Join(dir, j.name))) }); err != nil {
 			return err
 		}
 		j.unnamed = false
@@ -295,10 +312,13 @@ func (j *journal) settle() error {
 	if !j.open {
 		return nil
 	}
-	err := disk.Truncate(j.f, j.size)
-	if err == nil {
-		err = disk.Datasync(j.f)
-	}
+	err := j.dirs.Do(func(dir string) error {
+		err := disk.Truncate(j.files.of(dir), j.size)
+		if err == nil {
+			err = disk.Datasync(j.files.of(dir))
+		}
+		return err
+	})
 	j.open = err != nil
 	return err
 }
@@ -334,7 +354,7 @@ func (j *journal) append(all ...appended) error {
 
 func (j *journal) write(b *batch) error {
 	if err := j.settle(); err != nil {
-		return fmt.Errorf("%s: %w", j.path, err)
+		return fmt.Errorf("%s: %w", j.path(), err)
 	}
 	size := 0
 	for _, e := range b.entries {
@@ -346,12 +366,15 @@ func (j *journal) write(b *batch) error {
 		out = j.appendFrame(out, j.next, e.entry)
 	}
 	j.open = true // until it is synced: a sync that has failed may not be believed when it is repeated
-	_, err := disk.WriteAt(j.f, out, j.size)
-	if err == nil {
-		err = disk.Datasync(j.f)
-	}
+	err := j.dirs.Do(func(dir string) error {
+		_, err := disk.WriteAt(j.files.of(dir), out, j.size)
+		if err == nil {
+			err = disk.Datasync(j.files.of(dir))
+		}
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("appending to %s: %w", j.path, err)
+		return fmt.Errorf("appending to %s: %w", j.path(), err)
 	}
 	j.open = false
 	j.size += int64(len(out))
@@ -364,8 +387,8 @@ func (j *journal) write(b *batch) error {
 
 // replace swaps the file for another one, of the same name or not. Whoever calls it has the turn.
 func (j *journal) replace(o *journal) {
-	j.f.Close()
-	j.head, j.path, j.f, j.size, j.next, j.open, j.unnamed = o.head, o.path, o.f, o.size, o.next, o.open, o.unnamed
+	j.files.close()
+	j.head, j.name, j.files, j.size, j.next, j.open, j.unnamed = o.head, o.name, o.files, o.size, o.next, o.open, o.unnamed
 }
 
 // close waits for what is being written. What comes later fails.
@@ -373,41 +396,68 @@ func (j *journal) close() error {
 	j.turn <- struct{}{}
 	defer func() { <-j.turn }()
 	j.closed = true
-	return j.f.Close()
+	return j.files.close()
 }
 
-// writeEntries makes path a file of entries, atomically and durably; all calls add for each of them. If f is not nil, path is that
-// file now, also if there is an error: its name may not be durable then.
-func writeEntries(path string, h head, all func(add func(batch uint64, entry []byte) error) error) (f *os.File, size int64, err error) {
-	tmp, err := disk.CreateTemp(filepath.Dir(path), durable.TempPrefix+"*")
-	if err != nil {
-		return nil, 0, fmt.Errorf("writing %s: %w", path, diskfull.Classed(err))
-	}
+// writeEntries makes a file of entries, atomically and durably; all calls add for each of them. If f is not nil, that is what has the name
+// now, also if there is an error: the name may not be durable then.
+func writeEntries(
+	dirs *Dirs, name string, h head, all func(add func(batch uint64, entry []byte) error) error,
+) (f *files, size int64, err error) {
+	tmp := new(files)
 	defer func() {
-		if f == nil {
-			tmp.Close()
-			_ = disk.Remove(tmp.Name())
+		for dir, t := range tmp.m { // nobody else has it any more
+			if f == nil || f.of(dir) == nil {
+				t.Close()
+				_ = disk.Remove(t.Name())
+			}
 		}
 		if err != nil {
-			err = fmt.Errorf("writing %s: %w", path, diskfull.Classed(err))
+			err = fmt.Errorf("writing %s: %w", filepath.Join(dirs.first(), name), diskfull.Classed(err))
 		}
 	}()
-	if size, err = fill(tmp, h, all); err != nil {
+	err = dirs.Do(func(dir string) error {
+		t, err := disk.CreateTemp(filepath.Dir(filepath.Join(dir, name)), durable.TempPrefix+"*")
+		if err == nil {
+			tmp.set(dir, t)
+		}
+		return err
+	})
+	if err != nil {
 		return nil, 0, err
 	}
-	err = durable.Rename(tmp.Name(), path)
-	if renamed := new(durable.SyncError); err == nil || errors.As(err, &renamed) {
-		f = tmp
+	if size, err = fill(dirs, tmp, h, all); err != nil {
+		return nil, 0, err
+	}
+	renamed := new(files)
+	err = dirs.settled(func(dir string) error {
+		t := tmp.of(dir)
+		err := durable.Rename(t.Name(), filepath.Join(dir, name))
+		if unsynced := new(durable.SyncError); err == nil || errors.As(err, &unsynced) {
+			renamed.set(dir, t)
+		}
+		return err
+	})
+	if renamed.len() > 0 {
+		f = renamed
 	}
 	return f, size, err
 }
 
 // fill writes a file of entries, and syncs it.
-func fill(f *os.File, h head, all func(add func(batch uint64, entry []byte) error) error) (size int64, err error) {
+func fill(
+	dirs *Dirs, f *files, h head, all func(add func(batch uint64, entry []byte) error) error,
+) (size int64, err error) {
 	const chunk = 1 << 20
 	out, n := make([]byte, headSize, chunk+chunk/4), uint64(0)
+	write := func(b []byte, at int64) error {
+		return dirs.Do(func(dir string) error {
+			_, err := disk.WriteAt(f.of(dir), b, at)
+			return err
+		})
+	}
 	flush := func() error {
-		_, err := disk.WriteAt(f, out, size)
+		err := write(out, size)
 		size += int64(len(out))
 		out = out[:0]
 		return err
@@ -426,10 +476,10 @@ func fill(f *os.File, h head, all func(add func(batch uint64, entry []byte) erro
 		h.count = n
 	}
 	if err == nil {
-		_, err = disk.WriteAt(f, h.bytes(), 0)
+		err = write(h.bytes(), 0)
 	}
 	if err == nil {
-		err = disk.Sync(f)
+		err = dirs.Do(func(dir string) error { return disk.Sync(f.of(dir)) })
 	}
 	return size, err
 }

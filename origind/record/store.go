@@ -39,7 +39,8 @@ type Entry struct {
 // It may be used by any goroutine. Changes of one blob must not meet: their caller holds a lock of the digest's. What is read is what is
 // durable.
 type Store struct {
-	dir       string
+	dirs      *Dirs
+	name      string // of its directory, below each of them
 	index     index
 	j         *journal
 	snapshot  int64         // bytes
@@ -56,29 +57,35 @@ const (
 // logName is what the log is called whose first entry has a number.
 func logName(first uint64) string { return fmt.Sprintf("%s%016x", logPrefix, first) }
 
-// OpenStore opens the store in a directory, or makes an empty one. It reads all of it: a million entries take a second, from memory.
-// A damaged file is errdefs.ErrDataLoss, and named.
-func OpenStore(dir string) (*Store, error) {
-	s := &Store{dir: dir, compacted: make(chan struct{}, 1), due: make(chan struct{}, 1)}
+// OpenStore opens the store in a directory of that name, or makes an empty one. It reads all of the first one: a million entries take a
+// second, from memory. A damaged file is errdefs.ErrDataLoss, and named.
+func OpenStore(dirs *Dirs, name string) (*Store, error) {
+	s := &Store{dirs: dirs, name: name, compacted: make(chan struct{}, 1), due: make(chan struct{}, 1)}
 	s.compacted <- struct{}{}
 	if err := s.load(); err != nil {
 		if s.j != nil {
-			s.j.f.Close()
+			s.j.files.close()
 		}
 		return nil, fmt.Errorf("records: %w", err)
 	}
 	return s, nil
 }
 
+// in returns where the store is in a directory.
+func (s *Store) in(dir string) string { return filepath.Join(dir, s.name) }
+
+// dir is where it is read.
+func (s *Store) dir() string { return s.in(s.dirs.first()) }
+
 func (s *Store) load() error {
-	err := durable.NewDirs(filepath.Dir(s.dir), 0o700).Make(s.dir)
+	err := s.make(s.dirs.first())
 	if err == nil {
-		err = durable.SyncDir(s.dir) // whoever has renamed a snapshot may not have come to that
+		err = s.dirs.others(s.make)
 	}
 	if err != nil {
 		return diskfull.Classed(err)
 	}
-	files, err := os.ReadDir(s.dir) // sorted
+	entries, err := os.ReadDir(s.dir()) // sorted
 	if err != nil {
 		return err
 	}
@@ -87,11 +94,11 @@ func (s *Store) load() error {
 		return err
 	}
 	var logs []string
-	for _, f := range files {
+	for _, f := range entries {
 		switch name := f.Name(); {
 		case durable.IsTemp(name), strings.HasPrefix(name, logPrefix) && name < logName(next):
 			// Of an interrupted compaction: before it, or after it.
-			if err := disk.Remove(filepath.Join(s.dir, name)); err != nil {
+			if err := disk.Remove(filepath.Join(s.dir(), name)); err != nil {
 				return diskfull.Classed(err)
 			}
 		case strings.HasPrefix(name, logPrefix):
@@ -99,15 +106,70 @@ func (s *Store) load() error {
 		}
 	}
 	if len(logs) == 0 && next == 1 {
-		s.j, err = createJournal(filepath.Join(s.dir, logName(1)), newHead(kindLog, 1))
+		s.j, err = createJournal(s.dirs, filepath.Join(s.name, logName(1)), newHead(kindLog, 1))
+		logs = []string{logName(1)}
+	} else {
+		err = s.loadLogs(logs, next)
+	}
+	if err != nil {
 		return err
 	}
-	return s.loadLogs(logs, next)
+	return s.dirs.others(func(dir string) error { return s.mirror(dir, logs) })
+}
+
+// make makes the store's directory.
+func (s *Store) make(dir string) error {
+	err := durable.NewDirs(filepath.Dir(s.in(dir)), 0o700).Make(s.in(dir))
+	if err == nil {
+		err = durable.SyncDir(s.in(dir)) // whoever has renamed a snapshot may not have come to that
+	}
+	return err
+}
+
+// mirror makes the snapshot in a directory what it is in the first one; then nothing else is needed than the logs, which are the same.
+func (s *Store) mirror(dir string, logs []string) error {
+	keep := logs
+	if s.snapshot > 0 {
+		keep = append(slices.Clip(keep), snapshotName)
+		if err := s.mirrorSnapshot(filepath.Join(s.in(dir), snapshotName)); err != nil {
+			return err
+		}
+	}
+	entries, err := os.ReadDir(s.in(dir))
+	for _, f := range entries {
+		if err == nil && !slices.Contains(keep, f.Name()) {
+			err = disk.Remove(filepath.Join(s.in(dir), f.Name()))
+		}
+	}
+	return err
+}
+
+// mirrorSnapshot copies the snapshot to a path, unless it is that already: its id is random, and it was written as a whole.
+func (s *Store) mirrorSnapshot(path string) error {
+	from, err := os.Open(filepath.Join(s.dir(), snapshotName))
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	if fi, err := os.Lstat(path); err == nil && fi.Size() == s.snapshot {
+		if f, err := os.Open(path); err == nil {
+			same, err := begins(f, from, headSize)
+			f.Close()
+			if same && err == nil {
+				return nil
+			}
+		}
+	}
+	f, err := mirror(from, s.snapshot, path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // loadSnapshot returns the number of the first entry that comes after the snapshot.
 func (s *Store) loadSnapshot() (next uint64, err error) {
-	path := filepath.Join(s.dir, snapshotName)
+	path := filepath.Join(s.dir(), snapshotName)
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 1, nil
@@ -132,22 +194,22 @@ func (s *Store) loadSnapshot() (next uint64, err error) {
 // loadLogs reads logs, in order, the last of which is appended to from now on.
 func (s *Store) loadLogs(names []string, next uint64) error {
 	for i, name := range names {
-		j, err := openJournal(filepath.Join(s.dir, name), kindLog, s.apply)
+		j, err := openJournal(s.dirs, filepath.Join(s.name, name), kindLog, s.apply)
 		if err != nil {
 			return err
 		}
 		if s.j != nil {
-			s.j.f.Close()
+			s.j.files.close()
 		}
 		s.j = j
 		if name != logName(j.first) || j.first > next || i == 0 && j.first < next {
 			return fmt.Errorf("%s begins with entry %d, and %d is to come: a log is missing: %w",
-				j.path, j.first, next, errdefs.ErrDataLoss)
+				j.path(), j.first, next, errdefs.ErrDataLoss)
 		}
 		next = max(next, j.next)
 	}
 	if s.j == nil {
-		return fmt.Errorf("%s has no log with entry %d: it is missing: %w", s.dir, next, errdefs.ErrDataLoss)
+		return fmt.Errorf("%s has no log with entry %d: it is missing: %w", s.dir(), next, errdefs.ErrDataLoss)
 	}
 	return nil
 }
@@ -229,7 +291,7 @@ func (s *Store) entry(sum, rest []byte) (*Entry, error) {
 		e.Record, err = r.record()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("what %s keeps of %x: %w: %w", s.dir, sum, err, errdefs.ErrDataLoss)
+		return nil, fmt.Errorf("what %s keeps of %x: %w: %w", s.dir(), sum, err, errdefs.ErrDataLoss)
 	}
 	return e, nil
 }
@@ -374,7 +436,7 @@ func (s *Store) Compact() error {
 	if err != nil {
 		return fmt.Errorf("beginning a new log of records: %w", err)
 	}
-	f, size, err := writeEntries(filepath.Join(s.dir, snapshotName), h, func(add func(batch uint64, entry []byte) error) error {
+	f, size, err := writeEntries(s.dirs, filepath.Join(s.name, snapshotName), h, func(add func(batch uint64, entry []byte) error) error {
 		var b []byte
 		return s.index.each(func(sum, rest []byte) error {
 			b = append(append(append(b[:0], rest[:2]...), sum...), rest[2:]...)
@@ -382,7 +444,7 @@ func (s *Store) Compact() error {
 		})
 	})
 	if f != nil {
-		f.Close()
+		f.close()
 	}
 	if err != nil {
 		return err
@@ -390,12 +452,15 @@ func (s *Store) Compact() error {
 	s.j.turn <- struct{}{}
 	s.snapshot = size
 	<-s.j.turn
-	files, err := os.ReadDir(s.dir)
-	for _, f := range files {
-		if name := f.Name(); err == nil && strings.HasPrefix(name, logPrefix) && name < logName(h.first) {
-			err = disk.Remove(filepath.Join(s.dir, name))
+	err = s.dirs.Do(func(dir string) error {
+		entries, err := os.ReadDir(s.in(dir))
+		for _, f := range entries {
+			if name := f.Name(); err == nil && strings.HasPrefix(name, logPrefix) && name < logName(h.first) {
+				err = disk.Remove(filepath.Join(s.in(dir), name))
+			}
 		}
-	}
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("removing logs that are in the snapshot: %w", diskfull.Classed(err))
 	}
@@ -407,10 +472,10 @@ func (s *Store) rotate() (head, error) {
 	s.j.turn <- struct{}{}
 	defer func() { <-s.j.turn }()
 	if err := s.j.settle(); err != nil {
-		return head{}, fmt.Errorf("%s: %w", s.j.path, diskfull.Classed(err))
+		return head{}, fmt.Errorf("%s: %w", s.j.path(), diskfull.Classed(err))
 	}
 	if s.j.next > s.j.first {
-		j, err := createJournal(filepath.Join(s.dir, logName(s.j.next)), newHead(kindLog, s.j.next))
+		j, err := createJournal(s.dirs, filepath.Join(s.name, logName(s.j.next)), newHead(kindLog, s.j.next))
 		if err != nil {
 			return head{}, err
 		}

@@ -23,7 +23,7 @@ import (
 
 func openStore(t testing.TB, dir string) *Store {
 	t.Helper()
-	s, err := OpenStore(dir)
+	s, err := OpenStore(OneDir(dir), ".")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,7 +275,7 @@ func TestPutAll(t *testing.T) {
 	want := map[digest.Digest]*Entry{changed.Record.Digest: changed, new.Record.Digest: new, entry(2, 0).Record.Digest: entry(2, 0)}
 	checkStore(t, s, want)
 	s.Close()
-	checkStore(t, openStore(t, s.dir), want)
+	checkStore(t, openStore(t, s.dir()), want)
 }
 
 // Of entries that were put together a crash leaves the first ones, and each whole or not at all.
@@ -294,14 +294,14 @@ func TestTornPutAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
-	whole, err := os.ReadFile(s.j.path)
+	whole, err := os.ReadFile(s.j.path())
 	if err != nil {
 		t.Fatal(err)
 	}
 	seen := map[int]bool{}
 	for cut := from; cut <= len(whole); cut++ {
 		torn := slices.Concat(whole[:cut], make([]byte, len(whole)-cut)) // the size is there, and the last pages are not
-		if err := os.WriteFile(s.j.path, torn, 0o600); err != nil {
+		if err := os.WriteFile(s.j.path(), torn, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		s := openStore(t, dir)
@@ -334,7 +334,7 @@ func TestDamagedStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(t, s, entry(3, 0), entry(4, 0))
-	logFile := s.j.path
+	logFile := s.j.path()
 	s.Close()
 	snapshot := filepath.Join(dir, snapshotName)
 	for _, tt := range []struct {
@@ -366,7 +366,7 @@ func TestDamagedStore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s, err := OpenStore(dir); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), dir) {
+		if s, err := OpenStore(OneDir(dir), "."); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), dir) {
 			t.Errorf("%s: %v", tt.what, err)
 			if err == nil {
 				s.Close()
@@ -493,7 +493,7 @@ func storeStory(t testing.TB, failAt int, fail error) (d *disktest.Disk, err err
 	defer d.Stop()
 	d.Say(string(entry(0, 0).Record.Digest), "1") // the stamp of format 1
 	d.FailAt(failAt, fail)
-	s, err := OpenStore(filepath.Join(dir, "records"))
+	s, err := OpenStore(OneDir(dir), "records")
 	if err != nil {
 		return d, err
 	}
@@ -546,7 +546,7 @@ func storeStory(t testing.TB, failAt int, fail error) (d *disktest.Disk, err err
 }
 
 func checkStorePower(t testing.TB, dir string, said map[string]string) {
-	s, err := OpenStore(filepath.Join(dir, "records"))
+	s, err := OpenStore(OneDir(dir), "records")
 	if err != nil {
 		t.Errorf("opening: %v", err)
 		return
@@ -589,7 +589,7 @@ func TestStorePowerCutAfterKill(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "disk")
 	s := openStore(t, dir)
 	put(t, s, entry(1, 0), entry(2, 0))
-	logFile := s.j.path
+	logFile := s.j.path()
 	before, err := os.ReadFile(logFile)
 	if err != nil {
 		t.Fatal(err)
@@ -608,7 +608,7 @@ func TestStorePowerCutAfterKill(t *testing.T) {
 		ways = append(ways, disktest.Anything(seed))
 	}
 	d.Cuts(ways, func(t testing.TB, dir string, _ map[string]string) {
-		s, err := OpenStore(dir)
+		s, err := OpenStore(OneDir(dir), ".")
 		if err != nil {
 			t.Error(err)
 			return

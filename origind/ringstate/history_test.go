@@ -27,6 +27,7 @@ func TestHistories(t *testing.T) {
 		{"two drains at once", "a b c d", twoDrains},
 		{"drained down to the last owners", "a b c", lastOwners},
 		{"one bad piece each", "a b c", badPieces},
+		{"a disk of several at each", "a b c", disksOfSeveral},
 		{"frozen while a blob is deleted", "a b c", frozenThroughDeletion},
 		{"a cold read where the deletion was missed", "a b c", coldRead},
 		{"a partition of eight days", "a b c d", eightDays},

@@ -22,6 +22,11 @@ const lookupFor = 2e9
 // readable reports whether what is here of a blob may be read: its bytes, unless it was removed.
 func (r *Ring) readable(l Local) bool { return l.Have && (l.Record == nil || l.Record.Live()) }
 
+// misses reports whether a blob should be here, and is not: a disk of this member has failed. It is one copy that cannot say no.
+func (r *Ring) misses(digest digest.Digest, l Local) bool {
+	return !l.Have && r.blobs.get(digest) != nil
+}
+
 // lookup says where a blob can be read.
 //
 // Here; at whoever says so first; or in the backend, which one member reads for all: the
@@ -38,10 +43,15 @@ func (r *Ring) lookup(ev *EvLookup) {
 		r.do(ActFound{ID: ev.ID, Where: Here, Unread: r.stale != 0})
 	case ev.Hop && r.readable(l): // whoever sends somebody here has not heard yet
 		r.do(ActFound{ID: ev.ID, Missing: []string{r.cfg.Name}})
+	case ev.Hop && r.misses(ev.Digest, l): // whoever sent the asker here will look elsewhere
+		r.do(ActFound{ID: ev.ID, Where: Backend, Missing: []string{r.cfg.Name}, Unread: r.stale != 0})
 	case ev.Hop:
 		r.do(ActFound{ID: ev.ID, Where: Backend, Unread: r.stale != 0})
 	default:
 		q := &lookup{id: ev.ID, digest: ev.Digest, since: r.now}
+		if r.misses(ev.Digest, l) {
+			q.unsure = r.me.bit()
+		}
 		r.lookups = append(r.lookups, q)
 		r.askHave(q)
 	}

@@ -223,6 +223,54 @@ func badPieces(w *world) {
 	w.end()
 }
 
+// disksOfSeveral: each member loses the one of its disks that has a blob, and what it keeps of it is on the others. So nobody has it, and
+// nobody says that it is nowhere, or that it is pinned; and when one of them has it again, all have.
+func disksOfSeveral(w *world) {
+	w.mustPush("a", kept, team)
+	w.whole()
+	d := digestOf(kept)
+	for _, n := range w.nodes {
+		n.disk.bytes[d].gone = true
+	}
+	w.mustRead("a", kept, no503) // the rings are not even told yet
+	for _, n := range w.nodes {
+		q := &Replica{Digest: d, View: n.ring.view, Record: n.disk.recs[d].Record}
+		if a, _ := n.ring.pins(q, n.local(d)); a == nil || a.Code == CodePinned {
+			w.fatalf("%s says %+v of what it has not", n.name, a)
+		}
+	}
+	for _, n := range w.nodes {
+		n.step(EvBad{d, []int{0}})
+		if ok, _ := n.ring.Proof(); ok {
+			w.fatalf("%s says whole, and has nothing", n.name)
+		}
+	}
+	w.run(time.Minute)
+	for _, n := range w.nodes {
+		w.mustRead(n.name, kept, no503)
+		w.nextID++
+		var found ActFound
+		n.calls[w.nextID] = func(a Action) { found = a.(ActFound) }
+		n.step(&EvLookup{ID: w.nextID, Digest: d, Local: n.local(d), Hop: true})
+		if found.Where != Backend || len(found.Missing) == 0 {
+			w.fatalf("whom a member sends to %s hears %+v", n.name, found)
+		}
+	}
+	w.node("b").disk.bytes[d].gone, w.node("b").disk.bytes[d].bad = false, nil
+	w.node("b").step(EvBad{Digest: d})
+	for _, name := range []string{"a", "c"} {
+		w.node(name).step(EvBad{d, []int{0}}) // it is tried again
+	}
+	w.whole()
+	for _, n := range w.nodes {
+		w.mustRead(n.name, kept, ok200)
+		if n.disk.bytes[d].gone {
+			w.fatalf("%s has it not", n.name)
+		}
+	}
+	w.end()
+}
+
 func frozenThroughDeletion(w *world) {
 	w.store.away = true
 	w.mustPush("a", stored, team)

@@ -286,7 +286,7 @@ func (r *Ring) asked(m *member, ev *EvAsked) {
 		return
 	case Have:
 		l := ev.Local[0]
-		reply(Has{Yes: r.readable(l) && r.Serving(), Unsure: !r.Serving()})
+		reply(Has{Yes: r.readable(l) && r.Serving(), Unsure: !r.Serving() || r.misses(ev.Ask.(Have).Digest, l)})
 		return
 	}
 	if !m.listed() {

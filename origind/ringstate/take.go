@@ -62,7 +62,7 @@ func (r *Ring) pins(q *Replica, l Local) (*Replied, *record.Record) {
 	}
 	owner := q.View == r.view && r.ownersOf(string(q.Digest))&r.me.bit() != 0
 	switch b := r.blobs.get(q.Digest); {
-	case b != nil && len(b.bad) == 0:
+	case b != nil && len(b.bad) == 0 && l.Have:
 		return &Replied{CodePinned, owner, r.merge(l, q.Record)}, nil
 	case b != nil || !owner && !q.Put && !q.Urgent:
 		return &Replied{Code: CodeLater}, nil

@@ -99,6 +99,7 @@ type disk struct {
 type held struct {
 	pinned bool
 	bad    []int         // pieces
+	gone   bool          // the disk of several that had it has failed
 	until  time.Duration // when they are evicted if they are not pinned
 }
 
@@ -305,7 +306,7 @@ func (n *node) wake() {
 func (n *node) local(d digest.Digest) Local {
 	l := n.disk.recs[d]
 	b := n.disk.bytes[d]
-	l.Have = b != nil && (b.pinned || b.until > n.w.now)
+	l.Have = b != nil && !b.gone && (b.pinned || b.until > n.w.now)
 	return l
 }
 
@@ -456,7 +457,11 @@ func (n *node) heal(a ActHeal) {
 				left = append(left, p)
 			}
 		}
-		n.disk.bytes[a.Digest].bad = left
+		b := n.disk.bytes[a.Digest]
+		if b.gone = b.gone && len(left) > 0; b.gone {
+			left = a.Pieces // all of it has to come
+		}
+		b.bad = left
 		n.step(EvBad{a.Digest, left})
 	})
 }
