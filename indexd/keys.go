@@ -14,6 +14,9 @@ const (
 	catalogPrefix = "index/catalog/"
 	repoPrefix    = "index/repositories/"
 	provedPrefix  = "index/proved/"
+
+	// A secret: neither a back-up nor a move takes it along, which look below index/.
+	tokenKeysKey = "capelin-tokens/keys"
 )
 
 func tagsPrefix(repo string) string      { return repoPrefix + repo + "/_tags/" }

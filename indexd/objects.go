@@ -54,6 +54,11 @@ type (
 	referrerObject struct {
 		Version int `json:"version"`
 	}
+	// tokenKeysObject has the secrets of the cluster's gateways, the newest first.
+	tokenKeysObject struct {
+		Version int              `json:"version"`
+		Keys    []index.TokenKey `json:"keys"`
+	}
 	// proofObject remembers that a storage compares and swaps.
 	proofObject struct {
 		Version int       `json:"version"`

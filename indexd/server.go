@@ -129,6 +129,7 @@ func (s *server) handler() http.Handler {
 		{"GET", index.PathBlob, "get_blob", s.blob},
 		{"PUT", index.PathBlob, "link_blob", s.linkBlob},
 		{"DELETE", index.PathBlob, "unlink_blob", s.unlinkBlob},
+		{"PUT", index.PathTokenKeys, "token_keys", s.tokenKeys},
 	} {
 		mux.Handle(o.method+" "+o.path, s.serve(o.name, o.method != "GET", o.do))
 	}

@@ -40,6 +40,7 @@ var _ = []interface {
 	LinkBlob(ctx context.Context, repo string, desc ocispec.Descriptor) error
 	Blob(ctx context.Context, repo string, d digest.Digest) (ocispec.Descriptor, error)
 	UnlinkBlob(ctx context.Context, repo string, d digest.Digest) error
+	TokenKeys(ctx context.Context) ([]index.TokenKey, error)
 }{(*Index)(nil), (*index.Client)(nil)}
 
 // newServer serves the API of an index.
@@ -236,6 +237,19 @@ func TestRoles(t *testing.T) {
 					t.Errorf("%q %s %s: %d, want %d", role, method, path, got, want)
 				}
 			}
+		}
+	}
+	for _, role := range append(slices.Clone(identity.Roles), "") { // a node could make itself a token with them
+		id = identity.ID{Cluster: "test", Name: "x", Roles: []identity.Role{role}}
+		want := 403
+		if slices.Contains([]identity.Role{"gateway", "admin", "index"}, role) {
+			want = 200
+		}
+		if got := ask("PUT", index.PathTokenKeys); got != want {
+			t.Errorf("%q asks for the keys of tokens: %d, want %d", role, got, want)
+		}
+		if got := ask("GET", index.PathTokenKeys); got != 405 {
+			t.Errorf("%q GETs the keys of tokens: %d", role, got)
 		}
 	}
 	idErr = errors.New("no certificate")

@@ -26,6 +26,7 @@ const (
 	PathRule         = "/v1/replication/rule"
 	PathVerify       = "/v1/replication/verify"
 	PathRetry        = "/v1/replication/retry"
+	PathTokenKeys    = "/v1/token-keys"
 )
 
 // Parameters of tags.

@@ -238,6 +238,16 @@ func (c *Client) Prove(ctx context.Context) (Proof, error) {
 	return p, err
 }
 
+// TokenKeys returns the keys of the cluster's gateways, which the index makes if there are none. Nodes do not get them.
+func (c *Client) TokenKeys(ctx context.Context) ([]TokenKey, error) {
+	var k TokenKeys
+	err := c.do(ctx, "PUT", PathTokenKeys, nil, nil, &k)
+	if err == nil && len(k.Keys) == 0 {
+		err = fmt.Errorf("the index has answered without a key for tokens: %w", errdefs.ErrUnavailable)
+	}
+	return k.Keys, err
+}
+
 // content leaves out of a descriptor what the index does not look at.
 func content(d ocispec.Descriptor) *Content {
 	return &Content{ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}}

@@ -32,6 +32,18 @@ type Tag struct {
 // Source says which write this is.
 func (t *Tag) Source() Source { return Source{t.Cluster, t.Stamp} }
 
+// TokenKey is a secret with which the gateways of a cluster sign what they give their clients (HS256).
+type TokenKey struct {
+	ID     string    `json:"id"`
+	Secret []byte    `json:"secret"` // 32 bytes
+	Made   time.Time `json:"made"`
+}
+
+// TokenKeys are the keys that are good now: one signs with the first, and believes all of them.
+type TokenKeys struct {
+	Keys []TokenKey `json:"keys"`
+}
+
 // Proof says that a storage was found to compare and swap.
 type Proof struct {
 	Storage string    `json:"storage"`
