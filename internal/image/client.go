@@ -3,11 +3,9 @@ package image
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -17,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/capelin-io/capelin/internal/daemon/version"
+	"github.com/capelin-io/capelin/internal/httpclient"
 )
 
 // Config configures a Client. Its zero value is for registries of the public.
@@ -48,20 +47,9 @@ func New(cfg Config) (*Client, error) {
 		return nil, errors.New("the default transport is not net/http's")
 	}
 	t = t.Clone()
-	t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
-	if cfg.CA != "" {
-		pem, err := os.ReadFile(cfg.CA)
-		if err != nil {
-			return nil, fmt.Errorf("reading the CA: %w", err)
-		}
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
-		}
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading the CA: %s has no certificate in PEM", cfg.CA)
-		}
-		t.TLSClientConfig.RootCAs = pool
+	var err error
+	if t.TLSClientConfig, err = httpclient.TrustAlso(cfg.CA); err != nil {
+		return nil, fmt.Errorf("reading the CA: %w", err)
 	}
 	if (cfg.Cert == "") != (cfg.Key == "") {
 		return nil, errors.New("a client certificate needs both its file and its key's")

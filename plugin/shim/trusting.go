@@ -1,15 +1,12 @@
 package shim
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/capelin-io/capelin/internal/daemon/ops"
+	"github.com/capelin-io/capelin/internal/httpclient"
 	"github.com/capelin-io/capelin/internal/reload"
 )
 
@@ -32,25 +29,11 @@ func trustingNow(ca string) (*http.Transport, error) {
 		IdleConnTimeout:       time.Minute, // of one that is replaced, too
 		MaxIdleConnsPerHost:   16,
 		DisableCompression:    true, // blobs come as they are
-		// HTTP/1.1: blobs are large, and a connection for each moves them faster.
-		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12},
 	}
-	if ca == "" {
-		return tr, nil
-	}
-	pem, err := os.ReadFile(ca)
-	if err != nil {
-		return nil, err
-	}
-	roots, err := x509.SystemCertPool()
-	if err != nil {
-		roots = x509.NewCertPool()
-	}
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate", ca)
-	}
-	tr.TLSClientConfig.RootCAs = roots
-	return tr, nil
+	// HTTP/1.1, which a configuration of its own makes it: blobs are large, and a connection for each moves them faster.
+	var err error
+	tr.TLSClientConfig, err = httpclient.TrustAlso(ca)
+	return tr, err
 }
 
 // RoundTrip implements http.RoundTripper.
