@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// TokenPath is where a gateway gives tokens. No repository is there: their names have no element that begins with "_".
+const TokenPath = "/v2/_token"
+
 // stallTimeout ends a request whose client neither sends nor takes anything.
 const stallTimeout = time.Minute
 

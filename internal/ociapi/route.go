@@ -17,6 +17,7 @@ type Kind int
 const (
 	Ping      Kind = iota + 1 // /v2/
 	Catalog                   // /v2/_catalog
+	Token                     // /v2/_token: a gateway's own, where it gives tokens
 	Tags                      // /v2/<name>/tags/list
 	Referrers                 // /v2/<name>/referrers/<digest>
 	Manifest                  // /v2/<name>/manifests/<tag or digest>
@@ -48,6 +49,8 @@ func Parse(path string) (Route, error) {
 		return Route{}, noPath(path)
 	case rest == "_catalog":
 		return Route{Kind: Catalog}, nil
+	case path == TokenPath:
+		return Route{Kind: Token}, nil
 	}
 	elems := strings.Split(rest, "/")
 	if strings.HasSuffix(rest, "/blobs/uploads") { // without the slash, as Docker's registry takes it

@@ -13,6 +13,7 @@ func TestParse(t *testing.T) {
 		"/v2":                                  {Kind: Ping},
 		"/v2/":                                 {Kind: Ping},
 		"/v2/_catalog":                         {Kind: Catalog},
+		"/v2/_token":                           {Kind: Token},
 		"/v2/a/tags/list":                      {Kind: Tags, Repository: "a"},
 		"/v2/tags/tags/list":                   {Kind: Tags, Repository: "tags"},
 		"/v2/a/b/referrers/" + sum:             {Kind: Referrers, Repository: "a/b", Digest: digest.Digest(sum)},

@@ -94,6 +94,7 @@ const (
 	kindPing        = "ping"
 	kindManifest    = "manifest"
 	kindList        = "list"         // tags, repositories, referrers
+	kindToken       = "token"        // of the registry's own, for the client
 	kindBlobHead    = "blob_head"    // whether and how long
 	kindBlob        = "blob"         // from the swarm, or downloaded into it
 	kindBlobRelayed = "blob_relayed" // the registry refused it, or the swarm could not serve it
@@ -193,7 +194,7 @@ func newMirror(cfg MirrorConfig, blobs Blobs, t http.RoundTripper) (*Mirror, err
 	for _, h := range cfg.PlainHTTP {
 		m.plain[strings.ToLower(h)] = true
 	}
-	for _, kind := range []string{kindPing, kindManifest, kindList, kindBlobHead, kindBlob, kindBlobRelayed, kindRefused} {
+	for _, kind := range []string{kindPing, kindManifest, kindList, kindToken, kindBlobHead, kindBlob, kindBlobRelayed, kindRefused} {
 		m.requests.WithLabelValues(kind)
 	}
 	m.proxy = &httputil.ReverseProxy{
@@ -301,6 +302,7 @@ type request struct {
 	upstream *url.URL // scheme and host
 	query    string   // without ns
 	ns       string   // as the client named the registry; "": not at all
+	self     string   // by which name it knows this mirror, host:port
 	digest   string   // of kindBlob
 }
 
@@ -366,7 +368,7 @@ func (m *Mirror) parse(r *http.Request) (req request, err error) {
 	}
 	ns, named := q["ns"]
 	q.Del("ns")
-	req.query = q.Encode()
+	req.query, req.self = q.Encode(), r.Host
 	if !named {
 		req.upstream = m.upstream
 		return req, nil
@@ -420,6 +422,10 @@ func classify(r *http.Request) (kind, dgst string) {
 		return kindManifest, ""
 	case ociapi.Catalog, ociapi.Tags, ociapi.Referrers:
 		return kindList, ""
+	case ociapi.Token:
+		if r.Method == http.MethodGet {
+			return kindToken, ""
+		}
 	case ociapi.Blob:
 		if r.Method == http.MethodHead {
 			return kindBlobHead, ""
@@ -450,6 +456,9 @@ func (m *Mirror) relayed(resp *http.Response) error {
 		resp.Header["Link"][i] = linkPattern.ReplaceAllStringFunc(l, func(at string) string {
 			return "<" + here(resp.Request.URL, strings.Trim(at, "<>"), requestOf(resp.Request.Context()).ns) + ">"
 		})
+	}
+	for i, c := range resp.Header["Www-Authenticate"] {
+		resp.Header["Www-Authenticate"][i] = requestOf(resp.Request.Context()).throughUs(c)
 	}
 	if m.cfg.OnRelayed != nil {
 		resp.Body = &countedBody{resp.Body, m.cfg.OnRelayed}

@@ -163,6 +163,55 @@ func TestMirrorRelays(t *testing.T) {
 	}
 }
 
+// A client gets a gateway's tokens through the mirror, as it knows that and the registry; those of other services where they are.
+func TestMirrorTokens(t *testing.T) {
+	m := newTestMirror(t, "", nil)
+	realm := "http://" + m.up.host() + "/v2/_token"
+	m.up.wrap = func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/v2/_token" {
+				fmt.Fprintf(w, "%s %s", r.Header.Get("Accept"), r.URL.RawQuery)
+				return
+			}
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+realm+`",service="s",scope="repository:a:pull"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		})
+	}
+	ns := "?ns=" + url.QueryEscape(m.up.host())
+	for _, tt := range []struct{ path, realm, want string }{
+		{"/v2/", realm, m.url + "/v2/_token"},
+		{"/v2/" + ns, realm, m.url + "/v2/_token" + ns},
+		{"/v2/a/manifests/x" + ns, realm, m.url + "/v2/_token" + ns},
+		{"/v2/", "https://" + m.up.host() + "/v2/_token", m.url + "/v2/_token"}, // behind a proxy that does not say so
+		{"/v2/", "https://auth.example.com/token", "https://auth.example.com/token"},
+		{"/v2/", "https://auth.example.com/v2/_token", "https://auth.example.com/v2/_token"},
+		{"/v2/", "http://" + m.up.host() + "/token", "http://" + m.up.host() + "/token"},
+		{"/v2/", "http://u@" + m.up.host() + "/v2/_token", "http://u@" + m.up.host() + "/v2/_token"},
+		{"/v2/", "%", "%"},
+	} {
+		realm = tt.realm
+		resp, _, err := m.do("GET", tt.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := `Bearer realm="` + tt.want + `",service="s",scope="repository:a:pull"`
+		if got := resp.Header.Get("WWW-Authenticate"); resp.StatusCode != 401 || got != want {
+			t.Errorf("%s with %s: %s %s, want %s", tt.path, tt.realm, resp.Status, got, want)
+		}
+	}
+	for _, query := range []string{"?scope=repository:a:pull", ns + "&scope=repository:a:pull"} {
+		resp, body, err := m.do("GET", "/v2/_token"+query, "Accept", "x")
+		if err != nil || resp.StatusCode != 200 || string(body) != "x scope=repository%3Aa%3Apull" {
+			t.Errorf("a token: %v %q %v", resp, body, err)
+		}
+	}
+	for _, method := range []string{"POST", "HEAD"} { // with a body, or for nothing
+		if resp, _, err := m.do(method, "/v2/_token"); err != nil || resp.StatusCode < 400 {
+			t.Errorf("%s: %v, %v", method, resp, err)
+		}
+	}
+}
+
 func TestMirrorNames(t *testing.T) {
 	h := &hosts{}
 	cfg := DefaultMirrorConfig()
