@@ -3,16 +3,15 @@ package gateway
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"path"
 	"regexp"
+	"slices"
+	"strings"
 
 	"cuelabs.dev/go/oci/ociregistry"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
-	"github.com/capelin-io/capelin/internal/ociapi"
 )
 
 // Action is what somebody does to a repository.
@@ -35,7 +34,7 @@ const Anonymous = "anonymous"
 // RuleConfig allows users something. What no rule allows is refused; the order of
 // rules does not matter.
 type RuleConfig struct {
-	Users      []string `toml:"users" comment:"Names of users; * stands for any characters. \"anonymous\": whoever shows no credentials (containerd, skopeo and others; Docker's engine asks a registry that has users for nothing without a login). Owners of certificates are \"<role>:<name>\", such as \"node:worker-*\"; an admin's certificate may do everything without a rule."`
+	Users      []string `toml:"users" comment:"Names of users; * stands for any characters. \"anonymous\": whoever shows no credentials. Users by [[oidc]] have the names that its key user says. Owners of certificates are \"<role>:<name>\", such as \"node:worker-*\"; an admin's certificate may do everything without a rule."`
 	Namespaces []string `toml:"namespaces" comment:"Regular expressions that match a repository's whole name, such as \"team/.*\"."`
 	Actions    []string `toml:"actions" comment:"Any of \"pull\", \"push\", \"delete\" and \"replicate\": another cluster's index brings tags, with the time of their own, and deletes them. It needs pull and push, too."`
 }
@@ -88,30 +87,33 @@ func readRules(configs []RuleConfig, key string) (rules []rule, errs []error) {
 	return rules, errs
 }
 
+// forUser reports whether the rule is about a user. "*" stands for any characters, those between slashes in the names that
+// OIDC brings included.
+func (r *rule) forUser(user string) bool {
+	return slices.ContainsFunc(r.users, func(pattern string) bool { return matches(pattern, user) })
+}
+
+// matches is path.Match without its slashes.
+func matches(pattern, s string) bool {
+	flat := func(s string) string { return strings.ReplaceAll(s, "/", "\x00") }
+	ok, _ := path.Match(flat(pattern), flat(s))
+	return ok
+}
+
 func (r *rule) allows(user string, a Action, repo string) bool {
-	if !r.actions[a] {
-		return false
-	}
-	for _, u := range r.users {
-		if ok, _ := path.Match(u, user); ok {
-			for _, n := range r.namespaces {
-				if n.MatchString(repo) {
-					return true
-				}
-			}
-		}
-	}
-	return false
+	return r.actions[a] && r.forUser(user) && slices.ContainsFunc(r.namespaces, func(n *regexp.Regexp) bool { return n.MatchString(repo) })
 }
 
 // caller is who a request comes from, and what it may do.
 type caller struct {
-	user   string
-	also   []string // other names of the same owner of a certificate, one per role
-	all    bool     // may do everything
+	owner
 	rules  []rule
 	remote string
 	from   provenance // of the tag that the request is about
+	shown  bool       // there were credentials, though perhaps nobody's
+	told   bool       // its refusal is in the log
+	// challenge is what to answer if it has to show who it is.
+	challenge func(error) string
 }
 
 type callerKey struct{}
@@ -125,21 +127,23 @@ func callerOf(ctx context.Context) *caller {
 	if c, ok := ctx.Value(callerKey{}).(*caller); ok {
 		return c
 	}
-	return &caller{user: Anonymous}
+	return &caller{owner: owner{user: Anonymous}, challenge: func(error) string { return basicChallenge }}
 }
 
 // permitted reports whether the request's caller may do something.
-func permitted(ctx context.Context, a Action, repo string) bool {
-	c := callerOf(ctx)
-	if c.all {
-		return true
-	}
-	if a == List && c.user != Anonymous {
+func permitted(ctx context.Context, a Action, repo string) bool { return callerOf(ctx).may(a, repo) }
+
+// may reports whether rules allow something, and the caller's token does, if it has one.
+func (c *caller) may(a Action, repo string) bool { return c.ruled(a, repo) && c.access.allows(a, repo) }
+
+// ruled reports whether rules allow something.
+func (c *caller) ruled(a Action, repo string) bool {
+	if c.all || a == List && c.user != Anonymous {
 		return true
 	}
 	for _, user := range append([]string{c.user}, c.also...) {
 		for i := range c.rules {
-			if r := &c.rules[i]; a == List && r.allowsAny(user) || r.allows(user, a, repo) {
+			if r := &c.rules[i]; a == List && r.actions[Pull] && r.forUser(user) || r.allows(user, a, repo) {
 				return true
 			}
 		}
@@ -147,27 +151,32 @@ func permitted(ctx context.Context, a Action, repo string) bool {
 	return false
 }
 
-func (r *rule) allowsAny(user string) bool {
-	for _, u := range r.users {
-		if ok, _ := path.Match(u, user); ok && r.actions[Pull] {
-			return true
-		}
-	}
-	return false
-}
+// shows reports whether the catalog shows a repository to the caller, whose token is for the catalog then, and whether what is in it may be
+// mounted elsewhere, which a token is for.
+func (c *caller) shows(repo string) bool { return c.ruled(Pull, repo) }
 
 // allow is permitted as an error of the registry API: 401 for those who showed no
-// credentials, 403 for those who are known.
+// credentials, or a token for something else, 403 for those who are known.
 func allow(ctx context.Context, a Action, repo string) error {
-	if permitted(ctx, a, repo) {
+	c := callerOf(ctx)
+	ruled := c.ruled(a, repo)
+	if ruled && c.access.allows(a, repo) {
 		return nil
 	}
-	c := callerOf(ctx)
-	fields(ctx, a, repo, "", "").WithField("result", "refused").Warn("audit")
-	if c.user == Anonymous {
-		return fmt.Errorf("%w: log in to %s", ociregistry.ErrUnauthorized, a)
+	if ruled { // it only has to get another token
+		return fmt.Errorf("%w: %w: %s %s", ociregistry.ErrUnauthorized, errScope, a, repo)
 	}
-	return fmt.Errorf("%w: %s may not %s %s", ociregistry.ErrDenied, c.user, a, repo)
+	if c.shown && !c.told { // who has shown nothing was asked, not refused
+		c.told = true
+		fields(ctx, a, repo, "", "").WithField("result", "refused").Warn("audit")
+	}
+	switch {
+	case c.user != Anonymous:
+		return fmt.Errorf("%w: %s may not %s %s", ociregistry.ErrDenied, c.user, a, repo)
+	case c.access != nil:
+		return fmt.Errorf("%w: %w: log in to %s %s", ociregistry.ErrUnauthorized, errScope, a, repo)
+	}
+	return fmt.Errorf("%w: log in to %s", ociregistry.ErrUnauthorized, a)
 }
 
 // audit logs what was done to a repository, or that it failed.
@@ -191,14 +200,3 @@ func fields(ctx context.Context, a Action, repo, what, digest string) *log.Entry
 	}
 	return log.G(ctx).WithFields(f)
 }
-
-// refuse answers that the credentials are wrong, or that some are needed.
-func refuse(w http.ResponseWriter, why error) {
-	challenge(w.Header())
-	err := fmt.Errorf("%w: %w", ociregistry.ErrUnauthorized, why)
-	ociapi.WriteError(w, err, told(err))
-}
-
-func challenge(h http.Header) { h.Set("WWW-Authenticate", `Basic realm="Capelin", charset="UTF-8"`) }
-
-var errWrong = fmt.Errorf("wrong user name, password or token: %w", errdefs.ErrUnauthenticated)

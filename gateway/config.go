@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"slices"
 
@@ -24,7 +25,8 @@ type Config struct {
 
 	Users  string       `toml:"users" comment:"File of users and the bcrypt hashes of their passwords, as \"htpasswd -B\" writes it. A changed file is read again. Empty: nobody can log in by name."`
 	Tokens string       `toml:"tokens" comment:"TOML file of bearer tokens: [[token]] tables with user, sha256 (of the token, hexadecimal) and expires. A changed file is read again. Empty: none."`
-	Rules  []RuleConfig `toml:"rule" comment:"What users may do. What no rule allows is refused. Without identity, users and tokens there must be no rules, and everybody may do everything."`
+	OIDC   []OIDCConfig `toml:"oidc" comment:"Whose tokens do for a login, of CI systems and Kubernetes: see docs/access.md."`
+	Rules  []RuleConfig `toml:"rule" comment:"What users may do. What no rule allows is refused. Without identity, users, tokens and oidc there must be no rules, and everybody may do everything."`
 
 	// Listener, if not nil, is used instead of Listen. Run closes it.
 	Listener net.Listener `toml:"-"`
@@ -46,7 +48,8 @@ func (Config) Notes() map[string]string {
 func DefaultConfig() Config {
 	return Config{
 		Listen: "127.0.0.1:7500", Common: daemon.DefaultCommon("127.0.0.1:7501"),
-		Origins: []string{"127.0.0.1:7480"}, Indexes: []string{"127.0.0.1:7490"}, Rules: []RuleConfig{},
+		Origins: []string{"127.0.0.1:7480"}, Indexes: []string{"127.0.0.1:7490"},
+		OIDC: []OIDCConfig{}, Rules: []RuleConfig{},
 	}
 }
 
@@ -66,10 +69,13 @@ func (c *Config) Validate() error {
 	if (c.Cert == "") != (c.Key == "") {
 		bad("cert", "needs key, and key needs cert")
 	}
+	for i := range c.OIDC {
+		errs = append(errs, c.OIDC[i].check(fmt.Sprintf("oidc[%d].", i))...)
+	}
 	_, rules := readRules(c.Rules, "rule")
 	errs = append(errs, rules...)
 	if !c.guarded() && len(c.Rules) > 0 {
-		bad("rule", "nobody can be told from anybody without identity, users or tokens")
+		bad("rule", "nobody can be told from anybody without identity, users, tokens or oidc")
 	}
 	return errors.Join(errs...)
 }
@@ -86,12 +92,12 @@ func (c *Config) checkListen() []error {
 			"insecure = true", c.Listen)}
 	case !c.guarded():
 		return []error{config.Invalid("listen", "%q is reached from other machines, and everybody may do everything: configure [identity], "+
-			"users or tokens, or say insecure = true", c.Listen)}
+			"users, tokens or oidc, or say insecure = true", c.Listen)}
 	}
 	return nil
 }
 
 // guarded reports whether callers are told apart.
 func (c *Config) guarded() bool {
-	return c.Identity.Enabled() || c.Users != "" || c.Tokens != ""
+	return c.Identity.Enabled() || c.Users != "" || c.Tokens != "" || len(c.OIDC) > 0
 }

@@ -22,7 +22,7 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	status := ociapi.Status(err)
 	switch {
 	case status == http.StatusUnauthorized:
-		challenge(w.Header())
+		w.Header().Set("WWW-Authenticate", callerOf(r.Context()).challenge(err))
 	case status >= http.StatusInternalServerError && r.Context().Err() == nil: // somebody is there to read it
 		log.G(r.Context()).WithError(err).WithFields(log.Fields{"method": r.Method, "path": r.URL.Path, "status": status}).Warn("request failed")
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
@@ -143,6 +144,24 @@ type fakeIndex struct {
 	mu      sync.Mutex
 	repos   map[string]*fakeRepo
 	sources map[string]index.Source // of tags, by repository:tag
+	keys    []index.TokenKey        // "": the index is older than these
+	asked   int                     // for keys
+}
+
+func (x *fakeIndex) TokenKeys(context.Context) ([]index.TokenKey, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.asked++; len(x.keys) == 0 {
+		return nil, fmt.Errorf("status 404 without an index's answer: %w", errdefs.ErrUnavailable)
+	}
+	return slices.Clone(x.keys), nil
+}
+
+// key makes a key that signs from now on.
+func (x *fakeIndex) key(id string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.keys = slices.Insert(x.keys, 0, index.TokenKey{ID: id, Secret: bytes.Repeat([]byte(id), 32)[:32], Made: time.Now()})
 }
 
 type fakeRepo struct {
@@ -152,7 +171,9 @@ type fakeRepo struct {
 }
 
 func newFakeIndex(o *fakeOrigin) *fakeIndex {
-	return &fakeIndex{origin: o, repos: map[string]*fakeRepo{}}
+	x := &fakeIndex{origin: o, repos: map[string]*fakeRepo{}}
+	x.key("one")
+	return x
 }
 
 // repo returns a repository, made if need be; x.mu is held.

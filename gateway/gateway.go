@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
@@ -10,10 +9,8 @@ import (
 	"strings"
 
 	"cuelabs.dev/go/oci/ociregistry"
-	"github.com/containerd/log"
 
 	"github.com/capelin-io/capelin/control/index"
-	"github.com/capelin-io/capelin/internal/daemon/identity"
 	"github.com/capelin-io/capelin/internal/ociapi"
 )
 
@@ -21,6 +18,8 @@ import (
 type Gateway struct {
 	store   *store
 	users   *users
+	tokens  *tokens
+	issuers issuers
 	rules   []rule
 	guarded bool
 	cluster string
@@ -36,19 +35,25 @@ func New(cfg Config, o Origin, x Index) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
+	issuers, err := openIssuers(cfg.OIDC)
+	if err != nil {
+		return nil, err
+	}
 	s, err := newStore(o, x)
 	if err != nil {
 		return nil, err
 	}
-	return &Gateway{store: s, users: u, rules: rules, guarded: cfg.guarded(), cluster: cfg.Cluster}, nil
+	return &Gateway{
+		store: s, users: u, tokens: newTokens(x), issuers: issuers, rules: rules, guarded: cfg.guarded(), cluster: cfg.Cluster,
+	}, nil
 }
 
 // ServeHTTP implements http.Handler: who is it, then what is asked for.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c, err := g.caller(r)
 	if err != nil {
-		log.G(r.Context()).WithError(err).WithFields(log.Fields{"remote": r.RemoteAddr, "result": "refused"}).Warn("audit")
-		refuse(w, err)
+		auditRefusal(r, err)
+		g.refuse(w, r, err)
 		return
 	}
 	if c.from, err = whence(r, w); err != nil {
@@ -74,6 +79,7 @@ type handler func(g *Gateway, w http.ResponseWriter, r *request) error
 
 // endpoints are the API: what is done by which method.
 var endpoints = map[ociapi.Kind]map[string]handler{
+	ociapi.Token:     {"GET": (*Gateway).giveToken, "POST": (*Gateway).giveToken},
 	ociapi.Ping:      {"GET": (*Gateway).ping, "HEAD": (*Gateway).ping},
 	ociapi.Catalog:   {"GET": (*Gateway).catalog, "HEAD": (*Gateway).catalog},
 	ociapi.Tags:      {"GET": (*Gateway).tags, "HEAD": (*Gateway).tags},
@@ -113,54 +119,10 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) error {
 
 // ping is where clients learn whether to send credentials at all.
 func (g *Gateway) ping(w http.ResponseWriter, r *request) error {
-	if g.guarded && callerOf(r.Context()).user == Anonymous {
-		refuse(w, errors.New("log in"))
+	if c := callerOf(r.Context()); g.guarded && c.user == Anonymous && c.access == nil {
+		g.refuse(w, r.Request, errAsked)
 		return nil
 	}
 	w.Header().Set(index.HeaderCluster, g.cluster)
 	return writeJSON(w, "application/json", struct{}{})
-}
-
-// caller finds out who a request comes from. An error: the credentials are wrong.
-func (g *Gateway) caller(r *http.Request) (*caller, error) {
-	c := &caller{user: Anonymous, rules: g.rules, remote: r.RemoteAddr, all: !g.guarded}
-	auth := r.Header.Get("Authorization")
-	scheme, secret, _ := strings.Cut(auth, " ")
-	switch {
-	case auth != "" && !g.users.enabled() && g.guarded:
-		return nil, errWrong
-	case auth == "" || !g.guarded:
-		if g.guarded && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
-			id, err := identity.PeerID(*r.TLS) // the chain was verified in the handshake
-			if err != nil {
-				return nil, err
-			}
-			c.all = id.Has(identity.RoleAdmin)
-			for i, role := range id.Roles {
-				name := string(role) + ":" + id.Name
-				if i == 0 {
-					c.user = name
-				} else {
-					c.also = append(c.also, name)
-				}
-			}
-		}
-		return c, nil
-	case strings.EqualFold(scheme, "Bearer"):
-		user, err := g.users.who(strings.TrimSpace(secret))
-		if err != nil {
-			return nil, err
-		}
-		c.user = user
-		return c, nil
-	}
-	user, password, ok := r.BasicAuth()
-	if !ok {
-		return nil, errWrong
-	}
-	if err := g.users.password(r.Context(), user, password); err != nil {
-		return nil, fmt.Errorf("user %q: %w", user, err)
-	}
-	c.user = user
-	return c, nil
 }

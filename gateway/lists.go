@@ -120,6 +120,11 @@ func (g *Gateway) tags(w http.ResponseWriter, r *request) error {
 
 // catalog lists the repositories that the caller may pull.
 func (g *Gateway) catalog(w http.ResponseWriter, r *request) error {
+	c := callerOf(r.Context())
+	if g.guarded && c.user == Anonymous && !c.shown { // who is logged in would not say so otherwise
+		g.refuse(w, r.Request, errAsked)
+		return nil
+	}
 	if err := allow(r.Context(), List, ""); err != nil {
 		return err
 	}
@@ -127,9 +132,7 @@ func (g *Gateway) catalog(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	names, others, err := gather(r.Context(), n, r.query.Get("last"), g.store.index.Repositories, func(repo string) bool {
-		return permitted(r.Context(), Pull, repo)
-	})
+	names, others, err := gather(r.Context(), n, r.query.Get("last"), g.store.index.Repositories, c.shows)
 	if err != nil {
 		return translate(err, notFound(ociregistry.ErrNameUnknown, "there are no repositories"))
 	}

@@ -45,6 +45,7 @@ type Index interface {
 	LinkBlob(ctx context.Context, repo string, desc ocispec.Descriptor) error
 	Blob(ctx context.Context, repo string, d digest.Digest) (ocispec.Descriptor, error)
 	UnlinkBlob(ctx context.Context, repo string, d digest.Digest) error
+	keySource
 }
 
 // store is a registry whose blobs are at origins and whose names are in the index.
@@ -101,7 +102,7 @@ func (s *store) mount(ctx context.Context, from, to string, d digest.Digest) (er
 	if err := allow(ctx, Push, to); err != nil {
 		return err
 	}
-	if !permitted(ctx, Pull, from) { // as if it were not there
+	if !callerOf(ctx).shows(from) { // as if it were not there
 		return noBlob(from, d)
 	}
 	desc, err := s.linked(ctx, from, d)

@@ -4,15 +4,21 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
+	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2/expirable"
+	"github.com/containerd/log"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/capelin-io/capelin/internal/daemon/config"
@@ -25,12 +31,15 @@ import (
 type users struct {
 	passwords, tokens string // paths; empty: none
 
-	// verified remembers for a minute which passwords were right, because bcrypt is
-	// meant to be slow, and a push has many requests. Keys are hashes of all that
-	// decides, the stored hash included.
-	verified *lru.LRU[[32]byte, struct{}]
-	// slots bounds how many passwords are hashed at once.
-	slots chan struct{}
+	// right remembers for some minutes which passwords were right, because bcrypt is meant to be slow, and a push has
+	// many requests; wrong those that were not, so that who repeats one (a node with an old pull secret) does not guess. Keys are
+	// hashes, by a secret of this process, of all that decides, the stored hash included.
+	right, wrong *lru.Cache[[32]byte, time.Time]
+	secret       [32]byte
+	compare      func(hash, password []byte) error // bcrypt's
+
+	mu      sync.Mutex
+	guesses *guesses
 
 	files *reload.Files[credentials]
 }
@@ -38,6 +47,7 @@ type users struct {
 // credentials are what the files hold.
 type credentials struct {
 	hashes map[string][]byte // bcrypt, by user
+	all    [][]byte          // the same hashes
 	bearer map[[32]byte]token
 }
 
@@ -57,32 +67,30 @@ type tokenFile struct {
 }
 
 const (
-	maxUserFile  = 4 << 20 // bytes
-	verifiedFor  = time.Minute
-	bcryptAtOnce = 4
+	maxUserFile    = 4 << 20 // bytes
+	rememberedFor  = 5 * time.Minute
+	maxRemembered  = 4096
+	maxPassword    = 72 // bytes: bcrypt's own limit
+	shareOfMachine = 4  // one in so many processors checks passwords: other roles of a server want them, too
 )
-
-// nobody's hash takes as long to compare with as anybody's (bcrypt.DefaultCost). It is
-// that of a random password, made beforehand: making one takes every start 70 ms.
-var nobody = []byte("$2a$10$1pt9IUvAqMi9UUaixS/5qug5e4CrAYRYAkd/pVRKO1krHM7DCXY82")
 
 func newUsers(passwords, tokens string) (*users, error) {
 	u := &users{
 		passwords: passwords, tokens: tokens,
-		verified: lru.NewLRU[[32]byte, struct{}](4096, nil, verifiedFor),
-		slots:    make(chan struct{}, bcryptAtOnce),
+		compare: bcrypt.CompareHashAndPassword,
+		guesses: newGuesses(max(runtime.GOMAXPROCS(0)/shareOfMachine, 1)),
 	}
+	u.right, _ = lru.New[[32]byte, time.Time](maxRemembered) // it fails only for sizes below 1
+	u.wrong, _ = lru.New[[32]byte, time.Time](maxRemembered)
+	_, _ = rand.Read(u.secret[:]) // never fails
 	var err error
 	u.files, err = reload.Open(u.read, ops.Reread("users"), passwords, tokens)
 	return u, err
 }
 
-// enabled reports whether anybody can log in.
-func (u *users) enabled() bool { return u.passwords != "" || u.tokens != "" }
-
 // read reads both files.
 func (u *users) read() (credentials, error) {
-	c := credentials{map[string][]byte{}, map[[32]byte]token{}}
+	c := credentials{hashes: map[string][]byte{}, bearer: map[[32]byte]token{}}
 	if u.passwords != "" {
 		data, err := readFile("users", u.passwords)
 		if err != nil {
@@ -99,6 +107,7 @@ func (u *users) read() (credentials, error) {
 				return c, fmt.Errorf("%s:%d: not a user's name and bcrypt hash (htpasswd -nB NAME makes such lines)", u.passwords, n)
 			}
 			c.hashes[name] = []byte(hash)
+			c.all = append(c.all, []byte(hash))
 		}
 		if err := sc.Err(); err != nil {
 			return c, fmt.Errorf("%s: %w", u.passwords, err)
@@ -140,42 +149,102 @@ func readFile(key, path string) ([]byte, error) {
 	return data, nil
 }
 
-// password reports whether it is the user's. It takes as long for a user that there
-// is not.
-func (u *users) password(ctx context.Context, user, password string) error {
-	hash, known := u.files.Get().hashes[user]
+// password reports whether it is the user's: nil if so, errWrong, or a tooMany. It takes as long for a user that there
+// is not as for one that there is. from is the address of who asks.
+func (u *users) password(ctx context.Context, user, password, from string) error {
+	c := u.files.Get()
+	hash, known := c.hashes[user]
 	if !known {
-		hash = nobody
+		if hash = u.stranger(&c, user); hash == nil {
+			return errWrong
+		}
 	}
-	if len(password) > 72 { // bcrypt's own limit
+	if len(password) > maxPassword {
 		return errWrong
 	}
-	key := sha256.Sum256([]byte(user + "\x00" + string(hash) + "\x00" + password))
-	if _, ok := u.verified.Get(key); ok && known {
-		return nil
+	key := u.hash("%q %q %q", user, hash, password)
+	if done, err := u.remembered(key, known); done {
+		return err
 	}
-	select {
-	case u.slots <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+	a := &attempt{user: user, address: addressOf(from), begin: make(chan error, 1)}
+	if err := u.enter(ctx, a); err != nil {
+		return err
 	}
-	err := bcrypt.CompareHashAndPassword(hash, []byte(password))
-	<-u.slots
-	if err != nil || !known {
-		return errWrong
+	if done, err := u.remembered(key, known); done { // somebody has said the same while this one waited
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.guesses.spared(time.Now())
+		return err
 	}
-	u.verified.Add(key, struct{}{})
-	return nil
+	err := u.compare(hash, []byte(password))
+	now, right := time.Now(), err == nil && known
+	if right {
+		u.right.Add(key, now)
+	} else {
+		u.wrong.Add(key, now)
+		err = errWrong
+	}
+	u.mu.Lock()
+	locked := u.guesses.done(now, a, right)
+	u.mu.Unlock()
+	if locked {
+		log.G(ctx).WithFields(log.Fields{"remote": from, "user": user, "result": "refused"}).Warn("too many wrong passwords")
+	}
+	return err
 }
 
-// who returns whose token it is.
-func (u *users) who(secret string) (string, error) {
-	t, ok := u.files.Get().bearer[sha256.Sum256([]byte(secret))] // equal hashes are equal secrets; how long it takes tells nothing of them
-	switch {
-	case !ok:
-		return "", errWrong
-	case !t.expires.IsZero() && time.Now().After(t.expires):
-		return "", errors.Join(errWrong, fmt.Errorf("the token of %s expired %s", t.user, t.expires.Format(time.RFC3339)))
+// remembered reports whether it is known if a password is right.
+func (u *users) remembered(key [32]byte, known bool) (done bool, err error) {
+	since := time.Now().Add(-rememberedFor)
+	if at, ok := u.right.Get(key); ok && known && at.After(since) {
+		return true, nil
 	}
-	return t.user, nil
+	if at, ok := u.wrong.Get(key); ok && at.After(since) {
+		return true, errWrong
+	}
+	return false, nil
+}
+
+// stranger returns the hash of some user, always the same one, for somebody who is none: so nobody can tell from the time
+// that an answer takes who is a user, whatever costs the hashes have. nil: there are no users.
+func (u *users) stranger(c *credentials, user string) []byte {
+	if len(c.all) == 0 {
+		return nil
+	}
+	sum := u.hash("%q", user)
+	return c.all[binary.BigEndian.Uint64(sum[:])%uint64(len(c.all))]
+}
+
+func (u *users) hash(format string, args ...any) (sum [32]byte) {
+	h := hmac.New(sha256.New, u.secret[:])
+	fmt.Fprintf(h, format, args...)
+	return [32]byte(h.Sum(nil))
+}
+
+// enter returns when a password may be checked.
+func (u *users) enter(ctx context.Context, a *attempt) error {
+	u.mu.Lock()
+	err := u.guesses.ask(time.Now(), a)
+	u.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	select {
+	case err := <-a.begin:
+		return err
+	case <-ctx.Done():
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.guesses.left(time.Now(), a)
+		return ctx.Err()
+	}
+}
+
+// whose returns the token that a secret is; ok is false if it is none.
+func (u *users) whose(secret string) (t token, ok bool, err error) {
+	t, ok = u.files.Get().bearer[sha256.Sum256([]byte(secret))] // equal hashes are equal secrets; how long it takes tells nothing of them
+	if ok && !t.expires.IsZero() && time.Now().After(t.expires) {
+		err = errors.Join(errWrong, fmt.Errorf("the token of %s expired %s", t.user, t.expires.Format(time.RFC3339)))
+	}
+	return t, ok, err
 }

@@ -60,7 +60,7 @@ func WriteError(w http.ResponseWriter, err error, text string) {
 		body = []byte(`{"errors":[]}`)
 	}
 	status := Status(err)
-	if s := retryAfter[status]; s > 0 {
+	if s := retryAfter[status]; s > 0 && w.Header().Get("Retry-After") == "" {
 		w.Header().Set("Retry-After", strconv.Itoa(s))
 	}
 	w.Header().Set("Content-Type", "application/json")
