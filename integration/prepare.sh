@@ -10,6 +10,8 @@ missing=
 command -v runc >/dev/null || missing="$missing runc"
 [ -x /usr/sbin/dockerd ] || [ -x /usr/bin/dockerd ] || missing="$missing docker.io"
 [ "$1" != test ] || command -v skopeo >/dev/null || missing="$missing skopeo"
+[ "$1" != test ] || command -v podman >/dev/null || missing="$missing podman"
+[ "$1" != test ] || command -v buildah >/dev/null || missing="$missing buildah"
 [ "$1" != test ] || [ -x /usr/lib/systemd/systemd ] || missing="$missing systemd"
 [ "$1" != test ] || command -v node >/dev/null || missing="$missing nodejs"
 [ "$1" != test ] || command -v npm >/dev/null || missing="$missing npm"

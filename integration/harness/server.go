@@ -229,6 +229,12 @@ func (s *Server) Start(ctx context.Context) error {
 	})
 }
 
+// Tail returns the end of its log.
+func (s *Server) Tail(lines int) string { return s.proc.Tail(lines) }
+
+// CPU returns what it has used since it was started.
+func (s *Server) CPU() (time.Duration, error) { return ProcessCPU(s.proc.PID()) }
+
 // Kill ends it with SIGKILL.
 func (s *Server) Kill() { s.proc.Kill() }
 
