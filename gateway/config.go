@@ -74,7 +74,7 @@ func (c *Config) Validate() error {
 	}
 	_, rules := readRules(c.Rules, "rule")
 	errs = append(errs, rules...)
-	if !c.guarded() && len(c.Rules) > 0 {
+	if !c.Guarded() && len(c.Rules) > 0 {
 		bad("rule", "nobody can be told from anybody without identity, users, tokens or oidc")
 	}
 	return errors.Join(errs...)
@@ -90,14 +90,14 @@ func (c *Config) checkListen() []error {
 	case c.Cert == "" && !c.Identity.Enabled():
 		return []error{config.Invalid("listen", "%q is reached from other machines without TLS: configure [identity] or cert and key, or say "+
 			"insecure = true", c.Listen)}
-	case !c.guarded():
+	case !c.Guarded():
 		return []error{config.Invalid("listen", "%q is reached from other machines, and everybody may do everything: configure [identity], "+
 			"users, tokens or oidc, or say insecure = true", c.Listen)}
 	}
 	return nil
 }
 
-// guarded reports whether callers are told apart.
-func (c *Config) guarded() bool {
+// Guarded reports whether callers are told apart.
+func (c *Config) Guarded() bool {
 	return c.Identity.Enabled() || c.Users != "" || c.Tokens != "" || len(c.OIDC) > 0
 }

@@ -44,7 +44,7 @@ func New(cfg Config, o Origin, x Index) (*Gateway, error) {
 		return nil, err
 	}
 	return &Gateway{
-		store: s, users: u, tokens: newTokens(x), issuers: issuers, rules: rules, guarded: cfg.guarded(), cluster: cfg.Cluster,
+		store: s, users: u, tokens: newTokens(x), issuers: issuers, rules: rules, guarded: cfg.Guarded(), cluster: cfg.Cluster,
 	}, nil
 }
 

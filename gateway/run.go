@@ -63,7 +63,7 @@ func Run(ctx context.Context, cfg Config) error {
 			Servers: []daemon.Part{daemon.HTTP("registry API", ln, &http.Server{
 				Handler: ociapi.Patient(promhttp.InstrumentHandlerDuration(seconds, gw)), TLSConfig: secure, MaxHeaderBytes: 32 << 10,
 			}, shutdownTimeout)},
-			Log: log.Fields{"listen": ln.Addr().String(), "tls": secure != nil, "guarded": cfg.guarded()},
+			Log: log.Fields{"listen": ln.Addr().String(), "tls": secure != nil, "guarded": cfg.Guarded()},
 			Up: func(metrics net.Addr) {
 				if cfg.OnListen != nil {
 					cfg.OnListen(ln.Addr(), metrics)

@@ -46,6 +46,8 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("server: configuration: %w", err)
 	}
+	_, err := os.Stat(cfg.Data)
+	first := errors.Is(err, os.ErrNotExist)
 	if err := durable.MkdirAll(cfg.Data, 0o750); err != nil {
 		return fmt.Errorf("server: data directory: %w", err)
 	}
@@ -73,7 +75,11 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 				return err
 			}}
 		}
-		up := full.awaitRoles()
+		up := full.awaitRoles(func() {
+			if first {
+				fmt.Fprint(os.Stderr, full.howToPush())
+			}
+		})
 		return d.Serve(ctx, daemon.Parts{
 			Servers: []daemon.Part{
 				as("tracker", func(ctx context.Context) error { return trackerd.Run(ctx, full.Tracker) }),
@@ -88,13 +94,29 @@ func runServer(ctx context.Context, cfg serverConfig) error {
 	})
 }
 
-// awaitRoles returns a channel that is closed when all roles are up.
-func (c *serverConfig) awaitRoles() <-chan struct{} {
+// howToPush says, in three lines, what to do with a server that is new.
+func (c *serverConfig) howToPush() string {
+	at, who, trust := c.reached(c.Gateway.Listen), "everybody may (gateway.users and gateway.rule say who, see docs/access.md)", ""
+	if c.Gateway.Guarded() {
+		who = "log in to it with: capelin login " + at
+		if c.Gateway.Identity.Enabled() {
+			trust = " --ca " + c.Gateway.Identity.CA
+			who += trust
+		}
+	}
+	return fmt.Sprintf("capelin: this server is new, and takes pushes at %[1]s; %[2]s\n"+
+		"  capelin image push docker://docker.io/library/alpine:3 %[1]s/team/alpine:3%[3]s\n"+
+		"  docker pull %[1]s/team/alpine:3\n", at, who, trust)
+}
+
+// awaitRoles returns a channel that is closed when all roles are up, after then was called.
+func (c *serverConfig) awaitRoles(then func()) <-chan struct{} {
 	up := make(chan struct{})
 	var missing atomic.Int32
 	missing.Store(int32(len(c.roles())))
 	one := func() {
 		if missing.Add(-1) == 0 {
+			then()
 			close(up)
 		}
 	}
