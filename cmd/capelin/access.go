@@ -4,10 +4,13 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/capelin-io/capelin/control/tracker"
 	"github.com/capelin-io/capelin/internal/daemon/config"
@@ -18,6 +21,8 @@ import (
 // access is how commands reach registries and trackers.
 type access struct {
 	registry image.Config
+	user     string // shown to the registry that a command is about; "": Docker's configuration says who
+	stdin    bool   // its password is on stdin
 	trackers []string
 	cluster  string
 	json     bool
@@ -55,6 +60,64 @@ func (a *access) flags(cmd *cobra.Command) {
 	f.StringVar(&a.registry.Cert, "cert", "", "PEM file of a client certificate, as \"capelin ca issue --role admin\" makes it")
 	f.StringVar(&a.registry.Key, "key", "", "PEM file of its key")
 	f.BoolVar(&a.json, "json", false, "print the result as JSON")
+}
+
+func (a *access) userFlags(cmd *cobra.Command) {
+	f := cmd.PersistentFlags()
+	f.StringVarP(&a.user, "user", "u", "", "user to log in as; the password is in $"+passwordVariable+", or asked for")
+	f.BoolVar(&a.stdin, "password-stdin", false, "read the password from standard input")
+	f.BoolVar(&a.registry.PlainHTTP, "plain-http", false, "speak to registries without TLS")
+}
+
+// passwordVariable is the environment's, with the password of --user.
+const passwordVariable = "CAPELIN_PASSWORD"
+
+// maxPassword bounds what is read as one: tokens are long.
+const maxPassword = 64 << 10 // bytes
+
+// images returns a client of registries; --user is for that of ref.
+func (a *access) images(cmd *cobra.Command, ref string) (*image.Client, error) {
+	cfg := a.registry
+	switch registry := image.RegistryOf(ref); {
+	case a.user == "" && a.stdin:
+		return nil, misused(cmd, errors.New("--password-stdin needs --user"))
+	case a.user == "":
+	case registry == "":
+		return nil, misused(cmd, fmt.Errorf("--user is for a registry, and %q names none", ref))
+	default:
+		password, err := a.password(cmd)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Credentials = image.As(registry, a.user, password)
+	}
+	return image.New(cfg)
+}
+
+// password is that of --user.
+func (a *access) password(cmd *cobra.Command) (string, error) {
+	in := cmd.InOrStdin()
+	if a.stdin {
+		text, err := io.ReadAll(io.LimitReader(in, maxPassword))
+		if err != nil {
+			return "", fmt.Errorf("reading the password: %w", err)
+		}
+		return strings.TrimRight(string(text), "\r\n"), nil
+	}
+	if p := os.Getenv(passwordVariable); p != "" {
+		return p, nil
+	}
+	f, ok := in.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return "", misused(cmd, fmt.Errorf("the password of %s: set $%s, or pipe it to --password-stdin", a.user, passwordVariable))
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "password of %s: ", a.user)
+	p, err := term.ReadPassword(int(f.Fd()))
+	fmt.Fprintln(cmd.ErrOrStderr())
+	if err != nil {
+		return "", fmt.Errorf("reading the password: %w", err)
+	}
+	return string(p), nil
 }
 
 func (a *access) trackerFlags(cmd *cobra.Command, use string) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -23,18 +24,19 @@ func imageCommand() *cobra.Command {
 	var a access
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Push, pull, list, inspect and preheat images",
-		Long: `Push, pull, list, inspect and preheat images.
+		Short: "Push, pull, list, inspect, tag, delete and preheat images",
+		Long: `Push, pull, list, inspect, tag, delete and preheat images.
 
-Credentials for registries are those of "docker login", or a client certificate.
+Credentials for registries are those of "capelin login" or "docker login", or --user,
+which is for the registry of REF alone, or a client certificate.
 An image that is in no registry is an OCI layout directory (oci:DIR[:NAME]), an
 archive of one (oci-archive:FILE[:NAME]) or of docker save
 (docker-archive:FILE[:NAME]); the prefix can be left out where it is clear.`,
 	}
 	a.flags(cmd)
-	cmd.PersistentFlags().BoolVar(&a.registry.PlainHTTP, "plain-http", false, "speak to registries without TLS")
+	a.userFlags(cmd)
 	cmd.AddCommand(imageCopyCommand(&a, true), imageCopyCommand(&a, false), imageListCommand(&a), imageInspectCommand(&a),
-		imagePreheatCommand(&a))
+		imageTreeCommand(&a), imageTagCommand(&a), imageRemoveCommand(&a), imagePreheatCommand(&a))
 	return cmd
 }
 
@@ -53,7 +55,11 @@ func imageCopyCommand(a *access, push bool) *cobra.Command {
   capelin image push docker://docker.io/library/alpine:3 server-1:7500/team/alpine:3`
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := image.New(a.registry)
+		ref := args[0]
+		if push {
+			ref = args[1]
+		}
+		c, err := a.images(cmd, ref)
 		if err != nil {
 			return err
 		}
@@ -106,7 +112,7 @@ func imageListCommand(a *access) *cobra.Command {
 			if limit < 1 {
 				return errors.New("--limit must be at least 1")
 			}
-			c, err := image.New(a.registry)
+			c, err := a.images(cmd, args[0])
 			if err != nil {
 				return err
 			}
@@ -160,7 +166,7 @@ func imageInspectCommand(a *access) *cobra.Command {
 		Short: "Show an image's manifests, platforms and layers, and with --tracker which nodes have them",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := image.New(a.registry)
+			c, err := a.images(cmd, args[0])
 			if err != nil {
 				return err
 			}
@@ -222,6 +228,112 @@ func printManifest(w io.Writer, m *image.Manifest, indent string, located bool) 
 	}
 }
 
+func imageTreeCommand(a *access) *cobra.Command {
+	return &cobra.Command{
+		Use:   "tree REF",
+		Short: "Show what refers to an image, such as signatures and SBOMs",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.images(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			p, err := c.Reference(args[0])
+			if err != nil {
+				return err
+			}
+			m, err := c.Tree(cmd.Context(), p)
+			if err != nil {
+				return err
+			}
+			return a.print(cmd.OutOrStdout(), m, func(w io.Writer) {
+				fmt.Fprintln(w, p)
+				printTree(w, m, "", "")
+			})
+		},
+	}
+}
+
+// printTree prints m below what is on the line above.
+func printTree(w io.Writer, m *image.Manifest, indent, how string) {
+	kind := cmp.Or(m.ArtifactType, m.MediaType)
+	if m.Platform != "" {
+		kind = m.Platform
+	}
+	fmt.Fprintf(w, "%s└ %s%s  %s\n", indent, how, kind, m.Digest)
+	for i := range m.Referrers {
+		printTree(w, &m.Referrers[i], indent+"  ", "referrer: ")
+	}
+	for i := range m.Manifests {
+		printTree(w, &m.Manifests[i], indent+"  ", "")
+	}
+}
+
+func imageTagCommand(a *access) *cobra.Command {
+	return &cobra.Command{
+		Use:   "tag REF NEW",
+		Short: "Give an image another tag, in its registry; NEW is a tag, or a reference",
+		Args:  cobra.ExactArgs(2),
+		Example: `  capelin image tag server-1:7500/team/app:2 latest
+  capelin image tag server-1:7500/team/app@sha256:… server-1:7500/release/app:2`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.images(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			from, err := c.Reference(args[0])
+			if err != nil {
+				return err
+			}
+			name := args[1]
+			if !strings.ContainsAny(name, "/:@") {
+				name = from.Ref.Context().Name() + ":" + name
+			}
+			to, err := c.Reference(name)
+			if err != nil {
+				return err
+			}
+			r, err := c.Tag(cmd.Context(), from, to)
+			if err != nil {
+				return err
+			}
+			return a.print(cmd.OutOrStdout(), r, func(w io.Writer) { fmt.Fprintln(w, r.Reference) })
+		},
+	}
+}
+
+func imageRemoveCommand(a *access) *cobra.Command {
+	return &cobra.Command{
+		Use:   "rm REF",
+		Short: "Delete a tag, or by digest an image with all of its tags, from a registry",
+		Args:  cobra.ExactArgs(1),
+		Example: `  capelin image rm server-1:7500/team/app:2
+  capelin image rm server-1:7500/team/app@sha256:…`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.images(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			p, err := c.Reference(args[0])
+			if err != nil {
+				return err
+			}
+			if id := p.Ref.Identifier(); !strings.HasSuffix(args[0], ":"+id) && !strings.HasSuffix(args[0], "@"+id) { // not what nobody has named
+				return misused(cmd, fmt.Errorf("%q names neither a tag nor a digest", args[0]))
+			}
+			if err := c.Remove(cmd.Context(), p); err != nil {
+				return err
+			}
+			return a.print(cmd.OutOrStdout(), map[string]string{"deleted": p.String()}, func(w io.Writer) {
+				fmt.Fprintf(w, "deleted %s\n", p)
+			})
+		},
+	}
+}
+
 func imagePreheatCommand(a *access) *cobra.Command {
 	var platforms, nodes, zones []string
 	var origins bool
@@ -239,7 +351,7 @@ from each other and from origins, into their caches.`,
 			if err != nil {
 				return err
 			}
-			c, err := image.New(a.registry)
+			c, err := a.images(cmd, args[0])
 			if err != nil {
 				return err
 			}

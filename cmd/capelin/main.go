@@ -103,7 +103,7 @@ func command(hangups chan os.Signal) *cobra.Command {
 	root.AddCommand(
 		agentCommand(hangups), serverCommand(hangups), trackerdCommand(hangups), origindCommand(hangups), indexdCommand(hangups),
 		gatewayCommand(hangups),
-		imageCommand(), nodeCommand(), originCommand(), indexCommand(), backupCommand(), restoreCommand(),
+		imageCommand(), loginCommand(), logoutCommand(), nodeCommand(), originCommand(), indexCommand(), backupCommand(), restoreCommand(),
 		statusCommand(), caCommand(), versionCommand(),
 	)
 	strict(root)

@@ -117,9 +117,9 @@ func (c *Client) explain(ctx context.Context, err error, p Place) error {
 	}
 	switch auth, aerr := authn.Resolve(context.Background(), c.cfg.Credentials, repo); {
 	case refused.StatusCode == http.StatusUnauthorized && aerr == nil && auth == authn.Anonymous:
-		return fmt.Errorf("registry %s wants to know who asks: \"docker login %[1]s\", or --cert and --key (%[2]s)", host, said)
+		return fmt.Errorf("registry %s wants to know who asks: \"capelin login %[1]s\", or --user, or --cert and --key (%[2]s)", host, said)
 	case refused.StatusCode == http.StatusUnauthorized:
-		return fmt.Errorf("registry %s does not accept the login: \"docker login %[1]s\" again (%[2]s)", host, said)
+		return fmt.Errorf("registry %s does not accept the login: \"capelin login %[1]s\" again (%[2]s)", host, said)
 	case refused.StatusCode == http.StatusForbidden:
 		return fmt.Errorf("registry %s does not allow this (%s)", host, said)
 	}

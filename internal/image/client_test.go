@@ -45,7 +45,7 @@ func TestAuth(t *testing.T) {
 		credentials authn.Keychain
 		want        string
 	}{
-		{"without credentials", authn.NewMultiKeychain(), "registry " + reg + ` wants to know who asks: "docker login ` + reg + `"`},
+		{"without credentials", authn.NewMultiKeychain(), "registry " + reg + ` wants to know who asks: "capelin login ` + reg + `"`},
 		{"with wrong ones", keychain{"wrong"}, "registry " + reg + " does not accept the login"},
 	} {
 		c := newClient(t, Config{Credentials: tt.credentials})

@@ -5,7 +5,8 @@
 // OCI layout directory, or an archive of one or of docker save; [Client.Copy]
 // brings it from one place to another, [Client.Inspect] returns its [Manifest]
 // tree, [Client.Repositories] and [Client.Tags] list a registry, and [Preheat] has
-// a cluster's nodes fetch the blobs of such a tree.
+// a cluster's nodes fetch the blobs of such a tree. [Client.Tag], [Client.Remove] and
+// [Client.Tree] change names and show what refers to an image; [Client.Login] keeps a login.
 //
 // Registries are spoken to with the credentials of Docker's configuration
 // (~/.docker/config.json and its helpers), and with a client certificate if one is

@@ -32,6 +32,7 @@ type Manifest struct {
 	Config       *Blob             `json:"config,omitempty"`
 	Layers       []Blob            `json:"layers,omitempty"` // lowest first
 	Manifests    []Manifest        `json:"manifests,omitempty"`
+	Referrers    []Manifest        `json:"referrers,omitempty"` // by Tree alone
 
 	platform *v1.Platform // nil: none is given
 }
