@@ -84,7 +84,8 @@ func TestTokenKeysAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := c.TokenKeys(t.Context())
-	if err != nil || len(got) != 1 || got[0].ID != want[0].ID || !bytes.Equal(got[0].Secret, want[0].Secret) || !got[0].Made.Equal(want[0].Made) {
+	if err != nil || len(got) != 1 || got[0].ID != want[0].ID ||
+		!bytes.Equal(got[0].Secret, want[0].Secret) || !got[0].Made.Equal(want[0].Made) {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
 }

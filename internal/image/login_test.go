@@ -112,7 +112,9 @@ func TestLogin(t *testing.T) {
 func TestAs(t *testing.T) {
 	t.Setenv("DOCKER_CONFIG", t.TempDir())
 	k := As("reg.example.com:5000", "alice", "secret")
-	for of, want := range map[string]string{"reg.example.com:5000": "alice", "reg.example.com": "", "docker.io": "", "reg.example.com:5001": ""} {
+	for of, want := range map[string]string{
+		"reg.example.com:5000": "alice", "reg.example.com": "", "docker.io": "", "reg.example.com:5001": "",
+	} {
 		r, err := name.NewRegistry(of)
 		if err != nil {
 			t.Fatal(err)
@@ -127,7 +129,8 @@ func TestAs(t *testing.T) {
 	}
 	for ref, want := range map[string]string{
 		"server-1:7500/team/app:2": "server-1:7500", "docker://server-1:7500/a": "server-1:7500", "server-1:7500": "server-1:7500",
-		"alpine": "index.docker.io", "oci:dir": "index.docker.io", "a b": "", "localhost:5000/x@sha256:" + strings.Repeat("0", 64): "localhost:5000",
+		"alpine": "index.docker.io", "oci:dir": "index.docker.io", "a b": "",
+		"localhost:5000/x@sha256:" + strings.Repeat("0", 64): "localhost:5000",
 	} {
 		if got := RegistryOf(ref); got != want {
 			t.Errorf("%s is at %q, want %q", ref, got, want)
