@@ -139,6 +139,16 @@ func TestTokenIsLimited(t *testing.T) {
 	}
 }
 
+// Another cluster's index brings tags with a token for push, or delete, since there is no scope of its own for that.
+func TestTokenReplicates(t *testing.T) {
+	for action, want := range map[Action]bool{Pull: false, Push: true, Delete: true} {
+		a := access{{"repository", "team/app", []string{string(action)}}}
+		if got := a.allows(Replicate, "team/app"); got != want || a.allows(Replicate, "team/other") {
+			t.Errorf("a token for %s: %v", action, got)
+		}
+	}
+}
+
 // Whoever was not challenged finds all that is needed to get a token, as its own name for the gateway has it.
 func TestChallenge(t *testing.T) {
 	g := newGateway(t, nil)
