@@ -130,9 +130,6 @@ func callerOf(ctx context.Context) *caller {
 	return &caller{owner: owner{user: Anonymous}, challenge: func(error) string { return basicChallenge }}
 }
 
-// permitted reports whether the request's caller may do something.
-func permitted(ctx context.Context, a Action, repo string) bool { return callerOf(ctx).may(a, repo) }
-
 // may reports whether rules allow something, and the caller's token does, if it has one.
 func (c *caller) may(a Action, repo string) bool { return c.ruled(a, repo) && c.access.allows(a, repo) }
 

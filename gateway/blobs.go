@@ -133,7 +133,7 @@ func (c *content) Read(p []byte) (int, error) {
 	if n > 0 {
 		return n, nil // an error comes again
 	}
-	if err == io.EOF { //nolint:errorlint // as io.Reader has it
+	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
 	c.err = err

@@ -246,7 +246,7 @@ func TestTokensAreBelieved(t *testing.T) {
 		x.key(fmt.Sprint("key", now.Unix()))
 		now = now.Add(lasts + tokenLeeway + time.Second)
 		for i, g := range gateways {
-			if _, ok, err := g.verify(ctx, raw); !ok || err != errExpired { //nolint:errorlint // itself
+			if _, ok, err := g.verify(ctx, raw); !ok || err != errExpired {
 				t.Errorf("gateway %d, later: %v, %v", i, ok, err)
 			}
 		}

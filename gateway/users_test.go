@@ -101,7 +101,7 @@ func TestGuessersStarveNobody(t *testing.T) {
 			if err := u.password(t.Context(), "alice", "pw-alice", "203.0.113.5:1"); err != nil {
 				t.Error(err)
 			}
-			if err := u.password(t.Context(), "alice", "guess0", "203.0.113.5:1"); err != errWrong { //nolint:errorlint // itself
+			if err := u.password(t.Context(), "alice", "guess0", "203.0.113.5:1"); err != errWrong {
 				t.Error(err)
 			}
 		}

@@ -86,7 +86,7 @@ func openDisks(cfg *Config, open func(d *oneDisk, of int) (*content.Store, error
 	roots := cfg.Roots()
 	for _, root := range roots {
 		d := &oneDisk{root: root}
-		d.ctx, d.end = context.WithCancel(context.Background())
+		d.ctx, d.end = context.WithCancel(context.Background()) //nolint:fatcontext // each disk has its own
 		ds.all = append(ds.all, d)
 		err := d.open(cfg, len(roots), open)
 		switch {
@@ -295,10 +295,10 @@ func (ds *disks) fail(d *oneDisk, why error) {
 }
 
 // reason returns why a disk is not used, and since when; nil if it is.
-func (d *oneDisk) reason() (why error, since time.Time) {
+func (d *oneDisk) reason() (since time.Time, why error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.why, d.since
+	return d.since, d.why
 }
 
 // tell has lost be told of disks that fail, and of those that have failed since they were opened.
@@ -317,7 +317,7 @@ func (ds *disks) tell(lost func(d *oneDisk)) {
 func (ds *disks) list() (all []origin.RingDisk) {
 	for _, d := range ds.all {
 		is := origin.RingDisk{Path: d.root, Up: slices.Contains(ds.inUse(), d)}
-		if why, since := d.reason(); why != nil && !is.Up {
+		if since, why := d.reason(); why != nil && !is.Up {
 			is.Since, is.Error = &since, strings.ReplaceAll(why.Error(), "\n", "; ")
 		}
 		if is.Up {

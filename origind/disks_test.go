@@ -171,8 +171,8 @@ func TestDisksShare(t *testing.T) {
 	}
 }
 
-// TestDiskMissing has an origin start without one of its disks, or with one that is empty, after it was stopped or killed: what was there is
-// unavailable, and not nowhere; and it is a new disk to the ring if the missing one may know more.
+// TestDiskMissing has an origin start without one of its disks, or with one that is empty, after it was stopped or killed: what was there
+// is unavailable, and not nowhere; and it is a new disk to the ring if the missing one may know more.
 func TestDiskMissing(t *testing.T) {
 	for _, tt := range []struct {
 		name        string
@@ -295,7 +295,10 @@ func TestDiskIsSomebodyElses(t *testing.T) {
 		change func(*Config)
 		want   string
 	}{
-		{"another member's", func(*testing.T) []string { return other }, func(c *Config) { c.Node = "b" }, "is a disk of member origin of cluster"},
+		{
+			"another member's", func(*testing.T) []string { return other }, func(c *Config) { c.Node = "b" },
+			"is a disk of member origin of cluster",
+		},
 		{"another cluster's", func(*testing.T) []string { return other }, func(c *Config) { c.Cluster = "x" }, `and this is origin of "x"`},
 		{"two members' only ones", func(t *testing.T) []string { return []string{alone(t), alone(t)} }, nil, "were never disks of one"},
 		{"a disk, and what was one's only one", func(t *testing.T) []string {
@@ -330,8 +333,8 @@ func TestDiskIsSomebodyElses(t *testing.T) {
 	}
 }
 
-// TestDiskComesBack: a disk that failed, and is back at a later start, has what was deleted meanwhile; that does not come back. Neither does
-// what is forgotten altogether.
+// TestDiskComesBack: a disk that failed, and is back at a later start, has what was deleted meanwhile; that does not come back. Neither
+// does what is forgotten altogether.
 func TestDiskComesBack(t *testing.T) {
 	dirs := diskDirs(t, 2)
 	s, stop := mustLonely(t, dirs)

@@ -66,7 +66,7 @@
 //	                                                Found out by whoever writes, and by a small file written every 5 s. Its uploads go
 //	                                                on at their mirrors. The last disk's failure is the origin's end
 //	it is full                                      the others take what is new; the member is full when all are
-//	it is not there at the start, does not open,    what is to be kept and is not here is wrong as a whole, until all of it is (diskSet.lost).
+//	it is not there at the start, does not open,    what is to be kept and is not here is wrong as a whole until it is (diskSet.lost).
 //	or was taken out of the list                    After a crash it may know more than the others, if these failed before it: the
 //	                                                member has a new incarnation, as if it had lost its only disk
 //	it comes back, or is new and empty              its ledger becomes that of the disk which was last in the set; what is there of blobs

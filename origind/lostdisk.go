@@ -17,7 +17,7 @@ import (
 // lostDisk has everybody know that a disk has failed.
 func (s *server) lostDisk(d *oneDisk) {
 	s.tasks.run(func(context.Context) {
-		why, _ := d.reason()
+		_, why := d.reason()
 		s.member.lost(d.root, why, slices.Collect(maps.Keys(d.store.Whole())))
 		s.uploads.lose(d.root)
 		d.store.Blobs(func(id piece.ID, _ content.Presence) bool {

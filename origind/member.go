@@ -151,7 +151,8 @@ const (
 // newMember returns a member that knows what is here, and has not begun.
 func newMember(ctx context.Context, cfg ringstate.Config, parts memberParts) (*member, error) {
 	m := &member{
-		memberParts: parts, name: cfg.Name, began: time.Now(), kick: make(chan struct{}, 1), stop: make(chan struct{}), ended: make(chan struct{}),
+		memberParts: parts, name: cfg.Name, began: time.Now(),
+		kick: make(chan struct{}, 1), stop: make(chan struct{}), ended: make(chan struct{}),
 		calls: map[uint64]func(ringstate.Action){}, waiting: map[digest.Digest][]chan error{}, healing: map[digest.Digest]*healing{},
 		warned: map[string]time.Time{},
 		asking: make(chan struct{}, asksAtOnce), erasers: make(chan struct{}, erasesAtOnce), blind: blindFor(cfg.WithDefaults()),

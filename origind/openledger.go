@@ -262,7 +262,8 @@ func (cfg *ledgerConfig) join(l *ledger, lead *foundLedger, all []*foundLedger) 
 	if len(missing) > 0 && !was.clean {
 		// It may have gone on without these, when they had failed, and be away now.
 		log.L.WithField("disks", fmt.Sprintf("%x", missing)).
-			Warn("disks are missing that may know more than the others: to the ring this member has a new disk, and asks the others what it is to have")
+			Warn("disks are missing that may know more than the others: " +
+				"to the ring this member has a new disk, and asks the others what it is to have")
 		l.inc, l.saved, l.said = random(), nil, nil
 	}
 	l.set = &diskSet{at: max(was.at+1, record.At(time.Now())), ids: l.idsOf(l.dirs.Live()), lost: union(was.lost, missing)}

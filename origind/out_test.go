@@ -10,7 +10,8 @@ import (
 )
 
 // An operator takes a member out that has an upload. The client goes on at the mirror. Whoever begins one at a member that was taken out,
-// or deletes there, hears so at once, and not after all that others could have had time for; it is shown as removed, also when it was drained.
+// or deletes there, hears so at once, and not after all that others could have had time for; it is shown as removed, also when it was
+// drained.
 func TestTakenOut(t *testing.T) {
 	r := startRing(t, 4, 2, false)
 	data, d := testBlob(2<<20, 17)
@@ -75,7 +76,8 @@ func TestTakenOut(t *testing.T) {
 		}
 		resp.Body.Close()
 		why := resp.Header.Get(origin.HeaderReason)
-		if resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(why, "taken out of the ring (`capelin origin ring readmit "+name+"`") {
+		if resp.StatusCode != http.StatusServiceUnavailable ||
+			!strings.Contains(why, "taken out of the ring (`capelin origin ring readmit "+name+"`") {
 			t.Errorf("%s: %s, %s", ask, resp.Status, why)
 		}
 	}

@@ -208,7 +208,8 @@ func TestTooManyUploads(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := o.client.StartUpload(t.Context(), "any/app", "")
-	if !errors.Is(err, origin.ErrBusy) || !errdefs.IsResourceExhausted(err) || !httpclient.Answered(err) || !strings.Contains(err.Error(), "uploads.max") {
+	if !errors.Is(err, origin.ErrBusy) || !errdefs.IsResourceExhausted(err) || !httpclient.Answered(err) ||
+		!strings.Contains(err.Error(), "uploads.max") {
 		t.Errorf("got %v", err)
 	}
 	resp, err := http.Post("http://"+o.addr+origin.PathUploads+"?namespace=any/app", "", nil)

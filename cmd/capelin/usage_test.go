@@ -28,7 +28,11 @@ func TestUsage(t *testing.T) {
 		{"agent statsu", 2, `unknown command "statsu" for "capelin agent" (see "capelin agent --help")`},
 		{"agent chekc", 2, `unknown command "chekc" for "capelin agent"; did you mean check? (see "capelin agent --help")`},
 		{"doctor", 2, `unknown command "doctor" for "capelin"; did you mean "capelin agent doctor"? (see "capelin --help")`},
-		{"agent status", 2, `unknown command "status" for "capelin agent"; did you mean "capelin index replicate status" or "capelin status"? (see "capelin agent --help")`},
+		{
+			"agent status", 2,
+			`unknown command "status" for "capelin agent"; did you mean "capelin index replicate status" or ` +
+				`"capelin status"? (see "capelin agent --help")`,
+		},
 		{"check", 2, `unknown command "check" for "capelin"; did you mean "capelin agent check" or "capelin gateway check" or `},
 		{"decode-zstd", 2, `unknown command "decode-zstd" for "capelin" (see "capelin --help")`},
 		{"agent check a b", 2, `accepts at most 1 arg(s), received 2 (see "capelin agent check --help")`},

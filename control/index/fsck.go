@@ -120,7 +120,7 @@ func lines[T any](ctx context.Context, c *Client, path string, each func(T) (las
 	r := &httpclient.Request{Method: "POST", Path: path}
 	var errs []error
 	for x := range c.http.Turns(ctx, c.indexes, false) {
-		resp, err := c.http.Do(ctx, x, r)
+		resp, err := c.http.Do(ctx, x, r) //nolint:bodyclose // readLines does
 		if err != nil {
 			errs = append(errs, err)
 			continue

@@ -29,7 +29,10 @@ func TestSource(t *testing.T) {
 			t.Errorf("%v later than %v: %v", tt.a, tt.b, !tt.later)
 		}
 	}
-	for _, bad := range []string{"", "west", "west/", "/1", "west/-1", "west/+1", "west/01", "west/1/2", "we st/1", "west/18446744073709551615", "west/0", "w%65st/1", strings.Repeat("x", 65) + "/1"} {
+	for _, bad := range []string{
+		"", "west", "west/", "/1", "west/-1", "west/+1", "west/01", "west/1/2", "we st/1", "west/18446744073709551615",
+		"west/0", "w%65st/1", strings.Repeat("x", 65) + "/1",
+	} {
 		if _, err := ParseSource(bad); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v", bad, err)
 		}

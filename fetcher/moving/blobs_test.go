@@ -360,7 +360,8 @@ func TestBlobsDamaged(t *testing.T) {
 	}}}
 	done, err := m.Run(ctx)
 	var damaged *DamagedError
-	if !errors.As(err, &damaged) || !slices.Equal(damaged.Keys, []string{bad}) || !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), bad) {
+	if !errors.As(err, &damaged) || !slices.Equal(damaged.Keys, []string{bad}) ||
+		!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), bad) {
 		t.Fatal(done, err)
 	}
 	if st, err := Blobs.readState(ctx, w.a); err != nil || st.Phase != copying {
@@ -383,7 +384,8 @@ func TestBlobsDamagedLate(t *testing.T) {
 	w := newWorld(t, 3, 1)
 	var bad string
 	m := &Mover{Kind: Blobs, From: &hooked{Backend: w.a, before: func(_, key string) error {
-		if st, err := Blobs.readState(t.Context(), w.a); err == nil && st.Phase == copying && st.Epoch > 1 && bad == "" && key == Blobs.stateKey() {
+		st, err := Blobs.readState(t.Context(), w.a)
+		if err == nil && st.Phase == copying && st.Epoch > 1 && bad == "" && key == Blobs.stateKey() {
 			bad = blobKey("x")
 			put(t, w.members[0], bad, "y")
 		}
@@ -445,7 +447,8 @@ func TestBlobsMembers(t *testing.T) {
 	m := &Mover{Kind: Blobs, From: a, To: b}
 	var untold *UntoldError
 	_, err := m.Run(ctx)
-	if !errors.As(err, &untold) || len(untold.Members) != 1 || untold.Members[0].Name != "origin 1/x" || !strings.Contains(err.Error(), "origins use") {
+	if !errors.As(err, &untold) || len(untold.Members) != 1 || untold.Members[0].Name != "origin 1/x" ||
+		!strings.Contains(err.Error(), "origins use") {
 		t.Fatal(err)
 	}
 	stale := Blobs.New(a, nil, "origin 2")

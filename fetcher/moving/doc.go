@@ -33,6 +33,6 @@
 //
 // Each index is registered in its storage while it runs. It registers first and then reads the state; the Mover writes the state
 // first and then looks who is registered, and does not begin before all of them are told the next storage. One that is not told refuses to
-// start once there is a state. What a killed index leaves there a person has to say is gone. An origin has a name of its own, and takes what
-// was killed by that name off the register itself.
+// start once there is a state. What a killed index leaves there a person has to say is gone. An origin has a name of its own, and takes
+// what was killed by that name off the register itself.
 package moving

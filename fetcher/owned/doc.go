@@ -8,5 +8,6 @@
 // A storage without compare-and-swap (HDFS) may be given two ids by two that are the first at the same time; one of them
 // stays, and both find that out when they Check. Where the object may not be read, or not be created, the storage is used without it.
 //
-// A Storage may be used by any goroutine. It is not known here what a storage has beside that, nor who of a cluster uses it (fetcher/moving).
+// A Storage may be used by any goroutine. It is not known here what a storage has beside that, nor who of a cluster uses it
+// (fetcher/moving).
 package owned

@@ -42,7 +42,8 @@ func Read(ctx context.Context, b fetcher.Backend) (*Identity, error) {
 	}
 	id := new(Identity)
 	if err := json.Unmarshal(data, id); err != nil {
-		return nil, fmt.Errorf("%s: object %s, which says whose storage it is, is damaged; delete it: %w: %w", b.Name(), Key, err, errdefs.ErrDataLoss)
+		return nil, fmt.Errorf("%s: object %s, which says whose storage it is, is damaged; delete it: %w: %w",
+			b.Name(), Key, err, errdefs.ErrDataLoss)
 	}
 	switch {
 	case id.Format != format:

@@ -202,7 +202,9 @@ func TestFaults(t *testing.T) {
 	if s.ID() == "" {
 		t.Error("no id without compare-and-swap")
 	}
-	for _, text := range []string{"{", `{"format":2,"cluster":"a","id":"x"}`, `{"format":1,"cluster":"a"}`, strings.Repeat(" ", maxIdentity+1)} {
+	for _, text := range []string{
+		"{", `{"format":2,"cluster":"a","id":"x"}`, `{"format":1,"cluster":"a"}`, strings.Repeat(" ", maxIdentity+1),
+	} {
 		m := new(memory)
 		if _, err := m.Write(t.Context(), Key, -1, strings.NewReader(text)); err != nil {
 			t.Fatal(err)

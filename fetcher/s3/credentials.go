@@ -37,7 +37,7 @@ func withoutCredentials(err error) string {
 	}
 	// The last that is asked, when nothing else was found.
 	for e := err; e != nil; e = errors.Unwrap(e) {
-		if op, ok := e.(*smithy.OperationError); ok && op.ServiceID == imds { //nolint:errorlint // each of the chain is looked at
+		if op, ok := e.(*smithy.OperationError); ok && op.ServiceID == imds {
 			return "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment (a service's is " +
 				"/etc/capelin/server.env), or a profile, or give this machine or pod a role"
 		}

@@ -16,8 +16,16 @@ func TestWithoutCredentials(t *testing.T) {
 	}{
 		{"none", "", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"},
 		{"process", "[default]\ncredential_process = echo much-of-a-secret\n", "credential_process"},
-		{"process that fails", "[default]\ncredential_process = sh -c 'echo much-of-a-secret; echo much-of-a-secret >&2; exit 3'\n", "credential_process"},
-		{"process without a key", "[default]\ncredential_process = echo {\"Version\":1,\"SecretAccessKey\":\"much-of-a-secret\"}\n", "credential_process"},
+		{
+			"process that fails",
+			"[default]\ncredential_process = sh -c 'echo much-of-a-secret; echo much-of-a-secret >&2; exit 3'\n",
+			"credential_process",
+		},
+		{
+			"process without a key",
+			"[default]\ncredential_process = echo {\"Version\":1,\"SecretAccessKey\":\"much-of-a-secret\"}\n",
+			"credential_process",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			nothing(t)

@@ -33,7 +33,6 @@ type here struct {
 	blobs     map[digest.Digest][]byte
 	manifests map[digest.Digest]index.Manifest
 	tags      map[string]index.Tag
-	onTag     func() // called when a tag is read
 }
 
 func newHere(t *testing.T) *here {

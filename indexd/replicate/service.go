@@ -182,7 +182,7 @@ func (n *runner) run(ctx context.Context) {
 		for _, a := range w.Step(time.Now(), e) {
 			if _, ok := a.(Cancel); ok {
 				n.cancel()
-				n.term, n.cancel = context.WithCancel(ctx)
+				n.term, n.cancel = context.WithCancel(ctx) //nolint:fatcontext // ctx stays
 				continue
 			}
 			term := n.term

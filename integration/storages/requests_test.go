@@ -18,7 +18,8 @@ import (
 const distribution = `version: 0.1
 log: {level: error}
 storage:
-  s3: {accesskey: %q, secretkey: %q, region: %q, regionendpoint: %q, bucket: %q, rootdirectory: /distribution, secure: false, forcepathstyle: true}
+  s3: {accesskey: %q, secretkey: %q, region: %q, regionendpoint: %q, bucket: %q,
+       rootdirectory: /distribution, secure: false, forcepathstyle: true}
   cache: {blobdescriptor: inmemory}
 http: {addr: "127.0.0.1:%d"}
 `

@@ -23,7 +23,8 @@ func TestAskedWithoutTLS(t *testing.T) {
 	}
 	defer c.Close()
 	_, err = c.Do(t.Context(), c.Servers()[0], &Request{Method: "GET", Path: "/"})
-	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "it wants TLS and a certificate") || !strings.Contains(err.Error(), "--cert") {
+	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "it wants TLS and a certificate") ||
+		!strings.Contains(err.Error(), "--cert") {
 		t.Errorf("got %v", err)
 	}
 }

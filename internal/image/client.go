@@ -97,7 +97,7 @@ func (c *Client) reason(ctx context.Context, refused *transport.Error) error {
 	req.Method = http.MethodGet
 	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
-		return nil //nolint:nilerr // what is known already is said
+		return nil
 	}
 	defer resp.Body.Close()
 	return transport.CheckError(resp, http.StatusOK)

@@ -282,7 +282,8 @@ func TestDirsNoteFails(t *testing.T) {
 	}
 }
 
-// TestDirsBecomeTheSame opens directories that are empty, are behind, were torn by a crash, or have been compacted otherwise: they are what the first one is, at once and after the next start.
+// TestDirsBecomeTheSame opens directories that are empty, are behind, were torn by a crash, or have been compacted otherwise: they are
+// what the first one is, at once and after the next start.
 func TestDirsBecomeTheSame(t *testing.T) {
 	dirs := threeDirs(t)
 	old := filepath.Join(t.TempDir(), "old")

@@ -6,8 +6,8 @@ import (
 	digest "github.com/opencontainers/go-digest"
 )
 
-// Of two copies one is on a disk that was forgotten, and the other one's member does not answer. It is not nowhere: nothing was lost but one
-// disk, and who has the other copy will be back.
+// Of two copies one is on a disk that was forgotten, and the other one's member does not answer. It is not nowhere: nothing was lost but
+// one disk, and who has the other copy will be back.
 func forgottenHalf(w *world) {
 	var holders []string
 	w.node("a").push(kept, team, func(ok bool) {
@@ -104,15 +104,18 @@ func takenOut(w *world) {
 			w.fatalf("it says that it has it: %+v", h)
 		}
 	}
-	d.step(&EvAsked{From: "a", Incarnation: w.node("a").disk.inc, ID: w.nextID, Ask: Have{digestOf(kept)}, Local: d.locals([]digest.Digest{digestOf(kept)})})
+	d.step(&EvAsked{
+		From: "a", Incarnation: w.node("a").disk.inc, ID: w.nextID, Ask: Have{digestOf(kept)},
+		Local: d.locals([]digest.Digest{digestOf(kept)}),
+	})
 	w.partition()
 	w.tell("a", "d", Readmit)
 	w.mustPush("b", stored, team)
 	w.end()
 }
 
-// Whoever hears that the ring is whole takes the next disk away, of the member that said so or of another one: one disk is lost since then, and
-// time heals that, without an operator.
+// Whoever hears that the ring is whole takes the next disk away, of the member that said so or of another one: one disk is lost since
+// then, and time heals that, without an operator.
 func lostWhenWhole(w *world) {
 	w.mustPush("a", kept, team)
 	w.whole()
