@@ -445,11 +445,15 @@ func (n *node) fetch(a ActTake) {
 	})
 }
 
-// heal takes each piece from the first member that has it right.
+// heal takes each piece that is wrong by then from the first member that has it right.
 func (n *node) heal(a ActHeal) {
 	n.later(n.w.delay(), func() {
-		var left []int
-		for _, p := range a.Pieces {
+		b := n.disk.bytes[a.Digest]
+		wrong, left := b.bad, []int(nil)
+		if b.gone {
+			wrong = a.Pieces
+		}
+		for _, p := range wrong {
 			if !slices.ContainsFunc(a.From, func(name string) bool {
 				m := n.w.node(name)
 				return m.up() && n.w.reaches(n.name, name) && m.local(a.Digest).Have && !slices.Contains(m.disk.bytes[a.Digest].bad, p)
@@ -457,7 +461,6 @@ func (n *node) heal(a ActHeal) {
 				left = append(left, p)
 			}
 		}
-		b := n.disk.bytes[a.Digest]
 		if b.gone = b.gone && len(left) > 0; b.gone {
 			left = a.Pieces // all of it has to come
 		}
