@@ -110,6 +110,10 @@ func TestAzureThereAndBack(t *testing.T) {
 	a := StartAzurite(t, t.TempDir())
 	b := openAzure(t, a.config(t, a.URL()))
 	defer b.Close()
+	if _, err := b.Write(t.Context(), "there", -1, strings.NewReader("there")); err != nil {
+		t.Fatal(err)
+	}
+	a.Saved(t, "there") // and so the container is there, too, when it is killed
 	thereAndBack(t, b, func() {
 		a.Kill()
 		a.Restart()
