@@ -55,6 +55,7 @@ func TestHistories(t *testing.T) {
 		{"a mirror that fetches, and keeps nothing that is not pinned", "a b c", hastyMirror},
 		{"one copy's member is forgotten, and the other one's does not answer", "a b c d e", forgottenHalf},
 		{"a disk is taken away as soon as somebody says that the ring is whole", "a b c d e", lostWhenWhole},
+		{"one of two that are gone is forgotten", "a b c d", goneAndForgotten},
 		{"pushes and deletions where a member was taken out", "a b c d", takenOut},
 	} {
 		t.Run(h.name, func(t *testing.T) {

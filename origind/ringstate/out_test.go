@@ -144,3 +144,28 @@ func lostWhenWhole(w *world) {
 	}
 	w.end()
 }
+
+// Half of the ring is cut off for so long that it is gone, and takes pushes. One of it is forgotten; what the other one has is not nowhere.
+func goneAndForgotten(w *world) {
+	w.whole()
+	w.partition("b", "d")
+	w.run(w.cfg.Gone + time.Minute)
+	w.mustPush("d", kept, team)
+	if !w.tell("c", "b", Forget) {
+		w.fatalf("one that is gone may not be forgotten")
+	}
+	for range 60 {
+		w.run(time.Second)
+		for _, name := range []string{"a", "c"} {
+			if ok, _ := w.node(name).ring.Proof(); ok {
+				w.fatalf("%s says that the ring is whole", name)
+			}
+			w.mustRead(name, kept, no503)
+		}
+	}
+	w.partition()
+	w.run(20 * time.Second)
+	w.mustRead("a", kept, ok200)
+	w.tell("a", "b", Readmit)
+	w.end()
+}

@@ -29,14 +29,17 @@ func (r *Ring) proof() (whole bool, at Order, why []string) {
 		add("there are %d owners of the %d that min_replicas asks for", n, r.cfg.MinReplicas)
 	}
 	var latest Order
-	missed := 0
+	missed, away := 0, 0 // away: those that were forgotten, too
 	for _, l := range r.lost {
 		latest = max(latest, l.At)
 		if r.isLost(l) {
 			missed++
 		}
+		if r.isAway(l) {
+			away++
+		}
 	}
-	if missed >= r.cfg.MinReplicas {
+	if missed > 0 && away >= r.cfg.MinReplicas { // what one of them alone has left may be back
 		for _, l := range r.lost {
 			if r.isLost(l) {
 				add("what %s had may have been nowhere else: have it back, or say `capelin origin ring forget %s`", l.Name, l.Name)
