@@ -56,6 +56,7 @@ func TestHistories(t *testing.T) {
 		{"one copy's member is forgotten, and the other one's does not answer", "a b c d e", forgottenHalf},
 		{"a disk is taken away as soon as somebody says that the ring is whole", "a b c d e", lostWhenWhole},
 		{"one of two that are gone is forgotten", "a b c d", goneAndForgotten},
+		{"two that were taken out are told of each other that they may be back", "a b c d", readmittedElsewhere},
 		{"pushes and deletions where a member was taken out", "a b c d", takenOut},
 	} {
 		t.Run(h.name, func(t *testing.T) {

@@ -169,3 +169,24 @@ func goneAndForgotten(w *world) {
 	w.tell("a", "b", Readmit)
 	w.end()
 }
+
+// Whoever was taken out is told that others may be members again. All hear of that: there are not two rings that know half of each other.
+func readmittedElsewhere(w *world) {
+	for _, out := range []string{"c", "d"} {
+		w.whole()
+		if !w.tell("a", out, Remove) {
+			w.fatalf("%s may not be taken out", out)
+		}
+	}
+	w.run(5 * time.Second)
+	w.tell("c", "d", Readmit)
+	w.tell("d", "c", Readmit)
+	w.run(10 * time.Second)
+	for _, n := range w.nodes {
+		if n.ring.view != w.node("a").ring.view || n.ring.size() != 4 {
+			w.fatalf("%s sees %d members, and not what a sees", n.name, n.ring.size())
+		}
+	}
+	w.mustPush("c", kept, team)
+	w.end()
+}

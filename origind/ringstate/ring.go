@@ -206,7 +206,7 @@ func (r *Ring) on(ev Event) {
 func (r *Ring) tick() {
 	r.expire()
 	for _, m := range r.members {
-		if m != r.me && m.listed() {
+		if m != r.me && (m.listed() || r.hears(m)) {
 			r.probe(m)
 		}
 	}

@@ -25,17 +25,20 @@ func (r *Ring) probe(m *member) {
 	})
 }
 
-// probed takes in what a member says.
+// probed takes in what a member says. Of who was removed that is only what operators said there: it may be one again.
 func (r *Ring) probed(m *member, s *Status, sent int64) {
-	r.clock.See(r.wall, s.Clock)
 	r.order = max(r.order, s.Order)
+	for _, v := range s.Removals {
+		r.removal(v)
+	}
+	if !m.listed() {
+		return
+	}
+	r.clock.See(r.wall, s.Clock)
 	m.status, m.statusAt, m.full = s, sent, s.Full
 	if m.addr != s.Addr || m.zone != s.Zone || m.mode != s.Mode || m.modeAt != s.ModeAt {
 		m.addr, m.zone, m.mode, m.modeAt = s.Addr, s.Zone, s.Mode, s.ModeAt
 		r.dirty = true
-	}
-	for _, v := range s.Removals {
-		r.removal(v)
 	}
 	if s.Whole.At > r.whole.At {
 		r.setWhole(s.Whole)
