@@ -241,18 +241,24 @@ func (ds *disks) full(idle func(root string) int64) bool {
 	return true
 }
 
-// after looks at what came of something that was written to a disk: with an error that is the disk's, it is used no more.
+// after looks at what came of something that was done at a disk: with an error that is the disk's, it is used no more, and what it had is
+// errdefs.ErrUnavailable here, and is asked of others.
 func (ds *disks) after(d *oneDisk, err error) error {
-	if err == nil || len(ds.inUse()) == 1 {
-		return err
+	if err == nil {
+		return nil
 	}
-	switch {
-	case diskError(err):
-		ds.fail(d, err)
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
-		if gone := d.same(); gone != nil {
-			ds.fail(d, gone)
+	if used := ds.inUse(); len(used) > 1 && slices.Contains(used, d) {
+		if diskError(err) {
+			ds.fail(d, err)
+		} else if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+			if gone := d.same(); gone != nil {
+				ds.fail(d, gone)
+			}
 		}
+	}
+	if !slices.Contains(ds.inUse(), d) {
+		// What is not there may be elsewhere.
+		return fmt.Errorf("disk %s has failed: %v: %w", d.root, err, errdefs.ErrUnavailable) //nolint:errorlint // so that it is not that
 	}
 	return err
 }

@@ -459,6 +459,22 @@ func TestDiskFails(t *testing.T) {
 	}
 }
 
+// Who meets a disk's failure hears what others can do about it: all but the one whose disk is the last.
+func TestDiskFailureIsUnavailable(t *testing.T) {
+	s, _ := mustLonely(t, diskDirs(t, 2))
+	first, last := s.store.inUse()[0], s.store.inUse()[1]
+	failure := &os.PathError{Op: "open", Path: filepath.Join(first.root, "blobs"), Err: syscall.EIO}
+	for _, failure := range []error{failure, failure, errdefs.ErrNotFound} { // what was under way then, too
+		err := s.store.after(first, failure)
+		if !errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) || !strings.Contains(err.Error(), first.root+" has failed") {
+			t.Errorf("%v: %v", failure, err)
+		}
+	}
+	if err := s.store.after(last, failure); !errors.Is(err, syscall.EIO) || errdefs.IsUnavailable(err) {
+		t.Errorf("of the last disk: %v", err)
+	}
+}
+
 // pushTo pushes as clients do that begin again when an upload is gone.
 func pushTo(ctx context.Context, c *origin.Client, d digest.Digest, data []byte) (err error) {
 	for range 5 {
