@@ -104,7 +104,7 @@ func (s situation) decide() decision {
 		return decision{answer: true, offset: s.completeOffset(), why: OutcomeComplete}
 	case s.draining:
 		return s.fallBack(OutcomeStopping)
-	case s.lease && (!s.getsOn() || s.slow()):
+	case s.lease && s.prefix < s.size && (!s.getsOn() || s.slow()):
 		d := s.fallBack(OutcomeLease)
 		d.lease = true
 		return d
@@ -119,6 +119,9 @@ func (s situation) decide() decision {
 	left := last.Add(s.stall).Sub(s.now)
 	if left <= 0 {
 		return s.fallBack(OutcomeStalled)
+	}
+	if s.lease && s.prefix >= s.size {
+		return decision{wait: left} // for this node's disk: there is nothing to fetch for anybody
 	}
 	if s.lost && s.verdict == tracker.Sources && !s.writing {
 		return s.fallBack(OutcomeNobody)
