@@ -169,7 +169,7 @@ var absent = sum("nobody has this")
 
 // askedOfBoth are requests in an order in which each finds what it is about.
 func askedOfBoth() []asked {
-	ping := []asked{{what: "ping", method: "GET", path: "/v2/"}}
+	ping := []asked{{what: "ping", method: "GET", path: "/v2/", differs: []string{"Capelin-Cluster: , default"}}}
 	return slices.Concat(ping, askedOfUploads(), askedOfBlobs(), askedOfManifests(), askedOfLists(), askedOfNothing())
 }
 

@@ -74,7 +74,7 @@ func run(ctx context.Context, o options, do func(context.Context, *bench) error)
 		return err
 	}
 	fmt.Fprintln(o.out, &b.f)
-	return benchkit.WriteJSON(o.json, &b.f)
+	return benchkit.WriteJSON(o.json, map[string]any{"figures": &b.f})
 }
 
 // role is a process whose memory is measured.
