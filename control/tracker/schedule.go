@@ -3,10 +3,12 @@ package tracker
 import (
 	"container/heap"
 	"time"
+
+	"github.com/capelin-io/capelin/internal/posheap"
 )
 
 // schedule orders active blobs by when they are to be looked at again.
-type schedule struct{ heap dueHeap }
+type schedule struct{ heap posheap.Heap[*active] }
 
 // set changes when a is due; zero: not at all.
 func (s *schedule) set(a *active, due time.Time) {
@@ -39,27 +41,6 @@ func (s *schedule) next(now time.Time) *active {
 	return heap.Pop(&s.heap).(*active)
 }
 
-// dueHeap is heap.Interface; a position in it is active.heap, -1 for who is not in it.
-type dueHeap []*active
-
-func (h dueHeap) Len() int           { return len(h) }
-func (h dueHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-func (h dueHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].heap, h[j].heap = i, j
-}
-
-func (h *dueHeap) Push(x any) {
-	a := x.(*active)
-	a.heap = len(*h)
-	*h = append(*h, a)
-}
-
-func (h *dueHeap) Pop() any {
-	old := *h
-	a := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	a.heap = -1
-	return a
-}
+// Before and Place are posheap.Item's.
+func (a *active) Before(o *active) bool { return a.due.Before(o.due) }
+func (a *active) Place() *int           { return &a.heap }

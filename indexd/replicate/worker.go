@@ -8,6 +8,8 @@ import (
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
+
+	"github.com/capelin-io/capelin/internal/posheap"
 )
 
 // Times of a Worker.
@@ -226,7 +228,7 @@ type Worker struct {
 	stopped bool
 
 	tasks    map[Key]*task
-	queue    queue
+	queue    posheap.Heap[*task]
 	maxTasks int
 	running  int
 	seq      uint64
@@ -565,26 +567,10 @@ func (w *Worker) makeRoom(now time.Time) {
 	}
 }
 
-// queue is a heap of tasks, the earliest first.
-type queue []*task
+// Before is posheap.Item's: the earliest first.
+func (t *task) Before(o *task) bool {
+	return cmp.Or(t.due.Compare(o.due), cmp.Compare(t.seq, o.seq)) < 0
+}
 
-func (q queue) Len() int { return len(q) }
-func (q queue) Less(i, j int) bool {
-	return cmp.Or(q[i].due.Compare(q[j].due), cmp.Compare(q[i].seq, q[j].seq)) < 0
-}
-func (q queue) Swap(i, j int) {
-	q[i], q[j] = q[j], q[i]
-	q[i].at, q[j].at = i, j
-}
-func (q *queue) Push(x any) {
-	t := x.(*task)
-	t.at = len(*q)
-	*q = append(*q, t)
-}
-func (q *queue) Pop() any {
-	old := *q
-	t := old[len(old)-1]
-	old[len(old)-1] = nil
-	*q = old[:len(old)-1]
-	return t
-}
+// Place is posheap.Item's.
+func (t *task) Place() *int { return &t.at }

@@ -417,25 +417,6 @@ func (r *Ring) consulted(q *Consult, l Local) *Consulted {
 	return c
 }
 
-// workHeap orders by due.
-type workHeap []*work
-
-func (h workHeap) Len() int           { return len(h) }
-func (h workHeap) Less(i, j int) bool { return h[i].due < h[j].due }
-func (h workHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-func (h *workHeap) Push(x any) {
-	w := x.(*work)
-	w.index = len(*h)
-	*h = append(*h, w)
-}
-func (h *workHeap) Pop() any {
-	old := *h
-	w := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	w.index = -1
-	return w
-}
+// Before and Place are posheap.Item's.
+func (w *work) Before(o *work) bool { return w.due < o.due }
+func (w *work) Place() *int         { return &w.index }

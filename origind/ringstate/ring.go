@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/capelin-io/capelin/control/ring"
+	"github.com/capelin-io/capelin/internal/posheap"
 	"github.com/capelin-io/capelin/origind/record"
 
 	digest "github.com/opencontainers/go-digest"
@@ -39,7 +40,7 @@ type Ring struct {
 	log         deletions
 	blobs       index
 	give        gives
-	works       workHeap
+	works       posheap.Heap[*work]
 	busy        int              // works that are being done
 	reaches     map[string]reach // by backend
 	looks       map[uint64]func(*EvBackend)

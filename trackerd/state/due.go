@@ -6,38 +6,16 @@ import (
 	"slices"
 )
 
-// dueHeap orders active swarms by due.
-type dueHeap []*swarm
-
-func (h dueHeap) Len() int { return len(h) }
-
-func (h dueHeap) Less(i, j int) bool {
-	a, b := h[i], h[j]
-	if a.a.due != b.a.due {
-		return a.a.due < b.a.due
+// Before is posheap.Item's: which active swarm is due earlier.
+func (s *swarm) Before(o *swarm) bool {
+	if s.a.due != o.a.due {
+		return s.a.due < o.a.due
 	}
-	return a.slot < b.slot
+	return s.slot < o.slot
 }
 
-func (h dueHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].a.heap, h[j].a.heap = i, j
-}
-
-func (h *dueHeap) Push(x any) {
-	s := x.(*swarm)
-	s.a.heap = len(*h)
-	*h = append(*h, s)
-}
-
-func (h *dueHeap) Pop() any {
-	old := *h
-	s := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
-	s.a.heap = -1
-	return s
-}
+// Place is posheap.Item's.
+func (s *swarm) Place() *int { return &s.a.heap }
 
 // schedule sets when s is looked at next, or ends its being active.
 func (t *Tracker) schedule(s *swarm) {

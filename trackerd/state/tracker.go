@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/capelin-io/capelin/control/trackerpb"
+	"github.com/capelin-io/capelin/internal/posheap"
 	"github.com/capelin-io/capelin/swarm/piece"
 )
 
@@ -41,8 +42,8 @@ type Tracker struct {
 	swarms    []*swarm // by slot; nil: free
 	freeSwarm []uint32
 	index     map[piece.ID]*swarm
-	keys      map[uint64]keyed // by trackerpb.BlobKey
-	due       dueHeap          // active swarms that have a deadline
+	keys      map[uint64]keyed     // by trackerpb.BlobKey
+	due       posheap.Heap[*swarm] // active swarms that have a deadline
 
 	touched []*swarm
 	actions []Action
