@@ -134,6 +134,21 @@ func (r *ringOf) copies(data []byte) (n int) {
 	return n
 }
 
+// goesOn ends an upload of which so much is there.
+func (r *ringOf) goesOn(t *testing.T, id string, d digest.Digest, data []byte, there int64) {
+	t.Helper()
+	off, err := r.client.UploadOffset(t.Context(), id)
+	if err != nil || off != there {
+		t.Fatalf("it goes on at %d, %v", off, err)
+	}
+	if _, err := r.client.Append(t.Context(), id, off, bytes.NewReader(data[off:])); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.Commit(t.Context(), id, d); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // stands returns how an upload stands at each member that has it, and the one that leads it.
 func (r *ringOf) stands(id string) (at map[int]origin.Stand, leader int) {
 	_, id, _ = strings.Cut(id, "-")
@@ -221,16 +236,7 @@ func TestPrimaryKilled(t *testing.T) {
 	if err := <-failed; !errdefs.IsUnavailable(err) {
 		t.Fatalf("the append: %v", err)
 	}
-	off, err := r.client.UploadOffset(t.Context(), id)
-	if err != nil || off != 3<<20 {
-		t.Fatalf("it goes on at %d, %v", off, err)
-	}
-	if _, err := r.client.Append(t.Context(), id, off, bytes.NewReader(data[off:])); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.client.Commit(t.Context(), id, d); err != nil {
-		t.Fatal(err)
-	}
+	r.goesOn(t, id, d, data, 3<<20)
 	if n := r.copies(data); n != 2 {
 		t.Errorf("%d copies", n)
 	}

@@ -54,16 +54,7 @@ func TestTakenOut(t *testing.T) {
 	operate(origin.RingRemove)
 	eventually(t, "it has heard that it was taken out", func() bool { return state(leader) == origin.RingRemoved })
 
-	off, err := r.client.UploadOffset(t.Context(), id)
-	if err != nil || off != 1<<20 {
-		t.Fatalf("the upload is at %d: %v", off, err)
-	}
-	if _, err := r.client.Append(t.Context(), id, off, bytes.NewReader(data[off:])); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.client.Commit(t.Context(), id, d); err != nil {
-		t.Fatal(err)
-	}
+	r.goesOn(t, id, d, data, 1<<20)
 	for _, ask := range []string{"POST " + origin.PathUploads + "?namespace=any/app", "DELETE " + origin.PathBlobs + "/" + string(d)} {
 		method, path, _ := strings.Cut(ask, " ")
 		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+r.addrs[leader]+path, nil)

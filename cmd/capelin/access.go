@@ -94,6 +94,19 @@ func (a *access) images(cmd *cobra.Command, ref string) (*image.Client, error) {
 	return image.New(cfg)
 }
 
+// imageAt returns a client of registries, and what ref names in one of them.
+func (a *access) imageAt(cmd *cobra.Command, ref string) (*image.Client, image.Place, error) {
+	c, err := a.images(cmd, ref)
+	if err != nil {
+		return nil, image.Place{}, err
+	}
+	p, err := c.Reference(ref)
+	if err != nil {
+		c.Close()
+	}
+	return c, p, err
+}
+
 // password is that of --user.
 func (a *access) password(cmd *cobra.Command) (string, error) {
 	in := cmd.InOrStdin()

@@ -234,15 +234,11 @@ func imageTreeCommand(a *access) *cobra.Command {
 		Short: "Show what refers to an image, such as signatures and SBOMs",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.images(cmd, args[0])
+			c, p, err := a.imageAt(cmd, args[0])
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			p, err := c.Reference(args[0])
-			if err != nil {
-				return err
-			}
 			m, err := c.Tree(cmd.Context(), p)
 			if err != nil {
 				return err
@@ -278,15 +274,11 @@ func imageTagCommand(a *access) *cobra.Command {
 		Example: `  capelin image tag server-1:7500/team/app:2 latest
   capelin image tag server-1:7500/team/app@sha256:… server-1:7500/release/app:2`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.images(cmd, args[0])
+			c, from, err := a.imageAt(cmd, args[0])
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			from, err := c.Reference(args[0])
-			if err != nil {
-				return err
-			}
 			name := args[1]
 			if !strings.ContainsAny(name, "/:@") {
 				name = from.Ref.Context().Name() + ":" + name
@@ -312,15 +304,11 @@ func imageRemoveCommand(a *access) *cobra.Command {
 		Example: `  capelin image rm server-1:7500/team/app:2
   capelin image rm server-1:7500/team/app@sha256:…`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.images(cmd, args[0])
+			c, p, err := a.imageAt(cmd, args[0])
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			p, err := c.Reference(args[0])
-			if err != nil {
-				return err
-			}
 			if id := p.Ref.Identifier(); !strings.HasSuffix(args[0], ":"+id) && !strings.HasSuffix(args[0], "@"+id) { // not what nobody has named
 				return misused(cmd, fmt.Errorf("%q names neither a tag nor a digest", args[0]))
 			}

@@ -36,6 +36,7 @@ type indexes struct {
 	kills []func()
 
 	next, failed atomic.Int64
+	due          []chan struct{}   // closed when each is to be killed: after a quarter, half and three quarters of the writes
 	acked        map[uint64]string // by revision: who wrote it; mu guards it
 }
 
@@ -46,6 +47,7 @@ const tag = "one"
 func (s Several) Run(t *testing.T) {
 	x := &indexes{Several: s, t: t, acked: map[uint64]string{}, addrs: make([]string, 3), kills: make([]func(), 3)}
 	for i := range x.addrs {
+		x.due = append(x.due, make(chan struct{}))
 		x.addrs[i], x.kills[i] = s.Start(t, i)
 		x.proxies = append(x.proxies, forward(t, func() string {
 			x.mu.Lock()
@@ -64,8 +66,10 @@ func (s Several) Run(t *testing.T) {
 		wg.Go(func() { x.write(fmt.Sprint("writer ", w), c, reader, manifests[w%len(manifests)]) })
 	}
 	for i := range x.addrs {
-		for x.next.Load() < int64(s.Writes*(i+1)/4) && !t.Failed() {
-			time.Sleep(time.Millisecond)
+		select {
+		case <-x.due[i]:
+		case <-t.Context().Done():
+			t.Fatalf("index %d was never to be killed: %v", i, t.Context().Err())
 		}
 		x.kills[i]()
 		addr, kill := s.Start(t, i)
@@ -79,6 +83,9 @@ func (s Several) Run(t *testing.T) {
 	t.Logf("%d writes by %d writers in %v, 3 kills: revision %d, %d done twice or by nobody who waited, %d heard no answer",
 		s.Writes, s.Writers, took.Round(time.Millisecond), last, last-s.Writes, x.failed.Load())
 }
+
+// killAt is the write with which an index is to be killed.
+func (x *indexes) killAt(i int) int64 { return int64(x.Writes * (i + 1) / 4) }
 
 // client asks all, from one on.
 func (x *indexes) client(from int) *index.Client {
@@ -98,7 +105,12 @@ func (x *indexes) only(addrs ...string) *index.Client {
 // write writes until all is written, and has another index say what it has.
 func (x *indexes) write(who string, c, reader *index.Client, d ocispec.Descriptor) {
 	ctx := x.t.Context()
-	for x.next.Add(1) <= int64(x.Writes) {
+	for n := x.next.Add(1); n <= int64(x.Writes); n = x.next.Add(1) {
+		for i := range x.due {
+			if n == x.killAt(i) {
+				close(x.due[i])
+			}
+		}
 		put, err := c.PutTag(ctx, x.Repository, tag, d)
 		for ; err != nil; put, err = c.PutTag(ctx, x.Repository, tag, d) {
 			if x.failed.Add(1); ctx.Err() != nil {

@@ -47,7 +47,7 @@ func TestMoveBackend(t *testing.T) {
 	}
 	defer c.Close()
 	m := &movingBlobs{t: t, o: &Origin{Client: c}, live: map[digest.Digest][]byte{}, gone: map[digest.Digest]bool{}}
-	again(ctx, t, "the first push", func() error { return m.push(ctx) }) // the ring is whole
+	poll(t, "the first push", func() error { return m.push(ctx) }) // the ring is whole
 	for range 20 {
 		if err := m.push(ctx); err != nil {
 			t.Fatal(err)
@@ -74,7 +74,7 @@ func TestMoveBackend(t *testing.T) {
 		}
 		ended := make(chan struct{})
 		go func() { _ = cmd.Wait(); close(ended) }()
-		again(ctx, t, "blobs in the bucket", func() error {
+		poll(t, "blobs in the bucket", func() error {
 			select {
 			case <-ended:
 				return nil // which is found below
@@ -107,7 +107,7 @@ func TestMoveBackend(t *testing.T) {
 	}
 	t.Logf("%s", out)
 	n := m.pushed()
-	again(ctx, t, "pushes to where all is now", func() error {
+	poll(t, "pushes to where all is now", func() error {
 		if m.pushed() < n+5 {
 			return fmt.Errorf("%d pushes", m.pushed()-n)
 		}
@@ -213,7 +213,7 @@ func (m *movingBlobs) compare(b fetcher.Backend) {
 			m.t.Errorf("%s: %d bytes, %v", key, len(got), err)
 		}
 	}
-	again(m.t.Context(), m.t, "what was deleted is erased", func() error {
+	poll(m.t, "what was deleted is erased", func() error {
 		for d := range m.gone {
 			key, err := fetcher.BlobKey(d)
 			if err != nil {

@@ -51,7 +51,7 @@ func TestImageRequests(t *testing.T) {
 		c := newAnswers()
 		defer c.CloseIdleConnections()
 		for _, at := range []*Process{one, other} { // what is asked once after a start
-			again(t.Context(), t, "the first push", func() error { return c.push(t.Context(), at, "team/first:"+at.name, randomImage(t, 10, 1)) })
+			poll(t, "the first push", func() error { return c.push(t.Context(), at, "team/first:"+at.name, randomImage(t, 10, 1)) })
 		}
 		for _, step := range []struct {
 			at  *Process

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -84,22 +83,6 @@ func (a *answers) only(t *testing.T, what string, others ...string) {
 		t.Errorf("%s: %d × %s", what, n, answer)
 	}
 	t.Logf("%s: %v", what, a.all)
-}
-
-// again does something until it succeeds, as clients do.
-func again(ctx context.Context, t *testing.T, what string, f func() error) {
-	t.Helper()
-	end := time.Now().Add(startLimit)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if ctx.Err() != nil || time.Now().After(end) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
 }
 
 func (a *answers) push(ctx context.Context, s *Process, repoTag string, img v1.Image) error {
@@ -210,7 +193,7 @@ func TestServersInStorms(t *testing.T) {
 		defer c.CloseIdleConnections()
 	}
 	storm := &storms{seed: 1, seen: map[string]*[2]int{}, hits: map[string]int{}}
-	again(ctx, t, "the first push", func() error { // before the storm: indexes prove the storage
+	poll(t, "the first push", func() error { // before the storm: indexes prove the storage
 		return pushes.push(ctx, a.Process, "team/app:first", randomImage(t, 1000, 1))
 	})
 	p.Fail(storm.fault)
@@ -218,9 +201,9 @@ func TestServersInStorms(t *testing.T) {
 		img := randomImage(t, s3Large, 3)
 		for n, tag := range []string{"one", fmt.Sprint("v", i)} {
 			tag, c := "team/app:"+tag, []*answers{pushes, repushes}[n] // the second time it is there
-			again(ctx, t, "pushing "+tag, func() error { return c.push(ctx, a.Process, tag, img) })
+			poll(t, "pushing "+tag, func() error { return c.push(ctx, a.Process, tag, img) })
 			for _, s := range []*Process{b.Process, a.Process} { // the first has nothing yet
-				again(ctx, t, "pulling "+tag, func() error { return pulls.pull(ctx, s, tag, img) })
+				poll(t, "pulling "+tag, func() error { return pulls.pull(ctx, s, tag, img) })
 			}
 		}
 	}
