@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"golang.org/x/sync/errgroup"
 
@@ -64,15 +65,20 @@ func (l *lost) push(ctx context.Context, victim *harness.Server) (err error) {
 	server := l.ring[0]
 	before, start := server.Sent.Load(), time.Now()
 	done := make(chan error, 1)
+	written := make(chan v1.Update) // without a buffer: the push waits while it is looked how far it is
 	go func() {
 		again := remote.WithRetryBackoff(remote.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Steps: 6})
-		ref, err := server.Push(ctx, l.img, "team/app:2", publisher, again)
+		ref, err := server.Push(ctx, l.img, "team/app:2", publisher, again, remote.WithProgress(written))
 		l.ref = ref
 		done <- err
 	}()
-	if err := killWhen(ctx, victim, done, func() bool { return uploading(victim) > 4<<20 }); err != nil {
+	if err := killWhen(ctx, victim, done, written, func() bool { return uploading(victim) > 4<<20 }); err != nil {
 		return fmt.Errorf("the push: %w", err)
 	}
+	go func() {
+		for range written { // it is closed when all is pushed
+		}
+	}()
 	if err := <-done; err != nil {
 		return err
 	}
@@ -93,15 +99,14 @@ func uploading(s *harness.Server) (n int64) {
 	return n
 }
 
-// killWhen kills a server when it is time to. It is an error if what it is to be in the middle of ends before.
-func killWhen(ctx context.Context, s *harness.Server, done chan error, now func() bool) error {
-	t := time.NewTicker(2 * time.Millisecond)
-	defer t.Stop()
+// killWhen kills a server when it is time to, which may have come each time that look says something. It is an error if what it is to be
+// in the middle of ends before.
+func killWhen[T any](ctx context.Context, s *harness.Server, done chan error, look <-chan T, now func() bool) error {
 	for !now() {
 		select {
 		case err := <-done:
 			return errors.Join(fmt.Errorf("it was over before %s could be killed", s.Name), err)
-		case <-t.C:
+		case <-look:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -124,7 +129,9 @@ func (l *lost) pull(ctx context.Context, nodes []*harness.Node, victim *harness.
 	}
 	done := make(chan error, 1)
 	go func() { done <- g.Wait() }()
-	err := killWhen(ctx, victim, done, func() bool {
+	t := time.NewTicker(2 * time.Millisecond)
+	defer t.Stop()
+	err := killWhen(ctx, victim, done, t.C, func() bool {
 		s, err := layerStates(ctx, nodes[0], l.img)
 		return err == nil && s.open > 0
 	})
